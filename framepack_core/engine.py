@@ -1,0 +1,221 @@
+"""From a request to a video: the page to read first.
+
+Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one section, and
+:func:`framepack_core.sampling.sample_unipc` the steps of a section.
+"""
+
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from framepack_core import conditioning, loading, memory, vae
+from framepack_core.cache import teacache
+from framepack_core.conditioning import TextConditioning
+from framepack_core.errors import RequestError
+from framepack_core.media import Frames, Picture, Size, crop_to, open_picture, output_size
+from framepack_core.models import ModelSpec
+from framepack_core.request import Request
+from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
+from framepack_core.sections import History, HistoryContext, Section, plan, prefix_for, section_count
+
+
+@dataclass(frozen=True)
+class Step:
+    """A sampling step is done."""
+
+    section: int  # from 0, in generation order
+    sections: int
+    step: int  # steps done in this section
+    steps: int
+    denoised: torch.Tensor  # (1, 16, W, h, w), float32: what the section looks like by now
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A section is decoded and joined to the video."""
+
+    section: int
+    sections: int
+    latents: torch.Tensor  # (1, 16, W, h, w), float32 on the CPU: what the section generated
+    history: torch.Tensor  # (1, 16, T, h, w), float32 on the CPU: the whole buffer
+    pixels: torch.Tensor  # (1, 3, T, H, W) on the CPU: all of the video so far
+    still: Picture  # the section's own last frame
+    computed: tuple[bool, ...] | None  # per step: were the blocks computed; None without a cache
+
+    def frames(self) -> Frames:
+        """Convert the video so far to (T, H, W, 3), uint8."""
+        return vae.to_uint8(self.pixels)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything that stays the same for the whole video; latents float32 on the CPU."""
+
+    positive: TextConditioning
+    negative: TextConditioning | None  # only where the true CFG scale is not 1
+    image_embeds: torch.Tensor  # (1, tokens, C)
+    start_latents: torch.Tensor  # (1, 16, 1, h, w)
+    end_latents: torch.Tensor | None = None
+    keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+
+class Engine:
+    """A loaded model that generates videos, one at a time."""
+
+    def __init__(self, models: loading.Models, device: torch.device) -> None:
+        """Take loaded components; they are moved to the device when they are needed."""
+        self.models = models
+        self.device = device
+        self._resident = memory.keeps_resident(device)
+        if not self._resident:
+            models.vae.enable_tiling()  # as the reference below 60 GiB; it changes pixels slightly
+
+    @classmethod
+    def load(cls, spec: ModelSpec, device: str = "auto", dtype: str = "auto") -> "Engine":
+        """Load a model; on a GPU in the reference's dtypes, on the CPU in float32 unless told otherwise.
+
+        Raises:
+            ModelError: a file is missing or not what it should be, or the device is not there.
+        """
+        chosen = memory.choose_device(device)
+        transformer_dtype, encoder_dtype = memory.choose_dtypes(chosen, dtype)
+        return cls(loading.load(spec, dtype=transformer_dtype, encoder_dtype=encoder_dtype), chosen)
+
+    def generate(self, request: Request) -> Iterator[Step | Clip]:
+        """Generate a video: yields every step, and a clip after every section. Leave the loop to cancel.
+
+        Raises:
+            RequestError: a picture cannot be read, or the model cannot do what is asked.
+        """
+        yield from self.sample(request, self.encode(request))
+
+    @torch.inference_mode()
+    def encode(self, request: Request) -> Conditioning:
+        """Encode the request's text and pictures."""
+        if self.models.spec.kind == "f1" and (request.end_image or request.keyframes):
+            raise RequestError(
+                f"model {self.models.spec.name} generates forward and cannot aim at an end frame "
+                "or keyframes: use a model of kind framepack, or leave them out"
+            )
+        picture = open_picture(request.image)
+        size = output_size(request, picture.shape[:2], self.models.spec.buckets)
+        cropped = crop_to(picture, size)
+        positive = self._encode_prompt(request.prompt)
+        negative = self._encode_prompt(request.negative_prompt) if request.true_cfg_scale != 1 else None
+        return Conditioning(
+            positive=positive,
+            negative=negative,
+            image_embeds=self._encode_image(cropped),
+            start_latents=self._encode_latents(cropped, request.seed),
+            end_latents=self._encode_file(request.end_image, size, request.seed)
+            if request.end_image
+            else None,
+            keyframe_latents={
+                number: self._encode_file(path, size, request.seed)
+                for number, path in request.keyframes.items()
+            },
+        )
+
+    @torch.inference_mode()
+    def sample(self, request: Request, conditioned: Conditioning) -> Iterator[Step | Clip]:
+        """Generate a video from what :meth:`encode` gave."""
+        kind, window = self.models.spec.kind, request.latent_window_size
+        sections = plan(kind, section_count(request.seconds, window), window)
+        history = History(kind, window, conditioned.start_latents, conditioned.end_latents)
+        height, width = conditioned.start_latents.shape[-2:]
+        generator = torch.Generator("cpu").manual_seed(request.seed)
+        video: torch.Tensor | None = None
+        for section in sections:
+            noise = torch.randn((1, 16, window, height, width), generator=generator)
+            prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
+            latents, computed = yield from self._sample_section(
+                request, conditioned, section, len(sections), history.context(prefix), noise
+            )
+            history.append(section, latents)
+            decoded = self._decode(history.decodable(section))
+            video = decoded if video is None else self._join(video, decoded, 4 * window - 3)
+            still = vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0]
+            yield Clip(section.index, len(sections), latents, history.latents, video, still, computed)
+
+    def _sample_section(
+        self,
+        request: Request,
+        conditioned: Conditioning,
+        section: Section,
+        sections: int,
+        history: HistoryContext,
+        noise: torch.Tensor,
+    ) -> Generator[Step, None, tuple[torch.Tensor, tuple[bool, ...] | None]]:
+        """Sample one section; returns its latents and, with a cache, which steps were computed."""
+        transformer, dtype = self.models.transformer, self.models.dtype
+        height, width = noise.shape[-2:]
+        sigmas = flow_sigmas(request.steps, schedule_mu(noise.shape[2] * height * width // 4)).to(self.device)
+        cached = teacache(transformer, request.steps) if request.cache == "teacache" else nullcontext()
+        with self._on_device(transformer), cached as cache:
+            negative = conditioned.negative
+            denoiser = Denoiser(
+                transformer,
+                self._context(conditioned, section, history),
+                positive=conditioned.positive.to(self.device, dtype),
+                negative=None if negative is None else negative.to(self.device, dtype),
+                guidance_scale=request.guidance_scale,
+                true_cfg_scale=request.true_cfg_scale,
+                guidance_rescale=request.guidance_rescale,
+                dtype=dtype,
+                cache=cache,
+            )
+            for state in sample_unipc(denoiser, noise.to(self.device), sigmas):
+                denoised = state.denoised[-1]
+                yield Step(section.index, sections, state.step, request.steps, denoised)
+        return denoised.cpu(), None if cache is None else tuple(cache.computed())
+
+    def _context(
+        self, conditioned: Conditioning, section: Section, history: HistoryContext
+    ) -> dict[str, torch.Tensor]:
+        """Gather the transformer's arguments that no step changes, under the names diffusers gives them."""
+        tensors = {"image_embeds": conditioned.image_embeds, **history._asdict()}
+        indices = {
+            "indices_latents": section.indices_latents,
+            "indices_latents_clean": section.indices_latents_clean,
+            "indices_latents_history_2x": section.indices_latents_history_2x,
+            "indices_latents_history_4x": section.indices_latents_history_4x,
+        }
+        return {
+            **{name: tensor.to(self.device, self.models.dtype) for name, tensor in tensors.items()},
+            **{name: torch.tensor(run, device=self.device) for name, run in indices.items()},
+        }
+
+    def _join(self, video: torch.Tensor, decoded: torch.Tensor, overlap: int) -> torch.Tensor:
+        if self.models.spec.kind == "f1":
+            return vae.blend(video, decoded, overlap)
+        return vae.blend(decoded, video, overlap)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        with self._on_device(self.models.vae):
+            return vae.decode(latents, self.models.vae)
+
+    def _encode_prompt(self, prompt: str) -> TextConditioning:
+        models = self.models
+        with self._on_device(models.text_encoder, models.text_encoder_2):
+            return conditioning.encode_prompt(
+                prompt, models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2
+            )
+
+    def _encode_image(self, picture: Picture) -> torch.Tensor:
+        with self._on_device(self.models.image_encoder):
+            return conditioning.encode_image(picture, self.models.image_encoder, self.models.image_processor)
+
+    def _encode_latents(self, picture: Picture, seed: int) -> torch.Tensor:
+        # A generator of its own for each picture: the draw depends on the seed and on nothing before it.
+        with self._on_device(self.models.vae):
+            return vae.encode(picture, self.models.vae, torch.Generator("cpu").manual_seed(seed))
+
+    def _encode_file(self, path: Path, size: Size, seed: int) -> torch.Tensor:
+        return self._encode_latents(crop_to(open_picture(path), size), seed)
+
+    def _on_device(self, *modules: nn.Module) -> AbstractContextManager[None]:
+        return memory.on_device(*modules, device=self.device, resident=self._resident)

@@ -1,0 +1,13 @@
+"""What can go wrong, as a caller has to tell it apart."""
+
+
+class FramePackError(Exception):
+    """Something is wrong that the person who asked can put right; the text says what and how."""
+
+
+class RequestError(FramePackError):
+    """The request cannot be carried out as it is: a setting, a picture, a combination of both."""
+
+
+class ModelError(FramePackError):
+    """The model's files are missing, incomplete or not what they should be."""

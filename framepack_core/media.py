@@ -1,0 +1,164 @@
+"""Pictures in, video out: reading and cropping with Pillow, encoding with PyAV. No torch here."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from framepack_core.errors import RequestError
+from framepack_core.request import GenerationSettings
+from framepack_core.sections import FPS
+
+Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
+Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
+Size = tuple[int, int]  # height, width
+
+BUCKET_RESOLUTION = 640
+BUCKETS: tuple[Size, ...] = (
+    (416, 960),
+    (448, 864),
+    (480, 832),
+    (512, 768),
+    (544, 704),
+    (576, 672),
+    (608, 640),
+    (640, 608),
+    (672, 576),
+    (704, 544),
+    (768, 512),
+    (832, 480),
+    (864, 448),
+    (960, 416),
+)
+ENCODER_THREADS = 2  # fixed: libx264 writes other bytes with another number of threads
+
+
+def open_picture(path: Path) -> Picture:
+    """Read a picture upright, as 8-bit RGB; transparency is dropped.
+
+    Raises:
+        RequestError: it is not a picture, is damaged, too large, animated or has more than 8 bits.
+    """
+    try:
+        with warnings.catch_warnings():
+            # A warning there means more pixels than any camera makes: memory for nothing.
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                _refuse_unusual(path, image)
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except UnidentifiedImageError as error:
+        raise RequestError(
+            f"{path.name} is not a picture that can be read: save it as PNG or JPEG and drop it again"
+        ) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RequestError(f"{path.name} is too large ({error}): scale it down and drop it again") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise RequestError(
+            f"{path.name} is damaged ({error}): save it again as PNG or JPEG and drop it again"
+        ) from error
+
+
+def _refuse_unusual(path: Path, image: Image.Image) -> None:
+    if getattr(image, "n_frames", 1) > 1:
+        raise RequestError(
+            f"{path.name} is animated ({getattr(image, 'n_frames', 1)} frames): "
+            "save the frame to start from as PNG and drop that"
+        )
+    if image.mode.startswith(("I", "F")):
+        raise RequestError(
+            f"{path.name} has more than 8 bits per channel (mode {image.mode}): "
+            "save it with 8 bits per channel and drop it again"
+        )
+
+
+def scale_buckets(resolution: int) -> tuple[Size, ...]:
+    """Scale the table of sizes to another resolution, in multiples of 16.
+
+    >>> scale_buckets(640) == BUCKETS
+    True
+    """
+    factor = resolution / BUCKET_RESOLUTION
+    return tuple(
+        (_multiple_of_16(height * factor), _multiple_of_16(width * factor)) for height, width in BUCKETS
+    )
+
+
+def _multiple_of_16(length: float) -> int:
+    return max(32, round(length / 16) * 16)
+
+
+def nearest_bucket(height: int, width: int, buckets: Sequence[Size] = BUCKETS) -> Size:
+    """Choose the size nearest in shape; of two equally near ones the later, as the reference does.
+
+    >>> nearest_bucket(512, 512), nearest_bucket(1080, 1920)
+    ((640, 608), (480, 832))
+    """
+
+    def distance(size: Size) -> int:
+        return abs(height * size[1] - width * size[0])
+
+    return min(reversed(buckets), key=distance)
+
+
+def output_size(settings: GenerationSettings, picture_size: Size, buckets: Sequence[Size] = BUCKETS) -> Size:
+    """Give the height and width of the video: as set, else the bucket nearest to the picture."""
+    if settings.height is not None and settings.width is not None:
+        return settings.height, settings.width
+    if settings.resolution is not None:
+        buckets = scale_buckets(settings.resolution)
+    return nearest_bucket(*picture_size, buckets)
+
+
+def crop_to(picture: Picture, size: Size) -> Picture:
+    """Scale a picture until it covers a size and cut the centre out, as the reference does.
+
+    Rounding matters: sizes half to even, Lanczos, a crop box in fractions of a pixel.
+    """
+    height, width = size
+    if picture.shape[:2] == (height, width):
+        return picture
+    scale = max(width / picture.shape[1], height / picture.shape[0])
+    scaled_width, scaled_height = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
+    scaled = Image.fromarray(picture).resize((scaled_width, scaled_height), Image.Resampling.LANCZOS)
+    # Fractions are meant: Pillow rounds the edges, each by itself.
+    box: Any = (
+        (scaled_width - width) / 2,
+        (scaled_height - height) / 2,
+        (scaled_width + width) / 2,
+        (scaled_height + height) / 2,
+    )
+    return np.array(scaled.crop(box))
+
+
+def write_picture(path: Path, picture: Picture) -> None:
+    """Write a picture (H, W, 3) as PNG."""
+    Image.fromarray(picture).save(path, format="PNG")
+
+
+def write_video(path: Path, frames: Iterable[Picture], *, size: Size, crf: int) -> None:
+    """Encode frames as H.264, yuv420p, 30 fps, index in front: the same bytes for the same frames."""
+    import av  # here: loading FFmpeg takes longer than what else this module is used for
+
+    with av.open(path, mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"crf": str(crf)})
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.thread_count = ENCODER_THREADS
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def count_frames(path: Path) -> int:
+    """Decode a video to its end and count its frames.
+
+    Raises:
+        OSError, av.FFmpegError: it cannot be read.
+    """
+    import av
+
+    with av.open(path) as container:
+        return sum(1 for _ in container.decode(video=0))

@@ -1,0 +1,189 @@
+"""Which models there are and where their files lie. No torch here: ``check`` and intake use it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from framepack_core.errors import ModelError
+from framepack_core.media import BUCKETS, Size
+from framepack_core.sections import Kind
+
+BASE_COMPONENTS = {  # folder -> a file without which it is nothing
+    "text_encoder": "config.json",
+    "text_encoder_2": "config.json",
+    "tokenizer": "tokenizer.json",
+    "tokenizer_2": "vocab.json",
+    "vae": "config.json",
+}
+IMAGE_COMPONENTS = {"image_encoder": "config.json", "feature_extractor": "preprocessor_config.json"}
+TRANSFORMER_COMPONENTS = {".": "config.json"}
+WEIGHTS = ("text_encoder", "text_encoder_2", "vae", "image_encoder", ".")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A repository on the Hugging Face hub, or a local folder."""
+
+    location: str  # "org/name", or the path of a folder
+    revision: str | None = None  # commit, tag or branch on the hub
+
+    @property
+    def is_local(self) -> bool:
+        """Tell a folder from a hub id: it starts like a path, or is there."""
+        return self.location.startswith(("/", "./", "../", "~")) or self.folder.is_dir()
+
+    @property
+    def folder(self) -> Path:
+        """Give the local folder, if this is one."""
+        return Path(self.location).expanduser()
+
+    def __str__(self) -> str:
+        """Name it as an error message should."""
+        return self.location if self.revision is None else f"{self.location}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model that jobs can name: its direction and its three repositories."""
+
+    name: str
+    kind: Kind
+    transformer: Source
+    base: Source  # text encoders, tokenizers, VAE
+    image_encoder: Source
+    buckets: tuple[Size, ...] = BUCKETS
+
+
+_BASE = Source("hunyuanvideo-community/HunyuanVideo", "e8c2aaa66fe3742a32c11a6766aecbf07c56e773")
+_IMAGE_ENCODER = Source("lllyasviel/flux_redux_bfl", "45b801affc54ff2af4e5daf1b282e0921901db87")
+_DEMO = str(files("framepack_core").joinpath("demo_model"))
+
+BUILT_IN = {
+    spec.name: spec
+    for spec in (
+        ModelSpec(
+            "framepack",
+            "framepack",
+            Source("lllyasviel/FramePackI2V_HY", "86cef4396041b6002c957852daac4c91aaa47c79"),
+            _BASE,
+            _IMAGE_ENCODER,
+        ),
+        ModelSpec(
+            "f1",
+            "f1",
+            Source("lllyasviel/FramePack_F1_I2V_HY_20250503", "ab239828e0b384fed75580f186f078717d4020f7"),
+            _BASE,
+            _IMAGE_ENCODER,
+        ),
+        ModelSpec(
+            "demo",
+            "framepack",
+            Source(f"{_DEMO}/transformer"),
+            Source(f"{_DEMO}/base"),
+            Source(f"{_DEMO}/image_encoder"),
+            buckets=((80, 192), (96, 160), (112, 144), (128, 128), (144, 112), (160, 96), (192, 80)),
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ModelFolders:
+    """Where the files of a model lie on this machine, every one of them checked to be there."""
+
+    transformer: Path
+    base: Path
+    image_encoder: Path
+
+
+def find(spec: ModelSpec) -> ModelFolders:
+    """Find a model's files on this machine, without the network.
+
+    Raises:
+        ModelError: one is missing; names it and says what to do.
+    """
+    return ModelFolders(*(_locate(source, spec, components) for source, components in _parts(spec)))
+
+
+def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
+    """Fetch what a model needs from the hub, and check it; yields each repository when it is here.
+
+    Raises:
+        ModelError: the hub cannot be reached or does not have it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    for source, components in _parts(spec):
+        if not source.is_local:
+            try:
+                snapshot_download(
+                    source.location, revision=source.revision, allow_patterns=_patterns(components)
+                )
+            except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+                raise ModelError(
+                    f"model {spec.name}: the hub has no {source}: check the name and revision in the config"
+                ) from error
+            except (HfHubHTTPError, OSError) as error:
+                raise ModelError(
+                    f"model {spec.name}: {source} could not be downloaded ({error}): "
+                    "check the network and run the command again; what is here already is kept"
+                ) from error
+        yield source, _locate(source, spec, components)
+
+
+def _parts(spec: ModelSpec) -> Iterator[tuple[Source, dict[str, str]]]:
+    yield spec.transformer, TRANSFORMER_COMPONENTS
+    yield spec.base, BASE_COMPONENTS
+    yield spec.image_encoder, IMAGE_COMPONENTS
+
+
+def _patterns(components: dict[str, str]) -> list[str]:
+    kinds = ("*.json", "*.safetensors", "*.txt")
+    if "." in components:
+        return list(kinds)
+    return [f"{folder}/{kind}" for folder in components for kind in kinds]
+
+
+def _locate(source: Source, spec: ModelSpec, components: dict[str, str]) -> Path:
+    folder = source.folder if source.is_local else _in_hub_cache(source, spec)
+    for component, marker in components.items():
+        missing = _missing_file(folder / component, marker, weights=component in WEIGHTS)
+        if missing is not None:
+            remedy = (
+                "put it there, or correct the path in the config"
+                if source.is_local
+                else f"run: framepackd models download {spec.name}"
+            )
+            raise ModelError(f"model {spec.name}: {missing} is missing: {remedy}")
+    return folder
+
+
+def _in_hub_cache(source: Source, spec: ModelSpec) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, FileNotFoundError) as error:
+        raise ModelError(
+            f"model {spec.name}: {source} is not on this machine: run: framepackd models download {spec.name}"
+        ) from error
+
+
+def _missing_file(folder: Path, marker: str, *, weights: bool) -> Path | None:
+    """Name the first file that a component lacks: its marker, or one of its weights."""
+    if not (folder / marker).is_file():
+        return folder / marker
+    if not weights:
+        return None
+    indexes = sorted(folder.glob("*.safetensors.index.json"))
+    if indexes:
+        shards = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
+        return next((folder / shard for shard in shards if not (folder / shard).is_file()), None)
+    if any(folder.glob("*.safetensors")):
+        return None
+    stem = "model" if folder.name.startswith(("text_encoder", "image_encoder")) else "diffusion_pytorch_model"
+    return folder / f"{stem}.safetensors"

@@ -1,0 +1,54 @@
+"""Between pictures and latents: encoding, decoding and blending what was decoded section by section.
+
+Owns the scaling factor: latents outside this module are scaled, as the transformer takes them.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from einops import rearrange
+
+from framepack_core.media import Frames, Picture
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLHunyuanVideo
+
+
+def encode(picture: Picture, vae: "AutoencoderKLHunyuanVideo", generator: torch.Generator) -> torch.Tensor:
+    """Encode a picture (H, W, 3) to latents (1, 16, 1, H/8, W/8), float32 on the CPU.
+
+    The posterior is drawn from ``generator``, which lives on the CPU so that every device draws alike.
+    """
+    pixels = rearrange(torch.from_numpy(picture.copy()), "h w c -> 1 c 1 h w").float() / 127.5 - 1
+    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+    latents: torch.Tensor = posterior.sample(generator=generator) * vae.config.scaling_factor
+    return latents.float().cpu()
+
+
+def decode(latents: torch.Tensor, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
+    """Decode latents (1, 16, T, h, w) to pixels (1, 3, 4T-3, 8h, 8w) around [-1, 1], on the CPU.
+
+    The VAE cuts more than 4 latent frames into overlapping tiles in time; pixels depend on it.
+    """
+    unscaled = latents / vae.config.scaling_factor
+    pixels: torch.Tensor = vae.decode(unscaled.to(vae.device, vae.dtype)).sample
+    return pixels.cpu()
+
+
+def blend(earlier: torch.Tensor, later: torch.Tensor, overlap: int) -> torch.Tensor:
+    """Join two runs of pixels (1, 3, T, H, W), fading linearly over ``overlap`` frames.
+
+    The first frame of the overlap is all ``earlier``, the last all ``later``; in the dtype of ``earlier``.
+    """
+    if overlap <= 0:
+        return torch.cat([earlier, later], dim=2)
+    weights = torch.linspace(1, 0, overlap, dtype=earlier.dtype).reshape(1, 1, -1, 1, 1)
+    faded = weights * earlier[:, :, -overlap:] + (1 - weights) * later[:, :, :overlap]
+    return torch.cat([earlier[:, :, :-overlap], faded, later[:, :, overlap:]], dim=2)
+
+
+def to_uint8(pixels: torch.Tensor) -> Frames:
+    """Convert pixels (1, 3, T, H, W) to frames (T, H, W, 3); truncated, not rounded, as the reference."""
+    frames = (pixels.float().clamp(-1, 1) * 127.5 + 127.5).to(torch.uint8)
+    array: Frames = rearrange(frames, "1 c t h w -> t h w c").contiguous().numpy()
+    return array

@@ -1,0 +1,30 @@
+"""What tests of both packages share: the tiny models, loaded once."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from framepack_core.engine import Engine
+from framepack_core.models import ModelSpec, Source
+from framepack_core.sections import Kind
+from tests.golden import TINY_MODELS
+
+KINDS: dict[str, Kind] = {"framepack-i2v": "framepack", "framepack-f1": "f1"}
+
+
+def tiny_spec(transformer: str = "framepack-i2v") -> ModelSpec:
+    """Name one of the tiny models as a config would: local folders."""
+    return ModelSpec(
+        name=transformer,
+        kind=KINDS[transformer],
+        transformer=Source(str(TINY_MODELS / transformer)),
+        base=Source(str(TINY_MODELS / "hunyuanvideo")),
+        image_encoder=Source(str(TINY_MODELS / "flux_redux")),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_engine() -> Callable[[str], Engine]:
+    """Load a tiny model by the name of its transformer, float32 on the CPU."""
+    return cache(lambda transformer: Engine.load(tiny_spec(transformer), device="cpu"))
