@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from framepack_core import conditioning, loading, memory, vae
+from framepack_core.buckets import Size, output_size
 from framepack_core.cache import teacache
 from framepack_core.conditioning import TextConditioning
-from framepack_core.errors import RequestError
-from framepack_core.media import Frames, Picture, Size, crop_to, open_picture, output_size
+from framepack_core.history import History, HistoryContext, prefix_for
+from framepack_core.media import Frames, Picture, crop_to, open_picture
 from framepack_core.models import ModelSpec
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
-from framepack_core.sections import History, HistoryContext, Section, plan, prefix_for, section_count
+from framepack_core.sections import Section, plan, section_count
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,7 @@ class Engine:
     @torch.inference_mode()
     def encode(self, request: Request) -> Conditioning:
         """Encode the request's text and pictures."""
-        if self.models.spec.kind == "f1" and (request.end_image or request.keyframes):
-            raise RequestError(
-                f"model {self.models.spec.name} generates forward and cannot aim at an end frame "
-                "or keyframes: use a model of kind framepack, or leave them out"
-            )
+        self.models.spec.verify(end_image=bool(request.end_image), keyframes=bool(request.keyframes))
         picture = open_picture(request.image)
         size = output_size(request, picture.shape[:2], self.models.spec.buckets)
         cropped = crop_to(picture, size)

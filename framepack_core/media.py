@@ -1,38 +1,19 @@
 """Pictures in, video out: reading and cropping with Pillow, encoding with PyAV. No torch here."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from framepack_core.buckets import Size
 from framepack_core.errors import RequestError
-from framepack_core.request import GenerationSettings
 from framepack_core.sections import FPS
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
-Size = tuple[int, int]  # height, width
-
-BUCKET_RESOLUTION = 640
-BUCKETS: tuple[Size, ...] = (
-    (416, 960),
-    (448, 864),
-    (480, 832),
-    (512, 768),
-    (544, 704),
-    (576, 672),
-    (608, 640),
-    (640, 608),
-    (672, 576),
-    (704, 544),
-    (768, 512),
-    (832, 480),
-    (864, 448),
-    (960, 416),
-)
 ENCODER_THREADS = 2  # fixed: libx264 writes other bytes with another number of threads
 
 
@@ -72,44 +53,6 @@ def _refuse_unusual(path: Path, image: Image.Image) -> None:
             f"{path.name} has more than 8 bits per channel (mode {image.mode}): "
             "save it with 8 bits per channel and drop it again"
         )
-
-
-def scale_buckets(resolution: int) -> tuple[Size, ...]:
-    """Scale the table of sizes to another resolution, in multiples of 16.
-
-    >>> scale_buckets(640) == BUCKETS
-    True
-    """
-    factor = resolution / BUCKET_RESOLUTION
-    return tuple(
-        (_multiple_of_16(height * factor), _multiple_of_16(width * factor)) for height, width in BUCKETS
-    )
-
-
-def _multiple_of_16(length: float) -> int:
-    return max(32, round(length / 16) * 16)
-
-
-def nearest_bucket(height: int, width: int, buckets: Sequence[Size] = BUCKETS) -> Size:
-    """Choose the size nearest in shape; of two equally near ones the later, as the reference does.
-
-    >>> nearest_bucket(512, 512), nearest_bucket(1080, 1920)
-    ((640, 608), (480, 832))
-    """
-
-    def distance(size: Size) -> int:
-        return abs(height * size[1] - width * size[0])
-
-    return min(reversed(buckets), key=distance)
-
-
-def output_size(settings: GenerationSettings, picture_size: Size, buckets: Sequence[Size] = BUCKETS) -> Size:
-    """Give the height and width of the video: as set, else the bucket nearest to the picture."""
-    if settings.height is not None and settings.width is not None:
-        return settings.height, settings.width
-    if settings.resolution is not None:
-        buckets = scale_buckets(settings.resolution)
-    return nearest_bucket(*picture_size, buckets)
 
 
 def crop_to(picture: Picture, size: Size) -> Picture:

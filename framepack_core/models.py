@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from framepack_core.errors import ModelError
-from framepack_core.media import BUCKETS, Size
+from framepack_core.buckets import BUCKETS, Size
+from framepack_core.errors import ModelError, RequestError
 from framepack_core.sections import Kind
 
 BASE_COMPONENTS = {  # folder -> a file without which it is nothing
@@ -54,6 +54,18 @@ class ModelSpec:
     base: Source  # text encoders, tokenizers, VAE
     image_encoder: Source
     buckets: tuple[Size, ...] = BUCKETS
+
+    def verify(self, *, end_image: bool, keyframes: bool = False) -> None:
+        """Check that the model can do what is asked.
+
+        Raises:
+            RequestError: it generates forward and was given a picture to arrive at.
+        """
+        if self.kind == "f1" and (end_image or keyframes):
+            raise RequestError(
+                f"model {self.name} generates forward and cannot aim at an end frame or keyframes: "
+                "use a model of kind framepack, or leave them out"
+            )
 
 
 _BASE = Source("hunyuanvideo-community/HunyuanVideo", "e8c2aaa66fe3742a32c11a6766aecbf07c56e773")

@@ -1,4 +1,4 @@
-"""The plan of a video: its sections, their frame indices and the history each one looks back on.
+"""The plan of a video: how many sections it has, and the frame indices of each.
 
 FramePack generates a video in sections of ``latent_window_size`` (W) latent frames. Each section sees
 two clean latent frames, two packed 2x and sixteen packed 4x. The two published models differ in
@@ -7,14 +7,12 @@ direction only:
 * ``framepack`` makes the end of the video first and works towards the picture,
 * ``f1`` starts at the picture and works forward.
 
-The index layouts are those of lllyasviel/FramePack (demo_gradio.py, demo_gradio_f1.py).
+The index layouts are those of lllyasviel/FramePack (demo_gradio.py, demo_gradio_f1.py). No torch here: the
+length of a video is told before anything is loaded.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
-import torch
+from typing import Literal
 
 Kind = Literal["framepack", "f1"]
 
@@ -107,85 +105,3 @@ def _deal(*counts: int) -> list[tuple[int, ...]]:
         runs.append(tuple(range(first, first + count)))
         first += count
     return runs
-
-
-def prefix_for(
-    section: Section, start_latents: torch.Tensor, keyframe_latents: Mapping[int, torch.Tensor]
-) -> torch.Tensor:
-    """Choose the first clean latent: the nearest keyframe at or after the section, else the picture."""
-    at_or_after = [number for number in keyframe_latents if number >= section.index]
-    return keyframe_latents[min(at_or_after)] if at_or_after else start_latents
-
-
-class HistoryContext(NamedTuple):
-    """What a section looks back on, each (1, 16, T, h, w), float32."""
-
-    latents_clean: torch.Tensor  # T = 2: picture or keyframe, nearest frame
-    latents_history_2x: torch.Tensor  # T = 2
-    latents_history_4x: torch.Tensor  # T = 16
-
-
-class History:
-    """The latents generated so far, float32 on the CPU, with 19 frames to look back on at first.
-
-    In ``framepack`` the newest material is at the front (it is the earliest of the video) and the
-    end frame, if there is one, takes the place of the nearest of the 19; it stays in the buffer and is
-    pushed back section by section, but is never decoded. In ``f1`` the newest is at the end, behind
-    the picture.
-    """
-
-    def __init__(
-        self,
-        kind: Kind,
-        window: int,
-        start_latents: torch.Tensor,
-        end_latents: torch.Tensor | None = None,
-    ) -> None:
-        """Begin with nothing but the picture's latents (1, 16, 1, h, w)."""
-        self._forward = kind == "f1"
-        self._window = window
-        self._start = start_latents
-        batch, channels, _, height, width = start_latents.shape
-        self.latents = torch.zeros(batch, channels, HISTORY_FRAMES, height, width)
-        self.generated = 0  # latent frames of the video that the buffer holds
-        if self._forward:
-            self.latents = torch.cat([self.latents, start_latents], dim=2)
-            self.generated = 1
-        elif end_latents is not None:
-            self.latents[:, :, :1] = end_latents
-
-    def context(self, prefix: torch.Tensor) -> HistoryContext:
-        """Give what the next section looks back on; ``prefix`` becomes the first clean latent."""
-        if self._forward:
-            recent = self.latents[:, :, -HISTORY_FRAMES:]
-            history_4x, history_2x, nearest = torch.split(recent, [HISTORY_4X, HISTORY_2X, HISTORY_1X], 2)
-        else:
-            recent = self.latents[:, :, :HISTORY_FRAMES]
-            nearest, history_2x, history_4x = torch.split(recent, [HISTORY_1X, HISTORY_2X, HISTORY_4X], 2)
-        return HistoryContext(torch.cat([prefix, nearest], dim=2), history_2x, history_4x)
-
-    def append(self, section: Section, latents: torch.Tensor) -> None:
-        """Take in a finished section (1, 16, W, h, w); the last one backward brings the picture along."""
-        if self._forward:
-            self.latents = torch.cat([self.latents, latents], dim=2)
-        else:
-            if section.is_last:
-                latents = torch.cat([self._start, latents], dim=2)
-            self.latents = torch.cat([latents, self.latents], dim=2)
-        self.generated += latents.shape[2]
-
-    def decodable(self, section: Section) -> torch.Tensor:
-        """Give the latents to decode after a section: its own and, to blend with, its neighbour's."""
-        if self._forward:
-            video = self.latents[:, :, -self.generated :]
-            return video if section.index == 0 else video[:, :, -2 * self._window :]
-        video = self.latents[:, :, : self.generated]
-        frames = (2 * self._window + 1) if section.is_last else (2 * self._window)
-        return video if section.index == 0 else video[:, :, :frames]
-
-    def still_index(self, section: Section) -> int:
-        """Say which of the pictures decoded after a section is that section's own last one."""
-        if self._forward:
-            return -1
-        own_latents = self._window + (1 if section.is_last else 0)
-        return 4 * (own_latents - 1)

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from PIL import Image
 
-from framepack_core import conditioning, media, sampling, sections, vae
+from framepack_core import buckets, conditioning, media, sampling, sections, vae
 from framepack_core.cache import teacache
 from framepack_core.conditioning import TextConditioning
 from framepack_core.engine import Clip, Engine
@@ -191,7 +191,7 @@ def test_section_counts_and_paddings() -> None:
 
 def test_buckets() -> None:
     for row in CASES["c01_buckets"].params["rows"]:
-        assert list(media.nearest_bucket(row["h"], row["w"])) == row["bucket"], row
+        assert list(buckets.nearest_bucket(row["h"], row["w"])) == row["bucket"], row
 
 
 @cases("c", without="c01")

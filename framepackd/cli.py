@@ -1,0 +1,226 @@
+"""The command line: thin. What a command needs is imported when it runs, so that none waits for torch."""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from framepack_core import __version__
+
+if TYPE_CHECKING:
+    from framepackd.config import Config
+
+EXIT_DIED, EXIT_NOT_RUNNING, EXIT_UNKNOWN = 1, 3, 4  # of status, as service managers have it
+EXIT_USAGE = 2
+EXIT_ALREADY_RUNNING = 75
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Configuration; without it $FRAMEPACKD_CONFIG, the user's, /etc's, or the defaults.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="framepackd")
+def main() -> None:
+    """Drop NAME.png and NAME.txt into the inbox; the video appears in the outbox."""
+
+
+@main.command()
+@config_option
+@click.option("--once", is_flag=True, help="Take in what is there now, finish every job, and end.")
+def run(config_file: Path | None, *, once: bool) -> None:
+    """Run the daemon in the foreground, until SIGTERM or Ctrl-C."""
+    config = _load(config_file)
+    from framepackd import daemon
+    from framepackd.control import AlreadyRunningError
+    from framepackd.jobs import StoreError
+
+    _log_to_stderr()
+    try:
+        sys.exit(daemon.run(config, once=once))
+    except AlreadyRunningError as error:
+        _fail(str(error), EXIT_ALREADY_RUNNING)
+    except StoreError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}: check that this user may read and write there", 1)
+
+
+@main.command()
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+@click.option("--watch", is_flag=True, help="Redraw until interrupted.")
+def status(config_file: Path | None, *, as_json: bool, watch: bool) -> None:
+    """Show the daemon, the running job and when it ends, the queue, what waits and why, the last results."""
+    config = _load(config_file)
+    if watch:
+        _watch(config)
+        return
+    report, code = _report(config)
+    if as_json:
+        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+    elif code == EXIT_UNKNOWN:
+        click.echo(f"framepackd: {report['daemon']['error']}", err=True)
+    else:
+        from framepackd import display
+
+        display.console().print(display.status(report))
+    sys.exit(code)
+
+
+@main.command()
+@config_option
+@click.argument("job")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
+    """Show one job whole. JOB is its id, the start of it, or its name."""
+    config = _load(config_file)
+    from framepackd.jobs import JobStore, StoreError
+
+    try:
+        store = JobStore(config.database, read_only=True) if config.database.exists() else None
+        found = store.find(job) if store else None
+    except StoreError as error:
+        _fail(str(error), 1)
+    if found is None:
+        _fail(f"no job {job!r}: framepackd status lists them", 1)
+    if as_json:
+        click.echo(json.dumps(found.record(), indent=2, ensure_ascii=False))
+    else:
+        from framepackd import display
+
+        display.console().print(display.job(found.record()))
+
+
+@main.command()
+@config_option
+@click.option("--gpu/--no-gpu", default=True, help="Whether to look at the GPU, which loads torch.")
+def check(config_file: Path | None, *, gpu: bool) -> None:
+    """Look whether everything a run needs is there, and say how to mend what is not."""
+    config = _load(config_file)
+    from framepackd import display
+    from framepackd.check import run_checks
+
+    results = list(run_checks(config, gpu=gpu))
+    display.console().print(display.checks(results), soft_wrap=True)
+    sys.exit(1 if any(fine is False for fine, _, _ in results) else 0)
+
+
+@main.group()
+def models() -> None:
+    """See and fetch the models."""
+
+
+@models.command("download")
+@config_option
+@click.argument("names", nargs=-1)
+def download(config_file: Path | None, names: tuple[str, ...]) -> None:
+    """Fetch the files of models from the Hugging Face hub: those NAMED, else the config's.
+
+    About 45 GB for the first; what is here already is not fetched again.
+    """
+    config = _load(config_file)
+    from framepack_core.errors import ModelError
+    from framepack_core.models import download as fetch
+
+    for name in names or (config.model,):
+        if name not in config.model_names():
+            _fail(f"model must be one of {', '.join(config.model_names())}, got {name!r}", EXIT_USAGE)
+        try:
+            for source, folder in fetch(config.spec(name)):
+                click.echo(f"{name}: {source} is in {folder}")
+        except ModelError as error:
+            _fail(str(error), 1)
+
+
+@main.command()
+@click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), help="Where to do it.")
+def demo(folder: Path) -> None:
+    """Make a video with the bundled demo model: the whole way from inbox to outbox."""
+    from framepackd.demo import DemoError, run_demo
+
+    try:
+        video = run_demo(folder)
+    except DemoError as error:
+        _fail(str(error), 1)
+    click.echo(video)
+
+
+def _load(path: Path | None) -> "Config":
+    from framepackd.config import ConfigError, load_config
+
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        _fail(str(error), EXIT_USAGE)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(f"framepackd: {message}", err=True)
+    sys.exit(code)
+
+
+def _report(config: "Config") -> tuple[dict[str, Any], int]:
+    """Ask the daemon what is going on or, where none runs, look ourselves; with the exit code."""
+    from framepackd import control
+
+    stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "paused"))
+    try:
+        if config.state_dir.exists() and control.is_held(config.state_dir):
+            return control.ask(config.state_dir, {"command": "status"}), 0
+        return _look(config, stopped)
+    except Exception as error:
+        text = f"cannot tell: {config.state_dir}: {error}"
+        return {"daemon": {**stopped, "state": "unknown", "error": text}}, EXIT_UNKNOWN
+
+
+def _look(config: "Config", stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    from framepackd.inbox import Inbox, Waiting
+    from framepackd.jobs import JobStore, State
+    from framepackd.status import snapshot
+
+    store = JobStore(config.database, read_only=True) if config.database.exists() else None
+    waiting: tuple[Waiting, ...] = ()
+    if config.inbox.is_dir():
+        waiting = Inbox(config.inbox, settle_seconds=0).scan().waiting
+    died = store is not None and bool(store.in_state(State.RUNNING, limit=1) or store.undelivered())
+    report = snapshot(store, waiting, {**stopped, "state": "died" if died else "stopped"})
+    return report, EXIT_DIED if died else EXIT_NOT_RUNNING
+
+
+def _watch(config: "Config") -> None:
+    from rich.live import Live
+
+    from framepackd import display
+
+    screen = display.console()
+    try:
+        with Live(console=screen, auto_refresh=False, transient=False) as live:
+            while True:
+                report, code = _report(config)
+                if code == EXIT_UNKNOWN:
+                    _fail(report["daemon"]["error"], code)
+                live.update(display.status(report), refresh=True)
+                time.sleep(0.5)
+    except KeyboardInterrupt:
+        sys.exit(0)
+
+
+def _log_to_stderr() -> None:
+    """Log with time stamps for people; with priorities instead where systemd's journal reads."""
+    if os.environ.get("JOURNAL_STREAM"):
+        priorities = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+        for name, priority in priorities.items():
+            logging.addLevelName(getattr(logging, name), f"<{priority}>")
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s%(message)s")
+    else:
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")

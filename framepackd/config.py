@@ -1,0 +1,241 @@
+"""The daemon's configuration: a TOML file, over it environment variables ``FRAMEPACKD_...``."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from framepack_core.errors import RequestError
+from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.request import explain
+from framepack_core.sections import Kind
+from framepackd.settings import parse_settings
+
+ENV_PREFIX = "FRAMEPACKD_"
+CONFIG_VARIABLE = "FRAMEPACKD_CONFIG"
+# Where events of other machines' writes do not arrive.
+UNWATCHED_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "vboxsf", "ceph")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be read; the text says where and why."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GpuConfig(_Section):
+    """Where and how the model computes."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:0 ...
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+
+
+class ModelConfig(_Section):
+    """A model of one's own, or another source for a built-in one."""
+
+    kind: Kind
+    transformer: str
+    base: str = BUILT_IN["framepack"].base.location
+    image_encoder: str = BUILT_IN["framepack"].image_encoder.location
+    revision: str | None = None  # of the transformer; for the others write "org/name@revision"
+
+    def spec(self, name: str) -> ModelSpec:
+        """Build what the engine loads."""
+        return ModelSpec(
+            name=name,
+            kind=self.kind,
+            transformer=_source(self.transformer, self.revision),
+            base=_source(self.base, None),
+            image_encoder=_source(self.image_encoder, None),
+        )
+
+
+def _source(location: str, revision: str | None) -> Source:
+    for built_in in BUILT_IN.values():
+        for source in (built_in.transformer, built_in.base, built_in.image_encoder):
+            if source.location == location and revision is None:
+                return source  # with the revision that was tested
+    if Path(location).expanduser().exists():
+        return Source(str(Path(location).expanduser().absolute()))
+    name, _, written = location.partition("@")
+    return Source(name, written or revision)
+
+
+class Config(BaseSettings):
+    """Every key with its default; ``config.example.toml`` explains them."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix=ENV_PREFIX, env_nested_delimiter="__"
+    )
+
+    state_dir: Path = Field(default_factory=lambda: _default_state_dir())
+    inbox: Path = Path("inbox")  # these three: in the state folder unless set
+    outbox: Path = Path("outbox")
+    failed: Path = Path("failed")
+    settle_seconds: float = Field(5.0, ge=0, le=3600)
+    poll_seconds: float | None = Field(None, gt=0, le=86400)  # None: 60, or 10 where events cannot be trusted
+    model: str = "framepack"
+    max_attempts: int = Field(3, ge=1, le=100)
+    on_duplicate: Literal["run", "skip"] = "run"
+    models: dict[str, ModelConfig] = {}
+    gpu: GpuConfig = GpuConfig()
+    defaults: dict[str, Any] = {}
+
+    @field_validator("defaults")
+    @classmethod
+    def _check_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return parse_settings(values, "[defaults]")
+        except RequestError as error:
+            raise ValueError(str(error)) from error
+
+    @model_validator(mode="after")
+    def _check_model(self) -> "Config":
+        if self.model not in self.model_names():
+            raise ValueError(f"model must be one of {', '.join(self.model_names())}, got {self.model!r}")
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read the environment over the TOML file, and nothing else."""
+        return (
+            named["init_settings"],
+            named["env_settings"],
+            TomlConfigSettingsSource(settings_cls, _reading.get("path")),
+        )
+
+    def model_names(self) -> list[str]:
+        """Name the models that jobs may ask for."""
+        return sorted({*BUILT_IN, *self.models})
+
+    def spec(self, name: str) -> ModelSpec:
+        """Give a model by name; one in the config stands before a built-in one of the same name."""
+        return self.models[name].spec(name) if name in self.models else BUILT_IN[name]
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.state_dir / "framepackd.db"
+
+    @property
+    def jobs_dir(self) -> Path:
+        """The work folders, one a job."""
+        return self.state_dir / "jobs"
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """All folders that have to exist."""
+        return {
+            "state_dir": self.state_dir,
+            "inbox": self.inbox,
+            "outbox": self.outbox,
+            "failed": self.failed,
+        }
+
+
+# What the TOML source reads while a Config is built: pydantic-settings asks for it by a class method.
+_reading: dict[str, Path] = {}
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Find and read the configuration.
+
+    Without ``path``: $FRAMEPACKD_CONFIG, else $XDG_CONFIG_HOME/framepackd/config.toml if it exists, else
+    /etc/framepackd/config.toml if it exists, else the defaults.
+
+    Raises:
+        ConfigError: it is not there, not TOML, or holds a mistake.
+    """
+    found = path or _find_config()
+    if found is not None and not found.is_file():
+        raise ConfigError(
+            f"config {found} does not exist: correct the path, or leave it out for the defaults"
+        )
+    where = str(found) if found else "environment"
+    _refuse_unknown_variables()
+    _reading.clear()
+    if found is not None:
+        _reading["path"] = found
+    try:
+        config = Config()
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {explain(error, Config)}") from error
+    except (SettingsError, OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8
+        raise ConfigError(f"{where}: {error}") from error
+    return _with_absolute_paths(config, (found.parent if found else Path.cwd()).absolute())
+
+
+def _find_config() -> Path | None:
+    if os.environ.get(CONFIG_VARIABLE):
+        return Path(os.environ[CONFIG_VARIABLE])
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "framepackd/config.toml"
+    return next((path for path in (own, Path("/etc/framepackd/config.toml")) if path.is_file()), None)
+
+
+def _default_state_dir() -> Path:
+    if os.environ.get("STATE_DIRECTORY"):
+        return Path(os.environ["STATE_DIRECTORY"].split(":")[0])
+    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "framepackd"
+
+
+def _refuse_unknown_variables() -> None:
+    """Name a mistyped variable: pydantic-settings ignores unknown ones at the top level."""
+    for variable in os.environ:
+        key = variable.upper().removeprefix(ENV_PREFIX).split("__")[0].lower()
+        known = key in Config.model_fields or variable == CONFIG_VARIABLE
+        if variable.upper().startswith(ENV_PREFIX) and not known:
+            raise ConfigError(f"environment: unknown key {key!r} ({variable}): correct it or unset it")
+
+
+def _with_absolute_paths(config: Config, base: Path) -> Config:
+    """Resolve paths against the config's folder, and those that are not set against the state folder."""
+    state_dir = base / config.state_dir.expanduser()
+    others = {
+        name: (base if name in config.model_fields_set else state_dir) / getattr(config, name).expanduser()
+        for name in ("inbox", "outbox", "failed")
+    }
+    absolute = config.model_copy(update={"state_dir": state_dir, **others})
+    _refuse_nested(absolute)
+    return absolute
+
+
+def _refuse_nested(config: Config) -> None:
+    """Keep results from being taken in again as jobs."""
+    for name in ("outbox", "failed", "state_dir"):
+        if getattr(config, name).is_relative_to(config.inbox):
+            where = f"{name} ({getattr(config, name)}) lies in the inbox ({config.inbox})"
+            raise ConfigError(f"{where}: move one of them")
+
+
+def poll_seconds(config: Config) -> float:
+    """Say how often to scan: as configured, else by whether the inbox's file system tells of all changes."""
+    if config.poll_seconds is not None:
+        return config.poll_seconds
+    return 10.0 if filesystem_type(config.inbox).startswith(UNWATCHED_FILESYSTEMS) else 60.0
+
+
+def filesystem_type(path: Path) -> str:
+    """Give the type of the file system a path is on, from /proc/self/mountinfo; empty if unknown."""
+    best, found = -1, ""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        mount = fields.split()[4].encode().decode("unicode_escape")
+        if path.is_relative_to(mount) and len(mount) > best:
+            best, found = len(mount), rest.split()[0]
+    return found

@@ -1,0 +1,148 @@
+"""One daemon a state folder, and a socket to ask it: the lock, the server, the client."""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+LOCK = "lock"
+SOCKET = "control.sock"
+LOCK_RETRY_SECONDS = 1.0  # somebody who only looks holds the lock for a moment
+ANSWER_SECONDS = 10.0
+MAX_REQUEST_BYTES = 1 << 16
+
+
+class AlreadyRunningError(Exception):
+    """Another daemon holds the state folder."""
+
+
+class Lock:
+    """The right to write in a state folder; the kernel takes it back when the process dies."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Take it, or say who has it.
+
+        Raises:
+            AlreadyRunningError: another process holds it.
+        """
+        self._file = (state_dir / LOCK).open("a+")
+        deadline = time.monotonic() + LOCK_RETRY_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno != errno.EWOULDBLOCK:
+                    raise
+                if time.monotonic() > deadline:
+                    raise AlreadyRunningError(
+                        f"a framepackd (pid {holder(state_dir) or 'unknown'}) runs on {state_dir} already: "
+                        "stop it first, or set another state_dir"
+                    ) from error
+                time.sleep(0.05)
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """Give it back."""
+        self._file.truncate(0)
+        self._file.close()
+
+
+def is_held(state_dir: Path) -> bool:
+    """Say whether a daemon holds the state folder.
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    try:
+        with (state_dir / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            return True
+        raise
+    return False
+
+
+def holder(state_dir: Path) -> int | None:
+    """Give the process id that a daemon wrote into its lock."""
+    try:
+        return int((state_dir / LOCK).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    """One line of JSON in, one out."""
+
+    timeout = ANSWER_SECONDS
+    server: "_Server"
+
+    def handle(self) -> None:
+        try:
+            request = json.loads(self.rfile.readline(MAX_REQUEST_BYTES))
+            answer = self.server.answer(request)
+        except Exception as error:
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+
+class _Server(socketserver.ThreadingUnixStreamServer):
+    daemon_threads = True
+    answer: Callable[[Any], Any]
+
+
+@contextmanager
+def serve(state_dir: Path, answer: Callable[[Any], Any]) -> Iterator[None]:
+    """Answer requests on the socket, in threads, inside the block; only for the holder of the lock."""
+    with _socket_address(state_dir) as address:
+        (state_dir / SOCKET).unlink(missing_ok=True)
+        with _Server(address, _Handler) as server:
+            server.answer = answer
+            (state_dir / SOCKET).chmod(0o600)
+            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+            thread.start()
+            try:
+                yield
+            finally:
+                server.shutdown()
+                (state_dir / SOCKET).unlink(missing_ok=True)
+
+
+def ask(state_dir: Path, request: Any) -> Any:
+    """Ask the daemon.
+
+    Raises:
+        OSError: nobody answers.
+    """
+    with _socket_address(state_dir) as address, socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(ANSWER_SECONDS)
+        client.connect(address)
+        client.sendall(json.dumps(request).encode() + b"\n")
+        with client.makefile("rb") as answers:
+            line = answers.readline()
+    if not line:
+        raise ConnectionResetError("the daemon closed the connection")
+    return json.loads(line)
+
+
+@contextmanager
+def _socket_address(state_dir: Path) -> Iterator[str]:
+    """Give the socket's path by way of the folder's descriptor: a socket's path has room for 108 bytes."""
+    descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{descriptor}/{SOCKET}"
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,422 @@
+"""The daemon: opens everything, then goes round one loop until it is told to stop.
+
+Its process watches, records and delivers; a worker process beside it does what needs torch.
+"""
+
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+
+from framepack_core.request import GenerationSettings, Request
+from framepackd import control, delivery, intake, worker
+from framepackd.config import Config, filesystem_type, poll_seconds
+from framepackd.inbox import Inbox, Scan, Waiting
+from framepackd.jobs import Job, JobStore, State, utc_now
+from framepackd.status import snapshot
+
+log = logging.getLogger(__name__)
+
+SCAN_SECONDS = 0.25  # at most this often, however many events arrive
+STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
+RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
+
+
+@dataclass
+class _Running:
+    """A worker process and the job it is on."""
+
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+    job: Job | None = None
+    stop_sent: float | None = None
+
+
+def run(config: Config, *, once: bool = False) -> int:
+    """Run the daemon in the foreground; returns the exit code.
+
+    Raises:
+        AlreadyRunningError: another daemon runs on this state folder.
+        StoreError: the database cannot be used.
+        OSError: a folder cannot be made or read.
+    """
+    for folder in (*config.folders.values(), config.jobs_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = control.Lock(config.state_dir)
+    try:
+        with ExitStack() as stack:
+            daemon = Daemon(config, JobStore(config.database), once=once)
+            stack.enter_context(_stopping_on_signals(daemon))
+            stack.enter_context(control.serve(config.state_dir, daemon.answer))
+            stack.enter_context(_watching(config, daemon))
+            return daemon.run()
+    finally:
+        lock.release()
+
+
+class Daemon:
+    """The loop: look at the inbox, deliver what is decided, listen to the worker, start the next job."""
+
+    def __init__(self, config: Config, store: JobStore, *, once: bool = False) -> None:
+        """Take what is opened already; ``once`` ends when nothing is left to do."""
+        self._config = config
+        self._store = store
+        self._once = once
+        self._inbox = Inbox(config.inbox, config.settle_seconds)
+        self._poll_seconds = poll_seconds(config)
+        self._worker: _Running | None = None
+        self._waiting: tuple[Waiting, ...] = ()
+        self._since = utc_now()
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._next_scan = 0.0
+        self._changed = True  # something happened in the inbox since the last scan
+        self._retry_delivery = 0.0
+        self._clear_held = 0.0
+        self._idle = False  # the last scan found nothing to take or to wait for
+        self._failed = False
+        self.stopping = False
+
+    def wake(self) -> None:
+        """Have the loop look at the inbox soon; called from other threads and signal handlers."""
+        self._changed = True
+        with contextlib.suppress(BlockingIOError):  # full: it will wake anyway
+            os.write(self._wake_write, b"w")
+
+    def stop(self) -> None:
+        """Stop at the next step; told a second time, at once."""
+        if self.stopping and self._worker is not None:
+            self._worker.process.kill()
+        self.stopping = True
+        self.wake()
+
+    def answer(self, request: Any) -> Any:
+        """Answer another command; runs in a thread of its own."""
+        if request.get("command") == "status":
+            return snapshot(self._store, self._waiting, self._describe())
+        return {"error": f"unknown command {request.get('command')!r}"}
+
+    def _describe(self) -> dict[str, Any]:
+        return {
+            "state": "stopping" if self.stopping else "running",
+            "pid": os.getpid(),
+            "since": self._since,
+            "model": self._config.model,
+            "device": self._config.gpu.device,
+            "paused": None,
+        }
+
+    # the loop
+
+    def run(self) -> int:
+        """Go round until stopped, or, once, until all is done; returns the exit code."""
+        self._recover()
+        _notify("READY=1")
+        log.info("watching %s (%s)", self._config.inbox, filesystem_type(self._config.inbox) or "unknown")
+        try:
+            while not self._finished():
+                self._round()
+                self._wait()
+        finally:
+            _notify("STOPPING=1")
+            self._end_worker()
+        return 1 if self._once and self._failed else 0
+
+    def _recover(self) -> None:
+        """Take up what the daemon before this one left."""
+        for job in self._store.recover():
+            log.warning("job %s: back in the queue: the daemon ended while it ran", job.id)
+        intake.adopt_leftovers(self._config, self._store)
+
+    def _finished(self) -> bool:
+        busy = self._worker is not None and self._worker.job is not None
+        if self.stopping:
+            return not busy
+        return self._once and self._idle and not busy and not self._store.in_state(State.QUEUED, limit=1)
+
+    def _round(self) -> None:
+        self._listen()
+        now = time.monotonic()
+        if not self.stopping and now >= self._next_scan:
+            self._look(now)
+        if now >= self._retry_delivery:
+            self._deliver(now)
+        if not self.stopping:
+            self._start_next()
+        else:
+            self._press_worker(now)
+
+    def _wait(self) -> None:
+        """Sleep until something happens or the next scan is due."""
+        # A change is looked at soon, but not for every one of a thousand events.
+        if self._changed:
+            self._next_scan = min(self._next_scan, time.monotonic() + SCAN_SECONDS)
+        timeout = max(self._next_scan - time.monotonic(), 0.0)
+        if self.stopping:
+            timeout = 0.5
+        sources: list[Any] = [self._wake_read]
+        if self._worker is not None:
+            sources += [self._worker.connection, self._worker.process.sentinel]
+        multiprocessing.connection.wait(sources, timeout)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._wake_read, 4096):
+                pass
+
+    # the inbox
+
+    def _look(self, now: float) -> None:
+        """Scan the inbox and take what is ready."""
+        self._changed = False
+        if now >= self._clear_held:  # what could not be moved is tried again now and then
+            self._inbox.held.clear()
+            self._clear_held = now + RETRY_SECONDS
+        try:
+            scan = self._inbox.scan(self._missed_job)
+        except OSError as error:
+            # Unmounted or without rights: say so, and touch nothing; what is queued goes on.
+            log.error("inbox %s cannot be read: %s", self._config.inbox, error.strerror)  # noqa: TRY400
+            scan = Scan((), (), unsettled=False)
+        for group in scan.ready:
+            try:
+                intake.take(group, self._config, self._store)
+            except OSError as error:
+                reason = (
+                    f"{group.name} cannot be moved out of the inbox ({error.strerror}): check its permissions"
+                )
+                self._inbox.held[group.folder, group.name] = reason
+                log.warning("%s", reason)
+        self._waiting = scan.waiting
+        self._idle = not scan.ready and not scan.unsettled
+        pause = min(self._poll_seconds, max(self._config.settle_seconds / 4, SCAN_SECONDS))
+        self._next_scan = now + (pause if scan.unsettled or scan.ready else self._poll_seconds)
+
+    def _missed_job(self, folder: str, name: str) -> str | None:
+        job = self._store.latest(folder, name)
+        return job.id if job else None
+
+    def _deliver(self, now: float) -> None:
+        for job in self._store.undelivered():
+            try:
+                delivery.deliver(job, self._config, self._store)
+            except OSError as error:
+                self._retry_delivery = now + RETRY_SECONDS
+                log.error(  # noqa: TRY400 - the text says all; it is tried again
+                    "job %s: cannot be delivered (%s: %s): trying again in %.0f s",
+                    job.id,
+                    error.strerror,
+                    error.filename2 or error.filename,
+                    RETRY_SECONDS,
+                )
+            else:
+                self._failed |= job.delivery is not None and job.delivery["state"] == State.FAILED
+
+    # the worker
+
+    def _start_next(self) -> None:
+        if self._worker is not None and self._worker.job is not None:
+            return
+        job = self._store.claim()
+        if job is None:
+            return
+        if self._worker is None:
+            self._worker = _start_worker()
+        self._worker.job = job
+        log.info("job %s: %s started (%s)", job.id, job.path, job.settings["model"])
+        self._worker.connection.send(self._work(job))
+
+    def _work(self, job: Job) -> worker.Work:
+        folder = self._config.jobs_dir / job.id
+        inputs = folder / intake.INPUTS
+        generation = {key: job.settings[key] for key in GenerationSettings.model_fields}
+        return worker.Work(
+            job_id=job.id,
+            request=Request(
+                image=inputs / job.inputs["image"]["file"],
+                end_image=inputs / job.inputs["end"]["file"] if "end" in job.inputs else None,
+                prompt=job.settings["prompt"],
+                seed=job.settings["seed"],
+                **generation,
+            ),
+            spec=self._config.spec(job.settings["model"]),
+            result=folder / delivery.RESULT,
+            frames=job.frames,
+            crf=job.settings["crf"],
+            save_section_frames=job.settings["save_section_frames"],
+            device=self._config.gpu.device,
+            dtype=self._config.gpu.dtype,
+        )
+
+    def _listen(self) -> None:
+        """Take in what the worker says, and notice when it is gone."""
+        running = self._worker
+        if running is None:
+            return
+        try:
+            while running.connection.poll():
+                self._hear(running, running.connection.recv())
+        except (EOFError, ConnectionResetError):
+            running.process.join()
+        if not running.process.is_alive():
+            self._bury(running)
+
+    def _hear(self, running: _Running, message: worker.Message) -> None:
+        job = running.job
+        assert job is not None, "the worker speaks only about its job"
+        match message:
+            case worker.StepDone():
+                self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
+                _notify(f"STATUS={job.path}: section {message.section}/{job.sections}, step {message.step}")
+                return
+            case worker.SectionDecoded():
+                self._store.decoded(job.id, seconds=message.seconds)
+                return
+            case worker.Finished():
+                spec = self._config.spec(job.settings["model"])
+                sources = ("transformer", "base", "image_encoder")
+                self._store.decide(
+                    job.id,
+                    State.DONE,
+                    timings=message.timings,
+                    versions=message.versions,
+                    device=message.device,
+                    model_sources={name: str(getattr(spec, name)) for name in sources},
+                )
+            case worker.Stopped():
+                self._store.requeue(job.id, "stopped with the daemon")
+                log.info("job %s: back in the queue: the daemon stops", job.id)
+            case worker.Failed(retry=False):
+                self._fail(job, message.error)
+            case worker.Failed():
+                self._count_attempt(job, message.error)
+        running.job = None
+        running.stop_sent = None
+
+    def _bury(self, running: _Running) -> None:
+        """The worker is dead; so may be its attempt at a job."""
+        self._worker = None
+        running.connection.close()
+        job = running.job
+        if job is None:
+            log.warning("the worker ended while idle: %s", _manner_of(running.process))
+        elif running.stop_sent is not None or self.stopping:
+            self._store.requeue(job.id, "stopped with the daemon")
+        else:
+            self._count_attempt(job, f"the worker {_manner_of(running.process)}")
+
+    def _count_attempt(self, job: Job, error: str) -> None:
+        attempts = self._store.count_attempt(job.id, error)
+        log.warning("job %s: attempt %d of %d: %s", job.id, attempts, self._config.max_attempts, error)
+        if attempts >= self._config.max_attempts:
+            self._fail(job, f"gave up after {attempts} attempts, the last: {error}")
+
+    def _fail(self, job: Job, error: str) -> None:
+        log.error("job %s: failed: %s", job.id, error)
+        self._store.decide(job.id, State.FAILED, error=error)
+
+    def _press_worker(self, now: float) -> None:
+        """Ask the worker to leave its job, and end it if it does not."""
+        running = self._worker
+        if running is None or running.job is None:
+            return
+        if running.stop_sent is None:
+            running.stop_sent = now
+            with contextlib.suppress(OSError):
+                running.connection.send(None)
+        elif now - running.stop_sent > STOP_SECONDS:
+            running.process.kill()
+
+    def _end_worker(self) -> None:
+        if self._worker is None:
+            return
+        self._worker.connection.close()  # idle, it reads the end and returns
+        self._worker.process.join(5)
+        if self._worker.process.is_alive():
+            self._worker.process.kill()
+            self._worker.process.join()
+
+
+def _start_worker() -> _Running:
+    spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=worker.main, args=(theirs, os.getpid()), name="framepackd-worker")
+    process.start()
+    theirs.close()
+    return _Running(process, ours)
+
+
+def _manner_of(process: multiprocessing.process.BaseProcess) -> str:
+    """Say in words how a process ended."""
+    code = process.exitcode or 0
+    if code >= 0:
+        return f"ended by itself with exit code {code}"
+    killed = signal.Signals(-code)
+    hint = ": the kernel does so when memory runs out" if killed is signal.SIGKILL else ""
+    return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
+
+
+@contextmanager
+def _stopping_on_signals(daemon: Daemon) -> Iterator[None]:
+    """Have SIGTERM and SIGINT set the flag the loop looks at."""
+    before = {
+        number: signal.signal(number, lambda *_: daemon.stop()) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Waker(FileSystemEventHandler):
+    """Every event means the same: look again."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type not in ("opened", "closed_no_write"):  # what our own scans cause
+            self._daemon.wake()
+
+
+@contextmanager
+def _watching(config: Config, daemon: Daemon) -> Iterator[None]:
+    """Watch the inbox while inside; where that cannot be, the regular scans do alone."""
+    observer = Observer()
+    observer.schedule(_Waker(daemon), str(config.inbox), recursive=True)
+    try:
+        observer.start()
+    except OSError as error:
+        # Out of inotify watches or instances.
+        log.warning(
+            "the inbox cannot be watched (%s): looking every %.0f s instead; "
+            "raise fs.inotify.max_user_watches or max_user_instances",
+            error.strerror,
+            poll_seconds(config),
+        )
+        yield
+        return
+    try:
+        yield
+    finally:
+        observer.stop()
+        observer.join()
+
+
+def _notify(message: str) -> None:
+    """Tell systemd, if it listens (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier, contextlib.suppress(OSError):
+        notifier.sendto(message.encode(), f"\0{address[1:]}" if address.startswith("@") else address)

@@ -1,0 +1,115 @@
+"""From the work folder to the outbox or the failed folder: complete, under a free name, never half.
+
+A delivery can be repeated after a crash at any line: a file that is not in the work folder any more has
+been delivered, whatever has become of it since.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from framepackd import files
+from framepackd.config import Config
+from framepackd.intake import INPUTS, rest_of_name
+from framepackd.jobs import Job, JobStore, State, utc_now
+
+log = logging.getLogger(__name__)
+
+RESULT = "result"  # what the worker wrote: .mp4 and stills, named by what follows NAME
+OUTGOING = "outgoing"  # everything to deliver, under its final name
+VIDEO = ".mp4"
+
+
+def deliver(job: Job, config: Config, store: JobStore) -> None:
+    """Move the files of a job whose end is decided to where they belong, and end it.
+
+    Raises:
+        OSError: the target cannot be written (full, read-only, gone); nothing is lost, try again later.
+    """
+    assert job.delivery is not None
+    state = State(job.delivery["state"])
+    root = config.outbox if state in (State.DONE, State.SKIPPED) else config.failed
+    target = root / job.folder
+    target.mkdir(parents=True, exist_ok=True)
+    work = config.jobs_dir / job.id
+    outgoing = work / OUTGOING
+    if not outgoing.exists():
+        _prepare(job, state, work, target)
+    stem_file = work / "stem"
+    while True:
+        stem = stem_file.read_text(encoding="utf-8")
+        try:
+            _move_all(job, outgoing, target, stem)
+            break
+        except FileExistsError:  # somebody took the name since it was chosen: the rest goes under another
+            names = [path.name for path in outgoing.iterdir()]
+            files.write_text(stem_file, free_stem(job.name, names, target))
+    output = target / f"{stem}{VIDEO}" if state is State.DONE else None
+    store.finish(job.id, state, error=job.delivery["error"], output=str(output) if output else None)
+    shutil.rmtree(work)
+    log.info("job %s: %s: %s", job.id, state.value, output or job.delivery["error"] or target)
+
+
+def _prepare(job: Job, state: State, work: Path, target: Path) -> None:
+    """Gather what is to be delivered, and fix the name it goes under."""
+    staging = work / f"{files.PART_PREFIX}{OUTGOING}"
+    staging.mkdir(exist_ok=True)
+    for path in (work / INPUTS).glob("*"):
+        path.rename(staging / (job.name + rest_of_name(path.name, job.name)))
+    if state is State.DONE:
+        for path in (work / RESULT).glob(".*"):
+            if not path.name.startswith(files.PART_PREFIX):
+                path.rename(staging / f"{job.name}{path.name}")
+    if state in (State.DONE, State.SKIPPED):
+        files.write_json(staging / f"{job.name}.json", final_record(job))
+    else:
+        files.write_text(staging / f"{job.name}.{_reason_name(state)}.txt", _reason(job))
+    names = [path.name for path in staging.iterdir()]
+    files.write_text(work / "stem", free_stem(job.name, names, target))
+    files.sync_folder(staging)
+    staging.rename(work / OUTGOING)
+    files.sync_folder(work)
+
+
+def free_stem(name: str, names: list[str], target: Path) -> str:
+    """Find a name under which none of the files exists yet: NAME, NAME_001, NAME_002 ..."""
+    taken = {path.name for path in target.iterdir()}
+    number, stem = 0, name
+    while any(stem + rest_of_name(other, name) in taken for other in names):
+        number += 1
+        stem = f"{name}_{number:03}"
+    return stem
+
+
+def _move_all(job: Job, outgoing: Path, target: Path, stem: str) -> None:
+    def final(name: str) -> Path:
+        return target / (stem + rest_of_name(name, job.name))
+
+    prefix, suffix = f"{files.PART_PREFIX}{job.id}-", ".part"
+    for part in target.glob(f"{prefix}*{suffix}"):  # copied across file systems before a crash
+        name = part.name.removeprefix(prefix).removesuffix(suffix)
+        files.move(outgoing / name, final(name), part=f"{job.id}-{name}")
+    # The video last: where it is, everything is.
+    for path in sorted(outgoing.iterdir(), key=lambda path: (path.suffix == VIDEO, path.name)):
+        files.move(path, final(path.name), part=f"{job.id}-{path.name}")
+
+
+def _reason_name(state: State) -> str:
+    return "error" if state is State.FAILED else state.value
+
+
+def _reason(job: Job) -> str:
+    assert job.delivery is not None
+    return (
+        f"{job.delivery['error']}\n\n"
+        f"{job.path} (job {job.id}) was not made into a video. Its files lie beside this one: put right "
+        "what is wrong and drop them into the inbox again.\n"
+    )
+
+
+def final_record(job: Job) -> dict[str, Any]:
+    """Give the job as it will stand when it is delivered."""
+    assert job.delivery is not None
+    ended = {"state": job.delivery["state"], "error": job.delivery["error"], "finished_at": utc_now()}
+    return {key: value for key, value in (job.record() | ended).items() if key != "output"}

@@ -1,0 +1,200 @@
+"""How status, one job and the checks look in a terminal."""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING = 10, 8, 10
+DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
+STATE_STYLES = {
+    "done": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "skipped": "dim",
+    "suspect": "yellow",
+}
+
+
+def console() -> Console:
+    """Give a console for standard output; plain where it is not a terminal or NO_COLOR is set."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def status(report: dict[str, Any], now: datetime | None = None) -> RenderableType:
+    """Draw what ``status --json`` holds, for a person."""
+    now = now or datetime.now(UTC)
+    jobs = report["jobs"]
+    running = [job for job in jobs if job["state"] == "running"]
+    queued = [job for job in jobs if job["state"] == "queued"]
+    ended = [job for job in jobs if job["state"] not in ("running", "queued")]
+    parts: list[RenderableType] = [_headline(report, now)]
+    parts += [_running(job, now) for job in running]
+    if queued:
+        parts.append(_queue(queued, report, now))
+    if report["waiting"]:
+        parts.append(_waiting(report["waiting"], now))
+    if ended:
+        parts.append(_results(ended, now))
+    if not jobs and not report["waiting"]:
+        parts.append(Text("  nothing to do: drop NAME.png and NAME.txt into the inbox", style="dim"))
+    return Group(*parts)
+
+
+def _headline(report: dict[str, Any], now: datetime) -> Text:
+    daemon = report["daemon"]
+    line = Text.assemble(("● ", DOTS[daemon["state"]]), ("framepackd ", "bold"), _daemon_words(daemon, now))
+    counts = report["counts"]
+    numbers = [f"{counts[state]} {state}" for state in counts if counts[state]]
+    if numbers:
+        line.append("   " + " · ".join(numbers), style="dim")
+    return line
+
+
+def _daemon_words(daemon: dict[str, Any], now: datetime) -> str:
+    if daemon["state"] == "stopped":
+        return "is not running: start it with framepackd run"
+    if daemon["state"] == "died":
+        return "died and left work behind: start it with framepackd run, it goes on"
+    since = now - datetime.fromisoformat(daemon["since"])
+    return f"{daemon['state']} for {duration(since.total_seconds())}  pid {daemon['pid']}"
+
+
+def _running(job: dict[str, Any], now: datetime) -> RenderableType:
+    total = max(job["sections"] * job["steps"], 1)
+    done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
+    grid = Table.grid(padding=(0, 2))
+    where = (
+        f"section {job['section']}/{job['sections']}  step {job['step']}/{job['steps']}"
+        if job["section"]
+        else "loading the model"
+    )
+    grid.add_row(
+        Text("  now", style="cyan"),
+        Text(_path(job), style="bold", overflow="ellipsis", no_wrap=True),
+        ProgressBar(total=total, completed=done, width=30),
+        Text(f"{100 * done // total:3} %", no_wrap=True),
+        Text(where, no_wrap=True),
+        Text(_finish(job["eta_seconds"], now), style="cyan", no_wrap=True),
+    )
+    return grid
+
+
+def _queue(queued: list[dict[str, Any]], report: dict[str, Any], now: datetime) -> RenderableType:
+    grid = _grid()
+    for position, job in enumerate(queued[:SHOWN_QUEUE]):
+        eta = "" if job["eta_seconds"] is None else f"about {duration(job['eta_seconds'])}"
+        note = job["note"] or (f"attempt {job['attempts'] + 1}" if job["attempts"] else "")
+        grid.add_row(
+            Text("  queue" if position == 0 else "", style="blue"),
+            escape(_path(job)),
+            f"{job['frames']} frames",
+            eta,
+            Text(note, style="yellow"),
+        )
+    if len(queued) > SHOWN_QUEUE:
+        grid.add_row("", f"and {len(queued) - SHOWN_QUEUE} more", "", "", "")
+    if report["eta_seconds"] is not None:
+        grid.add_row("", Text(f"all done {_finish(report['eta_seconds'], now)}", style="cyan"), "", "", "")
+    return grid
+
+
+def _waiting(waiting: list[dict[str, Any]], now: datetime) -> RenderableType:
+    grid = _grid()
+    for position, entry in enumerate(waiting[:SHOWN_WAITING]):
+        since = now - datetime.fromisoformat(entry["since"])
+        folder = f"{entry['folder']}/" if entry["folder"] else ""
+        grid.add_row(
+            Text("  waiting" if position == 0 else "", style="yellow"),
+            escape(folder + ", ".join(entry["files"])),
+            f"for {duration(since.total_seconds())}",
+            escape(f"missing: {entry['missing']}" if " " not in entry["missing"] else entry["missing"]),
+        )
+    if len(waiting) > SHOWN_WAITING:
+        grid.add_row("", f"and {len(waiting) - SHOWN_WAITING} more", "", "")
+    return grid
+
+
+def _results(ended: list[dict[str, Any]], now: datetime) -> RenderableType:
+    grid = _grid()
+    for job in ended[:SHOWN_RESULTS]:
+        state = "suspect" if job["quality"] else job["state"]
+        ago = now - datetime.fromisoformat(job["finished_at"])
+        grid.add_row(
+            Text(f"  {state}", style=STATE_STYLES[state]),
+            escape(_path(job)),
+            f"{duration(ago.total_seconds())} ago",
+            escape(job["quality"] or job["error"] or job["output"] or ""),
+        )
+    if len(ended) > SHOWN_RESULTS:
+        grid.add_row("", f"and {len(ended) - SHOWN_RESULTS} more", "", "")
+    return grid
+
+
+def _grid() -> Table:
+    return Table.grid(padding=(0, 2))
+
+
+def _path(job: dict[str, Any]) -> str:
+    return f"{job['folder']}/{job['name']}" if job["folder"] else str(job["name"])
+
+
+def _finish(seconds: float | None, now: datetime) -> str:
+    """Say when something ends: how long from now, and the time on the clock."""
+    if seconds is None:
+        return ""
+    local = (now + timedelta(seconds=seconds)).astimezone()
+    day = "" if local.date() == now.astimezone().date() else f"{local:%a} "
+    return f"in {duration(seconds)}, at {day}{local:%H:%M}"
+
+
+def duration(seconds: float) -> str:
+    """Put a span of time in words, to two units.
+
+    >>> duration(7), duration(125), duration(3600 * 5 + 600), duration(86400 * 3)
+    ('7 s', '2 min 5 s', '5 h 10 min', '3 d')
+    """
+    remaining = max(round(seconds), 0)
+    words: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, remaining = divmod(remaining, length)
+        if count or words:
+            words.append(f"{count} {unit}" if count else "")
+        if len(words) == 2:
+            break
+    return " ".join(filter(None, words)) or "0 s"
+
+
+def job(record: dict[str, Any]) -> RenderableType:
+    """Draw one job whole."""
+    facts = _grid()
+    for key, value in record.items():
+        if key in ("history", "inputs", "timings", "versions", "model_sources") or value in (None, ""):
+            continue
+        facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), escape(str(value)))
+    for key in ("inputs", "model_sources", "timings", "versions"):
+        for name, value in (record[key] or {}).items():
+            text = value["file"] if isinstance(value, dict) else str(value)
+            facts.add_row(
+                Text(f"  {key.replace('_', ' ')}: {name}", style="cyan"),
+                escape(f"{text} s" if key == "timings" else text),
+            )
+    history = _grid()
+    for entry in record["history"]:
+        style = STATE_STYLES.get(entry["state"], "")
+        history.add_row(f"  {entry['at']}", Text(entry["state"], style=style), escape(entry["note"]))
+    return Group(Text(f"job {record['id']}", style="bold"), facts, Text("history", style="bold"), history)
+
+
+def checks(results: Iterable[tuple[bool | None, str, str]]) -> RenderableType:
+    """Draw checks: whether it is fine (None: only said), what was looked at, what was found."""
+    grid = _grid()
+    for fine, what, found in results:
+        mark = {True: Text("✓", "green"), False: Text("✗", "red"), None: Text("·", "dim")}[fine]
+        grid.add_row(mark, Text(what, style="bold"), Text(found))
+    return grid

@@ -1,0 +1,99 @@
+"""Moving files so that a power cut at any line leaves each whole, in exactly one of two places."""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+PART_PREFIX = ".framepackd-"  # hidden, and ours: start-up may clear such files away
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames into and out of a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f"{PART_PREFIX}{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    sync_file(part)
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON for people and programs, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Give the hex SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def move(source: Path, target: Path, *, part: str) -> None:
+    """Move a file to a name that is free, across file systems too; durable when it returns.
+
+    On one file system this is a single rename. Across two, the file is copied to a hidden ``part`` beside
+    the target, made durable, removed at the source, and only then gets its name. Called again after a
+    crash with the same ``part`` it goes on where it stopped: no source and no part means that it was done.
+
+    Raises:
+        FileExistsError: the target's name is taken; nothing has changed.
+        OSError: it cannot be read or written.
+    """
+    hidden = target.with_name(f"{PART_PREFIX}{part}.part")
+    if source.exists():
+        if target.exists() and target.samefile(source):
+            source.unlink()  # linked, and interrupted before the old name was removed
+            return
+        try:
+            _rename_new(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+            shutil.copyfile(source, hidden)
+            shutil.copystat(source, hidden)
+            sync_file(hidden)
+            sync_folder(target.parent)
+            source.unlink()
+    if hidden.exists():
+        _rename_new(hidden, target)
+    if source.parent.exists():
+        sync_folder(source.parent)
+    sync_folder(target.parent)
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    """Rename to a name that must be free, in one step."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE):
+        code = ctypes.get_errno()
+        if code not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(code, os.strerror(code), str(source), None, str(target))
+        # File systems that do not know the flag (some network ones): a link fails if the name is taken.
+        os.link(source, target)
+        source.unlink()

@@ -1,0 +1,101 @@
+"""What a job may set: the video's settings and what the daemon does with the result.
+
+Settings come in layers (config, ``_defaults.toml`` of each folder, ``NAME.toml``); each is checked by itself,
+so that a mistake is reported with the file it is in.
+"""
+
+import secrets
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from framepack_core.errors import RequestError
+from framepack_core.request import MAX_SEED, GenerationSettings, Integer, Number, explain
+
+DEFAULTS_FILE = "_defaults.toml"
+# Names in FramePack's own demo and the scripts written for it.
+OTHER_NAMES = {
+    "n_prompt": "negative_prompt",
+    "total_second_length": "seconds",
+    "cfg": "true_cfg_scale",
+    "gs": "guidance_scale",
+    "rs": "guidance_rescale",
+    "mp4_crf": "crf",
+    "use_teacache": "cache",
+    "use_random_seed": "seed",
+}
+
+
+def _read_seed(value: object) -> object:
+    return None if value == "random" else value
+
+
+class JobSettings(GenerationSettings):
+    """All that ``NAME.toml`` may hold."""
+
+    model: str | None = None  # None: the config's
+    prompt: str | None = None
+    seed: Annotated[Integer | None, BeforeValidator(_read_seed)] = Field(31337, ge=0, le=MAX_SEED)
+    crf: Integer = Field(16, ge=0, le=51)
+    save_section_frames: bool = False
+    gpu_memory_preservation: Number | None = Field(None, ge=0, le=128)
+
+    def with_drawn_seed(self) -> "JobSettings":
+        """Draw the seed, where it is to be random, once and for all."""
+        if self.seed is not None:
+            return self
+        return self.model_copy(update={"seed": secrets.randbelow(MAX_SEED + 1)})
+
+
+def parse_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Check one layer of settings and give those it sets, under our names.
+
+    Raises:
+        RequestError: an unknown key or a wrong value; names key, value, range and ``origin``.
+    """
+    ours, said = _rename(values, origin)
+    try:
+        return JobSettings(**ours).model_dump(exclude_unset=True)
+    except ValidationError as error:
+        text = explain(error, JobSettings)
+        for name, other in said.items():
+            text = text.replace(f"{name} must", f"{other} must")
+        raise RequestError(f"{origin}: {text}") from error
+
+
+def _rename(values: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[str, str]]:
+    ours: dict[str, Any] = {}
+    said: dict[str, str] = {}  # our name -> the name that was used
+    for key, value in values.items():
+        name = OTHER_NAMES.get(key, key)
+        if key in ("use_teacache", "use_random_seed"):
+            if not isinstance(value, bool):
+                raise RequestError(f"{origin}: {key} must be true or false, got {value!r}")
+            if key == "use_random_seed":
+                if value:
+                    ours["seed"] = "random"  # wins over a seed that is given as well
+                continue
+            value = "teacache" if value else "none"
+        elif name in said and name != "seed":
+            raise RequestError(f"{origin}: {key} and {said[name]} set the same: leave one out")
+        if name == "seed" and ours.get("seed") == "random":
+            continue
+        ours[name] = value
+        said[name] = key
+    return ours, said
+
+
+def read_settings_file(path: Path, origin: str) -> dict[str, Any]:
+    """Read and check a TOML file of settings.
+
+    Raises:
+        RequestError: it is not TOML, or holds a mistake.
+    """
+    try:
+        values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"{origin} is not TOML: {error}") from error
+    return parse_settings(values, origin)

@@ -1,0 +1,88 @@
+"""What is going on: one picture of queue, waiting files and daemon, as ``status --json`` prints it.
+
+Made by the daemon when it is asked, and by the command itself from the database when none runs.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from framepackd.inbox import Waiting
+from framepackd.jobs import ENDED, Job, JobStore, State
+
+LAST_RESULTS = 100
+
+
+def snapshot(store: JobStore | None, waiting: tuple[Waiting, ...], daemon: dict[str, Any]) -> dict[str, Any]:
+    """Gather it; ``store`` is None where there is no database yet."""
+    active = store.in_state(State.RUNNING, State.QUEUED) if store else []
+    active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
+    ended = store.in_state(*ENDED, limit=LAST_RESULTS, latest_first=True) if store else []
+    counts = store.counts() if store else {state.value: 0 for state in State}
+    remaining = _estimate(active, ended)
+    known = [seconds for seconds in remaining if seconds is not None]
+    return {
+        "daemon": daemon,
+        "counts": {"waiting": len(waiting), **counts},
+        "eta_seconds": round(sum(known), 1) if active and len(known) == len(active) else None,
+        "jobs": [
+            *(_summary(job, eta) for job, eta in zip(active, remaining, strict=True)),
+            *(_summary(job, None) for job in ended),
+        ],
+        "waiting": [entry.as_json() for entry in waiting],
+    }
+
+
+def _summary(job: Job, eta: float | None) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "name": job.name,
+        "folder": job.folder,
+        "state": job.state,
+        "attempts": job.attempts,
+        "resumes": job.resumes,
+        "section": job.section,
+        "sections": job.sections,
+        "step": job.step,
+        "steps": job.steps,
+        "frames": job.frames,
+        "eta_seconds": None if eta is None else round(eta, 1),
+        "error": job.error or (job.delivery or {}).get("error"),
+        "output": job.output,
+        "quality": job.quality,
+        "note": _note(job),
+        "finished_at": job.finished_at,
+    }
+
+
+def _note(job: Job) -> str | None:
+    """Point out what a person should know of a job that is not done."""
+    if job.state == State.QUEUED and job.stalled_deaths >= 1 and job.resumes >= 1:
+        return f"the daemon ended {job.stalled_deaths} times under it before a step was done"
+    return None
+
+
+def _estimate(active: list[Job], ended: list[Job]) -> list[float | None]:
+    """Estimate the seconds each active job still takes, by its own pace or that of the last one like it."""
+    paced = [job for job in (*active, *ended) if job.step_seconds is not None and job.work_units]
+    return [_remaining(job, paced) for job in active]
+
+
+def _remaining(job: Job, paced: list[Job]) -> float | None:
+    like = [other for other in paced if other.settings.get("model") == job.settings.get("model")]
+    pace = next((other for other in like if other.id == job.id), like[0] if like else None)
+    if pace is None or pace.step_seconds is None or not job.sections:
+        return None
+    scale = job.work_units / pace.work_units
+    sections_done = max(job.section - 1, 0) + (1 if job.step == job.steps else 0)
+    steps_done = max(job.section - 1, 0) * job.steps + job.step
+    steps = (job.steps_total - steps_done) * pace.step_seconds * scale
+    decodes = (job.sections - sections_done) * (pace.decode_seconds or 0.0) * scale
+    return max(steps + decodes - _since(job.progress_at, job), 0.0)
+
+
+def _since(progress_at: str | None, job: Job) -> float:
+    """Give the seconds since the last sign of life of a running job, at most one step."""
+    if job.state != State.RUNNING or progress_at is None or job.step_seconds is None:
+        return 0.0
+    then = datetime.fromisoformat(progress_at)
+    return min((datetime.now(UTC) - then).total_seconds(), job.step_seconds)
