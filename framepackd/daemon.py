@@ -125,9 +125,10 @@ class Daemon:
         _notify("READY=1")
         log.info("watching %s (%s)", self._config.inbox, filesystem_type(self._config.inbox) or "unknown")
         try:
+            self._round()
             while not self._finished():
-                self._round()
                 self._wait()
+                self._round()
         finally:
             _notify("STOPPING=1")
             self._end_worker()

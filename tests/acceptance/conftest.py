@@ -1,0 +1,127 @@
+"""A real daemon in a real process, on folders of its own, with the demo model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+# The smallest video that has two sections: 32 x 32, window 3, 25 frames, one step each.
+TINY = 'model = "demo"\n[defaults]\nseconds = 1\nsteps = 2\nlatent_window_size = 3\nwidth = 32\nheight = 32\n'
+
+
+class Daemon:
+    """Runs framepackd on a folder and asks it things, as a person would."""
+
+    def __init__(self, root: Path, *, settle_seconds: float = 0.3, config: str = "") -> None:
+        self.root = root
+        self.inbox, self.outbox, self.failed = (root / name for name in ("inbox", "outbox", "failed"))
+        self.state = root / "state"
+        self.config = root / "config.toml"
+        folders = "".join(f'{name} = "{name}"\n' for name in ("inbox", "outbox", "failed"))
+        self.config.write_text(
+            f'state_dir = "state"\n{folders}settle_seconds = {settle_seconds}\n{config}{TINY}'
+        )
+        self.inbox.mkdir(exist_ok=True)
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = root / "daemon.log"
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.arguments("run"), stderr=log, env=environment())
+        self.until(lambda: (self.state / "control.sock").exists(), "the daemon to start")
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        self.process.send_signal(how)
+        return self.process.wait(60)
+
+    def arguments(self, *command: str) -> list[str]:
+        return [sys.executable, "-m", "framepackd", command[0], "--config", str(self.config), *command[1:]]
+
+    def command(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.arguments(*command),
+            capture_output=True,
+            text=True,
+            env=environment(),
+            check=False,
+            timeout=120,
+        )
+
+    def status(self) -> dict[str, Any]:
+        answer = self.command("status", "--json")
+        assert answer.stdout, answer.stderr
+        report: dict[str, Any] = json.loads(answer.stdout)
+        return report
+
+    def until(self, true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            if time.monotonic() > deadline:
+                log = self.log.read_text() if self.log.exists() else ""
+                raise AssertionError(f"waited {seconds} s for {what}\n{log}")
+            time.sleep(0.1)
+
+    def drop(self, name: str, prompt: str = "pan left", **settings: Any) -> None:
+        picture(self.inbox / f"{name}.png")
+        (self.inbox / f"{name}.txt").write_text(prompt)
+        if settings:
+            lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
+            (self.inbox / f"{name}.toml").write_text("".join(lines))
+
+    def worker(self) -> int:
+        """Give the process id of the worker."""
+        assert self.process is not None
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        for child in map(int, children):
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return child
+        raise AssertionError("no worker runs")
+
+
+def environment() -> dict[str, str]:
+    return {
+        key: value for key, value in os.environ.items() if not key.startswith(("FRAMEPACKD_", "STATE_DIR"))
+    }
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> Path:
+    """Write a picture in the format its name tells."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+MakeDaemon = Callable[..., Daemon]
+
+
+@pytest.fixture
+def make_daemon(tmp_path: Path) -> Iterator[MakeDaemon]:
+    """Make daemons that are not started yet, and end whatever they become."""
+    made: list[Daemon] = []
+
+    def make(**settings: Any) -> Daemon:
+        made.append(Daemon(tmp_path, **settings))
+        return made[-1]
+
+    yield make
+    for daemon in made:
+        if daemon.process is not None and daemon.process.poll() is None:
+            daemon.process.kill()
+            daemon.process.wait()
+
+
+@pytest.fixture
+def daemon(make_daemon: MakeDaemon) -> Daemon:
+    """Give one with nothing special about it."""
+    return make_daemon()

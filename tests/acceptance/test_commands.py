@@ -1,0 +1,158 @@
+"""The commands as a person runs them: what they print, how they end, how fast."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import Daemon, environment
+
+QUICK = [("--help",), ("status",), ("status", "--json"), ("show", "cat"), ("check", "--no-gpu")]
+
+
+def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "framepackd", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment() | {"XDG_STATE_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)} | variables,
+        cwd=folder,
+    )
+
+
+@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
+def test_commands_that_only_look_do_not_load_torch(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    code = (
+        "import sys; from framepackd.cli import main\n"
+        f"try: main({list(arguments)!r}, prog_name='framepackd')\n"
+        "except SystemExit: pass\n"
+        "print('heavy:', sorted({'torch', 'diffusers', 'transformers', 'av'} & set(sys.modules)))"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment() | {"XDG_STATE_HOME": str(tmp_path)},
+    )
+    assert answer.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_commands_that_only_look_answer_at_once(daemon: Daemon) -> None:
+    """The limit is half a second on an idle machine; here others may be at work, so twice that."""
+    daemon.drop("cat")
+    assert daemon.command("run", "--once").returncode == 0
+
+    def best_of_five(arguments: tuple[str, ...]) -> float:
+        return min(timed(arguments) for _ in range(5))
+
+    def timed(arguments: tuple[str, ...]) -> float:
+        began = time.perf_counter()
+        daemon.command(*arguments) if arguments != ("--help",) else run("--help", folder=daemon.root)
+        return time.perf_counter() - began
+
+    seconds = {" ".join(arguments): best_of_five(arguments) for arguments in QUICK}
+    assert max(seconds.values()) < 1.0, seconds
+
+
+def test_status_before_anything_was_run(tmp_path: Path) -> None:
+    answer = run("status", folder=tmp_path)
+    assert answer.returncode == 3
+    assert "is not running" in answer.stdout
+    assert json.loads(run("status", "--json", folder=tmp_path).stdout)["counts"]["queued"] == 0
+    assert not list(tmp_path.iterdir()), "looking leaves nothing behind"
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("settle_secs = 1\n", "unknown key 'settle_secs'"),
+        ("settle_seconds = -1\n", "settle_seconds must be 0 to 3600, got -1"),
+        ("settle_seconds = = 1\n", "config.toml"),
+        ('model = "nope"\n', "model must be one of demo, f1, framepack, got 'nope'"),
+        ("[defaults]\nstepz = 1\n", "unknown key 'stepz'"),
+        ("[defaults]\nsteps = 1000\n", "steps must be 1 to 100, got 1000"),
+        ("[gpu]\ndevcie = 'cpu'\n", "unknown key 'gpu.devcie'"),
+        ("[models.mine]\nkind = 'f2'\ntransformer = 'x/y'\n", "models.mine.kind"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_clear_line(tmp_path: Path, config: str, said: str) -> None:
+    (tmp_path / "config.toml").write_text(config)
+    answer = run("status", "--config", str(tmp_path / "config.toml"), folder=tmp_path)
+    assert answer.returncode == 2
+    assert said in answer.stderr
+    assert len(answer.stderr.splitlines()) == 1, answer.stderr
+
+
+def test_a_config_that_is_not_there_and_a_mistyped_variable_are_told(tmp_path: Path) -> None:
+    answer = run("run", "--config", "nowhere.toml", folder=tmp_path)
+    assert (answer.returncode, len(answer.stderr.splitlines())) == (2, 1)
+    assert "nowhere.toml does not exist" in answer.stderr
+    answer = run("status", folder=tmp_path, FRAMEPACKD_INBOXX="/x")
+    assert answer.returncode == 2
+    assert "FRAMEPACKD_INBOXX" in answer.stderr
+
+
+def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
+    assert run("staus", folder=tmp_path).returncode == 2
+    assert run("show", folder=tmp_path).returncode == 2
+
+
+def test_show_finds_a_job_by_id_start_of_id_or_name(daemon: Daemon) -> None:
+    daemon.drop("cat")
+    assert daemon.command("run", "--once").returncode == 0
+    job = daemon.status()["jobs"][0]["id"]
+    for wanted in (job, job[:-2], "cat"):
+        record = json.loads(daemon.command("show", wanted, "--json").stdout)
+        assert (record["id"], record["state"], record["steps_run"]) == (job, "done", 4)
+    shown = daemon.command("show", "cat").stdout
+    assert "pan left" in shown
+    assert "delivered" in shown
+    missing = daemon.command("show", "dog")
+    assert missing.returncode == 1
+    assert "no job 'dog'" in missing.stderr
+
+
+def test_colours_are_off_when_piped(daemon: Daemon) -> None:
+    daemon.drop("cat")
+    assert daemon.command("run", "--once").returncode == 0
+    assert "\x1b" not in daemon.command("status").stdout + daemon.command("show", "cat").stdout
+
+
+def test_check_says_what_is_wrong_and_how_to_mend_it(daemon: Daemon) -> None:
+    fine = daemon.command("check", "--no-gpu")
+    assert fine.returncode == 0, fine.stdout
+    assert "✗" not in fine.stdout
+    daemon.config.write_text(daemon.config.read_text().replace('"demo"', '"framepack"'))
+    missing = daemon.command("check", "--no-gpu")
+    assert missing.returncode == 1
+    assert "framepackd models download framepack" in missing.stdout.replace("\n", " ")
+
+
+def test_a_model_whose_files_are_not_here_fails_the_job_at_once_and_says_what_to_do(daemon: Daemon) -> None:
+    daemon.drop("cat", model="framepack")
+    assert daemon.command("run", "--once").returncode == 1
+    reason = (daemon.failed / "cat.error.txt").read_text()
+    assert "framepackd models download framepack" in reason
+    assert json.loads(daemon.command("show", "cat", "--json").stdout)["attempts"] == 0
+
+
+def test_the_demo_makes_a_video_and_prints_its_path_last(tmp_path: Path) -> None:
+    for _ in range(2):  # a second time it starts afresh
+        answer = run("demo", "--folder", "somewhere", folder=tmp_path)
+        assert answer.returncode == 0, answer.stderr
+        assert Path(answer.stdout.splitlines()[-1]) == tmp_path / "somewhere/outbox/lake.mp4"
+        assert (tmp_path / "somewhere/outbox/lake.mp4").exists()
+
+
+def test_the_demo_clears_nothing_that_is_not_its_own(tmp_path: Path) -> None:
+    (tmp_path / "demo/outbox").mkdir(parents=True)
+    (tmp_path / "demo/outbox/precious.mp4").write_text("mine")
+    answer = run("demo", folder=tmp_path)
+    assert answer.returncode == 1
+    assert "not an earlier demo" in answer.stderr
+    assert (tmp_path / "demo/outbox/precious.mp4").exists()
