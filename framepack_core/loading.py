@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel, ModelMixin
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     CLIPTextModel,
@@ -92,6 +93,14 @@ def _inputs_to_float32(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[
     return tuple(tensor.float() for tensor in inputs)
 
 
+def _stored_keys(folder: Path) -> set[str]:
+    keys: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            keys.update(tensors.keys())
+    return keys
+
+
 def _load(component: Any, folder: Path, dtype: torch.dtype) -> Any:
     """Load one component and refuse it if any weight is missing, left over or of another shape."""
     try:
@@ -103,12 +112,18 @@ def _load(component: Any, folder: Path, dtype: torch.dtype) -> Any:
             f"{folder} cannot be loaded ({type(error).__name__}: {error}): "
             "its files are damaged or incomplete; download them again"
         ) from error
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report.get(fault):
-            first = sorted(map(str, report[fault]))[0]
+    faults = {
+        name: set(map(str, report.get(f"{name}_keys") or ()))
+        for name in ("missing", "unexpected", "mismatched")
+    }
+    if isinstance(module, ModelMixin):
+        # diffusers believes a sharded checkpoint's index; what the shards really hold is for us to see.
+        faults["missing"] |= set(module.state_dict()) - _stored_keys(folder)
+    for fault, keys in faults.items():
+        if keys:
             raise ModelError(
-                f"{folder} has {len(report[fault])} {fault.replace('_', ' ')}, the first {first}: "
-                "its files do not belong to this model; download them again"
+                f"{folder} has {len(keys)} {fault} weights, the first {min(keys)}: "
+                "its files are damaged or belong to another model; download them again"
             )
     log.debug("loaded %s from %s", component.__name__, folder)
     return module.eval().requires_grad_(False)

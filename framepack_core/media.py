@@ -15,8 +15,8 @@ from framepack_core.sections import FPS
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
 ENCODER_THREADS = 2  # fixed: libx264 writes other bytes with another number of threads
-# The macroblock tree of libx264 (core 165, AVX) reads memory it did not write: the same frames gave other bytes in
-# up to 75 % of runs, depending on the width. Without it 760 of 760 runs over nine sizes were equal.
+# The macroblock tree of libx264 (core 165, AVX) reads memory it did not write: the same frames gave other
+# bytes in up to 75 % of runs, depending on the width. Without it 760 of 760 runs over nine sizes were equal.
 ENCODER_OPTIONS = {"x264-params": "mbtree=0"}
 
 

@@ -1,5 +1,6 @@
 """How status, one job and the checks look in a terminal."""
 
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
 SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING = 10, 8, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
 STATE_STYLES = {
@@ -23,7 +25,8 @@ STATE_STYLES = {
 
 def console() -> Console:
     """Give a console for standard output; plain where it is not a terminal or NO_COLOR is set."""
-    return Console(highlight=False, soft_wrap=False)
+    terminal = sys.stdout.isatty()
+    return Console(highlight=False, width=None if terminal else PIPED_WIDTH)
 
 
 def status(report: dict[str, Any], now: datetime | None = None) -> RenderableType:

@@ -136,19 +136,25 @@ class JobStore:
             StoreError: it is damaged, somebody else's, of a newer version, or cannot be opened.
         """
         self.path = path
-        location = f"sqlite:///file:{_quote(path)}?uri=true" + ("&mode=ro" if read_only else "")
-        self._engine = create_engine(location, poolclass=NullPool)
-        _configure(self._engine, read_only=read_only)
+        if read_only or path.exists():
+            self._verify()  # before a connection that could change anything
+        self._engine = _connect_to(path, read_only=read_only)
         with self._explained(), self._engine.begin() as connection:
-            self._verify(connection.exec_driver_sql("PRAGMA user_version").scalar_one(), connection)
             if not read_only:
                 _Base.metadata.create_all(connection)
                 connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
                 connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
-    def _verify(self, version: int, connection: Any) -> None:
-        tables = connection.exec_driver_sql("SELECT count(*) FROM sqlite_master").scalar_one()
-        application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+    def _verify(self) -> None:
+        with self._explained(), _connect_to(self.path, read_only=True).begin() as connection:
+            tables, application, version = (
+                connection.exec_driver_sql(query).scalar_one()
+                for query in (
+                    "SELECT count(*) FROM sqlite_master",
+                    "PRAGMA application_id",
+                    "PRAGMA user_version",
+                )
+            )
         if tables and application != APPLICATION_ID:
             raise StoreError(
                 f"{self.path} is not framepackd's database: move it away, or set another state_dir"
@@ -339,13 +345,14 @@ class JobStore:
     def counts(self) -> dict[str, int]:
         """Count the jobs in each state."""
         with self._session() as session:
-            found = dict(session.execute(select(Job.state, func.count()).group_by(Job.state)).tuples().all())
+            rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
+        found = {row[0]: row[1] for row in rows}
         return {state.value: found.get(state.value, 0) for state in State}
 
     def states(self) -> dict[str, str]:
         """Give the state of every job, by id."""
         with self._session() as session:
-            return dict(session.execute(select(Job.id, Job.state)).tuples().all())
+            return {row[0]: row[1] for row in session.execute(select(Job.id, Job.state))}
 
 
 def _entry(state: State, note: str) -> dict[str, str]:
@@ -364,14 +371,16 @@ def _quote(path: Path) -> str:
     return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
-def _configure(engine: Engine, *, read_only: bool) -> None:
+def _connect_to(path: Path, *, read_only: bool) -> Engine:
     """Set every connection up, and begin transactions ourselves.
 
     Left to itself, sqlite3 begins late: two threads could claim one job, and DDL is not rolled back.
     """
+    location = f"sqlite:///file:{_quote(path)}?uri=true" + ("&mode=ro" if read_only else "")
+    engine = create_engine(location, poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _: Any) -> None:
+    def _set_up(connection: Any, _: Any) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA busy_timeout=5000")
@@ -383,3 +392,5 @@ def _configure(engine: Engine, *, read_only: bool) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
         connection.execute(text("BEGIN" if read_only else "BEGIN IMMEDIATE"))
+
+    return engine

@@ -1,0 +1,153 @@
+"""Loading trusts nothing: each thing that can be wrong with a model's files is told, with what to do."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import HunyuanVideoFramepackTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+from framepack_core import loading, models
+from framepack_core.errors import ModelError
+from framepack_core.loading import keep_output_in_float32
+from framepack_core.memory import choose_device, choose_dtypes
+from framepack_core.models import BUILT_IN, ModelSpec, Source
+from tests.conftest import tiny_spec
+from tests.golden import HERE, TINY_MODELS
+
+
+def test_at_full_size_the_transformer_has_the_published_keys_and_shapes() -> None:
+    expected = json.loads((HERE / "keys.json").read_text())
+    with torch.device("meta"):
+        transformer = HunyuanVideoFramepackTransformer3DModel(has_image_proj=True, has_clean_x_embedder=True)
+    ours = {name: list(tensor.shape) for name, tensor in transformer.state_dict().items()}
+    assert len(ours) == 1274
+    assert ours == expected
+
+
+def test_the_published_models_are_pinned_to_a_commit() -> None:
+    for name in ("framepack", "f1"):
+        spec = BUILT_IN[name]
+        for source in (spec.transformer, spec.base, spec.image_encoder):
+            assert len(source.revision or "") == 40
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> ModelSpec:
+    """Give a copy of the tiny model whose files may be spoilt."""
+    shutil.copytree(TINY_MODELS, tmp_path / "models")
+    return replace(
+        tiny_spec(),
+        transformer=Source(str(tmp_path / "models/framepack-i2v")),
+        base=Source(str(tmp_path / "models/hunyuanvideo")),
+        image_encoder=Source(str(tmp_path / "models/flux_redux")),
+    )
+
+
+def load(spec: ModelSpec) -> loading.Models:
+    return loading.load(spec, dtype=torch.float32, encoder_dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "framepack-i2v/config.json",
+        "framepack-i2v/diffusion_pytorch_model-00002-of-00003.safetensors",
+        "hunyuanvideo/vae/diffusion_pytorch_model.safetensors",
+        "hunyuanvideo/text_encoder/model.safetensors",
+        "hunyuanvideo/tokenizer/tokenizer.json",
+        "hunyuanvideo/tokenizer_2/vocab.json",
+        "flux_redux/feature_extractor/preprocessor_config.json",
+    ],
+)
+def test_a_missing_file_is_named_before_anything_is_loaded(copied: ModelSpec, missing: str) -> None:
+    root = copied.base.folder.parent
+    (root / missing).unlink()
+    with pytest.raises(ModelError, match="is missing: put it there") as raised:
+        models.find(copied)
+    assert str(root / missing) in str(raised.value)
+
+
+def test_a_model_that_is_not_here_says_how_to_fetch_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    spec = replace(BUILT_IN["framepack"], transformer=Source("nobody/nothing", "main"))
+    with pytest.raises(
+        ModelError, match="nobody/nothing@main is not on this machine: run: framepackd models"
+    ):
+        models.find(spec)
+
+
+def test_a_file_that_is_cut_short_is_told(copied: ModelSpec) -> None:
+    file = copied.base.folder / "vae/diffusion_pytorch_model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="vae cannot be loaded"):
+        load(copied)
+
+
+def test_a_transformer_without_one_of_its_weights_is_refused(copied: ModelSpec) -> None:
+    file = copied.transformer.folder / "diffusion_pytorch_model-00003-of-00003.safetensors"
+    tensors = load_file(file)
+    name = sorted(tensors)[0]
+    del tensors[name]
+    save_file(tensors, file)
+    # diffusers 0.42 reports nothing here: it goes by the index.
+    with pytest.raises(ModelError, match="has 1 missing weights, the first "):
+        load(copied)
+
+
+def test_a_tokenizer_that_loses_spaces_is_refused(copied: ModelSpec) -> None:
+    """transformers 5 turns LlamaTokenizerFast's pre-tokenizer into Metaspace without an error."""
+    file = copied.base.folder / "tokenizer/tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    tokenizer["pre_tokenizer"] = {
+        "type": "Metaspace",
+        "replacement": "▁",
+        "prepend_scheme": "never",
+        "split": False,
+    }
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match=r"into \d+ tokens, not 95"):
+        load(copied)
+
+
+def test_a_tokenizer_that_pads_on_the_left_is_refused(copied: ModelSpec) -> None:
+    file = copied.base.folder / "tokenizer/tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
+    with pytest.raises(ModelError, match="pads on the left"):
+        load(copied)
+
+
+def test_in_bfloat16_the_last_layer_alone_is_float32() -> None:
+    transformer = loading.load(tiny_spec(), dtype=torch.bfloat16, encoder_dtype=torch.float32).transformer
+    dtypes = {name: parameter.dtype for name, parameter in transformer.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {
+        "proj_out.weight",
+        "proj_out.bias",
+    }
+    assert transformer.proj_out(torch.ones(1, 32, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_the_output_hook_rounds_nothing() -> None:
+    holder = torch.nn.Module()
+    holder.proj_out = torch.nn.Linear(4, 4, dtype=torch.bfloat16)
+    keep_output_in_float32(holder)
+    x = torch.randn(3, 4, dtype=torch.bfloat16)
+    exact = x.double() @ holder.proj_out.weight.double().T + holder.proj_out.bias.double()
+    assert (holder.proj_out(x).double() - exact).abs().max() < 1e-6
+
+
+def test_devices_and_dtypes_that_are_not_there_are_told() -> None:
+    with pytest.raises(ModelError, match="device 'gpu' is unknown"):
+        choose_device("gpu")
+    with pytest.raises(ModelError, match="nvidia-smi"):
+        choose_device("cuda:99")
+    with pytest.raises(ModelError, match="dtype 'int8' is unknown"):
+        choose_dtypes(torch.device("cpu"), "int8")
+    assert choose_dtypes(torch.device("cpu"), "auto") == (torch.float32, torch.float32)
+    assert choose_dtypes(torch.device("cuda"), "auto") == (torch.bfloat16, torch.float16)
+    assert choose_dtypes(torch.device("cuda"), "float32") == (torch.float32, torch.float32)

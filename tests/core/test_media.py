@@ -1,0 +1,131 @@
+"""Pictures that people really have, and videos that players really play."""
+
+import random
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from framepack_core.buckets import BUCKETS, nearest_bucket, output_size, scale_buckets
+from framepack_core.errors import RequestError
+from framepack_core.media import count_frames, crop_to, open_picture, write_video
+from framepack_core.request import GenerationSettings
+
+sizes = st.integers(1, 4000)
+
+
+@given(height=sizes, width=sizes)
+def test_no_bucket_is_nearer_in_shape_than_the_one_chosen(height: int, width: int) -> None:
+    chosen = nearest_bucket(height, width)
+    best = min(abs(height * w - width * h) for h, w in BUCKETS)
+    assert abs(height * chosen[1] - width * chosen[0]) == best
+
+
+@given(resolution=st.integers(64, 2048))
+def test_scaled_buckets_are_multiples_of_16(resolution: int) -> None:
+    assert all(side % 16 == 0 and side >= 32 for size in scale_buckets(resolution) for side in size)
+
+
+def test_a_size_that_is_set_wins_over_the_buckets() -> None:
+    assert output_size(GenerationSettings(), (1000, 1000)) == (640, 608)
+    assert output_size(GenerationSettings(resolution=320), (1000, 1000)) == (320, 304)
+    assert output_size(GenerationSettings(width=64, height=96), (1000, 1000)) == (96, 64)
+
+
+@given(height=st.integers(1, 90), width=st.integers(1, 90))
+def test_a_crop_has_the_size_of_even_targets_exactly(height: int, width: int) -> None:
+    assert crop_to(np.zeros((height, width, 3), np.uint8), (48, 32)).shape == (48, 32, 3)
+
+
+def test_a_photo_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10))
+    exif = image.getexif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    image.save(tmp_path / "photo.jpg", exif=exif)
+    assert open_picture(tmp_path / "photo.jpg").shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
+def test_pictures_of_every_usual_kind_become_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    Image.new(mode, (8, 6)).save(path)
+    picture = open_picture(path)
+    assert (picture.shape, picture.dtype) == ((6, 8, 3), np.uint8)
+
+
+def write_animated(path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(path, save_all=True, append_images=[Image.new("RGB", (8, 8))])
+
+
+def write_deep(path: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(path)
+
+
+def write_truncated(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def write_text(path: Path) -> None:
+    path.write_text("not a picture")
+
+
+def write_bomb(path: Path) -> None:
+    Image.new("1", (20000, 20000)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (write_animated, "is animated"),
+        (write_deep, "more than 8 bits"),
+        (write_truncated, "is damaged"),
+        (write_text, "is not a picture"),
+        (write_bomb, "is too large"),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_refused_by_name(tmp_path: Path, write: object, said: str) -> None:
+    path = tmp_path / "picture.png"
+    write(path)  # type: ignore[operator] # one of the functions above
+    with pytest.raises(RequestError, match=said) as raised:
+        open_picture(path)
+    assert str(raised.value).startswith("picture.png ")
+
+
+def noise_frames(count: int, height: int, width: int) -> np.ndarray:
+    """Smooth noise: what the encoder has choices about."""
+    coarse = np.random.default_rng(0).integers(0, 255, (count, height // 8, width // 8, 3), dtype=np.uint8)
+    return coarse.repeat(8, axis=1).repeat(8, axis=2)
+
+
+def test_a_video_is_what_players_play(tmp_path: Path) -> None:
+    frames = noise_frames(37, 64, 96)
+    write_video(tmp_path / "v.mp4", frames, size=(64, 96), crf=16)
+    with av.open(tmp_path / "v.mp4") as video:
+        stream = video.streams.video[0]
+        assert stream.codec.canonical_name == "h264"
+        assert (stream.format.name, stream.average_rate, stream.width, stream.height) == (
+            "yuv420p",
+            30,
+            96,
+            64,
+        )
+        assert stream.frames == 37
+    data = (tmp_path / "v.mp4").read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat"), "the index comes first: it plays while it loads"
+    assert count_frames(tmp_path / "v.mp4") == 37
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
+    """The macroblock tree of libx264 read memory that nobody had written: what lay there before decided."""
+    frames = noise_frames(25, 64, 208)
+    rng, rubbish, seen = random.Random(0), [], set()
+    for _ in range(25):
+        rubbish = [*rubbish[-10:], rng.randbytes(rng.randrange(1000, 500_000))]
+        write_video(tmp_path / "v.mp4", frames, size=(64, 208), crf=16)
+        seen.add((tmp_path / "v.mp4").read_bytes())
+    assert len(seen) == 1

@@ -1,0 +1,142 @@
+"""Configuration: the example is the documentation, mistakes are named, paths mean what people expect."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from framepackd.config import Config, ConfigError, load_config, poll_seconds
+from framepackd.settings import JobSettings, parse_settings
+
+EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
+
+
+@pytest.fixture(autouse=True)
+def no_configuration_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "none"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for variable in ("FRAMEPACKD_CONFIG", "STATE_DIRECTORY"):
+        monkeypatch.delenv(variable, raising=False)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    return path
+
+
+def test_the_example_is_the_defaults() -> None:
+    example, defaults = load_config(EXAMPLE), load_config()
+    for name in Config.model_fields:
+        if name not in ("state_dir", "inbox", "outbox", "failed", "defaults"):
+            assert getattr(example, name) == getattr(defaults, name), name
+    assert JobSettings(**example.defaults) == JobSettings()
+
+
+def test_the_example_names_every_key() -> None:
+    text = re.sub(r"^# (?=\[?\w+(\.\w+)?( =|\]))", "", EXAMPLE.read_text(), flags=re.MULTILINE)
+    keys = tomllib.loads(text)
+    assert set(keys) == set(Config.model_fields)
+    assert set(keys["gpu"]) == set(Config.model_fields["gpu"].annotation.model_fields)
+    assert set(keys["models"]["mine"]) == {"kind", "transformer", "base", "image_encoder", "revision"}
+    assert set(keys["defaults"]) == set(JobSettings.model_fields)
+
+
+def test_environment_stands_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, 'settle_seconds = 2\n[gpu]\ndevice = "cuda:0"\ndtype = "float32"\n')
+    monkeypatch.setenv("FRAMEPACKD_SETTLE_SECONDS", "3")
+    monkeypatch.setenv("FRAMEPACKD_GPU__DEVICE", "cpu")
+    monkeypatch.setenv("FRAMEPACKD_DEFAULTS__STEPS", "7")
+    config = load_config(path)
+    assert (config.settle_seconds, config.gpu.device, config.gpu.dtype) == (3, "cpu", "float32")
+    assert config.defaults == {"steps": 7}
+
+
+def test_the_config_is_found_where_the_contract_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "xdg/framepackd/config.toml"
+    own.parent.mkdir(parents=True)
+    own.write_text("max_attempts = 4\n")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    assert load_config().max_attempts == 4
+    monkeypatch.setenv("FRAMEPACKD_CONFIG", str(written(tmp_path, "max_attempts = 5\n")))
+    assert load_config().max_attempts == 5
+
+
+def test_folders_lie_in_the_state_folder_unless_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_config().inbox == tmp_path / "framepackd/inbox"
+    monkeypatch.setenv("STATE_DIRECTORY", f"{tmp_path}/a:{tmp_path}/b")
+    assert load_config().outbox == tmp_path / "a/outbox"
+    config = load_config(written(tmp_path, 'state_dir = "state"\ninbox = "in"\n'))
+    assert (config.state_dir, config.inbox) == (tmp_path / "state", tmp_path / "in")
+    assert config.failed == tmp_path / "state/failed"
+
+
+def test_an_outbox_in_the_inbox_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lies in the inbox"):
+        load_config(written(tmp_path, 'inbox = "in"\noutbox = "in/out"\n'))
+
+
+def test_a_model_of_ones_own_names_its_repositories(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    config = load_config(
+        written(
+            tmp_path,
+            '[models.mine]\nkind = "f1"\ntransformer = "me/mine"\nrevision = "v1"\n'
+            f'base = "{tmp_path}/weights"\nimage_encoder = "me/eyes@abc"\n',
+        )
+    )
+    spec = config.spec("mine")
+    assert str(spec.transformer) == "me/mine@v1"
+    assert spec.base.is_local
+    assert str(spec.image_encoder) == "me/eyes@abc"
+    assert config.spec("framepack").kind == "framepack"
+
+
+def test_scans_are_more_frequent_where_events_cannot_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config()
+    for filesystem, expected in (("ext4", 60), ("nfs4", 10), ("fuse.sshfs", 10), ("cifs", 10)):
+        monkeypatch.setattr("framepackd.config.filesystem_type", lambda _, found=filesystem: found)
+        assert poll_seconds(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"total_second_length": 2, "cfg": 2, "gs": 3, "rs": 0.5}, None),
+        ({"use_teacache": True}, {"cache": "teacache"}),
+        ({"use_teacache": False}, {"cache": "none"}),
+        ({"use_random_seed": True, "seed": 5}, {"seed": None}),
+        ({"seed": 5, "use_random_seed": True}, {"seed": None}),
+        ({"seed": 5, "use_random_seed": False}, {"seed": 5}),
+        ({"seed": "random"}, {"seed": None}),
+        ({"mp4_crf": 20, "n_prompt": "blurry"}, {"crf": 20, "negative_prompt": "blurry"}),
+        ({"gpu_memory_preservation": 6}, {"gpu_memory_preservation": 6}),
+    ],
+)
+def test_names_of_the_published_scripts_are_understood(
+    given: dict[str, object], expected: dict[str, object] | None
+) -> None:
+    expected = expected or {"seconds": 2, "true_cfg_scale": 2, "guidance_scale": 3, "guidance_rescale": 0.5}
+    assert parse_settings(given, "x.toml") == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"mp4_crf": 100}, "x.toml: mp4_crf must be 0 to 51, got 100"),
+        ({"cfg": 2, "true_cfg_scale": 3}, "x.toml: true_cfg_scale and cfg set the same"),
+        ({"use_teacache": "yes"}, "x.toml: use_teacache must be true or false, got 'yes'"),
+        ({"seed": -1}, "x.toml: seed must be 0 to 4294967295, got -1"),
+        ({"seed": "dice"}, "x.toml: seed must be 0 to 4294967295, got 'dice'"),
+    ],
+)
+def test_mistakes_are_told_under_the_name_that_was_used(given: dict[str, object], said: str) -> None:
+    with pytest.raises(Exception, match=re.escape(said)):
+        parse_settings(given, "x.toml")
+
+
+def test_a_random_seed_is_drawn_once() -> None:
+    drawn = JobSettings(seed="random").with_drawn_seed()
+    assert 0 <= (drawn.seed or 0) < 2**32
+    assert drawn.with_drawn_seed() is drawn

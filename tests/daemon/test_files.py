@@ -1,0 +1,249 @@
+"""Moving and delivering: whole or not at all, never over something, and again after a crash at any line."""
+
+import errno
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from framepackd import delivery, files, intake
+from framepackd.config import Config, load_config
+from framepackd.inbox import Inbox
+from framepackd.jobs import Job, JobStore, State
+
+
+class Died(Exception):  # noqa: N818 - not an error: the power went
+    """Stands for the end of the process at a line."""
+
+
+def test_a_move_never_overwrites(tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_text("new")
+    target.write_text("old")
+    with pytest.raises(FileExistsError):
+        files.move(source, target, part="x")
+    assert (source.read_text(), target.read_text()) == ("new", "old")
+
+
+@pytest.fixture
+def across(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every rename out of a work folder or the inbox cross to another file system."""
+    rename = files._rename_new
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.parent != target.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target)
+
+    monkeypatch.setattr(files, "_rename_new", refuse)
+
+
+@pytest.mark.usefixtures("across")
+def test_across_file_systems_a_taken_name_is_not_overwritten_either(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    source, target = tmp_path / "one/a", tmp_path / "b"
+    source.write_text("new")
+    target.write_text("old")
+    with pytest.raises(FileExistsError):
+        files.move(source, target, part="x")
+    assert (source.read_text(), target.read_text()) == ("new", "old")
+
+
+def at_every_call(monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], check: Callable[[], None]) -> int:
+    """Run again and again, dying each time at a later one of the calls that change files; returns how many."""
+    for number in range(1, 500):
+        with monkeypatch.context() as patched:
+            calls = itertools.count(1)
+
+            def dying(
+                call: Callable[..., object], calls: Iterator[int] = calls, last: int = number
+            ) -> Callable[..., object]:
+                def wrapped(*arguments: object, **named: object) -> object:
+                    if next(calls) >= last:
+                        raise Died
+                    return call(*arguments, **named)
+
+                return wrapped
+
+            patched.setattr(files, "_rename_new", dying(files._rename_new))
+            for name in ("unlink", "rename", "replace", "mkdir", "write_text"):
+                patched.setattr(Path, name, dying(getattr(Path, name)))
+            patched.setattr("shutil.copyfile", dying(__import__("shutil").copyfile))
+            patched.setattr("shutil.rmtree", dying(__import__("shutil").rmtree))
+            try:
+                run()
+                died = False
+            except Died:
+                died = True
+        check()
+        if not died:
+            return number
+    raise AssertionError("never came to an end")
+
+
+class Place:
+    """Folders, a store and one job's files."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir()
+        (root / "config.toml").write_text('state_dir = "state"\nmodel = "demo"\nsettle_seconds = 0\n')
+        self.config: Config = load_config(root / "config.toml")
+        for folder in (*self.config.folders.values(), self.config.jobs_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.store = JobStore(self.config.database)
+
+    def drop(self) -> None:
+        Image.new("RGB", (32, 32)).save(self.config.inbox / "cat.png")
+        (self.config.inbox / "cat.txt").write_text("pan left")
+
+    def take(self) -> None:
+        for group in Inbox(self.config.inbox, 0).scan().ready:
+            intake.take(group, self.config, self.store)
+
+    def generate(self) -> Job:
+        job = self.store.claim()
+        assert job is not None
+        result = self.config.jobs_dir / job.id / delivery.RESULT
+        result.mkdir()
+        (result / ".mp4").write_text("video")
+        (result / ".section-0.png").write_text("still")
+        self.store.decide(job.id, State.DONE)
+        return self.store.get(job.id)
+
+    def deliver(self) -> None:
+        for job in self.store.undelivered():
+            delivery.deliver(job, self.config, self.store)
+
+    def outbox(self) -> list[str]:
+        return sorted(path.name for path in self.config.outbox.iterdir())
+
+
+DELIVERED = ["cat.json", "cat.mp4", "cat.png", "cat.section-0.png", "cat.txt"]
+
+
+@pytest.mark.parametrize("where", ["one file system", "two file systems"])
+def test_taking_in_survives_dying_at_every_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, where: str
+) -> None:
+    if where == "two file systems":
+        request.getfixturevalue("across")
+    places = iter(Place(tmp_path / str(number)) for number in range(500))
+    place = next(places)
+    place.drop()
+
+    def take() -> None:
+        place.take()
+
+    def start_again_and_check() -> None:
+        nonlocal place
+        intake.adopt_leftovers(place.config, place.store)
+        place.take()
+        assert place.store.counts()["queued"] == 1, "one job: not lost, not doubled"
+        (job,) = place.store.in_state(State.QUEUED)
+        inputs = place.config.jobs_dir / job.id / intake.INPUTS
+        assert sorted(path.name for path in inputs.iterdir()) == ["cat.png", "cat.txt"]
+        assert not list(place.config.inbox.iterdir())
+        place = next(places)
+        place.drop()
+
+    assert at_every_call(monkeypatch, take, start_again_and_check) > 5
+
+
+@pytest.mark.parametrize("consumer", [False, True], ids=["", "who empties the outbox"])
+@pytest.mark.parametrize("where", ["one file system", "two file systems"])
+def test_delivery_survives_dying_at_every_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    where: str,
+    consumer: bool,
+) -> None:
+    if where == "two file systems":
+        request.getfixturevalue("across")
+    places = iter(Place(tmp_path / str(number)) for number in range(500))
+
+    def fresh() -> Place:
+        made = next(places)
+        made.drop()
+        made.take()
+        made.generate()
+        return made
+
+    place = fresh()
+
+    def start_again_and_check() -> None:
+        nonlocal place
+        collected: list[str] = []
+        if consumer:
+            for path in place.config.outbox.glob("[!.]*"):
+                collected.append(path.name)
+                path.unlink()
+        intake.adopt_leftovers(place.config, place.store)
+        place.deliver()
+        assert sorted([*collected, *place.outbox()]) == DELIVERED, "each file once, and no part of one"
+        assert place.store.counts()["done"] == 1
+        intake.adopt_leftovers(place.config, place.store)
+        assert not list(place.config.jobs_dir.iterdir())
+        place = fresh()
+
+    assert at_every_call(monkeypatch, lambda: place.deliver(), start_again_and_check) > 8
+
+
+def test_a_name_that_is_taken_in_the_last_moment_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    place.take()
+    place.generate()
+    choose = delivery.free_stem
+
+    def choose_and_be_overtaken(name: str, names: list[str], target: Path) -> str:
+        stem = choose(name, names, target)
+        (target / f"{stem}.mp4").write_text("another's")
+        monkeypatch.setattr(delivery, "free_stem", choose)
+        return stem
+
+    monkeypatch.setattr(delivery, "free_stem", choose_and_be_overtaken)
+    place.deliver()
+    assert (place.config.outbox / "cat.mp4").read_text() == "another's"
+    assert (place.config.outbox / "cat_001.mp4").read_text() == "video"
+
+
+def test_what_is_recorded_of_a_job_is_what_the_contract_names(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    place.take()
+    place.generate()
+    place.deliver()
+    record = json.loads((place.config.outbox / "cat.json").read_text())
+    named = (
+        "id name state prompt model width height frames fps sections attempts resumes steps_total steps_run"
+    )
+    assert set(named.split()) <= set(record)
+    assert {"seed", "timings", "versions", "device", "model_sources", "inputs"} <= set(record)
+    assert record["state"] == "done"
+    assert len(record["inputs"]["image"]["sha256"]) == 64
+
+
+def test_a_group_that_cannot_be_moved_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    move = files.move
+
+    def refuse_text(source: Path, target: Path, *, part: str) -> None:
+        if source.name == "cat.txt":
+            raise PermissionError(errno.EACCES, "no")
+        move(source, target, part=part)
+
+    monkeypatch.setattr(files, "move", refuse_text)
+    with pytest.raises(PermissionError):
+        place.take()
+    assert sorted(path.name for path in place.config.inbox.iterdir()) == ["cat.png", "cat.txt"]
+    assert not list(place.config.jobs_dir.iterdir())

@@ -1,0 +1,231 @@
+"""Which files become a job, which wait, and why; on real folders, with a clock that is told the time."""
+
+import os
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from framepackd.inbox import Inbox, Scan, group_files
+
+SETTLE = 5.0
+
+
+class Box:
+    """An inbox and its clock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.time = 100.0
+        self.inbox = Inbox(root, SETTLE, now=lambda: self.time)
+
+    def put(self, *names: str, content: str = "x") -> None:
+        for name in names:
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / name).write_text(content)
+
+    def settled(self) -> Scan:
+        self.inbox.scan()
+        self.time += SETTLE
+        return self.inbox.scan()
+
+    def roles(self) -> list[dict[str, list[str]]]:
+        return [dict(group.files) for group in self.settled().ready]
+
+    def waiting(self) -> dict[str, str]:
+        return {entry.name: entry.missing for entry in self.settled().waiting}
+
+
+@pytest.fixture
+def box(tmp_path: Path) -> Box:
+    return Box(tmp_path)
+
+
+def test_a_file_still_growing_is_left_alone(box: Box) -> None:
+    box.put("cat.png", "cat.txt")
+    for size in range(2, 6):
+        scan = box.inbox.scan()
+        assert not scan.ready
+        assert scan.unsettled
+        box.time += SETTLE - 1
+        box.put("cat.png", content="x" * size)
+    box.inbox.scan()
+    box.time += SETTLE
+    assert [group.name for group in box.inbox.scan().ready] == ["cat"]
+
+
+def test_a_file_of_the_same_size_and_time_under_another_inode_has_changed(box: Box) -> None:
+    box.put("cat.png", "cat.txt")
+    box.inbox.scan()
+    box.time += SETTLE - 1
+    before = (box.root / "cat.png").stat()
+    box.put("new")
+    os.utime(box.root / "new", ns=(before.st_atime_ns, before.st_mtime_ns))
+    (box.root / "new").rename(box.root / "cat.png")
+    box.inbox.scan()
+    box.time += 1
+    assert not box.inbox.scan().ready
+
+
+def test_times_in_the_past_or_the_future_make_no_difference(box: Box) -> None:
+    box.put("cat.png", "cat.txt")
+    os.utime(box.root / "cat.png", (0, 0))
+    os.utime(box.root / "cat.txt", (2**33, 2**33))
+    assert not box.inbox.scan().ready
+    assert len(box.settled().ready) == 1
+
+
+def test_the_whole_group_waits_for_its_slowest_file(box: Box) -> None:
+    box.put("cat.png", "cat.txt")
+    box.inbox.scan()
+    box.time += SETTLE - 1
+    box.put("cat_end.png")
+    box.inbox.scan()
+    box.time += 1
+    assert not box.inbox.scan().ready
+    box.time += SETTLE
+    assert set(box.inbox.scan().ready[0].files) == {"image", "text", "end"}
+
+
+def test_defaults_that_still_move_hold_back_the_jobs_below(box: Box) -> None:
+    box.put("a/cat.png", "a/cat.txt")
+    box.inbox.scan()
+    box.time += SETTLE - 1
+    box.put("_defaults.toml", content="steps = 3")
+    box.inbox.scan()
+    box.time += 1
+    assert not box.inbox.scan().ready
+
+
+@pytest.mark.parametrize(
+    ("files", "roles"),
+    [
+        (["cat.png", "cat.txt"], {"image": ["cat.png"], "text": ["cat.txt"]}),
+        (["cat.JPEG", "cat.TXT"], {"image": ["cat.JPEG"], "text": ["cat.TXT"]}),
+        (["c.webp", "c.txt", "c.end.png"], {"image": ["c.webp"], "text": ["c.txt"], "end": ["c.end.png"]}),
+        (["c.bmp", "c.txt", "c_end.jpg"], {"image": ["c.bmp"], "text": ["c.txt"], "end": ["c_end.jpg"]}),
+        (
+            ["c_first_frame.png", "c_last_frame.png", "c.txt", "c_frame_diff.txt", "c.toml"],
+            {
+                "image": ["c_first_frame.png"],
+                "end": ["c_last_frame.png"],
+                "text": ["c.txt"],
+                "diff": ["c_frame_diff.txt"],
+                "settings": ["c.toml"],
+            },
+        ),
+    ],
+)
+def test_names_decide_what_a_file_is(box: Box, files: list[str], roles: dict[str, list[str]]) -> None:
+    box.put(*files, content="steps = 3")
+    assert box.roles() == [roles]
+
+
+def test_a_text_of_exactly_the_name_wins_over_the_suffixes(box: Box) -> None:
+    box.put("cat.png", "cat.txt", "cat_end.png", "cat_end.txt")
+    assert sorted(group.name for group in box.settled().ready) == ["cat", "cat_end"]
+
+
+def test_names_are_the_same_composed_or_decomposed(box: Box) -> None:
+    box.put(unicodedata.normalize("NFD", "café.png"), unicodedata.normalize("NFC", "café.txt"))
+    assert len(box.settled().ready) == 1
+
+
+def test_folders_keep_equal_names_apart(box: Box) -> None:
+    box.put("a/cat.png", "b/cat.txt", "c/d/cat.png", "c/d/cat.txt")
+    assert [(group.folder, group.name) for group in box.settled().ready] == [("c/d", "cat")]
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "missing"),
+    [
+        (["cat.png"], "cat", "cat.txt"),
+        (["cat.txt"], "cat", "cat.png"),
+        (["cat_end.png", "cat.txt"], "cat", "cat.png"),
+        (["cat.png", "cat.jpg", "cat.txt"], "cat", "only one of cat.jpg and cat.png may stay"),
+        (
+            ["cat.png", "cat.txt", "cat_end.png", "cat.end.png"],
+            "cat",
+            "only one of cat.end.png and cat_end.png",
+        ),
+        (["cat_frame_0.png", "cat_frame_1.png", "cat.txt"], "cat", "cannot be made yet"),
+        (["cat.heic"], "cat.heic", "not of a known type"),
+    ],
+)
+def test_what_is_no_job_waits_with_the_reason(box: Box, files: list[str], name: str, missing: str) -> None:
+    box.put(*files)
+    assert missing in box.waiting()[name]
+
+
+def test_an_empty_picture_waits(box: Box) -> None:
+    box.put("cat.png", content="")
+    box.put("cat.txt")
+    assert "empty" in box.waiting()["cat"]
+
+
+def test_links_wait_and_are_not_followed(box: Box, tmp_path: Path) -> None:
+    box.put("cat.txt")
+    (box.root / "cat.png").symlink_to("/etc/hostname")
+    assert "not a regular file" in box.waiting()["cat"]
+
+
+def test_a_name_that_is_not_utf8_waits_and_can_be_printed(box: Box) -> None:
+    Path(os.fsdecode(os.fsencode(box.root) + b"/caf\xe9.png")).write_text("x")
+    ((name, missing),) = box.waiting().items()
+    assert "not UTF-8" in missing
+    (name + missing).encode()
+
+
+def test_a_prompt_in_the_settings_stands_in_for_the_text(box: Box) -> None:
+    box.put("a/cat.png", "b/dog.png", "c/fox.png", "c/d/owl.png")
+    box.put("a/cat.toml", content='prompt = ""')
+    box.put("b/dog.toml", content="steps = 3")
+    box.put("c/_defaults.toml", content='prompt = "it moves"')
+    assert sorted(group.name for group in box.settled().ready) == ["cat", "fox", "owl"]
+    assert box.waiting() == {"dog": "dog.txt"}
+
+
+def test_a_mistake_in_the_defaults_holds_jobs_back_and_fails_none(box: Box) -> None:
+    box.put("cat.png", "cat.txt")
+    box.put("_defaults.toml", content="steps = 0")
+    assert box.waiting() == {"cat": "_defaults.toml: steps must be 1 to 100, got 0"}
+
+
+def test_a_mistake_in_a_jobs_own_settings_lets_it_be_taken_and_fail(box: Box) -> None:
+    box.put("cat.png", "cat.txt")
+    box.put("cat.toml", content="steps = 0")
+    assert len(box.settled().ready) == 1
+
+
+def test_what_is_being_written_is_ignored(box: Box) -> None:
+    box.put(".cat.png.Xa3", "cat.png.part", "cat.tmp", "cat.crdownload", "cat.txt~", ".~lock.cat.txt#")
+    box.put("~syncthing~cat.png.tmp", ".hidden/cat.png", ".hidden/cat.txt", "cat.PART")
+    scan = box.settled()
+    assert (scan.ready, scan.waiting) == ((), ())
+
+
+def test_a_companion_that_missed_its_job_names_it(box: Box) -> None:
+    box.put("cat_end.png")
+    box.inbox.scan()
+    box.time += SETTLE
+    (waiting,) = box.inbox.scan(lambda folder, name: f"job of {name}").waiting
+    assert "job of cat" in waiting.missing
+
+
+def test_the_inbox_itself_gone_is_an_error_and_not_an_empty_inbox(box: Box) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        Inbox(box.root / "gone", SETTLE).scan()
+
+
+names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12)
+suffixes = st.sampled_from(
+    [".png", ".JPG", ".txt", ".toml", "_end.png", ".end.webp", "_first_frame.png", ".pdf"]
+)
+
+
+@given(files=st.lists(st.builds("".join, st.tuples(names, suffixes)), unique=True, max_size=12))
+def test_every_file_is_in_exactly_one_group(files: list[str]) -> None:
+    grouped = [path for group in group_files(files) for path in group.paths]
+    assert sorted(grouped) == sorted(path for path in files if path != "_defaults.toml")
