@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXIT_DIED, EXIT_NOT_RUNNING, EXIT_UNKNOWN = 1, 3, 4  # of status, as service managers have it
 EXIT_USAGE = 2
+STARTING_SECONDS = 3.0
 EXIT_ALREADY_RUNNING = 75
 
 config_option = click.option(
@@ -174,9 +175,15 @@ def _report(config: "Config") -> tuple[dict[str, Any], int]:
     from framepackd import control
 
     stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "paused"))
+    deadline = time.monotonic() + STARTING_SECONDS
     try:
-        if config.state_dir.exists() and control.is_held(config.state_dir):
-            return control.ask(config.state_dir, {"command": "status"}), 0
+        while config.state_dir.exists() and control.is_held(config.state_dir):
+            try:
+                return control.ask(config.state_dir, {"command": "status"}), 0
+            except (FileNotFoundError, ConnectionError):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)  # it is just starting, or just ending
         return _look(config, stopped)
     except Exception as error:
         text = f"cannot tell: {config.state_dir}: {error}"

@@ -77,6 +77,7 @@ class Daemon:
         self._inbox = Inbox(config.inbox, config.settle_seconds)
         self._poll_seconds = poll_seconds(config)
         self._worker: _Running | None = None
+        self._device = config.gpu.device  # until the worker tells what "auto" has become
         self._waiting: tuple[Waiting, ...] = ()
         self._since = utc_now()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -113,7 +114,7 @@ class Daemon:
             "pid": os.getpid(),
             "since": self._since,
             "model": self._config.model,
-            "device": self._config.gpu.device,
+            "device": self._device,
             "paused": None,
         }
 
@@ -234,7 +235,8 @@ class Daemon:
             self._worker = _start_worker()
         self._worker.job = job
         log.info("job %s: %s started (%s)", job.id, job.path, job.settings["model"])
-        self._worker.connection.send(self._work(job))
+        with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
+            self._worker.connection.send(self._work(job))
 
     def _work(self, job: Job) -> worker.Work:
         folder = self._config.jobs_dir / job.id
@@ -275,6 +277,9 @@ class Daemon:
         job = running.job
         assert job is not None, "the worker speaks only about its job"
         match message:
+            case worker.Ready():
+                self._device = message.device
+                return
             case worker.StepDone():
                 self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
                 _notify(f"STATUS={job.path}: section {message.section}/{job.sections}, step {message.step}")
@@ -290,7 +295,7 @@ class Daemon:
                     State.DONE,
                     timings=message.timings,
                     versions=message.versions,
-                    device=message.device,
+                    device=self._device,
                     model_sources={name: str(getattr(spec, name)) for name in sources},
                 )
             case worker.Stopped():

@@ -11,8 +11,9 @@ from typing import Any
 
 from framepackd import files
 from framepackd.config import Config
-from framepackd.intake import INPUTS, rest_of_name
+from framepackd.intake import INPUTS
 from framepackd.jobs import Job, JobStore, State, utc_now
+from framepackd.names import rest_of_name
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from framepackd.names import printable
+
 PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
 SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING = 10, 8, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
@@ -114,9 +116,9 @@ def _waiting(waiting: list[dict[str, Any]], now: datetime) -> RenderableType:
         folder = f"{entry['folder']}/" if entry["folder"] else ""
         grid.add_row(
             Text("  waiting" if position == 0 else "", style="yellow"),
-            escape(folder + ", ".join(entry["files"])),
+            _text(folder + ", ".join(entry["files"])),
             f"for {duration(since.total_seconds())}",
-            escape(f"missing: {entry['missing']}" if " " not in entry["missing"] else entry["missing"]),
+            _text(f"missing: {entry['missing']}" if " " not in entry["missing"] else entry["missing"]),
         )
     if len(waiting) > SHOWN_WAITING:
         grid.add_row("", f"and {len(waiting) - SHOWN_WAITING} more", "", "")
@@ -132,7 +134,7 @@ def _results(ended: list[dict[str, Any]], now: datetime) -> RenderableType:
             Text(f"  {state}", style=STATE_STYLES[state]),
             escape(_path(job)),
             f"{duration(ago.total_seconds())} ago",
-            escape(job["quality"] or job["error"] or job["output"] or ""),
+            _text(job["quality"] or job["error"] or job["output"] or ""),
         )
     if len(ended) > SHOWN_RESULTS:
         grid.add_row("", f"and {len(ended) - SHOWN_RESULTS} more", "", "")
@@ -144,7 +146,12 @@ def _grid() -> Table:
 
 
 def _path(job: dict[str, Any]) -> str:
-    return f"{job['folder']}/{job['name']}" if job["folder"] else str(job["name"])
+    return printable(f"{job['folder']}/{job['name']}" if job["folder"] else str(job["name"]))
+
+
+def _text(value: object) -> str:
+    """Make anything safe to print as it is."""
+    return escape(printable(str(value)))
 
 
 def _finish(seconds: float | None, now: datetime) -> str:
@@ -179,18 +186,18 @@ def job(record: dict[str, Any]) -> RenderableType:
     for key, value in record.items():
         if key in ("history", "inputs", "timings", "versions", "model_sources") or value in (None, ""):
             continue
-        facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), escape(str(value)))
+        facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
     for key in ("inputs", "model_sources", "timings", "versions"):
         for name, value in (record[key] or {}).items():
             text = value["file"] if isinstance(value, dict) else str(value)
             facts.add_row(
                 Text(f"  {key.replace('_', ' ')}: {name}", style="cyan"),
-                escape(f"{text} s" if key == "timings" else text),
+                _text(f"{text} s" if key == "timings" else text),
             )
     history = _grid()
     for entry in record["history"]:
         style = STATE_STYLES.get(entry["state"], "")
-        history.add_row(f"  {entry['at']}", Text(entry["state"], style=style), escape(entry["note"]))
+        history.add_row(f"  {entry['at']}", Text(entry["state"], style=style), _text(entry["note"]))
     return Group(Text(f"job {record['id']}", style="bold"), facts, Text("history", style="bold"), history)
 
 

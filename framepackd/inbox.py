@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from framepack_core.errors import RequestError
+from framepackd.names import as_utf8
 from framepackd.settings import DEFAULTS_FILE, read_settings_file
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -183,8 +184,8 @@ class Inbox:
 def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
     """Name what a person has to sort out first."""
     for path in group.paths:
-        if path != _printable(path):
-            return f"{_printable(_name(path))} has a name that is not UTF-8: rename it"
+        if path != as_utf8(path):
+            return f"{as_utf8(_name(path))} has a name that is not UTF-8: rename it"
         if not found[path].regular:
             return f"{_name(path)} is not a regular file: copy the file itself here"
     if group.files.get("unknown"):
@@ -202,9 +203,9 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
 def _waiting(group: Group, missing: str, found: dict[str, Found]) -> Waiting:
     since = max(found[path].arrived for path in group.paths)
     return Waiting(
-        folder=_printable(group.folder),
-        name=_printable(group.name),
-        files=tuple(_printable(_name(path)) for path in group.paths),
+        folder=as_utf8(group.folder),
+        name=as_utf8(group.name),
+        files=tuple(as_utf8(_name(path)) for path in group.paths),
         missing=missing,
         since=datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
@@ -296,11 +297,6 @@ def defaults_files(folder: str) -> list[str]:
     """
     parts = PurePosixPath(folder).parts
     return [str(PurePosixPath(*parts[:depth], DEFAULTS_FILE)) for depth in range(len(parts) + 1)]
-
-
-def _printable(text: str) -> str:
-    """Escape bytes that are not UTF-8, which Linux allows in names."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _folder(path: str) -> str:

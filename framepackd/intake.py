@@ -9,7 +9,6 @@ import json
 import logging
 import secrets
 import shutil
-import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,14 @@ def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
             shutil.rmtree(work)
         if work.name in known or not work.exists():
             continue
-        manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-        _move_inputs(work, manifest, config.inbox)
+        try:
+            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+            _move_inputs(work, manifest, config.inbox)
+        except OSError as error:
+            log.error(  # noqa: TRY400 - the text says all
+                "job %s: its intake cannot be finished: %s: trying again at the next start", work.name, error
+            )
+            continue
         adopted.append(_record(work, manifest, config, store))
         log.info("job %s: taken in after a crash during its intake", adopted[-1].id)
     return adopted
@@ -126,6 +131,11 @@ def _record(work: Path, manifest: dict[str, Any], config: Config, store: JobStor
             }
     except RequestError as error:
         job.delivery = {"state": State.FAILED, "error": str(error)}
+    except OSError as error:
+        reason = (
+            f"{Path(error.filename or work).name} cannot be read ({error.strerror}): correct its permissions"
+        )
+        job.delivery = {"state": State.FAILED, "error": f"{reason} and drop the files again"}
     log.info("job %s: %s taken in: %s", job.id, job.path, (job.delivery or {}).get("error") or _summary(job))
     return store.add(job)
 
@@ -214,12 +224,3 @@ def _fingerprint(job: Job) -> str:
     pictures = {role: job.inputs[role]["sha256"] for role in ("image", "end") if role in job.inputs}
     decisive = json.dumps([pictures, job.settings], sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()
-
-
-def rest_of_name(file: str, name: str) -> str:
-    """Give what follows NAME in the name of one of its files.
-
-    >>> rest_of_name("cat_end.png", "cat")
-    '_end.png'
-    """
-    return unicodedata.normalize("NFC", file)[len(unicodedata.normalize("NFC", name)) :]

@@ -17,6 +17,8 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import NullPool
 
+from framepackd.names import printable
+
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
 SCHEMA_VERSION = 1
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
@@ -91,8 +93,8 @@ class Job(_Base):
 
     @property
     def path(self) -> str:
-        """Name with its folder, as people know it."""
-        return f"{self.folder}/{self.name}" if self.folder else self.name
+        """Name with its folder, as people know it; on one line, whatever the name holds."""
+        return printable(f"{self.folder}/{self.name}" if self.folder else self.name)
 
     @property
     def steps(self) -> int:
@@ -231,7 +233,8 @@ class JobStore:
             section=section,
             step=step,
             steps_run=Job.steps_run + 1,
-            step_seconds=_smoothed(Job.step_seconds, seconds),
+            # The first step warms everything up and would spoil the estimate: the second replaces it.
+            step_seconds=seconds if (section, step) == (1, 2) else _smoothed(Job.step_seconds, seconds),
             stalled_deaths=0,
         )
 

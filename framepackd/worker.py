@@ -48,6 +48,13 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """The model is loaded."""
+
+    device: str
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A sampling step is done; sections count from 1."""
 
@@ -69,7 +76,6 @@ class Finished:
 
     timings: dict[str, float]
     versions: dict[str, str]
-    device: str
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Failed:
     retry: bool
 
 
-Message = StepDone | SectionDecoded | Finished | Stopped | Failed
+Message = Ready | StepDone | SectionDecoded | Finished | Stopped | Failed
 
 
 def main(connection: Connection, parent: int) -> None:
@@ -141,6 +147,7 @@ def _generate(work: Work, loaded: _Loaded, connection: Connection) -> Message:
     clock = _PhaseClock()
     engine = loaded.engine(work)
     clock.lap("load")
+    connection.send(Ready(str(engine.device)))
     conditioned = engine.encode(work.request)
     clock.lap("encode")
     work.result.mkdir(exist_ok=True)
@@ -159,7 +166,7 @@ def _generate(work: Work, loaded: _Loaded, connection: Connection) -> Message:
     assert clip is not None
     _write(work, clip.frames())
     clock.lap("write")
-    return Finished(clock.seconds, _versions(), str(engine.device))
+    return Finished(clock.seconds, _versions())
 
 
 def _write(work: Work, frames: media.Frames) -> None:

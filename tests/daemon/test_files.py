@@ -54,7 +54,7 @@ def test_across_file_systems_a_taken_name_is_not_overwritten_either(tmp_path: Pa
 
 
 def at_every_call(monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], check: Callable[[], None]) -> int:
-    """Run again and again, dying each time at a later one of the calls that change files; returns how many."""
+    """Run again and again, dying at a later one of the calls that change files each time; say how many."""
     for number in range(1, 500):
         with monkeypatch.context() as patched:
             calls = itertools.count(1)

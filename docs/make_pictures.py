@@ -1,0 +1,105 @@
+"""Take the README's pictures from a real run: status in the middle of its work, and a result.
+
+    python docs/make_pictures.py
+
+Nothing is posed: a daemon with the demo model, jobs dropped into its inbox, what status prints, what
+comes out.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+from rich.console import Console
+
+from framepackd import control, display
+
+PICTURES = Path(__file__).parent / "pictures"
+DEMO = Path(str(files("framepackd").joinpath("demo")))
+JOBS = {
+    "harbour": "",
+    "morning": "",
+    "trip/lake": "steps = 25\nseconds = 5\n",
+    "trip/beach": "",
+    "fox": "steps = 0\n",
+}
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        environment = os.environ | {
+            "FRAMEPACKD_STATE_DIR": str(root / "state"),
+            "FRAMEPACKD_MODEL": "demo",
+            "FRAMEPACKD_SETTLE_SECONDS": "0.5",
+            "FRAMEPACKD_DEFAULTS__SECONDS": "2.4",
+            "FRAMEPACKD_DEFAULTS__STEPS": "8",
+        }
+        (root / "state/inbox").mkdir(parents=True)
+        daemon = subprocess.Popen([sys.executable, "-m", "framepackd", "run"], env=environment)
+        try:
+            drop(root / "state/inbox")
+            wait_until(root / "state", name="lake", section=2)
+            draw_status(root / "state")
+            wait_until(root / "state", name="lake", section=None)
+            draw_result(root / "state/outbox/trip/lake.mp4")
+        finally:
+            daemon.send_signal(signal.SIGTERM)
+            daemon.wait()
+
+
+def drop(inbox: Path) -> None:
+    for name, settings in JOBS.items():
+        (inbox / name).parent.mkdir(exist_ok=True)
+        shutil.copy(DEMO / "lake.png", inbox / f"{name}.png")
+        (inbox / f"{name}.txt").write_text((DEMO / "lake.txt").read_text())
+        if settings:
+            (inbox / f"{name}.toml").write_text(settings)
+        time.sleep(0.1)
+    shutil.copy(DEMO / "lake.png", inbox / "owl.png")
+
+
+def wait_until(state: Path, *, name: str, section: int | None) -> None:
+    """Wait until a job is in a section, or, with None, done."""
+    while True:
+        time.sleep(0.3)
+        try:
+            jobs = control.ask(state, {"command": "status"})["jobs"]
+        except OSError:
+            continue
+        job = next((job for job in jobs if job["name"] == name), None)
+        if job and (
+            job["state"] == "done" if section is None else job["section"] == section and job["step"] > 9
+        ):
+            return
+
+
+def draw_status(state: Path) -> None:
+    report = control.ask(state, {"command": "status"})
+    for job in report["jobs"]:  # where this machine keeps things is nobody's concern
+        job["output"] = job["output"] and job["output"].replace(str(state), "~/.local/state/framepackd")
+    console = Console(record=True, width=118, highlight=False, force_terminal=True)
+    console.print("[bold]$ framepackd status[/]")
+    console.print(display.status(report))
+    console.save_svg(str(PICTURES / "status.svg"), title="framepackd status")
+
+
+def draw_result(video: Path) -> None:
+    with av.open(video) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, 8).round().astype(int)]
+    Image.fromarray(np.hstack(chosen)).save(PICTURES / "result.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
