@@ -415,6 +415,8 @@ def _watching(config: Config, daemon: Daemon) -> Iterator[None]:
     try:
         yield
     finally:
+        # watchdog 7 calls its own orderly end an error.
+        logging.getLogger("watchdog").setLevel(logging.CRITICAL)
         observer.stop()
         observer.join()
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from framepackd.names import printable
 
 PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
+LABEL_WIDTH = 11
 SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING = 10, 8, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
 STATE_STYLES = {
@@ -73,7 +74,7 @@ def _daemon_words(daemon: dict[str, Any], now: datetime) -> str:
 def _running(job: dict[str, Any], now: datetime) -> RenderableType:
     total = max(job["sections"] * job["steps"], 1)
     done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
-    grid = Table.grid(padding=(0, 2))
+    grid = _grid()
     where = (
         f"section {job['section']}/{job['sections']}  step {job['step']}/{job['steps']}"
         if job["section"]
@@ -142,7 +143,10 @@ def _results(ended: list[dict[str, Any]], now: datetime) -> RenderableType:
 
 
 def _grid() -> Table:
-    return Table.grid(padding=(0, 2))
+    """Give a table without lines, whose first column is as wide in all parts of the picture."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(min_width=LABEL_WIDTH)
+    return grid
 
 
 def _path(job: dict[str, Any]) -> str:

@@ -21,14 +21,16 @@ TINY = 'model = "demo"\n[defaults]\nseconds = 1\nsteps = 2\nlatent_window_size =
 class Daemon:
     """Runs framepackd on a folder and asks it things, as a person would."""
 
-    def __init__(self, root: Path, *, settle_seconds: float = 0.3, config: str = "") -> None:
+    def __init__(
+        self, root: Path, *, settle_seconds: float = 0.3, config: str = "", models: str = ""
+    ) -> None:
         self.root = root
         self.inbox, self.outbox, self.failed = (root / name for name in ("inbox", "outbox", "failed"))
         self.state = root / "state"
         self.config = root / "config.toml"
         folders = "".join(f'{name} = "{name}"\n' for name in ("inbox", "outbox", "failed"))
         self.config.write_text(
-            f'state_dir = "state"\n{folders}settle_seconds = {settle_seconds}\n{config}{TINY}'
+            f'state_dir = "state"\n{folders}settle_seconds = {settle_seconds}\n{config}{TINY}{models}'
         )
         self.inbox.mkdir(exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
