@@ -71,7 +71,10 @@ class Engine:
         """Take loaded components; they are moved to the device when they are needed."""
         self.models = models
         self.device = device
-        self._resident = memory.keeps_resident(device)
+        weights = memory.weight_bytes(
+            models.transformer, models.text_encoder, models.text_encoder_2, models.vae, models.image_encoder
+        )
+        self._resident = memory.keeps_resident(device, weights)
         if not self._resident:
             models.vae.enable_tiling()  # as the reference below 60 GiB; it changes pixels slightly
 
@@ -83,6 +86,7 @@ class Engine:
             ModelError: a file is missing or not what it should be, or the device is not there.
         """
         chosen = memory.choose_device(device)
+        memory.release_unused(chosen)  # of a model that was loaded before
         transformer_dtype, encoder_dtype = memory.choose_dtypes(chosen, dtype)
         return cls(loading.load(spec, dtype=transformer_dtype, encoder_dtype=encoder_dtype), chosen)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel, ModelMixin
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     CLIPTextModel,
@@ -56,7 +56,7 @@ def load(spec: ModelSpec, *, dtype: torch.dtype, encoder_dtype: torch.dtype) -> 
     folders = models.find(spec)
     base = folders.base
     # Not LlamaTokenizerFast: since transformers 5 it loses the spaces of every prompt.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(base / "tokenizer")
+    tokenizer = _read(PreTrainedTokenizerFast, base / "tokenizer")
     verify_prompt_template(tokenizer)
     return Models(
         spec=spec,
@@ -64,11 +64,11 @@ def load(spec: ModelSpec, *, dtype: torch.dtype, encoder_dtype: torch.dtype) -> 
         text_encoder=_load(LlamaModel, base / "text_encoder", encoder_dtype),
         text_encoder_2=_load(CLIPTextModel, base / "text_encoder_2", encoder_dtype),
         tokenizer=tokenizer,
-        tokenizer_2=CLIPTokenizer.from_pretrained(base / "tokenizer_2"),
+        tokenizer_2=_read(CLIPTokenizer, base / "tokenizer_2"),
         vae=_load(AutoencoderKLHunyuanVideo, base / "vae", encoder_dtype),
         image_encoder=_load(SiglipVisionModel, folders.image_encoder / "image_encoder", encoder_dtype),
         # The PIL one by name: with torchvision installed the plain class computes other pixels.
-        image_processor=SiglipImageProcessorPil.from_pretrained(folders.image_encoder / "feature_extractor"),
+        image_processor=_read(SiglipImageProcessorPil, folders.image_encoder / "feature_extractor"),
         dtype=dtype,
     )
 
@@ -93,6 +93,17 @@ def _inputs_to_float32(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[
     return tuple(tensor.float() for tensor in inputs)
 
 
+def _read(component: Any, folder: Path, **arguments: Any) -> Any:
+    """Have a library read a folder, and say which it was if that fails."""
+    try:
+        return component.from_pretrained(folder, local_files_only=True, **arguments)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"{folder} cannot be loaded ({type(error).__name__}: {error}): "
+            "its files are damaged or incomplete; download them again"
+        ) from error
+
+
 def _stored_keys(folder: Path) -> set[str]:
     keys: set[str] = set()
     for file in folder.glob("*.safetensors"):
@@ -103,15 +114,7 @@ def _stored_keys(folder: Path) -> set[str]:
 
 def _load(component: Any, folder: Path, dtype: torch.dtype) -> Any:
     """Load one component and refuse it if any weight is missing, left over or of another shape."""
-    try:
-        module, report = component.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ModelError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {error}): "
-            "its files are damaged or incomplete; download them again"
-        ) from error
+    module, report = _read(component, folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
     faults = {
         name: set(map(str, report.get(f"{name}_keys") or ()))
         for name in ("missing", "unexpected", "mismatched")
@@ -119,6 +122,7 @@ def _load(component: Any, folder: Path, dtype: torch.dtype) -> Any:
     if isinstance(module, ModelMixin):
         # diffusers believes a sharded checkpoint's index; what the shards really hold is for us to see.
         faults["missing"] |= set(module.state_dict()) - _stored_keys(folder)
+    faults["unreadable"] = set(map(str, report.get("error_msgs") or ()))
     for fault, keys in faults.items():
         if keys:
             raise ModelError(

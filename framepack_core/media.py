@@ -14,6 +14,7 @@ from framepack_core.sections import FPS
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
+MAX_SCALED_PIXELS = 1 << 27  # a strip of a picture would be scaled to gigabytes before it is cropped
 ENCODER_THREADS = 2  # fixed: libx264 writes other bytes with another number of threads
 # The macroblock tree of libx264 (core 165, AVX) reads memory it did not write: the same frames gave other
 # bytes in up to 75 % of runs, depending on the width. Without it 760 of 760 runs over nine sizes were equal.
@@ -46,7 +47,8 @@ def open_picture(path: Path) -> Picture:
 
 
 def _refuse_unusual(path: Path, image: Image.Image) -> None:
-    if getattr(image, "n_frames", 1) > 1:
+    # MPO: a camera's JPEG with a preview or a depth map behind the photo.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise RequestError(
             f"{path.name} is animated ({getattr(image, 'n_frames', 1)} frames): "
             "save the frame to start from as PNG and drop that"
@@ -68,6 +70,11 @@ def crop_to(picture: Picture, size: Size) -> Picture:
         return picture
     scale = max(width / picture.shape[1], height / picture.shape[0])
     scaled_width, scaled_height = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
+    if scaled_width * scaled_height > MAX_SCALED_PIXELS:
+        raise RequestError(
+            f"a picture of {picture.shape[1]}x{picture.shape[0]} is too far from the shape of a "
+            f"{width}x{height} video: crop it and drop it again"
+        )
     scaled = Image.fromarray(picture).resize((scaled_width, scaled_height), Image.Resampling.LANCZOS)
     # Fractions are meant: Pillow rounds the edges, each by itself.
     box: Any = (

@@ -10,15 +10,20 @@ from framepack_core.buckets import BUCKETS, Size
 from framepack_core.errors import ModelError, RequestError
 from framepack_core.sections import Kind
 
-BASE_COMPONENTS = {  # folder -> a file without which it is nothing
-    "text_encoder": "config.json",
-    "text_encoder_2": "config.json",
-    "tokenizer": "tokenizer.json",
-    "tokenizer_2": "vocab.json",
-    "vae": "config.json",
+Components = dict[str, tuple[str, ...]]  # folder -> the files without which it is nothing
+
+BASE_COMPONENTS: Components = {
+    "text_encoder": ("config.json",),
+    "text_encoder_2": ("config.json",),
+    "tokenizer": ("tokenizer.json", "tokenizer_config.json"),
+    "tokenizer_2": ("vocab.json", "merges.txt"),
+    "vae": ("config.json",),
 }
-IMAGE_COMPONENTS = {"image_encoder": "config.json", "feature_extractor": "preprocessor_config.json"}
-TRANSFORMER_COMPONENTS = {".": "config.json"}
+IMAGE_COMPONENTS: Components = {
+    "image_encoder": ("config.json",),
+    "feature_extractor": ("preprocessor_config.json",),
+}
+TRANSFORMER_COMPONENTS: Components = {".": ("config.json",)}
 WEIGHTS = ("text_encoder", "text_encoder_2", "vae", "image_encoder", ".")
 
 
@@ -126,7 +131,7 @@ def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
         ModelError: the hub cannot be reached or does not have it.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     for source, components in _parts(spec):
         if not source.is_local:
@@ -134,35 +139,35 @@ def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
                 snapshot_download(
                     source.location, revision=source.revision, allow_patterns=_patterns(components)
                 )
-            except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+            except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
                 raise ModelError(
                     f"model {spec.name}: the hub has no {source}: check the name and revision in the config"
                 ) from error
-            except (HfHubHTTPError, OSError) as error:
+            except Exception as error:  # the network fails with errors of several libraries
                 raise ModelError(
-                    f"model {spec.name}: {source} could not be downloaded ({error}): "
+                    f"model {spec.name}: {source} could not be downloaded ({type(error).__name__}: {error}): "
                     "check the network and run the command again; what is here already is kept"
                 ) from error
         yield source, _locate(source, spec, components)
 
 
-def _parts(spec: ModelSpec) -> Iterator[tuple[Source, dict[str, str]]]:
+def _parts(spec: ModelSpec) -> Iterator[tuple[Source, Components]]:
     yield spec.transformer, TRANSFORMER_COMPONENTS
     yield spec.base, BASE_COMPONENTS
     yield spec.image_encoder, IMAGE_COMPONENTS
 
 
-def _patterns(components: dict[str, str]) -> list[str]:
+def _patterns(components: Components) -> list[str]:
     kinds = ("*.json", "*.safetensors", "*.txt")
     if "." in components:
         return list(kinds)
     return [f"{folder}/{kind}" for folder in components for kind in kinds]
 
 
-def _locate(source: Source, spec: ModelSpec, components: dict[str, str]) -> Path:
-    folder = source.folder if source.is_local else _in_hub_cache(source, spec)
-    for component, marker in components.items():
-        missing = _missing_file(folder / component, marker, weights=component in WEIGHTS)
+def _locate(source: Source, spec: ModelSpec, components: Components) -> Path:
+    folder = source.folder if source.is_local else _in_hub_cache(source, spec, components)
+    for component, markers in components.items():
+        missing = _missing_file(folder / component, markers, weights=component in WEIGHTS)
         if missing is not None:
             remedy = (
                 "put it there, or correct the path in the config"
@@ -173,22 +178,37 @@ def _locate(source: Source, spec: ModelSpec, components: dict[str, str]) -> Path
     return folder
 
 
-def _in_hub_cache(source: Source, spec: ModelSpec) -> Path:
+def _in_hub_cache(source: Source, spec: ModelSpec, components: Components) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(source.location, revision=source.revision, local_files_only=True))
+        # The same patterns as for the download: without them the hub's client misses the files left out.
+        return Path(
+            snapshot_download(
+                source.location,
+                revision=source.revision,
+                allow_patterns=_patterns(components),
+                local_files_only=True,
+            )
+        )
+    except HFValidationError as error:
+        raise ModelError(
+            f"model {spec.name}: {source} is neither a folder that is here nor a hub id (org/name): "
+            "correct it in the config"
+        ) from error
     except (LocalEntryNotFoundError, FileNotFoundError) as error:
         raise ModelError(
-            f"model {spec.name}: {source} is not on this machine: run: framepackd models download {spec.name}"
+            f"model {spec.name}: {source} is not on this machine, or not whole: "
+            f"run: framepackd models download {spec.name}"
         ) from error
 
 
-def _missing_file(folder: Path, marker: str, *, weights: bool) -> Path | None:
-    """Name the first file that a component lacks: its marker, or one of its weights."""
-    if not (folder / marker).is_file():
-        return folder / marker
+def _missing_file(folder: Path, markers: tuple[str, ...], *, weights: bool) -> Path | None:
+    """Name the first file that a component lacks: one of its markers, or of its weights."""
+    for marker in markers:
+        if not (folder / marker).is_file():
+            return folder / marker
     if not weights:
         return None
     indexes = sorted(folder.glob("*.safetensors.index.json"))

@@ -49,6 +49,12 @@ def blend(earlier: torch.Tensor, later: torch.Tensor, overlap: int) -> torch.Ten
 
 def to_uint8(pixels: torch.Tensor) -> Frames:
     """Convert pixels (1, 3, T, H, W) to frames (T, H, W, 3); truncated, not rounded, as the reference."""
-    frames = (pixels.float().clamp(-1, 1) * 127.5 + 127.5).to(torch.uint8)
-    array: Frames = rearrange(frames, "1 c t h w -> t h w c").contiguous().numpy()
+    _, channels, count, height, width = pixels.shape
+    frames = torch.empty((count, height, width, channels), dtype=torch.uint8)
+    for frame, picture in zip(
+        frames, pixels[0].unbind(dim=1), strict=True
+    ):  # one by one: a long video is large
+        scaled = picture.float().clamp(-1, 1) * 127.5 + 127.5
+        frame.copy_(rearrange(scaled.to(torch.uint8), "c h w -> h w c"))
+    array: Frames = frames.numpy()
     return array

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from framepack_core import loading, models
 from framepack_core.errors import ModelError
 from framepack_core.loading import keep_output_in_float32
-from framepack_core.memory import choose_device, choose_dtypes
+from framepack_core.memory import choose_device, choose_dtypes, on_device
 from framepack_core.models import BUILT_IN, ModelSpec, Source
 from tests.conftest import tiny_spec
 from tests.golden import HERE, TINY_MODELS
@@ -60,6 +60,7 @@ def load(spec: ModelSpec) -> loading.Models:
         "hunyuanvideo/text_encoder/model.safetensors",
         "hunyuanvideo/tokenizer/tokenizer.json",
         "hunyuanvideo/tokenizer_2/vocab.json",
+        "hunyuanvideo/tokenizer_2/merges.txt",
         "flux_redux/feature_extractor/preprocessor_config.json",
     ],
 )
@@ -76,10 +77,46 @@ def test_a_model_that_is_not_here_says_how_to_fetch_it(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     spec = replace(BUILT_IN["framepack"], transformer=Source("nobody/nothing", "main"))
-    with pytest.raises(
-        ModelError, match="nobody/nothing@main is not on this machine: run: framepackd models"
-    ):
+    with pytest.raises(ModelError, match=r"nobody/nothing@main is not on this machine.*framepackd models"):
         models.find(spec)
+
+
+def test_what_was_downloaded_is_found_though_files_were_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub's client remembers what a repository lists, and misses what was left out if asked for all."""
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--me--mine"
+    shutil.copytree(TINY_MODELS / "framepack-i2v", cached / "snapshots" / revision)
+    listed = [path.name for path in (TINY_MODELS / "framepack-i2v").iterdir()] + ["README.md"]
+    files = {name: {"size": 1, "blob_id": "0" * 40} for name in listed}
+    (cached / "trees").mkdir()
+    (cached / "trees" / f"{revision}.json").write_text(json.dumps({"format_version": 1, "files": files}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    spec = replace(tiny_spec(), transformer=Source("me/mine", revision))
+    assert models.find(spec).transformer == cached / "snapshots" / revision
+    (cached / "snapshots" / revision / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ModelError, match="framepackd models download"):
+        models.find(spec)
+
+
+def test_a_path_that_is_no_folder_and_no_hub_id_is_told() -> None:
+    with pytest.raises(ModelError, match="neither a folder that is here nor a hub id"):
+        models.find(replace(tiny_spec(), transformer=Source("models/my/transformer")))
+
+
+def test_a_download_that_breaks_off_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    class TransportError(Exception):
+        """What HTTP libraries raise: neither OSError nor the hub's own."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise TransportError("connection reset")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(
+        ModelError, match=r"could not be downloaded .*connection reset.*run the command again"
+    ):
+        list(models.download(BUILT_IN["framepack"]))
 
 
 def test_a_file_that_is_cut_short_is_told(copied: ModelSpec) -> None:
@@ -151,3 +188,25 @@ def test_devices_and_dtypes_that_are_not_there_are_told() -> None:
     assert choose_dtypes(torch.device("cpu"), "auto") == (torch.float32, torch.float32)
     assert choose_dtypes(torch.device("cuda"), "auto") == (torch.bfloat16, torch.float16)
     assert choose_dtypes(torch.device("cuda"), "float32") == (torch.float32, torch.float32)
+
+
+def test_a_module_that_could_only_be_moved_half_way_is_moved_back() -> None:
+    class TooLarge(torch.nn.Linear):
+        """Stands for the part that no longer fits."""
+
+        def _apply(self, fn: object, recurse: bool = True) -> torch.nn.Module:
+            if fn(torch.empty(0)).device.type == "meta":  # type: ignore[operator] # a function of a tensor
+                raise torch.OutOfMemoryError("too large")
+            return super()._apply(fn, recurse)
+
+    moved: list[str] = []
+
+    class Watched(torch.nn.Sequential):
+        def to(self, device: object) -> torch.nn.Module:  # type: ignore[override] # only what is used
+            moved.append(str(device))
+            return self if device == "cpu" else super().to(device)
+
+    module = Watched(torch.nn.Linear(2, 2), TooLarge(2, 2))
+    with pytest.raises(torch.OutOfMemoryError), on_device(module, device=torch.device("meta"), resident=True):
+        raise AssertionError("nothing to use is here")
+    assert moved == ["meta", "cpu"]

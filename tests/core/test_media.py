@@ -49,6 +49,17 @@ def test_a_photo_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
     assert open_picture(tmp_path / "photo.jpg").shape == (20, 10, 3)
 
 
+def test_a_camera_jpeg_with_a_preview_behind_the_photo_is_a_photo(tmp_path: Path) -> None:
+    photo, preview = Image.new("RGB", (20, 10), "red"), Image.new("RGB", (4, 2), "blue")
+    photo.save(tmp_path / "photo.jpg", format="MPO", save_all=True, append_images=[preview])
+    assert open_picture(tmp_path / "photo.jpg")[0, 0, 0] > 200
+
+
+def test_a_strip_of_a_picture_is_refused_before_it_fills_the_memory() -> None:
+    with pytest.raises(RequestError, match="too far from the shape"):
+        crop_to(np.zeros((1, 10000, 3), np.uint8), (416, 960))
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK"])
 def test_pictures_of_every_usual_kind_become_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
