@@ -105,21 +105,27 @@ class Engine:
         picture = open_picture(request.image)
         size = output_size(request, picture.shape[:2], self.models.spec.buckets)
         cropped = crop_to(picture, size)
-        positive = self._encode_prompt(request.prompt)
-        negative = self._encode_prompt(request.negative_prompt) if request.true_cfg_scale != 1 else None
-        return Conditioning(
-            positive=positive,
-            negative=negative,
-            image_embeds=self._encode_image(cropped),
-            start_latents=self._encode_latents(cropped, request.seed),
-            end_latents=self._encode_file(request.end_image, size, request.seed)
-            if request.end_image
-            else None,
-            keyframe_latents={
-                number: self._encode_file(path, size, request.seed)
-                for number, path in request.keyframes.items()
-            },
-        )
+        with self._on_device(self.models.text_encoder, self.models.text_encoder_2):
+            positive = self._encode_prompt(request.prompt)
+            negative = self._encode_prompt(request.negative_prompt) if request.true_cfg_scale != 1 else None
+        with self._on_device(self.models.image_encoder):
+            image_embeds = conditioning.encode_image(
+                cropped, self.models.image_encoder, self.models.image_processor
+            )
+        with self._on_device(self.models.vae):
+            return Conditioning(
+                positive=positive,
+                negative=negative,
+                image_embeds=image_embeds,
+                start_latents=self._encode_picture(cropped, request.seed),
+                end_latents=self._encode_file(request.end_image, size, request.seed)
+                if request.end_image
+                else None,
+                keyframe_latents={
+                    number: self._encode_file(path, size, request.seed)
+                    for number, path in request.keyframes.items()
+                },
+            )
 
     @torch.inference_mode()
     def sample(self, request: Request, conditioned: Conditioning) -> Iterator[Step | Clip]:
@@ -201,22 +207,16 @@ class Engine:
 
     def _encode_prompt(self, prompt: str) -> TextConditioning:
         models = self.models
-        with self._on_device(models.text_encoder, models.text_encoder_2):
-            return conditioning.encode_prompt(
-                prompt, models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2
-            )
+        return conditioning.encode_prompt(
+            prompt, models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2
+        )
 
-    def _encode_image(self, picture: Picture) -> torch.Tensor:
-        with self._on_device(self.models.image_encoder):
-            return conditioning.encode_image(picture, self.models.image_encoder, self.models.image_processor)
-
-    def _encode_latents(self, picture: Picture, seed: int) -> torch.Tensor:
+    def _encode_picture(self, picture: Picture, seed: int) -> torch.Tensor:
         # A generator of its own for each picture: the draw depends on the seed and on nothing before it.
-        with self._on_device(self.models.vae):
-            return vae.encode(picture, self.models.vae, torch.Generator("cpu").manual_seed(seed))
+        return vae.encode(picture, self.models.vae, torch.Generator("cpu").manual_seed(seed))
 
     def _encode_file(self, path: Path, size: Size, seed: int) -> torch.Tensor:
-        return self._encode_latents(crop_to(open_picture(path), size), seed)
+        return self._encode_picture(crop_to(open_picture(path), size), seed)
 
     def _on_device(self, *modules: nn.Module) -> AbstractContextManager[None]:
         return memory.on_device(*modules, device=self.device, resident=self._resident)

@@ -12,6 +12,7 @@ from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import RequestError
 from framepack_core.models import BUILT_IN
 from framepack_core.request import Request
+from framepack_core.sections import frame_count, section_count
 
 TinyEngine = Callable[[str], Engine]
 
@@ -37,6 +38,21 @@ def test_it_yields_every_step_and_a_clip_after_every_section(tiny_engine: TinyEn
     assert isinstance(last, Clip)
     assert last.frames().shape == (25, 32, 48, 3)
     assert last.frames().dtype == np.uint8
+
+
+@pytest.mark.parametrize("cache", ["none", "teacache"])
+@pytest.mark.parametrize(
+    ("window", "steps", "seconds"), [(1, 1, 1), (1, 2, 1), (2, 3, 1), (5, 1, 2), (33, 1, 1)]
+)
+@pytest.mark.parametrize("transformer", ["framepack-i2v", "framepack-f1"])
+def test_the_length_is_right_at_every_edge_of_the_settings(
+    tiny_engine: TinyEngine, image: Path, transformer: str, window: int, steps: int, seconds: int, cache: str
+) -> None:
+    settings = {"latent_window_size": window, "steps": steps, "seconds": seconds, "cache": cache, "width": 32}
+    *_, clip = tiny_engine(transformer).generate(small(image, **settings))
+    assert isinstance(clip, Clip)
+    sections = section_count(seconds, window)
+    assert (clip.section, len(clip.frames())) == (sections - 1, frame_count(sections, window))
 
 
 def test_leaving_the_loop_gives_the_transformer_its_blocks_back(tiny_engine: TinyEngine, image: Path) -> None:
