@@ -40,7 +40,9 @@ def open_picture(path: Path) -> Picture:
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RequestError(f"{path.name} is too large ({error}): scale it down and drop it again") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except RequestError:
+        raise
+    except Exception as error:  # a damaged file can make Pillow raise anything
         raise RequestError(
             f"{path.name} is damaged ({error}): save it again as PNG or JPEG and drop it again"
         ) from error

@@ -18,7 +18,8 @@ FULL_MODEL_GIB = 26  # the transformer in bfloat16, which is on the device as a 
 
 def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     """Look at everything a run needs; yields each finding as it is made."""
-    yield True, "config", f"read; model {config.model}, settings {config.defaults or 'as published'}"
+    settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
+    yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
     for name, path in config.folders.items():
         yield _folder(name, path)
     events = filesystem_type(config.inbox)

@@ -150,7 +150,7 @@ class Inbox:
         """Say what keeps a settled group from being a job; None if nothing does."""
         return (
             self.held.get((group.folder, group.name))
-            or _in_the_way(group, found)
+            or _in_the_way(group, defaults, found)
             or self._missing_partner(group, defaults, missed_job)
         )
 
@@ -181,9 +181,9 @@ class Inbox:
             return None  # a mistake in the job's own settings: it is taken, and fails with the reason
 
 
-def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
+def _in_the_way(group: Group, defaults: list[str], found: dict[str, Found]) -> str | None:
     """Name what a person has to sort out first."""
-    for path in group.paths:
+    for path in (*group.paths, *defaults):
         if path != as_utf8(path):
             return f"{as_utf8(_name(path))} has a name that is not UTF-8: rename it"
         if not found[path].regular:

@@ -136,6 +136,11 @@ def _record(work: Path, manifest: dict[str, Any], config: Config, store: JobStor
             f"{Path(error.filename or work).name} cannot be read ({error.strerror}): correct its permissions"
         )
         job.delivery = {"state": State.FAILED, "error": f"{reason} and drop the files again"}
+    except Exception as error:
+        # Whatever a file can do to us, it must not stop the queue, now or at the next start.
+        log.exception("job %s: %s cannot be taken in", job.id, job.path)
+        reason = f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
+        job.delivery = {"state": State.FAILED, "error": reason}
     log.info("job %s: %s taken in: %s", job.id, job.path, (job.delivery or {}).get("error") or _summary(job))
     return store.add(job)
 

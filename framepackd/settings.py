@@ -16,6 +16,7 @@ from framepack_core.errors import RequestError
 from framepack_core.request import MAX_SEED, GenerationSettings, Integer, Number, explain
 
 DEFAULTS_FILE = "_defaults.toml"
+MAX_SETTINGS_BYTES = 1 << 16
 # Names in FramePack's own demo and the scripts written for it.
 OTHER_NAMES = {
     "n_prompt": "negative_prompt",
@@ -94,8 +95,12 @@ def read_settings_file(path: Path, origin: str) -> dict[str, Any]:
     Raises:
         RequestError: it is not TOML, or holds a mistake.
     """
+    if path.stat().st_size > MAX_SETTINGS_BYTES:
+        raise RequestError(
+            f"{origin} has {path.stat().st_size} bytes: settings may have {MAX_SETTINGS_BYTES}"
+        )
     try:
         values = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
         raise RequestError(f"{origin} is not TOML: {error}") from error
     return parse_settings(values, origin)

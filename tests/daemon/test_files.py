@@ -230,6 +230,22 @@ def test_what_is_recorded_of_a_job_is_what_the_contract_names(tmp_path: Path) ->
     assert len(record["inputs"]["image"]["sha256"]) == 64
 
 
+def test_an_error_of_our_own_fails_the_job_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+
+    def fail(*_: object) -> None:
+        raise KeyError("what a fuzzed file may lead to")
+
+    monkeypatch.setattr(intake, "_check", fail)
+    place.take()
+    place.deliver()
+    assert "KeyError" in (place.config.failed / "cat.error.txt").read_text()
+    assert (place.config.failed / "cat.png").exists()
+
+
 def test_a_group_that_cannot_be_moved_stays_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

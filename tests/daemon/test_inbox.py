@@ -171,6 +171,20 @@ def test_links_wait_and_are_not_followed(box: Box, tmp_path: Path) -> None:
     assert "not a regular file" in box.waiting()["cat"]
 
 
+def test_defaults_that_are_a_pipe_hold_back_jobs_and_not_the_daemon(box: Box) -> None:
+    box.put("cat.png", "cat.txt")
+    os.mkfifo(box.root / "_defaults.toml")
+    assert box.waiting() == {"cat": "_defaults.toml is not a regular file: copy the file itself here"}
+
+
+def test_settings_nested_without_end_are_a_mistake_like_any_other(box: Box) -> None:
+    box.put("cat.png", "cat.txt")
+    box.put("_defaults.toml", content="a = " + "[" * 20000)
+    assert "_defaults.toml is not TOML" in box.waiting()["cat"]
+    box.put("_defaults.toml", content="# " + "x" * 100_000)
+    assert "settings may have 65536" in box.waiting()["cat"]
+
+
 def test_a_name_that_is_not_utf8_waits_and_can_be_printed(box: Box) -> None:
     Path(os.fsdecode(os.fsencode(box.root) + b"/caf\xe9.png")).write_text("x")
     ((name, missing),) = box.waiting().items()
