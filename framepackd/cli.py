@@ -90,7 +90,7 @@ def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
     try:
         store = JobStore(config.database, read_only=True) if config.database.exists() else None
         found = store.find(job) if store else None
-    except StoreError as error:
+    except (StoreError, OSError) as error:
         _fail(str(error), 1)
     if found is None:
         _fail(f"no job {job!r}: framepackd status lists them", 1)
@@ -111,7 +111,10 @@ def check(config_file: Path | None, *, gpu: bool) -> None:
     from framepackd import display
     from framepackd.check import run_checks
 
-    results = list(run_checks(config, gpu=gpu))
+    try:
+        results = list(run_checks(config, gpu=gpu))
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}: check that this user may read there", 1)
     display.console().print(display.checks(results), soft_wrap=True)
     sys.exit(1 if any(fine is False for fine, _, _ in results) else 0)
 
@@ -179,15 +182,23 @@ def _report(config: "Config") -> tuple[dict[str, Any], int]:
     try:
         while config.state_dir.exists() and control.is_held(config.state_dir):
             try:
-                return control.ask(config.state_dir, {"command": "status"}), 0
+                answer = control.ask(config.state_dir, {"command": "status"})
             except (FileNotFoundError, ConnectionError):
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.05)  # it is just starting, or just ending
+            else:
+                return (
+                    _untold(f"the daemon: {answer['error']}", stopped) if "error" in answer else (answer, 0)
+                )
         return _look(config, stopped)
     except Exception as error:
-        text = f"cannot tell: {config.state_dir}: {error}"
-        return {"daemon": {**stopped, "state": "unknown", "error": text}}, EXIT_UNKNOWN
+        return _untold(f"{config.state_dir}: {error}", stopped)
+
+
+def _untold(why: str, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    daemon = {**stopped, "state": "unknown", "error": f"cannot tell: {why}"}
+    return {"daemon": daemon, "counts": {}, "eta_seconds": None, "jobs": [], "waiting": []}, EXIT_UNKNOWN
 
 
 def _look(config: "Config", stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -198,8 +209,15 @@ def _look(config: "Config", stopped: dict[str, Any]) -> tuple[dict[str, Any], in
     store = JobStore(config.database, read_only=True) if config.database.exists() else None
     waiting: tuple[Waiting, ...] = ()
     if config.inbox.is_dir():
-        waiting = Inbox(config.inbox, settle_seconds=0).scan().waiting
-    died = store is not None and bool(store.in_state(State.RUNNING, limit=1) or store.undelivered())
+
+        def missed_job(folder: str, name: str) -> str | None:
+            job = store.latest(folder, name) if store else None
+            return job.id if job else None
+
+        inbox = Inbox(config.inbox, settle_seconds=0, prompted="prompt" in config.defaults)
+        waiting = inbox.scan(missed_job).waiting
+    left = store.in_state(State.RUNNING) if store else []
+    died = any(job.delivery is None for job in left)  # one with a delivery waits for the outbox, no more
     report = snapshot(store, waiting, {**stopped, "state": "died" if died else "stopped"})
     return report, EXIT_DIED if died else EXIT_NOT_RUNNING
 
@@ -210,6 +228,7 @@ def _watch(config: "Config") -> None:
     from framepackd import display
 
     screen = display.console()
+    code = 0
     try:
         with Live(console=screen, auto_refresh=False, transient=False) as live:
             while True:
@@ -219,7 +238,7 @@ def _watch(config: "Config") -> None:
                 live.update(display.status(report), refresh=True)
                 time.sleep(0.5)
     except KeyboardInterrupt:
-        sys.exit(0)
+        sys.exit(code)
 
 
 def _log_to_stderr() -> None:

@@ -1,6 +1,7 @@
 """The daemon's configuration: a TOML file, over it environment variables ``FRAMEPACKD_...``."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,6 +50,15 @@ class ModelConfig(_Section):
     image_encoder: str = BUILT_IN["framepack"].image_encoder.location
     revision: str | None = None  # of the transformer; for the others write "org/name@revision"
 
+    def with_absolute_paths(self, base: Path) -> "ModelConfig":
+        """Resolve those of the three that are folders against the config's folder; the others are hub ids."""
+        folders = {
+            key: str(base / Path(getattr(self, key)).expanduser())
+            for key in ("transformer", "base", "image_encoder")
+            if (base / Path(getattr(self, key)).expanduser()).exists()
+        }
+        return self.model_copy(update=folders)
+
     def spec(self, name: str) -> ModelSpec:
         """Build what the engine loads."""
         return ModelSpec(
@@ -65,8 +75,8 @@ def _source(location: str, revision: str | None) -> Source:
         for source in (built_in.transformer, built_in.base, built_in.image_encoder):
             if source.location == location and revision is None:
                 return source  # with the revision that was tested
-    if Path(location).expanduser().exists():
-        return Source(str(Path(location).expanduser().absolute()))
+    if Path(location).is_dir():
+        return Source(location)
     name, _, written = location.partition("@")
     return Source(name, written or revision)
 
@@ -101,8 +111,9 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _check_model(self) -> "Config":
-        if self.model not in self.model_names():
-            raise ValueError(f"model must be one of {', '.join(self.model_names())}, got {self.model!r}")
+        for key, name in (("model", self.model), ("defaults.model", self.defaults.get("model", self.model))):
+            if name not in self.model_names():
+                raise ValueError(f"{key} must be one of {', '.join(self.model_names())}, got {name!r}")
         return self
 
     @classmethod
@@ -158,23 +169,25 @@ def load_config(path: Path | None = None) -> Config:
     Raises:
         ConfigError: it is not there, not TOML, or holds a mistake.
     """
-    found = path or _find_config()
-    if found is not None and not found.is_file():
-        raise ConfigError(
-            f"config {found} does not exist: correct the path, or leave it out for the defaults"
-        )
+    try:
+        found = path or _find_config()
+        if found is not None and not found.is_file():
+            raise ConfigError(
+                f"config {found} does not exist: correct the path, or leave it out for the defaults"
+            )
+    except (OSError, RuntimeError) as error:  # no right to look there; no home folder
+        raise ConfigError(f"config {path or ''}: {error}") from error
     where = str(found) if found else "environment"
     _refuse_unknown_variables()
     _reading.clear()
     if found is not None:
         _reading["path"] = found
     try:
-        config = Config()
+        return _with_absolute_paths(Config(), (found.parent if found else Path.cwd()).absolute())
     except ValidationError as error:
         raise ConfigError(f"{where}: {explain(error, Config)}") from error
-    except (SettingsError, OSError, ValueError) as error:  # ValueError: not TOML, not UTF-8
+    except (SettingsError, OSError, RuntimeError, ValueError) as error:  # not TOML, not UTF-8, no such home
         raise ConfigError(f"{where}: {error}") from error
-    return _with_absolute_paths(config, (found.parent if found else Path.cwd()).absolute())
 
 
 def _find_config() -> Path | None:
@@ -206,7 +219,8 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
         name: (base if name in config.model_fields_set else state_dir) / getattr(config, name).expanduser()
         for name in ("inbox", "outbox", "failed")
     }
-    absolute = config.model_copy(update={"state_dir": state_dir, **others})
+    models = {name: model.with_absolute_paths(base) for name, model in config.models.items()}
+    absolute = config.model_copy(update={"state_dir": state_dir, **others, "models": models})
     _refuse_nested(absolute)
     return absolute
 
@@ -214,7 +228,7 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
 def _refuse_nested(config: Config) -> None:
     """Keep results from being taken in again as jobs."""
     for name in ("outbox", "failed", "state_dir"):
-        if getattr(config, name).is_relative_to(config.inbox):
+        if getattr(config, name).resolve().is_relative_to(config.inbox.resolve()):
             where = f"{name} ({getattr(config, name)}) lies in the inbox ({config.inbox})"
             raise ConfigError(f"{where}: move one of them")
 
@@ -235,7 +249,8 @@ def filesystem_type(path: Path) -> str:
         return ""
     for line in lines:
         fields, _, rest = line.partition(" - ")
-        mount = fields.split()[4].encode().decode("unicode_escape")
-        if path.is_relative_to(mount) and len(mount) > best:
+        # Blanks and the like are written as \\040; of two mounts on one point the later is on top.
+        mount = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
+        if path.resolve().is_relative_to(mount) and len(mount) >= best:
             best, found = len(mount), rest.split()[0]
     return found

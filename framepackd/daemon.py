@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 0.25  # at most this often, however many events arrive
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
+INTAKE_SECONDS = 0.5  # of taking in, before the loop goes round again
 RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
 
 
@@ -74,7 +75,7 @@ class Daemon:
         self._config = config
         self._store = store
         self._once = once
-        self._inbox = Inbox(config.inbox, config.settle_seconds)
+        self._inbox = Inbox(config.inbox, config.settle_seconds, prompted="prompt" in config.defaults)
         self._poll_seconds = poll_seconds(config)
         self._worker: _Running | None = None
         self._device = config.gpu.device  # until the worker tells what "auto" has become
@@ -83,7 +84,7 @@ class Daemon:
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._next_scan = 0.0
         self._changed = True  # something happened in the inbox since the last scan
-        self._retry_delivery = 0.0
+        self._retry_delivery: dict[str, float] = {}  # job id -> when to try again
         self._clear_held = 0.0
         self._idle = False  # the last scan found nothing to take or to wait for
         self._failed = False
@@ -145,15 +146,14 @@ class Daemon:
         busy = self._worker is not None and self._worker.job is not None
         if self.stopping:
             return not busy
-        return self._once and self._idle and not busy and not self._store.in_state(State.QUEUED, limit=1)
+        return self._once and self._idle and not busy and not self._store.has_queued()
 
     def _round(self) -> None:
         self._listen()
         now = time.monotonic()
         if not self.stopping and now >= self._next_scan:
             self._look(now)
-        if now >= self._retry_delivery:
-            self._deliver(now)
+        self._deliver(now)
         if not self.stopping:
             self._start_next()
         else:
@@ -164,7 +164,7 @@ class Daemon:
         # A change is looked at soon, but not for every one of a thousand events.
         if self._changed:
             self._next_scan = min(self._next_scan, time.monotonic() + SCAN_SECONDS)
-        timeout = max(self._next_scan - time.monotonic(), 0.0)
+        timeout = max(min([self._next_scan, *self._retry_delivery.values()]) - time.monotonic(), 0.0)
         if self.stopping:
             timeout = 0.5
         sources: list[Any] = [self._wake_read]
@@ -188,10 +188,17 @@ class Daemon:
         except OSError as error:
             # Unmounted or without rights: say so, and touch nothing; what is queued goes on.
             log.error("inbox %s cannot be read: %s", self._config.inbox, error.strerror)  # noqa: TRY400
-            scan = Scan((), (), unsettled=False)
+            scan = Scan((), self._waiting, unsettled=False)
+            self._failed = True
+        unfinished = False
         for group in scan.ready:
+            if self.stopping or time.monotonic() - now > INTAKE_SECONDS:
+                unfinished = True  # the worker and signals want to be heard between
+                break
             try:
                 intake.take(group, self._config, self._store)
+            except intake.ChangedError:
+                unfinished = True
             except OSError as error:
                 reason = (
                     f"{group.name} cannot be moved out of the inbox ({error.strerror}): check its permissions"
@@ -202,6 +209,10 @@ class Daemon:
         self._idle = not scan.ready and not scan.unsettled
         pause = min(self._poll_seconds, max(self._config.settle_seconds / 4, SCAN_SECONDS))
         self._next_scan = now + (pause if scan.unsettled or scan.ready else self._poll_seconds)
+        if unfinished:
+            self._next_scan = now
+        if self._inbox.held:
+            self._next_scan = min(self._next_scan, self._clear_held)
 
     def _missed_job(self, folder: str, name: str) -> str | None:
         job = self._store.latest(folder, name)
@@ -209,10 +220,14 @@ class Daemon:
 
     def _deliver(self, now: float) -> None:
         for job in self._store.undelivered():
+            if now < self._retry_delivery.get(job.id, now):
+                continue
+            self._retry_delivery.pop(job.id, None)
             try:
                 delivery.deliver(job, self._config, self._store)
             except OSError as error:
-                self._retry_delivery = now + RETRY_SECONDS
+                self._retry_delivery[job.id] = now + RETRY_SECONDS
+                self._failed = True  # for --once, which does not wait for better times
                 log.error(  # noqa: TRY400 - the text says all; it is tried again
                     "job %s: cannot be delivered (%s: %s): trying again in %.0f s",
                     job.id,
@@ -221,7 +236,8 @@ class Daemon:
                     RETRY_SECONDS,
                 )
             else:
-                self._failed |= job.delivery is not None and job.delivery["state"] == State.FAILED
+                assert job.delivery is not None
+                self._failed |= job.delivery["state"] == State.FAILED
 
     # the worker
 
@@ -231,12 +247,17 @@ class Daemon:
         job = self._store.claim()
         if job is None:
             return
+        try:
+            work = self._work(job)
+        except (KeyError, ValueError) as error:  # taken in under another config or version
+            self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
+            return
         if self._worker is None:
             self._worker = _start_worker()
         self._worker.job = job
-        log.info("job %s: %s started (%s)", job.id, job.path, job.settings["model"])
+        log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
-            self._worker.connection.send(self._work(job))
+            self._worker.connection.send(work)
 
     def _work(self, job: Job) -> worker.Work:
         folder = self._config.jobs_dir / job.id
@@ -268,7 +289,7 @@ class Daemon:
         try:
             while running.connection.poll():
                 self._hear(running, running.connection.recv())
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # gone, perhaps in the middle of a word
             running.process.join()
         if not running.process.is_alive():
             self._bury(running)

@@ -4,7 +4,9 @@ A delivery can be repeated after a crash at any line: a file that is not in the 
 been delivered, whatever has become of it since.
 """
 
+import errno
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,8 @@ def deliver(job: Job, config: Config, store: JobStore) -> None:
             _move_all(job, outgoing, target, stem)
             break
         except FileExistsError:  # somebody took the name since it was chosen: the rest goes under another
-            names = [path.name for path in outgoing.iterdir()]
-            files.write_text(stem_file, free_stem(job.name, names, target))
+            names = [*(path.name for path in outgoing.iterdir()), *_parts(job, target)]
+            files.write_text(stem_file, free_stem(job.name, names, target, after=stem))
     output = target / f"{stem}{VIDEO}" if state is State.DONE else None
     store.finish(job.id, state, error=job.delivery["error"], output=str(output) if output else None)
     shutil.rmtree(work)
@@ -73,23 +75,36 @@ def _prepare(job: Job, state: State, work: Path, target: Path) -> None:
     files.sync_folder(work)
 
 
-def free_stem(name: str, names: list[str], target: Path) -> str:
-    """Find a name under which none of the files exists yet: NAME, NAME_001, NAME_002 ..."""
-    taken = {path.name for path in target.iterdir()}
-    number, stem = 0, name
-    while any(stem + rest_of_name(other, name) in taken for other in names):
-        number += 1
-        stem = f"{name}_{number:03}"
-    return stem
+def free_stem(name: str, names: list[str], target: Path, after: str | None = None) -> str:
+    """Find a name under which none of the files exists yet: NAME, NAME_001, NAME_002 ...
+
+    Names are looked up in the folder itself, which may not tell upper from lower case.
+
+    Raises:
+        OSError: there are a thousand of them.
+    """
+    stems = [name, *(f"{name}_{number:03}" for number in range(1, 1000))]
+    for stem in stems[stems.index(after) + 1 if after in stems else 0 :]:
+        if not any(os.path.lexists(target / (stem + rest_of_name(other, name))) for other in names):
+            return stem
+    raise OSError(errno.EBUSY, "a thousand results have this name, move some away", str(target / name))
+
+
+def _parts(job: Job, target: Path) -> list[str]:
+    """Name the files that were copied across file systems and have not got their names yet."""
+    prefix, suffix = f"{files.PART_PREFIX}{job.id}-", ".part"
+    return [
+        path.name.removeprefix(prefix).removesuffix(suffix)
+        for path in target.iterdir()
+        if path.name.startswith(prefix) and path.name.endswith(suffix)
+    ]
 
 
 def _move_all(job: Job, outgoing: Path, target: Path, stem: str) -> None:
     def final(name: str) -> Path:
         return target / (stem + rest_of_name(name, job.name))
 
-    prefix, suffix = f"{files.PART_PREFIX}{job.id}-", ".part"
-    for part in target.glob(f"{prefix}*{suffix}"):  # copied across file systems before a crash
-        name = part.name.removeprefix(prefix).removesuffix(suffix)
+    for name in _parts(job, target):  # copied before a crash
         files.move(outgoing / name, final(name), part=f"{job.id}-{name}")
     # The video last: where it is, everything is.
     for path in sorted(outgoing.iterdir(), key=lambda path: (path.suffix == VIDEO, path.name)):

@@ -1,5 +1,6 @@
 """Moving files so that a power cut at any line leaves each whole, in exactly one of two places."""
 
+import contextlib
 import ctypes
 import errno
 import hashlib
@@ -19,6 +20,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS):  # some network file systems sync no folders
+            raise
     finally:
         os.close(descriptor)
 
@@ -76,7 +80,8 @@ def move(source: Path, target: Path, *, part: str) -> None:
             if target.exists():
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
             shutil.copyfile(source, hidden)
-            shutil.copystat(source, hidden)
+            with contextlib.suppress(OSError):  # some file systems keep neither times nor rights
+                shutil.copystat(source, hidden)
             sync_file(hidden)
             sync_folder(target.parent)
             source.unlink()
@@ -94,6 +99,17 @@ def _rename_new(source: Path, target: Path) -> None:
         code = ctypes.get_errno()
         if code not in (errno.EINVAL, errno.ENOSYS):
             raise OSError(code, os.strerror(code), str(source), None, str(target))
-        # File systems that do not know the flag (some network ones): a link fails if the name is taken.
-        os.link(source, target)
+        _rename_new_by_other_means(source, target)
+
+
+def _rename_new_by_other_means(source: Path, target: Path) -> None:
+    """Do it where the file system does not know the flag, as some network ones."""
+    try:
+        os.link(source, target)  # fails if the name is taken
+    except FileExistsError:
+        raise
+    except OSError:  # nor does it know links: take the name with an empty file, which is then replaced
+        os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        source.replace(target)
+    else:
         source.unlink()

@@ -25,6 +25,7 @@ IGNORED = re.compile(
     r"^\.|^~syncthing~|~$|\.(part|partial|tmp|temp|crdownload|download|filepart|swp)$|^(desktop\.ini|thumbs\.db)$",
     re.IGNORECASE,
 )
+MAX_NAME_BYTES = 180  # of the 255 there are: ours get prefixes and suffixes on the way
 IGNORED_FOLDERS = re.compile(r"^\.|^(@eaDir|__MACOSX|lost\+found)$")
 END_FRAME = re.compile(r"^(?P<name>.+)(\.end|_end|_last_frame)$")
 FIRST_FRAME = re.compile(r"^(?P<name>.+)_first_frame$")
@@ -55,6 +56,10 @@ class Group:
     folder: str
     name: str
     files: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    defaults: list[str] = field(
+        default_factory=list
+    )  # _defaults.toml files that hold for it, outermost first
+    signatures: dict[str, Signature] = field(default_factory=dict)  # of all of them, when they had settled
 
     @property
     def paths(self) -> list[str]:
@@ -101,9 +106,17 @@ class Scan:
 class Inbox:
     """Scans the inbox, and remembers between scans since when each file has stood still."""
 
-    def __init__(self, root: Path, settle_seconds: float, now: Callable[[], float] = time.monotonic) -> None:
-        """Look at ``root``; ``now`` is a clock that never jumps."""
+    def __init__(
+        self,
+        root: Path,
+        settle_seconds: float,
+        now: Callable[[], float] = time.monotonic,
+        *,
+        prompted: bool = False,
+    ) -> None:
+        """Look at ``root``; ``now`` is a clock that never jumps, ``prompted`` if the config has a prompt."""
         self.root = root
+        self._prompted = prompted
         self._settle_seconds = settle_seconds
         self._now = now
         self._still_since: dict[str, tuple[Signature, float]] = {}
@@ -116,7 +129,8 @@ class Inbox:
         ready, waiting = [], []
         unsettled = False
         for group in group_files(found):
-            defaults = _defaults_above(group.folder, found)
+            defaults = group.defaults = defaults_above(group.folder, found)
+            group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
             if any(path in moving for path in (*group.paths, *defaults)):
                 unsettled = True
                 continue
@@ -162,7 +176,7 @@ class Inbox:
             if missed is not None:
                 return f"{group.name}.png (job {missed} was taken before this came)"
             return f"{group.name}.png"
-        prompted = bool(group.files.get("text"))
+        prompted = self._prompted or bool(group.files.get("text"))
         for path in defaults:
             try:
                 prompted |= "prompt" in read_settings_file(self.root / path, path)
@@ -186,13 +200,17 @@ def _in_the_way(group: Group, defaults: list[str], found: dict[str, Found]) -> s
     for path in (*group.paths, *defaults):
         if path != as_utf8(path):
             return f"{as_utf8(_name(path))} has a name that is not UTF-8: rename it"
+        if len(_name(path).encode()) > MAX_NAME_BYTES:
+            return f"{_name(path)[:20]}… has a name of more than {MAX_NAME_BYTES} bytes: rename it"
         if not found[path].regular:
             return f"{_name(path)} is not a regular file: copy the file itself here"
     if group.files.get("unknown"):
-        return f"{_name(group.paths[0])} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
+        return (
+            f"{_name(group.files['unknown'][0])} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
+        )
     if group.files.get("chain"):
         return f"{group.name}_frame_N: videos from a chain of frames cannot be made yet"
-    for role in ("image", "text", "end", "settings"):
+    for role in ("image", "text", "end", "settings", "diff"):
         several = group.files.get(role, [])
         if len(several) > 1:
             return f"only one of {' and '.join(sorted(map(_name, several)))} may stay"
@@ -228,14 +246,14 @@ def list_files(root: Path) -> dict[str, Found]:
                 raise
             continue  # a folder that vanished, or that is not ours to read
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except OSError:
+                continue  # vanished, or in a folder that lets nobody look closer
+            if stat.S_ISDIR(status.st_mode):
                 if not IGNORED_FOLDERS.search(entry.name):
                     folders.append(Path(entry.path))
             elif not IGNORED.search(entry.name):
-                try:
-                    status = entry.stat(follow_symlinks=False)
-                except FileNotFoundError:
-                    continue
                 found[str(Path(entry.path).relative_to(root))] = Found(
                     Signature(status.st_size, status.st_mtime_ns, status.st_ino),
                     status.st_ctime,
@@ -257,12 +275,13 @@ def group_files(paths: Iterable[str]) -> list[Group]:
 
 def _group_folder(folder: str, paths: list[str]) -> Iterable[Group]:
     own_names = {_stem(path) for path in paths if _suffix(path) in (".txt", ".toml")}
-    groups: dict[str, Group] = {}
+    groups: dict[tuple[str, bool], Group] = {}
     for path in sorted(paths):
-        if _name(path) == DEFAULTS_FILE:
+        if _is_defaults(path):
             continue
         name, role = _owner(path, own_names)
-        groups.setdefault(name, Group(folder, name)).files[role].append(path)
+        # A file of another kind shares its fate with nobody, whatever its name.
+        groups.setdefault((name, role == "unknown"), Group(folder, name)).files[role].append(path)
     return groups.values()
 
 
@@ -284,19 +303,20 @@ def _owner(path: str, own_names: set[str]) -> tuple[str, str]:
     return stem, "image"
 
 
-def _defaults_above(folder: str, found: dict[str, Found]) -> list[str]:
-    """List the ``_defaults.toml`` files that hold for a folder, the outermost first."""
-    return [path for path in defaults_files(folder) if path in found]
+def defaults_above(folder: str, paths: Iterable[str]) -> list[str]:
+    """List the ``_defaults.toml`` files that hold for a folder, the outermost first.
 
-
-def defaults_files(folder: str) -> list[str]:
-    """Name the ``_defaults.toml`` files that would hold for a folder, the outermost first.
-
-    >>> defaults_files("a/b")
-    ['_defaults.toml', 'a/_defaults.toml', 'a/b/_defaults.toml']
+    >>> defaults_above("a/b", ["_defaults.toml", "a/b/_defaults.TOML", "c/_defaults.toml"])
+    ['_defaults.toml', 'a/b/_defaults.TOML']
     """
-    parts = PurePosixPath(folder).parts
-    return [str(PurePosixPath(*parts[:depth], DEFAULTS_FILE)) for depth in range(len(parts) + 1)]
+    above = ("", *(f"{parent}" for parent in reversed(PurePosixPath(folder).parents)), folder)
+    holding = [path for path in paths if _is_defaults(path) and _folder(path) in above]
+    return sorted(holding, key=lambda path: (path.count("/"), path))
+
+
+def _is_defaults(path: str) -> bool:
+    stem, _, suffix = _name(path).rpartition(".")
+    return f"{stem}.{suffix.lower()}" == DEFAULTS_FILE
 
 
 def _folder(path: str) -> str:

@@ -4,6 +4,7 @@ Order matters: a manifest says what is to be taken, then the files are moved, th
 a crash leaves in between is finished at the next start.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ from framepack_core.errors import RequestError
 from framepack_core.sections import frame_count, section_count
 from framepackd import files
 from framepackd.config import Config
-from framepackd.inbox import Group, Signature, defaults_files
+from framepackd.inbox import Group, Signature
 from framepackd.jobs import ENDED, Job, JobStore, State, utc_now
 from framepackd.settings import JobSettings, parse_settings, read_settings_file
 
@@ -29,18 +30,27 @@ INPUTS = "inputs"
 MAX_TEXT_BYTES = 1 << 20
 
 
+class ChangedError(OSError):
+    """A file is not any more what had settled."""
+
+
 def take(group: Group, config: Config, store: JobStore) -> Job:
     """Take a settled group out of the inbox and record its job.
 
     A mistake in the files makes a job that fails with the reason.
 
     Raises:
+        ChangedError: a file has changed since it had settled; nothing is touched.
         OSError: the files cannot be moved; they are where they were.
     """
+    for path, settled in group.signatures.items():
+        if _signature(config.inbox / path) != list(settled):
+            raise ChangedError(path)
     roles = {path: role for role in group.files for path in group.files[role]}
     manifest = {
         "folder": group.folder,
         "name": group.name,
+        "defaults": group.defaults,
         "files": [
             {"path": path, "role": roles[path], "signature": _signature(config.inbox / path)}
             for path in group.paths
@@ -63,7 +73,7 @@ def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
     """Finish, at start-up, what a crash interrupted between the inbox and the database, or at a job's end."""
     known = store.states()
     adopted = []
-    for work in sorted(config.jobs_dir.iterdir()):
+    for work in sorted(path for path in config.jobs_dir.iterdir() if path.is_dir()):
         manifest_file = work / MANIFEST
         # The manifest comes first: without it nothing had been moved. And an ended job needs no folder.
         if known.get(work.name) in ENDED or (work.name not in known and not manifest_file.exists()):
@@ -179,15 +189,9 @@ def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> No
 def _settings(work: Path, manifest: dict[str, Any], job: Job, config: Config) -> JobSettings:
     """Lay the settings over each other: config, defaults of the folders, the job's own, and its text."""
     layers = [config.defaults]
-    for path in defaults_files(manifest["folder"]):
-        try:
+    for path in manifest["defaults"]:
+        with contextlib.suppress(FileNotFoundError):  # taken away since
             layers.append(read_settings_file(config.inbox / path, path))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise RequestError(
-                f"{path} cannot be read ({error.strerror}): correct its permissions"
-            ) from error
     own: dict[str, Any] = {}
     if "settings" in job.inputs:
         file = job.inputs["settings"]["file"]
@@ -204,6 +208,8 @@ def _settings(work: Path, manifest: dict[str, Any], job: Job, config: Config) ->
             layers.append({"prompt": prompt})
     merged: dict[str, Any] = {}
     for layer in layers:
+        if "resolution" in layer:  # the nearer wish counts, whichever way the size is said
+            merged = {key: value for key, value in merged.items() if key not in ("width", "height")}
         merged |= layer
     settings = JobSettings.model_validate(parse_settings(merged, f"the settings of {job.name} together"))
     if settings.prompt is None:

@@ -316,8 +316,8 @@ class JobStore:
         return job
 
     def find(self, wanted: str) -> Job | None:
-        """Find a job by its id, by the start of it, or by its name; of several the latest."""
-        matching = (Job.id == wanted, Job.id.startswith(wanted, autoescape=True), Job.name == wanted)
+        """Find a job by its id, by its name, or by the start of its id; of several the latest."""
+        matching = (Job.id == wanted, Job.name == wanted, Job.id.startswith(wanted, autoescape=True))
         with self._session() as session:
             for condition in matching:
                 job = session.scalars(select(Job).where(condition).order_by(Job.seq.desc())).first()
@@ -332,7 +332,13 @@ class JobStore:
             same = select(Job).where(Job.folder == folder, Job.name == name)
             return session.scalars(same.order_by(Job.seq.desc())).first()
 
-    def in_state(self, *states: State, limit: int = 1000, latest_first: bool = False) -> list[Job]:
+    def has_queued(self) -> bool:
+        """Say whether there is a job to claim."""
+        waiting = select(Job.seq).where(Job.state == State.QUEUED, Job.delivery.is_(None))
+        with self._session() as session:
+            return session.scalars(waiting.limit(1)).first() is not None
+
+    def in_state(self, *states: State, limit: int | None = None, latest_first: bool = False) -> list[Job]:
         """List jobs by state, in the order of the queue, or the last finished first."""
         order = (Job.finished_at.desc(), Job.seq.desc()) if latest_first else (Job.position,)
         with self._session() as session:

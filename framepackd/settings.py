@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from framepack_core.errors import RequestError
 from framepack_core.request import MAX_SEED, GenerationSettings, Integer, Number, explain
@@ -28,6 +28,9 @@ OTHER_NAMES = {
     "use_teacache": "cache",
     "use_random_seed": "seed",
 }
+
+
+_BOOLEAN = TypeAdapter(bool)
 
 
 def _read_seed(value: object) -> object:
@@ -73,8 +76,10 @@ def _rename(values: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dic
     for key, value in values.items():
         name = OTHER_NAMES.get(key, key)
         if key in ("use_teacache", "use_random_seed"):
-            if not isinstance(value, bool):
-                raise RequestError(f"{origin}: {key} must be true or false, got {value!r}")
+            try:
+                value = _BOOLEAN.validate_python(value)  # from the environment it comes as text
+            except ValidationError as error:
+                raise RequestError(f"{origin}: {key} must be true or false, got {value!r}") from error
             if key == "use_random_seed":
                 if value:
                     ours["seed"] = "random"  # wins over a seed that is given as well

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -113,6 +114,32 @@ def test_once_does_what_is_there_and_tells_by_its_exit_code(daemon: Daemon) -> N
     assert (daemon.outbox / "cat_001.mp4").exists(), "a name that is taken is not overwritten"
     for name in ("cat_001.png", "cat_001.txt", "cat_001.json", "cat.png", "cat.json"):
         assert (daemon.outbox / name).exists(), name
+
+
+def test_a_video_that_cannot_be_delivered_waits_and_is_not_made_again(daemon: Daemon) -> None:
+    daemon.drop("sub/cat")
+    daemon.outbox.mkdir()
+    (daemon.outbox / "sub").write_text("a file where the folder should be")
+    assert daemon.command("run", "--once").returncode == 1
+    assert daemon.command("status").returncode == 3, "it ended in good order"
+    (daemon.outbox / "sub").unlink()
+    assert daemon.command("run", "--once").returncode == 0
+    record = json.loads((daemon.outbox / "sub/cat.json").read_text())
+    assert (record["steps_run"], record["resumes"]) == (record["steps_total"], 0)
+
+
+def test_a_job_whose_model_has_left_the_config_fails_and_the_queue_goes_on(daemon: Daemon) -> None:
+    daemon.drop("cat", **LONG)
+    daemon.drop("dog", model="demo")
+    daemon.start()
+    daemon.until(lambda: running(daemon), "a job to run")
+    daemon.stop()
+    with sqlite3.connect(daemon.state / "framepackd.db") as database:
+        database.execute("UPDATE job SET settings = json_set(settings, '$.model', 'gone') WHERE name = 'cat'")
+    database.close()
+    assert daemon.command("run", "--once").returncode == 1
+    assert "do not fit the config" in (daemon.failed / "cat.error.txt").read_text()
+    assert (daemon.outbox / "dog.mp4").exists()
 
 
 def test_the_same_job_again_gives_the_same_bytes(daemon: Daemon) -> None:

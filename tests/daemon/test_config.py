@@ -77,6 +77,35 @@ def test_an_outbox_in_the_inbox_is_refused(tmp_path: Path) -> None:
         load_config(written(tmp_path, 'inbox = "in"\noutbox = "in/out"\n'))
 
 
+def test_an_outbox_that_leads_into_the_inbox_by_other_ways_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "link").symlink_to("in")
+    for outbox in ("a/../in/out", "link/out"):
+        with pytest.raises(ConfigError, match="lies in the inbox"):
+            load_config(written(tmp_path, f'inbox = "in"\noutbox = "{outbox}"\n'))
+
+
+def test_a_folder_of_a_model_is_relative_to_the_config(tmp_path: Path) -> None:
+    (tmp_path / "my/weights").mkdir(parents=True)
+    path = written(tmp_path, '[models.mine]\nkind = "f1"\ntransformer = "my/weights"\n')
+    assert load_config(path).spec("mine").transformer.folder == tmp_path / "my/weights"
+
+
+def test_a_model_that_nobody_knows_is_told_wherever_it_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"defaults\.model must be one of demo, f1, framepack, got 'zzz'"):
+        load_config(written(tmp_path, '[defaults]\nmodel = "zzz"\n'))
+
+
+def test_a_home_that_nobody_has_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="home directory"):
+        load_config(written(tmp_path, 'inbox = "~nosuchuser/in"\n'))
+
+
+def test_switches_come_as_text_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAMEPACKD_DEFAULTS__USE_TEACACHE", "true")
+    assert load_config().defaults == {"cache": "teacache"}
+
+
 def test_a_model_of_ones_own_names_its_repositories(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     config = load_config(
@@ -126,7 +155,7 @@ def test_names_of_the_published_scripts_are_understood(
     [
         ({"mp4_crf": 100}, "x.toml: mp4_crf must be 0 to 51, got 100"),
         ({"cfg": 2, "true_cfg_scale": 3}, "x.toml: true_cfg_scale and cfg set the same"),
-        ({"use_teacache": "yes"}, "x.toml: use_teacache must be true or false, got 'yes'"),
+        ({"use_teacache": "maybe"}, "x.toml: use_teacache must be true or false, got 'maybe'"),
         ({"seed": -1}, "x.toml: seed must be 0 to 4294967295, got -1"),
         ({"seed": "dice"}, "x.toml: seed must be 0 to 4294967295, got 'dice'"),
     ],

@@ -214,6 +214,76 @@ def test_a_name_that_is_taken_in_the_last_moment_is_not_overwritten(
     assert (place.config.outbox / "cat_001.mp4").read_text() == "video"
 
 
+@pytest.mark.usefixtures("across")
+def test_a_name_taken_after_the_file_was_copied_is_no_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the hidden copy in the outbox is left then; its name has to be looked at as well."""
+    place = Place(tmp_path / "place")
+    place.drop()
+    place.take()
+    place.generate()
+    with monkeypatch.context() as patched:
+        unlink = Path.unlink
+
+        def unlink_and_die(path: Path) -> None:
+            unlink(path)
+            raise Died
+
+        patched.setattr(Path, "unlink", unlink_and_die)
+        with pytest.raises(Died):
+            place.deliver()
+    (part,) = place.config.outbox.glob(".framepackd-*.part")
+    taken = part.name.split("-", 4)[-1].removesuffix(".part")
+    (place.config.outbox / taken).write_text("another's")
+    place.deliver()
+    assert (place.config.outbox / taken).read_text() == "another's"
+    assert sorted(path.name for path in place.config.outbox.glob("cat_001*")) == [
+        name.replace("cat", "cat_001") for name in DELIVERED
+    ]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_move_works_and_overwrites_nothing_where_the_kernels_own_way_is_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    monkeypatch.setattr(files, "_rename_new", files._rename_new_by_other_means)
+    if not links:
+
+        def refuse(*_: object) -> None:
+            raise OSError(errno.EPERM, "no links here")
+
+        monkeypatch.setattr(os, "link", refuse)
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_text("new")
+    files.move(source, target, part="x")
+    assert target.read_text() == "new"
+    source.write_text("newer")
+    with pytest.raises(FileExistsError):
+        files.move(source, target, part="x")
+    assert (source.read_text(), target.read_text()) == ("newer", "new")
+
+
+def test_a_file_that_changes_between_scan_and_taking_is_left_where_it_is(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    (group,) = Inbox(place.config.inbox, 0).scan().ready
+    (place.config.inbox / "cat.txt").write_text("something else altogether")
+    with pytest.raises(intake.ChangedError):
+        intake.take(group, place.config, place.store)
+    assert len(list(place.config.inbox.iterdir())) == 2
+
+
+def test_the_nearest_wish_for_a_size_counts(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    (place.config.inbox / "_defaults.toml").write_text("width = 64\nheight = 64\n")
+    (place.config.inbox / "cat.toml").write_text("resolution = 320\n")
+    place.take()
+    (job,) = place.store.in_state(State.QUEUED)
+    assert (job.height, job.width) == (320, 304)
+
+
 def test_what_is_recorded_of_a_job_is_what_the_contract_names(tmp_path: Path) -> None:
     place = Place(tmp_path / "place")
     place.drop()

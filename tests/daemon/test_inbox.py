@@ -165,6 +165,49 @@ def test_an_empty_picture_waits(box: Box) -> None:
     assert "empty" in box.waiting()["cat"]
 
 
+def test_a_file_of_another_kind_is_in_nobodys_way(box: Box) -> None:
+    box.put("cat", "cat.mp4", "cat.png", "cat.txt", "cat.mp4.png", "cat.mp4.txt")
+    assert sorted(group.name for group in box.settled().ready) == ["cat", "cat.mp4"]
+    assert "cat.mp4 is not of a known type" in box.waiting()["cat.mp4"]
+
+
+def test_a_name_too_long_to_travel_waits(box: Box) -> None:
+    box.put("猫" * 80 + ".png", "猫" * 80 + ".txt")
+    assert ["has a name of more than 180 bytes" in missing for missing in box.waiting().values()] == [True]
+
+
+def test_a_prompt_in_the_config_stands_in_for_the_text(box: Box) -> None:
+    box.put("cat.png")
+    box.inbox = Inbox(box.root, SETTLE, now=lambda: box.time, prompted=True)
+    assert [group.name for group in box.settled().ready] == ["cat"]
+
+
+def test_defaults_are_found_in_any_case_of_their_extension(box: Box) -> None:
+    box.put("a/b/cat.png")
+    box.put("_defaults.TOML", content='prompt = "it moves"')
+    box.put("a/_defaults.toml", "c/_defaults.toml", content="steps = 3")
+    (group,) = box.settled().ready
+    assert group.defaults == ["_defaults.TOML", "a/_defaults.toml"]
+
+
+def test_a_folder_that_lets_nobody_look_closer_does_not_stop_the_others(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.put("locked/dog.png", "cat.png", "cat.txt")
+    scandir = os.scandir
+
+    class Locked:
+        """An entry of a folder without the right to look into it."""
+
+        name, path = "dog.png", str(box.root / "locked/dog.png")
+
+        def stat(self, **_: object) -> None:
+            raise PermissionError
+
+    monkeypatch.setattr(os, "scandir", lambda p: [Locked()] if Path(p).name == "locked" else scandir(p))
+    assert [group.name for group in box.settled().ready] == ["cat"]
+
+
 def test_links_wait_and_are_not_followed(box: Box, tmp_path: Path) -> None:
     box.put("cat.txt")
     (box.root / "cat.png").symlink_to("/etc/hostname")
