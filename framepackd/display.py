@@ -75,11 +75,8 @@ def _running(job: dict[str, Any], now: datetime) -> RenderableType:
     total = max(job["sections"] * job["steps"], 1)
     done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
     grid = _grid()
-    where = (
-        f"section {job['section']}/{job['sections']}  step {job['step']}/{job['steps']}"
-        if job["section"]
-        else "loading the model"
-    )
+    step = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
+    where = f"section {job['section']}/{job['sections']}  {step}" if job["section"] else "loading the model"
     grid.add_row(
         Text("  now", style="cyan"),
         Text(_path(job), style="bold", overflow="ellipsis", no_wrap=True),
@@ -207,7 +204,7 @@ def job(record: dict[str, Any]) -> RenderableType:
 
 def checks(results: Iterable[tuple[bool | None, str, str]]) -> RenderableType:
     """Draw checks: whether it is fine (None: only said), what was looked at, what was found."""
-    grid = _grid()
+    grid = Table.grid(padding=(0, 2))
     for fine, what, found in results:
         mark = {True: Text("✓", "green"), False: Text("✗", "red"), None: Text("·", "dim")}[fine]
         grid.add_row(mark, Text(what, style="bold"), Text(found))

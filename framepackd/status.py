@@ -73,7 +73,7 @@ def _remaining(job: Job, paced: list[Job]) -> float | None:
     if pace is None or pace.step_seconds is None or not job.sections:
         return None
     scale = job.work_units / pace.work_units
-    sections_done = max(job.section - 1, 0) + (1 if job.step == job.steps else 0)
+    sections_done = max(job.section - 1, 0)  # decoded; the one at hand still has to be
     steps_done = max(job.section - 1, 0) * job.steps + job.step
     steps = (job.steps_total - steps_done) * pace.step_seconds * scale
     decodes = (job.sections - sections_done) * (pace.decode_seconds or 0.0) * scale
@@ -81,8 +81,9 @@ def _remaining(job: Job, paced: list[Job]) -> float | None:
 
 
 def _since(progress_at: str | None, job: Job) -> float:
-    """Give the seconds since the last sign of life of a running job, at most one step."""
+    """Give the seconds since the last sign of life of a running job, at most those of what it is doing."""
     if job.state != State.RUNNING or progress_at is None or job.step_seconds is None:
         return 0.0
+    at_hand = (job.decode_seconds or 0.0) if job.step == job.steps else job.step_seconds
     then = datetime.fromisoformat(progress_at)
-    return min((datetime.now(UTC) - then).total_seconds(), job.step_seconds)
+    return min((datetime.now(UTC) - then).total_seconds(), at_hand)

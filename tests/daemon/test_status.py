@@ -1,0 +1,102 @@
+"""What status says of a queue: how far, until when, and in words that harm no terminal."""
+
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from framepackd import display
+from framepackd.inbox import Waiting
+from framepackd.jobs import Job, JobStore, State, utc_now
+from framepackd.status import snapshot
+
+DAEMON = {"state": "running", "pid": 1, "since": utc_now(), "model": "demo", "device": "cpu", "paused": None}
+NOTHING: tuple[Waiting, ...] = ()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "framepackd.db")
+
+
+def add(store: JobStore, name: str, **settings: Any) -> Job:
+    settings = {"model": "demo", "latent_window_size": 9, "true_cfg_scale": 1.0} | settings
+    job = Job(id=f"id-{name}", name=name, state=State.QUEUED, created_at=utc_now(), settings=settings)
+    job.width, job.height, job.sections, job.steps_total, job.frames = 128, 128, 4, 100, 145
+    return store.add(job)
+
+
+def drawn(report: dict[str, Any], *, colour: bool = False) -> str:
+    out = io.StringIO()
+    Console(file=out, width=200, force_terminal=colour).print(display.status(report, datetime.now(UTC)))
+    return out.getvalue()
+
+
+def test_before_anything_was_measured_no_time_is_promised(store: JobStore) -> None:
+    add(store, "cat")
+    report = snapshot(store, NOTHING, DAEMON)
+    assert report["eta_seconds"] is None
+    assert report["jobs"][0]["eta_seconds"] is None
+
+
+def test_a_job_ends_when_its_steps_and_decodes_are_done_and_the_queue_after_it(store: JobStore) -> None:
+    add(store, "cat")
+    add(store, "dog", true_cfg_scale=2.0)
+    store.claim()
+    store.step("id-cat", section=1, step=1, seconds=99.0)  # the first warms up, and does not count
+    for step in range(2, 26):
+        store.step("id-cat", section=1, step=step, seconds=2.0)
+    store.decoded("id-cat", seconds=10.0)
+    for step in range(1, 11):
+        store.step("id-cat", section=2, step=step, seconds=2.0)
+    report = snapshot(store, NOTHING, DAEMON)
+    cat, dog = report["jobs"]
+    assert cat["eta_seconds"] == pytest.approx(65 * 2 + 3 * 10, abs=3)
+    assert dog["eta_seconds"] == pytest.approx(2 * (100 * 2 + 4 * 10), abs=1), "guidance calls twice a step"
+    assert report["eta_seconds"] == pytest.approx(cat["eta_seconds"] + dog["eta_seconds"], abs=0.2)
+    shown = drawn(report)
+    assert "section 2/4" in shown
+    assert "step 10/25" in shown
+    assert "35 %" in shown
+
+
+def test_while_a_section_is_decoded_that_is_said_and_its_time_counted(store: JobStore) -> None:
+    add(store, "cat")
+    store.claim()
+    for section in range(1, 5):
+        for step in range(1, 26):
+            store.step("id-cat", section=section, step=step, seconds=1.0)
+        if section < 4:
+            store.decoded("id-cat", seconds=60.0)
+    report = snapshot(store, NOTHING, DAEMON)
+    assert report["jobs"][0]["eta_seconds"] == pytest.approx(60, abs=3)
+    assert "section 4/4  decoding" in drawn(report)
+
+
+def test_results_come_last_first_and_a_suspect_one_is_marked(store: JobStore) -> None:
+    for name in ("cat", "dog"):
+        add(store, name)
+        store.finish(f"id-{name}", State.DONE, error=None, output=f"/out/{name}.mp4")
+    report = snapshot(store, NOTHING, DAEMON)
+    assert [job["name"] for job in report["jobs"]] == ["dog", "cat"]
+    assert report["counts"]["done"] == 2
+    report["jobs"][0]["quality"] = "frozen"
+    assert "suspect" in drawn(report)
+
+
+def test_names_do_not_speak_to_the_terminal(store: JobStore) -> None:
+    add(store, "evil\x1b[31m\nname [bold]x[/]")
+    waiting = (Waiting("", "a\x1b]0;title\x07", ("a\x1b]0;title\x07.png",), "a\x1b[2J.txt", utc_now()),)
+    shown = drawn(snapshot(store, waiting, DAEMON))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[bold]x[/]" in shown
+
+
+def test_each_state_of_the_daemon_has_its_words(store: JobStore) -> None:
+    for state, words in (("stopped", "is not running"), ("died", "died and left work behind")):
+        assert words in drawn(snapshot(store, NOTHING, DAEMON | {"state": state}))
+    assert "nothing to do" in drawn(snapshot(None, NOTHING, DAEMON))
