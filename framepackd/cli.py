@@ -85,21 +85,19 @@ def status(config_file: Path | None, *, as_json: bool, watch: bool) -> None:
 def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
     """Show one job whole. JOB is its id, the start of it, or its name."""
     config = _load(config_file)
-    from framepackd.jobs import JobStore, StoreError
-
     try:
-        store = JobStore(config.database, read_only=True) if config.database.exists() else None
-        found = store.find(job) if store else None
-    except (StoreError, OSError) as error:
-        _fail(str(error), 1)
-    if found is None:
+        answer = _ask(config, {"command": "show", "job": job})
+        record = answer["job"] if answer is not None else _find(config, job)
+    except Exception as error:  # whatever it is: it cannot be shown
+        _fail(f"{config.state_dir}: {error}", 1)
+    if record is None:
         _fail(f"no job {job!r}: framepackd status lists them", 1)
     if as_json:
-        click.echo(json.dumps(found.record(), indent=2, ensure_ascii=False))
+        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
     else:
         from framepackd import display
 
-        display.console().print(display.job(found.record()))
+        display.console().print(display.job(record))
 
 
 @main.command()
@@ -175,30 +173,43 @@ def _fail(message: str, code: int) -> NoReturn:
 
 def _report(config: "Config") -> tuple[dict[str, Any], int]:
     """Ask the daemon what is going on or, where none runs, look ourselves; with the exit code."""
+    stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "paused"))
+    try:
+        answer = _ask(config, {"command": "status"})
+        return (answer, 0) if answer is not None else _look(config, stopped)
+    except Exception as error:  # whatever it is: it cannot be told
+        daemon = {**stopped, "state": "unknown", "error": f"cannot tell: {config.state_dir}: {error}"}
+        return {"daemon": daemon, "counts": {}, "eta_seconds": None, "jobs": [], "waiting": []}, EXIT_UNKNOWN
+
+
+def _ask(config: "Config", request: dict[str, Any]) -> dict[str, Any] | None:
+    """Ask the daemon; None if none runs.
+
+    Raises:
+        OSError: one runs and does not answer, or answers that it cannot.
+    """
     from framepackd import control
 
-    stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "paused"))
     deadline = time.monotonic() + STARTING_SECONDS
-    try:
-        while config.state_dir.exists() and control.is_held(config.state_dir):
-            try:
-                answer = control.ask(config.state_dir, {"command": "status"})
-            except (FileNotFoundError, ConnectionError):
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)  # it is just starting, or just ending
-            else:
-                return (
-                    _untold(f"the daemon: {answer['error']}", stopped) if "error" in answer else (answer, 0)
-                )
-        return _look(config, stopped)
-    except Exception as error:
-        return _untold(f"{config.state_dir}: {error}", stopped)
+    while config.state_dir.exists() and control.is_held(config.state_dir):
+        try:
+            answer: dict[str, Any] = control.ask(config.state_dir, request)
+        except (FileNotFoundError, ConnectionError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)  # it is just starting, or just ending
+        else:
+            if "error" in answer:
+                raise OSError(f"the daemon: {answer['error']}")
+            return answer
+    return None
 
 
-def _untold(why: str, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    daemon = {**stopped, "state": "unknown", "error": f"cannot tell: {why}"}
-    return {"daemon": daemon, "counts": {}, "eta_seconds": None, "jobs": [], "waiting": []}, EXIT_UNKNOWN
+def _find(config: "Config", job: str) -> dict[str, Any] | None:
+    from framepackd.jobs import JobStore
+
+    found = JobStore(config.database, read_only=True).find(job) if config.database.exists() else None
+    return found.record() if found else None
 
 
 def _look(config: "Config", stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:

@@ -107,6 +107,9 @@ class Daemon:
         """Answer another command; runs in a thread of its own."""
         if request.get("command") == "status":
             return snapshot(self._store, self._waiting, self._describe())
+        if request.get("command") == "show":
+            job = self._store.find(str(request.get("job")))
+            return {"job": job.record() if job else None}
         return {"error": f"unknown command {request.get('command')!r}"}
 
     def _describe(self) -> dict[str, Any]:

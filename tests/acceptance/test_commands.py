@@ -109,12 +109,15 @@ def test_show_finds_a_job_by_id_start_of_id_or_name(daemon: Daemon) -> None:
     for wanted in (job, job[:-2], "cat"):
         record = json.loads(daemon.command("show", wanted, "--json").stdout)
         assert (record["id"], record["state"], record["steps_run"]) == (job, "done", 4)
-    shown = daemon.command("show", "cat").stdout
-    assert "pan left" in shown
-    assert "delivered" in shown
-    missing = daemon.command("show", "dog")
-    assert missing.returncode == 1
-    assert "no job 'dog'" in missing.stderr
+    stopped = daemon.command("show", "cat").stdout
+    assert "pan left" in stopped
+    assert "delivered" in stopped
+    for start in (lambda: None, daemon.start):  # from the database, and from a running daemon
+        start()
+        assert daemon.command("show", "cat").stdout == stopped
+        missing = daemon.command("show", "dog")
+        assert missing.returncode == 1
+        assert "no job 'dog'" in missing.stderr
 
 
 def test_colours_are_off_when_piped(daemon: Daemon) -> None:
