@@ -13,12 +13,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
-
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
 
 from framepack_core.request import GenerationSettings, Request
 from framepackd import control, delivery, intake, worker
@@ -26,6 +21,7 @@ from framepackd.config import Config, filesystem_type, poll_seconds
 from framepackd.inbox import Inbox, Scan, Waiting
 from framepackd.jobs import Job, JobStore, State, utc_now
 from framepackd.status import snapshot
+from framepackd.watching import watching
 
 log = logging.getLogger(__name__)
 
@@ -33,16 +29,6 @@ SCAN_SECONDS = 0.25  # at most this often, however many events arrive
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
 INTAKE_SECONDS = 0.5  # of taking in, before the loop goes round again
 RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
-
-
-@dataclass
-class _Running:
-    """A worker process and the job it is on."""
-
-    process: multiprocessing.process.BaseProcess
-    connection: Connection
-    job: Job | None = None
-    stop_sent: float | None = None
 
 
 def run(config: Config, *, once: bool = False) -> int:
@@ -61,7 +47,7 @@ def run(config: Config, *, once: bool = False) -> int:
             daemon = Daemon(config, JobStore(config.database), once=once)
             stack.enter_context(_stopping_on_signals(daemon))
             stack.enter_context(control.serve(config.state_dir, daemon.answer))
-            stack.enter_context(_watching(config, daemon))
+            stack.enter_context(watching(config, daemon.wake))
             return daemon.run()
     finally:
         lock.release()
@@ -77,7 +63,7 @@ class Daemon:
         self._once = once
         self._inbox = Inbox(config.inbox, config.settle_seconds, prompted="prompt" in config.defaults)
         self._poll_seconds = poll_seconds(config)
-        self._worker: _Running | None = None
+        self._worker: worker.Handle | None = None
         self._device = config.gpu.device  # until the worker tells what "auto" has become
         self._waiting: tuple[Waiting, ...] = ()
         self._since = utc_now()
@@ -190,7 +176,7 @@ class Daemon:
             scan = self._inbox.scan(self._missed_job)
         except OSError as error:
             # Unmounted or without rights: say so, and touch nothing; what is queued goes on.
-            log.error("inbox %s cannot be read: %s", self._config.inbox, error.strerror)  # noqa: TRY400
+            log.warning("inbox %s cannot be read: %s", self._config.inbox, error.strerror)
             scan = Scan((), self._waiting, unsettled=False)
             self._failed = True
         unfinished = False
@@ -256,7 +242,7 @@ class Daemon:
             self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
             return
         if self._worker is None:
-            self._worker = _start_worker()
+            self._worker = worker.start()
         self._worker.job = job
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
@@ -297,7 +283,7 @@ class Daemon:
         if not running.process.is_alive():
             self._bury(running)
 
-    def _hear(self, running: _Running, message: worker.Message) -> None:
+    def _hear(self, running: worker.Handle, message: worker.Message) -> None:
         job = running.job
         assert job is not None, "the worker speaks only about its job"
         match message:
@@ -332,17 +318,17 @@ class Daemon:
         running.job = None
         running.stop_sent = None
 
-    def _bury(self, running: _Running) -> None:
+    def _bury(self, running: worker.Handle) -> None:
         """The worker is dead; so may be its attempt at a job."""
         self._worker = None
         running.connection.close()
         job = running.job
         if job is None:
-            log.warning("the worker ended while idle: %s", _manner_of(running.process))
+            log.warning("the worker ended while idle: %s", running.manner_of_death())
         elif running.stop_sent is not None or self.stopping:
             self._store.requeue(job.id, "stopped with the daemon")
         else:
-            self._count_attempt(job, f"the worker {_manner_of(running.process)}")
+            self._count_attempt(job, f"the worker {running.manner_of_death()}")
 
     def _count_attempt(self, job: Job, error: str) -> None:
         attempts = self._store.count_attempt(job.id, error)
@@ -376,25 +362,6 @@ class Daemon:
             self._worker.process.join()
 
 
-def _start_worker() -> _Running:
-    spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=worker.main, args=(theirs, os.getpid()), name="framepackd-worker")
-    process.start()
-    theirs.close()
-    return _Running(process, ours)
-
-
-def _manner_of(process: multiprocessing.process.BaseProcess) -> str:
-    """Say in words how a process ended."""
-    code = process.exitcode or 0
-    if code >= 0:
-        return f"ended by itself with exit code {code}"
-    killed = signal.Signals(-code)
-    hint = ": the kernel does so when memory runs out" if killed is signal.SIGKILL else ""
-    return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
-
-
 @contextmanager
 def _stopping_on_signals(daemon: Daemon) -> Iterator[None]:
     """Have SIGTERM and SIGINT set the flag the loop looks at."""
@@ -406,43 +373,6 @@ def _stopping_on_signals(daemon: Daemon) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Waker(FileSystemEventHandler):
-    """Every event means the same: look again."""
-
-    def __init__(self, daemon: Daemon) -> None:
-        self._daemon = daemon
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type not in ("opened", "closed_no_write"):  # what our own scans cause
-            self._daemon.wake()
-
-
-@contextmanager
-def _watching(config: Config, daemon: Daemon) -> Iterator[None]:
-    """Watch the inbox while inside; where that cannot be, the regular scans do alone."""
-    observer = Observer()
-    observer.schedule(_Waker(daemon), str(config.inbox), recursive=True)
-    try:
-        observer.start()
-    except OSError as error:
-        # Out of inotify watches or instances.
-        log.warning(
-            "the inbox cannot be watched (%s): looking every %.0f s instead; "
-            "raise fs.inotify.max_user_watches or max_user_instances",
-            error.strerror,
-            poll_seconds(config),
-        )
-        yield
-        return
-    try:
-        yield
-    finally:
-        # watchdog 7 calls its own orderly end an error.
-        logging.getLogger("watchdog").setLevel(logging.CRITICAL)
-        observer.stop()
-        observer.join()
 
 
 def _notify(message: str) -> None:

@@ -7,6 +7,8 @@ Only here is torch imported, and only inside functions: the daemon imports this 
 import ctypes
 import importlib.metadata
 import logging
+import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
@@ -23,6 +25,7 @@ from framepack_core.errors import FramePackError
 from framepack_core.models import ModelSpec
 from framepack_core.request import Request
 from framepackd import files
+from framepackd.jobs import Job
 
 if TYPE_CHECKING:
     from framepack_core.engine import Engine
@@ -92,6 +95,35 @@ class Failed:
 
 
 Message = Ready | StepDone | SectionDecoded | Finished | Stopped | Failed
+
+
+@dataclass
+class Handle:
+    """The daemon's end: the process, the connection to it, and the job it is on."""
+
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+    job: Job | None = None
+    stop_sent: float | None = None
+
+    def manner_of_death(self) -> str:
+        """Say in words how the process ended."""
+        code = self.process.exitcode or 0
+        if code >= 0:
+            return f"ended by itself with exit code {code}"
+        killed = signal.Signals(-code)
+        hint = ": the kernel does so when memory runs out" if killed is signal.SIGKILL else ""
+        return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
+
+
+def start() -> Handle:
+    """Start a worker process; it loads torch and then waits for work."""
+    spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=main, args=(theirs, os.getpid()), name="framepackd-worker")
+    process.start()
+    theirs.close()
+    return Handle(process, ours)
 
 
 def main(connection: Connection, parent: int) -> None:
