@@ -114,6 +114,12 @@ class Place:
         self.store.decide(job.id, State.DONE)
         return self.store.get(job.id)
 
+    def make_ready(self) -> None:
+        """Bring a job to where only its delivery is left."""
+        self.drop()
+        self.take()
+        self.generate()
+
     def deliver(self) -> None:
         for job in self.store.undelivered():
             delivery.deliver(job, self.config, self.store)
@@ -168,9 +174,7 @@ def test_delivery_survives_dying_at_every_line(
 
     def fresh() -> Place:
         made = next(places)
-        made.drop()
-        made.take()
-        made.generate()
+        made.make_ready()
         return made
 
     place = fresh()
@@ -197,9 +201,7 @@ def test_a_name_that_is_taken_in_the_last_moment_is_not_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = Place(tmp_path / "place")
-    place.drop()
-    place.take()
-    place.generate()
+    place.make_ready()
     choose = delivery.free_stem
 
     def choose_and_be_overtaken(name: str, names: list[str], target: Path) -> str:
@@ -220,9 +222,7 @@ def test_a_name_taken_after_the_file_was_copied_is_no_endless_loop(
 ) -> None:
     """Only the hidden copy in the outbox is left then; its name has to be looked at as well."""
     place = Place(tmp_path / "place")
-    place.drop()
-    place.take()
-    place.generate()
+    place.make_ready()
     with monkeypatch.context() as patched:
         unlink = Path.unlink
 
@@ -286,9 +286,7 @@ def test_the_nearest_wish_for_a_size_counts(tmp_path: Path) -> None:
 
 def test_what_is_recorded_of_a_job_is_what_the_contract_names(tmp_path: Path) -> None:
     place = Place(tmp_path / "place")
-    place.drop()
-    place.take()
-    place.generate()
+    place.make_ready()
     place.deliver()
     record = json.loads((place.config.outbox / "cat.json").read_text())
     named = (
