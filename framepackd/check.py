@@ -8,7 +8,8 @@ from pathlib import Path
 from framepack_core import models
 from framepack_core.errors import FramePackError
 from framepackd.config import Config, filesystem_type, poll_seconds
-from framepackd.jobs import JobStore, StoreError
+from framepackd.database import StoreError
+from framepackd.jobs import JobStore
 
 Check = tuple[bool | None, str, str]  # fine (None: only said), what was looked at, what was found
 

@@ -43,7 +43,7 @@ def run(config_file: Path | None, *, once: bool) -> None:
     config = _load(config_file)
     from framepackd import daemon
     from framepackd.control import AlreadyRunningError
-    from framepackd.jobs import StoreError
+    from framepackd.database import StoreError
 
     _log_to_stderr()
     try:
@@ -213,8 +213,9 @@ def _find(config: "Config", job: str) -> dict[str, Any] | None:
 
 
 def _look(config: "Config", stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    from framepackd.database import State
     from framepackd.inbox import Inbox, Waiting
-    from framepackd.jobs import JobStore, State
+    from framepackd.jobs import JobStore
     from framepackd.status import snapshot
 
     store = JobStore(config.database, read_only=True) if config.database.exists() else None

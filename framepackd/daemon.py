@@ -5,28 +5,27 @@ Its process watches, records and delivers; a worker process beside it does what 
 
 import contextlib
 import logging
-import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from framepack_core.request import GenerationSettings, Request
-from framepackd import control, delivery, intake, worker
+from framepackd import control, delivery, intake
 from framepackd.config import Config, filesystem_type, poll_seconds
+from framepackd.database import State, utc_now
 from framepackd.inbox import Inbox, Scan, Waiting
-from framepackd.jobs import Job, JobStore, State, utc_now
+from framepackd.jobs import JobStore
+from framepackd.notify import notify
+from framepackd.runner import Runner
 from framepackd.status import snapshot
 from framepackd.watching import watching
 
 log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 0.25  # at most this often, however many events arrive
-STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
 INTAKE_SECONDS = 0.5  # of taking in, before the loop goes round again
 RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
 
@@ -63,8 +62,7 @@ class Daemon:
         self._once = once
         self._inbox = Inbox(config.inbox, config.settle_seconds, prompted="prompt" in config.defaults)
         self._poll_seconds = poll_seconds(config)
-        self._worker: worker.Handle | None = None
-        self._device = config.gpu.device  # until the worker tells what "auto" has become
+        self._runner = Runner(config, store)
         self._waiting: tuple[Waiting, ...] = ()
         self._since = utc_now()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -84,8 +82,8 @@ class Daemon:
 
     def stop(self) -> None:
         """Stop at the next step; told a second time, at once."""
-        if self.stopping and self._worker is not None:
-            self._worker.process.kill()
+        if self.stopping:
+            self._runner.kill()
         self.stopping = True
         self.wake()
 
@@ -104,7 +102,7 @@ class Daemon:
             "pid": os.getpid(),
             "since": self._since,
             "model": self._config.model,
-            "device": self._device,
+            "device": self._runner.device,
             "paused": None,
         }
 
@@ -113,7 +111,7 @@ class Daemon:
     def run(self) -> int:
         """Go round until stopped, or, once, until all is done; returns the exit code."""
         self._recover()
-        _notify("READY=1")
+        notify("READY=1")
         log.info("watching %s (%s)", self._config.inbox, filesystem_type(self._config.inbox) or "unknown")
         try:
             self._round()
@@ -121,8 +119,8 @@ class Daemon:
                 self._wait()
                 self._round()
         finally:
-            _notify("STOPPING=1")
-            self._end_worker()
+            notify("STOPPING=1")
+            self._runner.end_worker()
         return 1 if self._once and self._failed else 0
 
     def _recover(self) -> None:
@@ -132,21 +130,20 @@ class Daemon:
         intake.adopt_leftovers(self._config, self._store)
 
     def _finished(self) -> bool:
-        busy = self._worker is not None and self._worker.job is not None
-        if self.stopping:
-            return not busy
-        return self._once and self._idle and not busy and not self._store.has_queued()
+        if self._runner.busy:
+            return False
+        return self.stopping or (self._once and self._idle and not self._store.has_queued())
 
     def _round(self) -> None:
-        self._listen()
+        self._runner.listen()
         now = time.monotonic()
         if not self.stopping and now >= self._next_scan:
             self._look(now)
         self._deliver(now)
         if not self.stopping:
-            self._start_next()
+            self._runner.start_next()
         else:
-            self._press_worker(now)
+            self._runner.leave(now)
 
     def _wait(self) -> None:
         """Sleep until something happens or the next scan is due."""
@@ -156,10 +153,7 @@ class Daemon:
         timeout = max(min([self._next_scan, *self._retry_delivery.values()]) - time.monotonic(), 0.0)
         if self.stopping:
             timeout = 0.5
-        sources: list[Any] = [self._wake_read]
-        if self._worker is not None:
-            sources += [self._worker.connection, self._worker.process.sentinel]
-        multiprocessing.connection.wait(sources, timeout)
+        multiprocessing.connection.wait([self._wake_read, *self._runner.sources], timeout)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
                 pass
@@ -228,139 +222,6 @@ class Daemon:
                 assert job.delivery is not None
                 self._failed |= job.delivery["state"] == State.FAILED
 
-    # the worker
-
-    def _start_next(self) -> None:
-        if self._worker is not None and self._worker.job is not None:
-            return
-        job = self._store.claim()
-        if job is None:
-            return
-        try:
-            work = self._work(job)
-        except (KeyError, ValueError) as error:  # taken in under another config or version
-            self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
-            return
-        if self._worker is None:
-            self._worker = worker.start()
-        self._worker.job = job
-        log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
-        with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
-            self._worker.connection.send(work)
-
-    def _work(self, job: Job) -> worker.Work:
-        folder = self._config.jobs_dir / job.id
-        inputs = folder / intake.INPUTS
-        generation = {key: job.settings[key] for key in GenerationSettings.model_fields}
-        return worker.Work(
-            job_id=job.id,
-            request=Request(
-                image=inputs / job.inputs["image"]["file"],
-                end_image=inputs / job.inputs["end"]["file"] if "end" in job.inputs else None,
-                prompt=job.settings["prompt"],
-                seed=job.settings["seed"],
-                **generation,
-            ),
-            spec=self._config.spec(job.settings["model"]),
-            result=folder / delivery.RESULT,
-            frames=job.frames,
-            crf=job.settings["crf"],
-            save_section_frames=job.settings["save_section_frames"],
-            device=self._config.gpu.device,
-            dtype=self._config.gpu.dtype,
-        )
-
-    def _listen(self) -> None:
-        """Take in what the worker says, and notice when it is gone."""
-        running = self._worker
-        if running is None:
-            return
-        try:
-            while running.connection.poll():
-                self._hear(running, running.connection.recv())
-        except (EOFError, OSError):  # gone, perhaps in the middle of a word
-            running.process.join()
-        if not running.process.is_alive():
-            self._bury(running)
-
-    def _hear(self, running: worker.Handle, message: worker.Message) -> None:
-        job = running.job
-        assert job is not None, "the worker speaks only about its job"
-        match message:
-            case worker.Ready():
-                self._device = message.device
-                return
-            case worker.StepDone():
-                self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
-                _notify(f"STATUS={job.path}: section {message.section}/{job.sections}, step {message.step}")
-                return
-            case worker.SectionDecoded():
-                self._store.decoded(job.id, seconds=message.seconds)
-                return
-            case worker.Finished():
-                spec = self._config.spec(job.settings["model"])
-                sources = ("transformer", "base", "image_encoder")
-                self._store.decide(
-                    job.id,
-                    State.DONE,
-                    timings=message.timings,
-                    versions=message.versions,
-                    device=self._device,
-                    model_sources={name: str(getattr(spec, name)) for name in sources},
-                )
-            case worker.Stopped():
-                self._store.requeue(job.id, "stopped with the daemon")
-                log.info("job %s: back in the queue: the daemon stops", job.id)
-            case worker.Failed(retry=False):
-                self._fail(job, message.error)
-            case worker.Failed():
-                self._count_attempt(job, message.error)
-        running.job = None
-        running.stop_sent = None
-
-    def _bury(self, running: worker.Handle) -> None:
-        """The worker is dead; so may be its attempt at a job."""
-        self._worker = None
-        running.connection.close()
-        job = running.job
-        if job is None:
-            log.warning("the worker ended while idle: %s", running.manner_of_death())
-        elif running.stop_sent is not None or self.stopping:
-            self._store.requeue(job.id, "stopped with the daemon")
-        else:
-            self._count_attempt(job, f"the worker {running.manner_of_death()}")
-
-    def _count_attempt(self, job: Job, error: str) -> None:
-        attempts = self._store.count_attempt(job.id, error)
-        log.warning("job %s: attempt %d of %d: %s", job.id, attempts, self._config.max_attempts, error)
-        if attempts >= self._config.max_attempts:
-            self._fail(job, f"gave up after {attempts} attempts, the last: {error}")
-
-    def _fail(self, job: Job, error: str) -> None:
-        log.error("job %s: failed: %s", job.id, error)
-        self._store.decide(job.id, State.FAILED, error=error)
-
-    def _press_worker(self, now: float) -> None:
-        """Ask the worker to leave its job, and end it if it does not."""
-        running = self._worker
-        if running is None or running.job is None:
-            return
-        if running.stop_sent is None:
-            running.stop_sent = now
-            with contextlib.suppress(OSError):
-                running.connection.send(None)
-        elif now - running.stop_sent > STOP_SECONDS:
-            running.process.kill()
-
-    def _end_worker(self) -> None:
-        if self._worker is None:
-            return
-        self._worker.connection.close()  # idle, it reads the end and returns
-        self._worker.process.join(5)
-        if self._worker.process.is_alive():
-            self._worker.process.kill()
-            self._worker.process.join()
-
 
 @contextmanager
 def _stopping_on_signals(daemon: Daemon) -> Iterator[None]:
@@ -373,12 +234,3 @@ def _stopping_on_signals(daemon: Daemon) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _notify(message: str) -> None:
-    """Tell systemd, if it listens (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier, contextlib.suppress(OSError):
-        notifier.sendto(message.encode(), f"\0{address[1:]}" if address.startswith("@") else address)

@@ -13,8 +13,9 @@ from typing import Any
 
 from framepackd import files
 from framepackd.config import Config
+from framepackd.database import Job, State, utc_now
 from framepackd.intake import INPUTS
-from framepackd.jobs import Job, JobStore, State, utc_now
+from framepackd.jobs import JobStore
 from framepackd.names import rest_of_name
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from framepack_core.errors import RequestError
 from framepack_core.sections import frame_count, section_count
 from framepackd import files
 from framepackd.config import Config
+from framepackd.database import ENDED, Job, State, utc_now
 from framepackd.inbox import Group, Signature
-from framepackd.jobs import ENDED, Job, JobStore, State, utc_now
+from framepackd.jobs import JobStore
 from framepackd.settings import JobSettings, parse_settings, read_settings_file
 
 log = logging.getLogger(__name__)

@@ -6,8 +6,9 @@ Made by the daemon when it is asked, and by the command itself from the database
 from datetime import UTC, datetime
 from typing import Any
 
+from framepackd.database import ENDED, Job, State
 from framepackd.inbox import Waiting
-from framepackd.jobs import ENDED, Job, JobStore, State
+from framepackd.jobs import JobStore
 
 LAST_RESULTS = 100
 

@@ -25,7 +25,7 @@ from framepack_core.errors import FramePackError
 from framepack_core.models import ModelSpec
 from framepack_core.request import Request
 from framepackd import files
-from framepackd.jobs import Job
+from framepackd.database import Job
 
 if TYPE_CHECKING:
     from framepack_core.engine import Engine

@@ -12,8 +12,9 @@ from PIL import Image
 
 from framepackd import delivery, files, intake
 from framepackd.config import Config, load_config
+from framepackd.database import Job, State
 from framepackd.inbox import Inbox
-from framepackd.jobs import Job, JobStore, State
+from framepackd.jobs import JobStore
 
 
 class Died(Exception):  # noqa: N818 - not an error: the power went

@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from framepackd.jobs import ENDED, SCHEMA_VERSION, STALLED_DEATHS, Job, JobStore, State, StoreError, utc_now
+from framepackd.database import ENDED, SCHEMA_VERSION, Job, State, StoreError, utc_now
+from framepackd.jobs import STALLED_DEATHS, JobStore
 
 
 def job(number: int = 0) -> Job:

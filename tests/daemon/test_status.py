@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from framepackd import display
+from framepackd.database import Job, State, utc_now
 from framepackd.inbox import Waiting
-from framepackd.jobs import Job, JobStore, State, utc_now
+from framepackd.jobs import JobStore
 from framepackd.status import snapshot
 
 DAEMON = {"state": "running", "pid": 1, "since": utc_now(), "model": "demo", "device": "cpu", "paused": None}
