@@ -6,7 +6,7 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from framepack_core.conditioning import TextConditioning
 from framepack_core.history import History, HistoryContext, prefix_for
 from framepack_core.media import Frames, Picture, crop_to, open_picture
 from framepack_core.models import ModelSpec
+from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Section, plan, section_count
@@ -33,6 +34,8 @@ class Step:
     step: int  # steps done in this section
     steps: int
     denoised: torch.Tensor  # (1, 16, W, h, w), float32: what the section looks like by now
+    computed: bool  # whether the blocks were computed, or a cache stood in for them
+    progress: Progress  # what to resume from; its tensors lie where the model computes
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,12 @@ class Clip:
 
     section: int
     sections: int
-    latents: torch.Tensor  # (1, 16, W, h, w), float32 on the CPU: what the section generated
-    history: torch.Tensor  # (1, 16, T, h, w), float32 on the CPU: the whole buffer
-    pixels: torch.Tensor  # (1, 3, T, H, W) on the CPU: all of the video so far
+    latents: torch.Tensor  # (1, 16, T, h, w), float32 on the CPU: all of the video so far
+    history: torch.Tensor  # (1, 16, T', h, w), float32 on the CPU: the buffer that sections look back on
+    frames: Frames  # (T, H, W, 3), uint8: those that no later section changes; see sections.chronological
+    finite: bool  # whether all their pixels were numbers
     still: Picture  # the section's own last frame
-    computed: tuple[bool, ...] | None  # per step: were the blocks computed; None without a cache
-
-    def frames(self) -> Frames:
-        """Convert the video so far to (T, H, W, 3), uint8."""
-        return vae.to_uint8(self.pixels)
+    progress: Progress  # what to resume from
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ class Engine:
         weights = memory.weight_bytes(
             models.transformer, models.text_encoder, models.text_encoder_2, models.vae, models.image_encoder
         )
-        self._resident = memory.keeps_resident(device, weights)
-        if not self._resident:
-            models.vae.enable_tiling()  # as the reference below 60 GiB; it changes pixels slightly
+        resident = memory.keeps_resident(device, weights)
+        # Tiles as the reference below 60 GiB; they change pixels slightly.
+        self.rungs = memory.ladder(memory.Rung(None if resident else memory.TILE, resident))
+        self.rung = 0
+        self.take_rung(0)
 
     @classmethod
     def load(cls, spec: ModelSpec, device: str = "auto", dtype: str = "auto") -> "Engine":
@@ -90,13 +92,34 @@ class Engine:
         transformer_dtype, encoder_dtype = memory.choose_dtypes(chosen, dtype)
         return cls(loading.load(spec, dtype=transformer_dtype, encoder_dtype=encoder_dtype), chosen)
 
-    def generate(self, request: Request) -> Iterator[Step | Clip]:
+    def take_rung(self, number: int) -> bool:
+        """Use as little memory as a rung of the ladder says; False if only a newly loaded engine can."""
+        rung = self.rungs[min(number, len(self.rungs) - 1)]
+        if self.rungs[self.rung].streamed and not rung.streamed:
+            return False
+        models = self.models
+        streamed = (models.transformer, models.text_encoder, models.text_encoder_2)
+        if rung.streamed and not self.rungs[self.rung].streamed:
+            memory.stream(*streamed, device=self.device)
+        memory.set_tiles(models.vae, rung.tile)
+        self.rung = self.rungs.index(rung)
+        if not rung.resident:
+            for module in vars(models).values():
+                if isinstance(module, nn.Module) and not (rung.streamed and module in streamed):
+                    module.to("cpu")
+            memory.release_unused(self.device)
+        return True
+
+    def generate(self, request: Request, resume: Progress | None = None) -> Iterator[Step | Clip]:
         """Generate a video: yields every step, and a clip after every section. Leave the loop to cancel.
+
+        With ``resume``, the progress of an event of the same request, what follows that event is generated,
+        and is the same to the bit.
 
         Raises:
             RequestError: a picture cannot be read, or the model cannot do what is asked.
         """
-        yield from self.sample(request, self.encode(request))
+        yield from self.sample(request, self.encode(request), resume)
 
     @torch.inference_mode()
     def encode(self, request: Request) -> Conditioning:
@@ -128,25 +151,36 @@ class Engine:
             )
 
     @torch.inference_mode()
-    def sample(self, request: Request, conditioned: Conditioning) -> Iterator[Step | Clip]:
+    def sample(
+        self, request: Request, conditioned: Conditioning, resume: Progress | None = None
+    ) -> Iterator[Step | Clip]:
         """Generate a video from what :meth:`encode` gave."""
         kind, window = self.models.spec.kind, request.latent_window_size
         sections = plan(kind, section_count(request.seconds, window), window)
         history = History(kind, window, conditioned.start_latents, conditioned.end_latents)
-        height, width = conditioned.start_latents.shape[-2:]
-        generator = torch.Generator("cpu").manual_seed(request.seed)
-        video: torch.Tensor | None = None
+        progress = resume or Progress.start(request.seed)
         for section in sections:
-            noise = torch.randn((1, 16, window, height, width), generator=generator)
-            prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
-            latents, computed = yield from self._sample_section(
-                request, conditioned, section, len(sections), history.context(prefix), noise
-            )
-            history.append(section, latents)
+            if section.index == len(progress.sampled):
+                prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
+                progress = yield from self._sample_section(
+                    request, conditioned, section, len(sections), history.context(prefix), progress
+                )
+            history.append(section, progress.sampled[section.index])
+            if section.index < progress.decoded:
+                continue
             decoded = self._decode(history.decodable(section))
-            video = decoded if video is None else self._join(video, decoded, 4 * window - 3)
-            still = vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0]
-            yield Clip(section.index, len(sections), latents, history.latents, video, still, computed)
+            settled, edge = vae.join(kind, progress.edge, decoded, 4 * window - 3, is_last=section.is_last)
+            progress = replace(progress, decoded=section.index + 1, edge=edge)
+            yield Clip(
+                section=section.index,
+                sections=len(sections),
+                latents=history.video,
+                history=history.latents,
+                frames=vae.to_uint8(settled),
+                finite=bool(settled.isfinite().all()),
+                still=vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0],
+                progress=progress,
+            )
 
     def _sample_section(
         self,
@@ -155,12 +189,16 @@ class Engine:
         section: Section,
         sections: int,
         history: HistoryContext,
-        noise: torch.Tensor,
-    ) -> Generator[Step, None, tuple[torch.Tensor, tuple[bool, ...] | None]]:
-        """Sample one section; returns its latents and, with a cache, which steps were computed."""
+        progress: Progress,
+    ) -> Generator[Step, None, Progress]:
+        """Sample one section, from its start or from where it was left; returns the progress it makes."""
         transformer, dtype = self.models.transformer, self.models.dtype
-        height, width = noise.shape[-2:]
-        sigmas = flow_sigmas(request.steps, schedule_mu(noise.shape[2] * height * width // 4)).to(self.device)
+        height, width = conditioned.start_latents.shape[-2:]
+        generator = torch.Generator("cpu")
+        generator.set_state(progress.noise)
+        noise = torch.randn((1, 16, request.latent_window_size, height, width), generator=generator)
+        tokens = request.latent_window_size * height * width // 4
+        sigmas = flow_sigmas(request.steps, schedule_mu(tokens)).to(self.device)
         cached = teacache(transformer, request.steps) if request.cache == "teacache" else nullcontext()
         with self._on_device(transformer), cached as cache:
             negative = conditioned.negative
@@ -175,10 +213,19 @@ class Engine:
                 dtype=dtype,
                 cache=cache,
             )
-            for state in sample_unipc(denoiser, noise.to(self.device), sigmas):
-                denoised = state.denoised[-1]
-                yield Step(section.index, sections, state.step, request.steps, denoised)
-        return denoised.cpu(), None if cache is None else tuple(cache.computed())
+            resumed = progress.to(self.device)
+            if cache is not None and resumed.cache is not None:
+                denoiser.restore_cache(resumed.cache)
+            for solver in sample_unipc(denoiser, noise.to(self.device), sigmas, resumed.solver):
+                denoised = solver.denoised[-1]
+                progress = replace(progress, solver=solver, cache=cache.state() if cache else None)
+                if solver.step == request.steps:
+                    sampled = (*progress.sampled, denoised.cpu())
+                    noise_after = generator.get_state()
+                    progress = replace(progress, sampled=sampled, noise=noise_after, solver=None, cache=None)
+                computed = cache is None or cache.computed()[-1]
+                yield Step(section.index, sections, solver.step, request.steps, denoised, computed, progress)
+        return progress
 
     def _context(
         self, conditioned: Conditioning, section: Section, history: HistoryContext
@@ -195,11 +242,6 @@ class Engine:
             **{name: tensor.to(self.device, self.models.dtype) for name, tensor in tensors.items()},
             **{name: torch.tensor(run, device=self.device) for name, run in indices.items()},
         }
-
-    def _join(self, video: torch.Tensor, decoded: torch.Tensor, overlap: int) -> torch.Tensor:
-        if self.models.spec.kind == "f1":
-            return vae.blend(video, decoded, overlap)
-        return vae.blend(decoded, video, overlap)
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         with self._on_device(self.models.vae):
@@ -219,4 +261,7 @@ class Engine:
         return self._encode_picture(crop_to(open_picture(path), size), seed)
 
     def _on_device(self, *modules: nn.Module) -> AbstractContextManager[None]:
-        return memory.on_device(*modules, device=self.device, resident=self._resident)
+        rung = self.rungs[self.rung]
+        if rung.streamed:  # these are moved by hooks of their own
+            modules = tuple(m for m in modules if m in (self.models.vae, self.models.image_encoder))
+        return memory.on_device(*modules, device=self.device, resident=rung.resident)

@@ -53,6 +53,13 @@ class History:
         elif end_latents is not None:
             self.latents[:, :, :1] = end_latents
 
+    @property
+    def video(self) -> torch.Tensor:
+        """The latents of the video so far, in the order of time."""
+        if self._forward:
+            return self.latents[:, :, -self.generated :]
+        return self.latents[:, :, : self.generated]
+
     def context(self, prefix: torch.Tensor) -> HistoryContext:
         """Give what the next section looks back on; ``prefix`` becomes the first clean latent."""
         if self._forward:
@@ -75,12 +82,12 @@ class History:
 
     def decodable(self, section: Section) -> torch.Tensor:
         """Give the latents to decode after a section: its own and, to blend with, its neighbour's."""
+        if section.index == 0:
+            return self.video
         if self._forward:
-            video = self.latents[:, :, -self.generated :]
-            return video if section.index == 0 else video[:, :, -2 * self._window :]
-        video = self.latents[:, :, : self.generated]
+            return self.video[:, :, -2 * self._window :]
         frames = (2 * self._window + 1) if section.is_last else (2 * self._window)
-        return video if section.index == 0 else video[:, :, :frames]
+        return self.video[:, :, :frames]
 
     def still_index(self, section: Section) -> int:
         """Say which of the pictures decoded after a section is that section's own last one."""

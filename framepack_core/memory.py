@@ -3,15 +3,50 @@
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from framepack_core.errors import ModelError
 
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLHunyuanVideo
+
 # Free device memory from which the reference keeps everything on the device; and what decoding takes
 # beside the weights (14.4 GiB for a section at 640 x 608 without tiles).
 RESIDENT_BYTES, DECODE_BYTES = 60 * 2**30, 16 * 2**30
+TILE, SMALL_TILE = 256, 128  # the VAE's own, and the least that shows no seams at a glance
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the ladder that is gone down when the device has too little memory, at the price of time."""
+
+    tile: int | None  # side of the VAE's tiles in pixels; None: frames are decoded whole
+    resident: bool  # all components stay on the device
+    streamed: bool = False  # weights visit the device layer by layer
+
+    @property
+    def text(self) -> str:
+        """Say it to a person."""
+        parts = [f"decoding in tiles of {self.tile} pixels" if self.tile else "decoding whole frames"]
+        if not self.resident:
+            parts.append("components moved off the device between phases")
+        if self.streamed:
+            parts.append("weights streamed layer by layer")
+        return ", ".join(parts)
+
+
+def ladder(top: Rung) -> tuple[Rung, ...]:
+    """List what to try one after the other; only the smaller tiles change pixels, slightly."""
+    tiled = replace(top, tile=TILE)
+    moved = replace(tiled, resident=False)
+    streamed = replace(moved, streamed=True)
+    rungs = (top, tiled, moved, streamed, replace(streamed, tile=SMALL_TILE))
+    return tuple(dict.fromkeys(rungs))  # without those that save nothing more
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -35,6 +70,11 @@ def choose_device(name: str) -> torch.device:
             'check the driver with nvidia-smi, or use device = "auto"'
         )
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """Name a device so that it can be told from another model of card."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def choose_dtypes(device: torch.device, name: str) -> tuple[torch.dtype, torch.dtype]:
@@ -76,6 +116,26 @@ def weight_bytes(*modules: nn.Module) -> int:
         for module in modules
         for tensor in (*module.parameters(), *module.buffers())
     )
+
+
+def set_tiles(vae: "AutoencoderKLHunyuanVideo", tile: int | None) -> None:
+    """Have the VAE work on whole frames, or in tiles of a side, which overlap by a quarter."""
+    if tile is None:
+        vae.disable_tiling()
+    else:
+        vae.enable_tiling(
+            tile_sample_min_height=tile,
+            tile_sample_min_width=tile,
+            tile_sample_stride_height=tile * 3 // 4,
+            tile_sample_stride_width=tile * 3 // 4,
+        )
+
+
+def stream(*modules: nn.Module, device: torch.device) -> None:
+    """Have the weights of modules visit the device layer by layer, from host memory."""
+    for module in modules:
+        module.to("cpu")
+        apply_group_offloading(module, onload_device=device, offload_type="leaf_level")
 
 
 @contextmanager

@@ -5,14 +5,14 @@ with B(h) = h ("bh1"), written from the paper's equations. Its scalars are float
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from framepack_core.cache import TeaCache
+from framepack_core.cache import BranchState, TeaCache
 from framepack_core.conditioning import TextConditioning
 
 Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -75,6 +75,8 @@ class Denoiser:
 
     def __call__(self, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Denoise latents (1, 16, T, h, w) at noise level sigma (scalar); both and the result float32."""
+        if self._cache is not None:
+            self._cache.begin(latents, sigma)
         rounded = latents.to(self._dtype)
         velocity = self._velocity(rounded, sigma, self._positive, branch="positive")
         if self._true_cfg_scale != 1 and self._negative is not None:
@@ -82,6 +84,21 @@ class Denoiser:
             guided = unconditional + self._true_cfg_scale * (velocity - unconditional)
             velocity = rescale_guidance(guided, velocity, self._guidance_rescale)
         return rounded.float() - velocity * sigma
+
+    def restore_cache(self, branches: Mapping[str, BranchState]) -> None:
+        """Bring a fresh cache to where it stood after a step.
+
+        What the blocks added is large: the calls that the state depends on are made again instead.
+        """
+        assert self._cache is not None
+        texts = {"positive": self._positive, "negative": self._negative}
+        for branch, state in branches.items():
+            text = texts[branch]
+            assert text is not None, "a negative branch has a negative text"
+            for call, compute in state.calls_to_repeat():
+                self._cache.begin(call.latents, call.sigma, compute=compute)
+                self._velocity(call.latents.to(self._dtype), call.sigma, text, branch=branch)
+            self._cache.restore(branch, state)
 
     def _velocity(
         self, latents: torch.Tensor, sigma: torch.Tensor, text: TextConditioning, *, branch: str
@@ -121,21 +138,26 @@ class SolverState:
     denoised: tuple[torch.Tensor, ...]  # the last predictions, newest last
 
 
-def sample_unipc(denoise: Denoise, noise: torch.Tensor, sigmas: torch.Tensor) -> Iterator[SolverState]:
+def sample_unipc(
+    denoise: Denoise, noise: torch.Tensor, sigmas: torch.Tensor, resume: SolverState | None = None
+) -> Iterator[SolverState]:
     """Solve from noise to data, one model call a step; the last ``denoised`` is the result.
 
     Args:
         denoise: maps latents and a noise level (scalar tensor) to the denoised latents.
         noise: latents at ``sigmas[0]`` = 1, float32.
         sigmas: noise levels, one more than steps; the last, 0, is never evaluated.
+        resume: a state that was yielded before, to go on with the step after it; noise is not used then.
     """
     steps = len(sigmas) - 1
     levels = sigmas.double().cpu().numpy()
     max_order = min(SOLVER_ORDER, steps - 1)
-    latents = noise
-    denoised: tuple[torch.Tensor, ...] = (denoise(noise, sigmas[0]),)
-    yield SolverState(1, latents, denoised)
-    for i in range(1, steps):
+    state = resume
+    if state is None:
+        state = SolverState(1, noise, (denoise(noise, sigmas[0]),))
+        yield state
+    latents, denoised = state.latents, state.denoised
+    for i in range(state.step, steps):
         order = min(i, max_order)
         update = _Update.between(levels[i - order : i + 1])
         base = denoised[-1] + update.ratio * (latents - denoised[-1])

@@ -11,10 +11,12 @@ The index layouts are those of lllyasviel/FramePack (demo_gradio.py, demo_gradio
 length of a video is told before anything is loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 Kind = Literal["framepack", "f1"]
+_Part = TypeVar("_Part")
 
 FPS = 30
 HISTORY_1X, HISTORY_2X, HISTORY_4X = 1, 2, 16  # latent frames looked back on, by how far they are packed
@@ -32,6 +34,15 @@ class Section:
     indices_latents_clean: tuple[int, int]
     indices_latents_history_2x: tuple[int, ...]
     indices_latents_history_4x: tuple[int, ...]
+
+
+def chronological(kind: Kind, parts: Sequence[_Part]) -> Sequence[_Part]:
+    """Put what sections made, in the order in which they were made, into the order of time.
+
+    >>> chronological("framepack", ["end", "middle", "start"])
+    ['start', 'middle', 'end']
+    """
+    return parts[::-1] if kind == "framepack" else parts
 
 
 def section_count(seconds: float, window: int) -> int:

@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 
 from framepack_core.media import Frames, Picture
+from framepack_core.sections import Kind
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -45,6 +46,25 @@ def blend(earlier: torch.Tensor, later: torch.Tensor, overlap: int) -> torch.Ten
     weights = torch.linspace(1, 0, overlap, dtype=earlier.dtype).reshape(1, 1, -1, 1, 1)
     faded = weights * earlier[:, :, -overlap:] + (1 - weights) * later[:, :, :overlap]
     return torch.cat([earlier[:, :, :-overlap], faded, later[:, :, overlap:]], dim=2)
+
+
+def join(
+    kind: Kind, edge: torch.Tensor | None, decoded: torch.Tensor, overlap: int, *, is_last: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Join a decoded section to the video's edge: the ``overlap`` frames next to it, of the one before.
+
+    Gives the pixels that no later section changes, and the new edge; after the last section there is none.
+    """
+    forward = kind == "f1"
+    if edge is None:
+        joined = decoded
+    else:
+        joined = blend(edge, decoded, overlap) if forward else blend(decoded, edge, overlap)
+    if is_last:
+        return joined, None
+    if forward:
+        return joined[:, :, :-overlap], joined[:, :, -overlap:].clone()
+    return joined[:, :, overlap:], joined[:, :, :overlap].clone()
 
 
 def to_uint8(pixels: torch.Tensor) -> Frames:

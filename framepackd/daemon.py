@@ -19,7 +19,7 @@ from framepackd.database import State, utc_now
 from framepackd.inbox import Inbox, Scan, Waiting
 from framepackd.jobs import JobStore
 from framepackd.notify import notify
-from framepackd.runner import Runner
+from framepackd.runner import ROUND_SECONDS, Runner
 from framepackd.status import snapshot
 from framepackd.watching import watching
 
@@ -151,6 +151,8 @@ class Daemon:
         if self._changed:
             self._next_scan = min(self._next_scan, time.monotonic() + SCAN_SECONDS)
         timeout = max(min([self._next_scan, *self._retry_delivery.values()]) - time.monotonic(), 0.0)
+        if self._runner.busy:
+            timeout = min(timeout, ROUND_SECONDS)
         if self.stopping:
             timeout = 0.5
         multiprocessing.connection.wait([self._wake_read, *self._runner.sources], timeout)

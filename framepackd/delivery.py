@@ -21,6 +21,7 @@ from framepackd.names import rest_of_name
 log = logging.getLogger(__name__)
 
 RESULT = "result"  # what the worker wrote: .mp4 and stills, named by what follows NAME
+CHECKPOINT = "checkpoint"  # what the worker goes on from
 OUTGOING = "outgoing"  # everything to deliver, under its final name
 VIDEO = ".mp4"
 

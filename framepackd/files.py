@@ -36,13 +36,18 @@ def sync_file(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all; durable when it returns."""
     part = path.with_name(f"{PART_PREFIX}{path.name}.part")
-    part.write_text(text, encoding="utf-8")
+    part.write_bytes(content)
     sync_file(part)
     part.replace(path)
     sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

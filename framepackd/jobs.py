@@ -68,14 +68,25 @@ class JobStore:
                 state=State.RUNNING,
                 resumes=Job.resumes + func.iif(Job.started_at.is_(None), 0, 1),
                 started_at=func.coalesce(Job.started_at, utc_now()),
-                section=0,
-                step=0,
                 history=_with_entry(State.RUNNING, "started"),
             )
             .returning(Job)
         )
         with self._session() as session:
             return session.scalars(statement).one_or_none()
+
+    def resumed(self, job_id: str, *, steps: int) -> None:
+        """Note how many steps of a job were found done when it was started, of all its sections."""
+        job = self.get(job_id)
+        recorded = max(job.section - 1, 0) * job.steps + job.step
+        section = (steps - 1) // job.steps + 1 if steps else 0
+        self._set_running(
+            job_id,
+            section=section,
+            step=steps - max(section - 1, 0) * job.steps,
+            # The last step before a crash may have become durable without having been told of.
+            steps_run=Job.steps_run + max(steps - recorded, 0),
+        )
 
     def step(self, job_id: str, *, section: int, step: int, seconds: float) -> None:
         """Count a finished sampling step; ``section`` from 1."""
@@ -116,11 +127,11 @@ class JobStore:
 
     def requeue(self, job_id: str, note: str) -> None:
         """Put a running job back; it was interrupted, which is not its fault."""
-        self._move(job_id, State.QUEUED, note, section=0, step=0)
+        self._move(job_id, State.QUEUED, note)
 
     def count_attempt(self, job_id: str, note: str) -> int:
         """Put a running job back after its worker died or failed on it; says how often that was."""
-        self._move(job_id, State.QUEUED, note, section=0, step=0, attempts=Job.attempts + 1)
+        self._move(job_id, State.QUEUED, note, attempts=Job.attempts + 1)
         return self.get(job_id).attempts
 
     def recover(self) -> list[Job]:
@@ -134,7 +145,7 @@ class JobStore:
             deaths = job.stalled_deaths + 1
             back = {"position": last + 1} if deaths >= STALLED_DEATHS else {}
             note = "the daemon ended while it ran" + (f" ({deaths} times without a step)" if back else "")
-            self._move(job.id, State.QUEUED, note, section=0, step=0, stalled_deaths=deaths, **back)
+            self._move(job.id, State.QUEUED, note, stalled_deaths=deaths, **back)
         return left
 
     def _move(self, job_id: str, state: State, note: str, **values: Any) -> None:

@@ -9,12 +9,16 @@ from framepack_core.request import GenerationSettings, Request
 from framepackd import delivery, intake, worker
 from framepackd.config import Config
 from framepackd.database import Job, State
+from framepackd.delivery import CHECKPOINT
 from framepackd.jobs import JobStore
 from framepackd.notify import notify
 
 log = logging.getLogger(__name__)
 
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
+ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
+# A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
+HANG_FACTOR, FIRST_FACTOR = 10, 30
 
 
 class Runner:
@@ -25,6 +29,7 @@ class Runner:
         self._config = config
         self._store = store
         self._worker: worker.Handle | None = None
+        self._last_round = time.monotonic()
         self.device = config.gpu.device  # until the worker tells what "auto" has become
 
     @property
@@ -52,6 +57,7 @@ class Runner:
         if self._worker is None:
             self._worker = worker.start()
         self._worker.job = job
+        self._worker.quiet, self._worker.awaited, self._worker.slowest = 0.0, "start", {}
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
             self._worker.connection.send(work)
@@ -70,12 +76,18 @@ class Runner:
                 **generation,
             ),
             spec=self._config.spec(job.settings["model"]),
+            fingerprint=job.fingerprint,
             result=folder / delivery.RESULT,
+            checkpoint=folder / CHECKPOINT,
+            sections=job.sections,
             frames=job.frames,
+            size=(job.height, job.width),
             crf=job.settings["crf"],
             save_section_frames=job.settings["save_section_frames"],
+            keep_latents=job.settings.get("keep_latents", False),
             device=self._config.gpu.device,
             dtype=self._config.gpu.dtype,
+            rungs={},
         )
 
     def listen(self) -> None:
@@ -90,19 +102,50 @@ class Runner:
             running.process.join()
         if not running.process.is_alive():
             self._bury(running)
+        elif running.job is not None:
+            self._end_if_hung(running)
+
+    def _end_if_hung(self, running: worker.Handle) -> None:
+        """End a worker that gives no sign of life for much longer than it ever needed."""
+        now = time.monotonic()
+        # A longer gap between two rounds was not the worker's: this process was stopped, or busy, itself.
+        running.quiet += min(now - self._last_round, ROUND_SECONDS)
+        self._last_round = now
+        least = self._config.hang_seconds
+        known = running.slowest.get(running.awaited)
+        bound = least * FIRST_FACTOR if known is None else max(least, known * HANG_FACTOR)
+        if running.quiet > bound and running.hung is None:
+            usual = "" if known is None else f", where {known:.1f} s were the most before"
+            running.hung = f"was ended: it did nothing for {running.quiet:.0f} s ({running.awaited}){usual}"
+            running.process.kill()
 
     def _hear(self, running: worker.Handle, message: worker.Message) -> None:
         job = running.job
         assert job is not None, "the worker speaks only about its job"
+        running.quiet = 0.0
         match message:
+            case worker.Resumed():
+                self._store.resumed(job.id, steps=message.steps)
+                if message.steps:
+                    log.info("job %s: goes on after step %d of %d", job.id, message.steps, job.steps_total)
+                return
             case worker.Ready():
                 self.device = message.device
                 return
+            case worker.Lowered():
+                log.warning("job %s: out of memory, going on with %s", job.id, message.text)
+                return
             case worker.StepDone():
+                # The first step warms everything up: it tells nothing of the next.
+                if running.awaited == "step":
+                    running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
+                running.awaited = "step" if message.step < job.steps else "decode"
                 self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
                 notify(f"STATUS={job.path}: section {message.section}/{job.sections}, step {message.step}")
                 return
             case worker.SectionDecoded():
+                running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
+                running.awaited = "end" if message.section == job.sections else "step"
                 self._store.decoded(job.id, seconds=message.seconds)
                 return
             case worker.Finished():
@@ -119,6 +162,9 @@ class Runner:
             case worker.Stopped():
                 self._store.requeue(job.id, "stopped with the daemon")
                 log.info("job %s: back in the queue: the daemon stops", job.id)
+            case worker.Blocked():
+                self._store.requeue(job.id, message.reason)
+                log.error("job %s: back in the queue: %s", job.id, message.reason)
             case worker.Failed(retry=False):
                 self._fail(job, message.error)
             case worker.Failed():
@@ -156,7 +202,7 @@ class Runner:
         if running.stop_sent is None:
             running.stop_sent = now
             with contextlib.suppress(OSError):
-                running.connection.send(None)
+                running.connection.send(worker.Leave())
         elif now - running.stop_sent > STOP_SECONDS:
             running.process.kill()
 

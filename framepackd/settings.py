@@ -45,6 +45,7 @@ class JobSettings(GenerationSettings):
     seed: Annotated[Integer | None, BeforeValidator(_read_seed)] = Field(31337, ge=0, le=MAX_SEED)
     crf: Integer = Field(16, ge=0, le=51)
     save_section_frames: bool = False
+    keep_latents: bool = False
     gpu_memory_preservation: Number | None = Field(None, ge=0, le=128)
 
     def with_drawn_seed(self) -> "JobSettings":

@@ -1,38 +1,36 @@
-"""The worker process: loads a model, generates what it is told to, tells how far it is.
+"""The worker process, and what it and the daemon say to each other.
 
 A process of its own, so that a crash of the model's code takes neither the daemon nor the queue with it.
 Only here is torch imported, and only inside functions: the daemon imports this module for its messages.
 """
 
 import ctypes
-import importlib.metadata
+import errno
 import logging
 import multiprocessing
 import multiprocessing.process
 import os
 import signal
 import sys
-import time
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import framepack_core
-from framepack_core import media
 from framepack_core.errors import FramePackError
 from framepack_core.models import ModelSpec
 from framepack_core.request import Request
-from framepackd import files
 from framepackd.database import Job
 
 if TYPE_CHECKING:
-    from framepack_core.engine import Engine
+    from framepackd.generation import Engines
 
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -42,19 +40,49 @@ class Work:
     job_id: str
     request: Request
     spec: ModelSpec
-    result: Path  # folder to write the video and the stills to
+    fingerprint: str  # of pictures, prompt and settings
+    result: Path  # folder to write the video and what goes with it to
+    checkpoint: Path  # folder for what is needed to go on after a crash
+    sections: int
     frames: int
+    size: tuple[int, int]  # height, width
     crf: int
     save_section_frames: bool
+    keep_latents: bool
     device: str
     dtype: str
+    rungs: Mapping[str, int]  # how far down the ladder of memory.py other jobs had to go
+    keep_only: bool = False  # generate no more, write what exists
+
+
+@dataclass(frozen=True)
+class Leave:
+    """The worker is to leave its job at the next step; ``keep``: and to write what exists as a video."""
+
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """So many steps of the job were found done."""
+
+    steps: int
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The model is loaded."""
+    """The model is loaded, or the inputs are encoded."""
 
     device: str
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """The device had too little memory; the job goes on further down the ladder."""
+
+    key: str  # what this holds for: device, model, size
+    rung: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -68,14 +96,15 @@ class StepDone:
 
 @dataclass(frozen=True)
 class SectionDecoded:
-    """A section is decoded."""
+    """A section is decoded; sections count from 1."""
 
+    section: int
     seconds: float
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The video is written, checked and durable."""
+    """The video is written, checked and durable; or what there was of it, for a wish to leave and keep."""
 
     timings: dict[str, float]
     versions: dict[str, str]
@@ -83,7 +112,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Stopped:
-    """The loop was left because the worker was told so."""
+    """The job was left because the worker was told so; it can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +123,14 @@ class Failed:
     retry: bool
 
 
-Message = Ready | StepDone | SectionDecoded | Finished | Stopped | Failed
+@dataclass(frozen=True)
+class Blocked:
+    """The disk is full or fails: no fault of the job, which can be resumed when it is not."""
+
+    reason: str
+
+
+Message = Resumed | Ready | Lowered | StepDone | SectionDecoded | Finished | Stopped | Blocked | Failed
 
 
 @dataclass
@@ -105,9 +141,15 @@ class Handle:
     connection: Connection
     job: Job | None = None
     stop_sent: float | None = None
+    quiet: float = 0.0  # seconds since the last sign of life
+    awaited: str = "start"  # what the next sign is of: start, step, decode or end
+    slowest: dict[str, float] = field(default_factory=dict)  # of what was awaited, in seconds
+    hung: str | None = None  # why it was ended
 
     def manner_of_death(self) -> str:
         """Say in words how the process ended."""
+        if self.hung:
+            return self.hung
         code = self.process.exitcode or 0
         if code >= 0:
             return f"ended by itself with exit code {code}"
@@ -133,105 +175,33 @@ def main(connection: Connection, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _quiet_libraries()
-    loaded = _Loaded()
+    from framepackd.generation import Engines
+
+    engines = Engines()
     while True:
         try:
             work = connection.recv()
         except EOFError:
             return
-        if isinstance(work, Work):  # else a stop that came when the work was over
-            connection.send(_answer(work, loaded, connection))
+        if isinstance(work, Work):  # else a wish to leave that came when the work was over
+            connection.send(_answer(work, engines, connection))
 
 
-def _answer(work: Work, loaded: "_Loaded", connection: Connection) -> Message:
+def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
     """Do the work; the one place where exceptions become failures."""
+    from framepackd.generation import Generation
+
     try:
-        return _generate(work, loaded, connection)
+        return Generation(work, engines, connection).run()
     except FramePackError as error:
         return Failed(str(error), retry=False)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the daemon is gone
     except Exception as error:
         traceback.print_exc()
+        if getattr(error, "errno", None) in DISK_ERRORS:  # FFmpeg's errors are not all OSErrors
+            return Blocked(f"{work.result.parent}: {error}")
         return Failed(f"{type(error).__name__}: {error}", retry=True)
-
-
-class _Loaded:
-    """The engine that is loaded, kept from job to job."""
-
-    def __init__(self) -> None:
-        self._key: tuple[Any, ...] | None = None
-        self._engine: Engine | None = None
-
-    def engine(self, work: Work) -> "Engine":
-        from framepack_core.engine import Engine
-
-        key = (work.spec, work.device, work.dtype)
-        if self._engine is None or key != self._key:
-            self._engine = None  # first let go of the other model
-            self._engine, self._key = Engine.load(work.spec, work.device, work.dtype), key
-        return self._engine
-
-
-def _generate(work: Work, loaded: _Loaded, connection: Connection) -> Message:
-    from framepack_core.engine import Step
-
-    clock = _PhaseClock()
-    engine = loaded.engine(work)
-    clock.lap("load")
-    connection.send(Ready(str(engine.device)))
-    conditioned = engine.encode(work.request)
-    clock.lap("encode")
-    work.result.mkdir(exist_ok=True)
-    clip = None
-    for event in engine.sample(work.request, conditioned):
-        if isinstance(event, Step):
-            connection.send(StepDone(event.section + 1, event.step, clock.lap("sample")))
-        else:
-            clip = event
-            if work.save_section_frames:
-                media.write_picture(work.result / f".section-{event.section}.png", event.still)
-            connection.send(SectionDecoded(clock.lap("decode")))
-        if connection.poll():
-            connection.recv()
-            return Stopped()
-    assert clip is not None
-    _write(work, clip.frames())
-    clock.lap("write")
-    return Finished(clock.seconds, _versions())
-
-
-def _write(work: Work, frames: media.Frames) -> None:
-    """Write the video under its name only when it is whole: decoded again, and every frame counted."""
-    part = work.result / f"{files.PART_PREFIX}video.part"
-    media.write_video(part, frames, size=frames.shape[1:3], crf=work.crf)
-    written = media.count_frames(part)
-    if written != work.frames:
-        raise OSError(f"the video has {written} frames where {work.frames} were generated")
-    for path in work.result.iterdir():
-        files.sync_file(path)
-    part.rename(work.result / ".mp4")
-    files.sync_folder(work.result)
-    files.sync_folder(work.result.parent)
-
-
-class _PhaseClock:
-    """Adds up how long each phase of a job took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, phase: str) -> float:
-        now = time.monotonic()
-        taken, self._last = now - self._last, now
-        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + taken, 3)
-        return taken
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
-    return {"framepackd": framepack_core.__version__, **libraries}
 
 
 def _die_with(parent: int) -> None:

@@ -1,13 +1,15 @@
 """What tests of both packages share: the tiny models, loaded once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 
+import numpy as np
 import pytest
 
-from framepack_core.engine import Engine
+from framepack_core.engine import Clip, Engine, Step
+from framepack_core.media import Frames
 from framepack_core.models import ModelSpec, Source
-from framepack_core.sections import Kind
+from framepack_core.sections import Kind, chronological
 from tests.golden import TINY_MODELS
 
 KINDS: dict[str, Kind] = {"framepack-i2v": "framepack", "framepack-f1": "f1"}
@@ -28,3 +30,9 @@ def tiny_spec(transformer: str = "framepack-i2v") -> ModelSpec:
 def tiny_engine() -> Callable[[str], Engine]:
     """Load a tiny model by the name of its transformer, float32 on the CPU."""
     return cache(lambda transformer: Engine.load(tiny_spec(transformer), device="cpu"))
+
+
+def whole_video(engine: Engine, events: Iterable[Step | Clip]) -> Frames:
+    """Join the frames of all clips of a video, (T, H, W, 3)."""
+    parts = [event.frames for event in events if isinstance(event, Clip)]
+    return np.concatenate(chronological(engine.models.spec.kind, parts))

@@ -13,6 +13,7 @@ from framepack_core.errors import RequestError
 from framepack_core.models import BUILT_IN
 from framepack_core.request import Request
 from framepack_core.sections import frame_count, section_count
+from tests.conftest import whole_video
 
 TinyEngine = Callable[[str], Engine]
 
@@ -34,10 +35,9 @@ def test_it_yields_every_step_and_a_clip_after_every_section(tiny_engine: TinyEn
     told = [(e.section, e.step) if isinstance(e, Step) else e.section for e in events]
     assert told == [(0, 1), (0, 2), (0, 3), (0, 4), 0, (1, 1), (1, 2), (1, 3), (1, 4), 1]
     assert all(e.denoised.shape == (1, 16, 3, 4, 6) for e in events if isinstance(e, Step))
-    last = events[-1]
-    assert isinstance(last, Clip)
-    assert last.frames().shape == (25, 32, 48, 3)
-    assert last.frames().dtype == np.uint8
+    video = whole_video(tiny_engine("framepack-i2v"), events)
+    assert video.shape == (25, 32, 48, 3)
+    assert video.dtype == np.uint8
 
 
 @pytest.mark.parametrize("cache", ["none", "teacache"])
@@ -49,10 +49,10 @@ def test_the_length_is_right_at_every_edge_of_the_settings(
     tiny_engine: TinyEngine, image: Path, transformer: str, window: int, steps: int, seconds: int, cache: str
 ) -> None:
     settings = {"latent_window_size": window, "steps": steps, "seconds": seconds, "cache": cache, "width": 32}
-    *_, clip = tiny_engine(transformer).generate(small(image, **settings))
-    assert isinstance(clip, Clip)
+    events = list(tiny_engine(transformer).generate(small(image, **settings)))
     sections = section_count(seconds, window)
-    assert (clip.section, len(clip.frames())) == (sections - 1, frame_count(sections, window))
+    assert events[-1].section == sections - 1
+    assert len(whole_video(tiny_engine(transformer), events)) == frame_count(sections, window)
 
 
 def test_leaving_the_loop_gives_the_transformer_its_blocks_back(tiny_engine: TinyEngine, image: Path) -> None:
@@ -99,15 +99,15 @@ def test_each_guidance_branch_has_a_cache_of_its_own(tiny_engine: TinyEngine, im
     """With equal prompts both branches see the same, so guidance must change nothing, cache or not."""
     engine = tiny_engine("framepack-i2v")
 
-    def last(**settings: object) -> Clip:
-        *_, clip = engine.generate(small(image, steps=12, cache="teacache", **settings))
-        assert isinstance(clip, Clip)
-        return clip
+    def generate(**settings: object) -> tuple[list[bool], torch.Tensor]:
+        events = list(engine.generate(small(image, steps=12, cache="teacache", **settings)))
+        assert isinstance(events[-1], Clip)
+        return [event.computed for event in events if isinstance(event, Step)], events[-1].latents
 
-    plain, guided = last(), last(true_cfg_scale=3.0, negative_prompt="a cat")
-    assert plain.computed == guided.computed
-    assert not all(plain.computed or ())
-    assert (plain.latents - guided.latents).abs().max() < 1e-4
+    plain, guided = generate(), generate(true_cfg_scale=3.0, negative_prompt="a cat")
+    assert plain[0] == guided[0]
+    assert not all(plain[0])
+    assert (plain[1] - guided[1]).abs().max() < 1e-4
 
 
 def test_a_model_that_goes_forward_refuses_an_end_frame(tiny_engine: TinyEngine, image: Path) -> None:
@@ -119,7 +119,7 @@ def test_stills_show_the_section_they_name_and_are_in_the_video(tiny_engine: Tin
     clips = [
         e for e in tiny_engine("framepack-i2v").generate(small(image, seconds=1.6)) if isinstance(e, Clip)
     ]
-    video = clips[-1].frames()
+    video = whole_video(tiny_engine("framepack-i2v"), clips)
     for clip in clips:
         # Sections are made from the end; each is 12 frames, its last one counted from the picture.
         last_of_section = 12 * (len(clips) - clip.section)
@@ -138,6 +138,4 @@ def test_the_demo_model_is_made_of_the_real_classes(image: Path) -> None:
         "SiglipImageProcessorPil",
     } <= names
     request = Request(image=image, prompt="pan left", seconds=1, steps=1)
-    *_, clip = engine.generate(request)
-    assert isinstance(clip, Clip)
-    assert clip.frames().shape == (37, 112, 144, 3)
+    assert whole_video(engine, engine.generate(request)).shape == (37, 112, 144, 3)

@@ -71,7 +71,7 @@ def at_every_call(monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], chec
                 return wrapped
 
             patched.setattr(files, "_rename_new", dying(files._rename_new))
-            for name in ("unlink", "rename", "replace", "mkdir", "write_text"):
+            for name in ("unlink", "rename", "replace", "mkdir", "write_text", "write_bytes"):
                 patched.setattr(Path, name, dying(getattr(Path, name)))
             patched.setattr("shutil.copyfile", dying(__import__("shutil").copyfile))
             patched.setattr("shutil.rmtree", dying(__import__("shutil").rmtree))

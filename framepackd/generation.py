@@ -1,0 +1,206 @@
+"""One job in the worker process: from its request, or from where it was left, to its video."""
+
+import importlib.metadata
+import logging
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+import safetensors.torch
+import torch
+
+import framepack_core
+from framepack_core import media, memory, vae
+from framepack_core.engine import Clip, Engine, Step
+from framepack_core.errors import FramePackError
+from framepack_core.media import Picture
+from framepack_core.progress import Progress
+from framepackd import files
+from framepackd.checkpoint import Checkpoints
+from framepackd.worker import (
+    Finished,
+    Leave,
+    Lowered,
+    Message,
+    Ready,
+    Resumed,
+    SectionDecoded,
+    StepDone,
+    Stopped,
+    Work,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Engines:
+    """The engine that is loaded, kept from job to job."""
+
+    def __init__(self) -> None:
+        """Load nothing yet."""
+        self._key: tuple[Any, ...] | None = None
+        self._engine: Engine | None = None
+
+    def get(self, work: Work, rung: int) -> Engine:
+        """Give the engine for a job, loaded if it is not yet."""
+        key = (work.spec, work.device, work.dtype)
+        if self._engine is not None and key == self._key and self._engine.take_rung(rung):
+            return self._engine
+        self._engine = None  # first let go of the other model
+        engine = Engine.load(work.spec, work.device, work.dtype)
+        engine.take_rung(rung)
+        self._engine, self._key = engine, key
+        return engine
+
+
+class Generation:
+    """A job on its way; what it has reached is on disk at every step."""
+
+    def __init__(self, work: Work, engines: Engines, connection: Connection) -> None:
+        """Take up what an earlier run of the job has left."""
+        self._work = work
+        self._engines = engines
+        self._connection = connection
+        self._checkpoints = Checkpoints(work.checkpoint, _identity(work))
+        found = self._checkpoints.load()
+        self._progress = found.progress if found else Progress.start(work.request.seed)
+        self._notes: dict[str, Any] = found.notes if found else {"finite": True, "seconds": {}}
+        self._clock = _PhaseClock(self._notes["seconds"])
+        self._asked: Leave | None = None  # to leave the job
+
+    def run(self) -> Message:
+        """Generate what is missing, then write the video."""
+        work = self._work
+        work.result.mkdir(exist_ok=True)
+        self._connection.send(Resumed(len(self._progress.sampled) * work.request.steps + self._progress.step))
+        if work.keep_only:
+            self._asked = Leave(keep=True)
+        while self._asked is None and self._progress.decoded < work.sections:
+            self._generate_within_memory()
+        if self._asked is not None and not (self._asked.keep and self._progress.decoded):
+            return Stopped()
+        self._write()
+        self._clock.lap("write")
+        return Finished(self._clock.seconds, _versions())
+
+    def _generate_within_memory(self) -> None:
+        """Generate; where the device has not enough memory, take one rung down the ladder."""
+        device = memory.device_name(memory.choose_device(self._work.device))
+        key = f"{device}|{self._work.spec.name}|{self._work.size[1]}x{self._work.size[0]}"
+        engine = self._engines.get(self._work, self._work.rungs.get(key, 0))
+        self._clock.lap("load")
+        self._connection.send(Ready(str(engine.device)))
+        while True:
+            try:
+                self._generate(engine)
+            except torch.OutOfMemoryError as error:
+                self._checkpoints.wait()
+                text = str(error).partition("\n")[0]
+            else:
+                return
+            # Outside of the handler: the error holds on to the tensors of the frames it passed.
+            lower = engine.rung + 1
+            if lower >= len(engine.rungs):
+                raise FramePackError(
+                    f"the device has not enough memory, even with {engine.rungs[-1].text} ({text}): "
+                    "make the video smaller (resolution), or the latent_window_size"
+                )
+            engine.take_rung(lower)
+            log.warning("out of memory (%s): going on with %s", text, engine.rungs[lower].text)
+            self._connection.send(Lowered(key, lower, engine.rungs[lower].text))
+
+    def _generate(self, engine: Engine) -> None:
+        """Go on from the progress until the end, or until told to leave; everything reached is saved."""
+        conditioned = engine.encode(self._work.request)
+        self._clock.lap("encode")
+        self._connection.send(Ready(str(engine.device)))
+        for event in engine.sample(self._work.request, conditioned, self._progress):
+            # At most one step may be lost: the one before is safe before this one counts as done.
+            self._checkpoints.wait()
+            self._progress = event.progress.to(torch.device("cpu"))
+            if isinstance(event, Step):
+                seconds = self._clock.lap("sample")
+                self._connection.send(StepDone(event.section + 1, event.step, seconds))
+                self._checkpoints.save(self._progress, self._notes)
+                if event.step == event.steps:
+                    self._checkpoints.wait()  # whatever decoding does, it is not sampled again
+            else:
+                self._keep(event)
+                self._checkpoints.save(self._progress, self._notes, event.frames)
+                self._connection.send(SectionDecoded(event.section + 1, self._clock.lap("decode")))
+            if self._connection.poll():
+                self._asked = self._connection.recv()
+                break
+        self._checkpoints.wait()
+
+    def _keep(self, clip: Clip) -> None:
+        """Write what is delivered beside the video."""
+        self._notes["finite"] &= clip.finite
+        if self._work.save_section_frames:
+            media.write_picture(self._work.result / f".section-{clip.section}.png", clip.still)
+        if self._work.keep_latents:
+            content = safetensors.torch.save({"latents": clip.latents.contiguous()})
+            files.write_bytes(self._work.result / ".latents.safetensors", content)
+
+    def _write(self) -> None:
+        """Write the video under its name only when it is whole: decoded again, and every frame counted."""
+        part = self._work.result / f"{files.PART_PREFIX}video.part"
+        given = 0
+
+        def counted() -> Iterator[Picture]:
+            nonlocal given
+            for picture in self._pictures():
+                given += 1
+                yield picture
+
+        media.write_video(part, counted(), size=self._work.size, crf=self._work.crf)
+        written = media.count_frames(part)
+        if written != given or (self._asked is None and given != self._work.frames):
+            raise OSError(f"the video has {written} frames where {self._work.frames} were generated")
+        for path in self._work.result.iterdir():
+            files.sync_file(path)
+        part.rename(self._work.result / ".mp4")
+        files.sync_folder(self._work.result)
+        files.sync_folder(self._work.result.parent)
+
+    def _pictures(self) -> Iterator[Picture]:
+        """Give the video's pictures in the order of time, a section in memory at a time."""
+        kind, edge = self._work.spec.kind, self._progress.edge
+        unfinished = () if edge is None else vae.to_uint8(edge)  # of a video that ends early
+        if kind == "framepack":
+            yield from unfinished
+        for frames in self._checkpoints.frames(kind):
+            yield from frames
+        if kind == "f1":
+            yield from unfinished
+
+
+class _PhaseClock:
+    """Adds up how long each phase of a job took, over all its runs."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+        self._last = time.monotonic()
+
+    def lap(self, phase: str) -> float:
+        now = time.monotonic()
+        taken, self._last = now - self._last, now
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + taken, 3)
+        return taken
+
+
+def _identity(work: Work) -> dict[str, Any]:
+    """Name all that the bits of the video depend on."""
+    return {
+        "request": work.fingerprint,
+        "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
+        "device": memory.device_name(memory.choose_device(work.device)),
+        "dtype": work.dtype,
+        **_versions(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    libraries = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
+    return {"framepackd": framepack_core.__version__, **libraries}

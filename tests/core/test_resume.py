@@ -1,0 +1,118 @@
+"""Going on from any event gives, to the bit, what an undisturbed run gives."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from framepack_core.engine import Clip, Engine, Step
+from framepack_core.request import Request
+
+TinyEngine = Callable[[str], Engine]
+GUIDED = {"true_cfg_scale": 2.5, "negative_prompt": "blurry", "guidance_rescale": 0.5}
+MODES = {
+    "plain": ("framepack-i2v", {}),
+    "guided": ("framepack-i2v", GUIDED),
+    "end": ("framepack-i2v", {"end": True}),
+    "keyframes": ("framepack-i2v", {"keys": (0, 1), "end": True}),
+    "cached": ("framepack-i2v", {"cache": "teacache", "steps": 9}),
+    "cached-guided-end": ("framepack-i2v", {"cache": "teacache", "steps": 9, "end": True, **GUIDED}),
+    "f1": ("framepack-f1", {}),
+    "f1-guided": ("framepack-f1", GUIDED),
+    "f1-cached": ("framepack-f1", {"cache": "teacache", "steps": 9}),
+    "one-step": ("framepack-f1", {"steps": 1}),
+}
+
+
+def request_for(
+    folder: Path, *, end: bool = False, keys: tuple[int, ...] = (), **settings: object
+) -> Request:
+    for number in range(4):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    small = {"seconds": 1, "latent_window_size": 2, "steps": 4, "width": 48, "height": 32}
+    pictures = {
+        "image": folder / "0.png",
+        "end_image": folder / "1.png" if end else None,
+        "keyframes": {number: folder / f"{2 + number}.png" for number in keys},
+    }
+    return Request.model_validate({"prompt": "a cat", **small, **pictures, **settings})
+
+
+def everything(events: list[Step | Clip]) -> list[object]:
+    """All that an event says, as something that can be compared bit by bit."""
+    return [
+        (event.section, event.step, event.computed, event.denoised.numpy().tobytes())
+        if isinstance(event, Step)
+        else (event.section, event.latents.numpy().tobytes(), event.frames.tobytes(), event.still.tobytes())
+        for event in events
+    ]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
+    tiny_engine: TinyEngine, tmp_path: Path, mode: str
+) -> None:
+    transformer, settings = MODES[mode]
+    engine = tiny_engine(transformer)
+    request = request_for(tmp_path, **settings)
+    conditioned = engine.encode(request)
+    whole = list(engine.sample(request, conditioned))
+    if "cached" in mode:
+        assert not all(event.computed for event in whole if isinstance(event, Step)), "the cache is at work"
+    for number, event in enumerate(whole):
+        rest = list(engine.sample(request, conditioned, resume=event.progress))
+        assert everything(rest) == everything(whole[number + 1 :]), f"after event {number}"
+
+
+def test_resuming_repeats_no_step_and_with_a_cache_at_most_two_calls(
+    tiny_engine: TinyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny_engine("framepack-i2v")
+    calls = [0]
+    forward = engine.models.transformer.forward
+
+    def counting(*args: object, **named: object) -> object:
+        calls[0] += 1
+        return forward(*args, **named)
+
+    monkeypatch.setattr(engine.models.transformer, "forward", counting)
+    for cache, most in (("none", 0), ("teacache", 2)):
+        request = request_for(tmp_path, cache=cache, steps=9)
+        conditioned = engine.encode(request)
+        whole = list(engine.sample(request, conditioned))
+        for number, event in enumerate(whole):
+            calls[0] = 0
+            left = sum(isinstance(later, Step) for later in whole[number + 1 :])
+            for _ in engine.sample(request, conditioned, resume=event.progress):
+                pass
+            assert left <= calls[0] <= left + most, (cache, number)
+
+
+def test_the_generator_of_the_noise_is_part_of_the_state(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+    """Other draws between, in another process or in this one, change nothing."""
+    engine = tiny_engine("framepack-i2v")
+    request = request_for(tmp_path)
+    events = list(engine.generate(request))
+    first = next(event for event in events if isinstance(event, Clip))
+    torch.manual_seed(99)
+    torch.randn(100)
+    *_, last = engine.generate(request, resume=first.progress)
+    assert everything([last]) == everything(events[-1:])
+
+
+def test_sections_whose_latents_are_known_are_decoded_again_but_not_sampled_again(
+    tiny_engine: TinyEngine, tmp_path: Path
+) -> None:
+    """Frames that got lost are made again from the latents."""
+    engine = tiny_engine("framepack-f1")
+    request = request_for(tmp_path)
+    whole = list(engine.generate(request))
+    clips = [event for event in whole if isinstance(event, Clip)]
+    lost = replace(clips[-1].progress, decoded=1, edge=clips[0].progress.edge)
+    again = list(engine.generate(request, resume=lost))
+    assert everything(again) == everything(clips[1:])

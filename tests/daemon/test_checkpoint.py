@@ -1,0 +1,225 @@
+"""Checkpoints: what is loaded is what was saved, or the state before it, never something else."""
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from framepack_core.cache import BranchState, Call
+from framepack_core.progress import Progress
+from framepack_core.sampling import SolverState
+from framepackd import files
+from framepackd.checkpoint import Checkpoint, Checkpoints
+
+IDENTITY = {"request": "abc", "versions": ["1", "2"]}
+Save = tuple[Progress, np.ndarray | None]
+
+
+def tensor(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(shape or (1, 16, 3, 4, 6), generator=torch.Generator().manual_seed(seed))
+
+
+def frames(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (4, 32, 48, 3), dtype=np.uint8)
+
+
+def saves() -> list[Save]:
+    """List what a run of two sections of two steps, guided and cached, would save."""
+    noise = Progress.start(1).noise
+    first = tensor(1)  # the noise is x after the first step, and the input of the first call
+    calls = [Call(first, torch.tensor(1.0)), Call(tensor(2), torch.tensor(0.1234567))]
+    cache = {
+        "positive": BranchState(0.07654321, (True, False), calls[1], calls[0]),
+        "negative": BranchState(0.0, (True, True), calls[1], calls[1]),
+    }
+    edge = tensor(3, 1, 3, 9, 32, 48).to(torch.float16)
+    one, two = tensor(4), tensor(5)
+    return [
+        (Progress(noise, solver=SolverState(1, first, (tensor(6),)), cache=cache), None),
+        (Progress(noise, sampled=(one,)), None),
+        (Progress(noise, sampled=(one,), decoded=1, edge=edge), frames(1)),
+        (Progress(noise, (one,), 1, edge, SolverState(1, first, (tensor(7), tensor(8)))), None),
+        (Progress(noise, (one, two), 1, edge), None),
+        (Progress(noise, (one, two), 2), frames(2)),
+    ]
+
+
+def same(a: object, b: object) -> bool:
+    """Compare states deeply and bit by bit."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, tuple):
+        return isinstance(b, tuple) and len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if hasattr(a, "__dataclass_fields__"):
+        return type(a) is type(b) and same(vars(a), vars(b))
+    return a == b
+
+
+def save_all(folder: Path, upto: int = 99) -> Checkpoints:
+    checkpoints = Checkpoints(folder, IDENTITY)
+    for number, (progress, made) in enumerate(saves()[:upto]):
+        checkpoints.save(progress, {"number": number}, made)
+    checkpoints.wait()
+    return checkpoints
+
+
+def loaded(folder: Path) -> Checkpoint:
+    found = Checkpoints(folder, IDENTITY).load()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(saves())))
+def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path, number: int) -> None:
+    save_all(tmp_path, number + 1)
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    found = checkpoints.load()
+    assert found is not None
+    assert same(found.progress, saves()[number][0])
+    assert found.notes == {"number": number}
+    made = [made for _, made in saves()[: number + 1] if made is not None]
+    assert all(map(np.array_equal, checkpoints.frames("f1"), made))
+    assert all(map(np.array_equal, checkpoints.frames("framepack"), reversed(made)))
+
+
+def test_saving_goes_on_after_loading_and_keeps_no_more_than_two_states(tmp_path: Path) -> None:
+    save_all(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    checkpoints.load()
+    for progress, made in saves()[3:]:
+        checkpoints.save(progress, {}, made)
+    checkpoints.wait()
+    assert same(loaded(tmp_path).progress, saves()[-1][0])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert [name for name in names if name.startswith("state")] == ["state-00000005", "state-00000006"]
+    assert names[:5] == ["edge-0000", "frames-0000", "frames-0001", "latents-0000", "latents-0001"]
+
+
+def test_dying_at_any_call_leaves_the_newest_state_or_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies leaves the file it was writing torn."""
+
+    class DiedError(Exception):
+        pass
+
+    points = 0
+    for number in range(1, len(saves())):
+        for last in itertools.count(1):
+            folder = tmp_path / f"{number}-{last}"
+            checkpoints = save_all(folder, number)
+            calls = itertools.count(1)
+
+            def dying(
+                call: Callable[..., object], calls: Iterator[int] = calls, last: int = last
+            ) -> Callable[..., object]:
+                def wrapped(path: object, *arguments: object) -> object:
+                    if next(calls) >= last:
+                        if arguments and isinstance(arguments[0], bytes):
+                            call(path, arguments[0][:-7])
+                        raise DiedError
+                    return call(path, *arguments)
+
+                return wrapped
+
+            with monkeypatch.context() as patched:
+                for name in ("write_bytes", "replace", "unlink"):
+                    patched.setattr(Path, name, dying(getattr(Path, name)))
+                patched.setattr(files, "sync_file", dying(files.sync_file))
+                progress, made = saves()[number]
+                checkpoints.save(progress, {}, made)
+                try:
+                    checkpoints.wait()
+                    done = True
+                except DiedError:
+                    done = False
+            points += 1
+            found = loaded(folder).progress
+            assert same(found, saves()[number][0]) or (not done and same(found, saves()[number - 1][0]))
+            if done:
+                assert same(found, saves()[number][0])
+                break
+    assert points > 30
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "gone"])
+def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    save_all(tmp_path, 4)
+    spoil(max(tmp_path.glob("state-*")), damage)
+    assert same(loaded(tmp_path).progress, saves()[2][0])
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "gone"])
+@pytest.mark.parametrize("name", ["frames-0000", "edge-0000"])
+def test_where_frames_are_damaged_their_latents_are_decoded_again(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    save_all(tmp_path, 5)
+    spoil(tmp_path / name, damage)
+    found = loaded(tmp_path).progress
+    assert same(found.sampled, saves()[4][0].sampled)
+    assert (found.decoded, found.edge) == (0, None)
+
+
+def test_where_latents_are_damaged_it_begins_again_with_clean_hands(tmp_path: Path) -> None:
+    save_all(tmp_path)
+    spoil(tmp_path / "latents-0000", "flipped")
+    assert Checkpoints(tmp_path, IDENTITY).load() is None
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
+    save_all(tmp_path, 4)
+    newest = max(tmp_path.glob("state-*"))
+    content = bytearray(newest.read_bytes())
+    for place in np.linspace(0, len(content) - 1, 40).astype(int):
+        content[place] ^= 1
+        newest.write_bytes(content)
+        assert same(loaded(tmp_path).progress, saves()[2][0]), place
+        content[place] ^= 1
+
+
+def test_checkpoints_of_another_request_or_version_are_not_gone_on_from(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_all(tmp_path, 2)
+    assert Checkpoints(tmp_path, {**IDENTITY, "request": "other"}).load() is None
+    assert "request (abc, now other)" in caplog.text
+    assert not tmp_path.exists()
+
+
+def test_a_full_disk_is_told_before_the_next_checkpoint_and_harms_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = save_all(tmp_path, 3)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync_file", full)
+        checkpoints.save(saves()[3][0], {}, None)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(saves()[4][0], {}, None)
+    assert same(loaded(tmp_path).progress, saves()[2][0])
+    checkpoints.save(saves()[4][0], {}, None)  # there is room again
+    checkpoints.wait()
+    assert same(loaded(tmp_path).progress, saves()[4][0])
+
+
+def spoil(path: Path, damage: str) -> None:
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(content[:-9] if damage == "short" else b"")
