@@ -101,7 +101,6 @@ class Engine:
         streamed = (models.transformer, models.text_encoder, models.text_encoder_2)
         if rung.streamed and not self.rungs[self.rung].streamed:
             memory.stream(*streamed, device=self.device)
-        memory.set_tiles(models.vae, rung.tile)
         self.rung = self.rungs.index(rung)
         if not rung.resident:
             for module in vars(models).values():
@@ -135,6 +134,8 @@ class Engine:
             image_embeds = conditioning.encode_image(
                 cropped, self.models.image_encoder, self.models.image_processor
             )
+        # Pictures are small, and what they become must not depend on how far down the ladder it went.
+        memory.set_tiles(self.models.vae, self.rungs[0].tile)
         with self._on_device(self.models.vae):
             return Conditioning(
                 positive=positive,
@@ -244,6 +245,7 @@ class Engine:
         }
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
         with self._on_device(self.models.vae):
             return vae.decode(latents, self.models.vae)
 

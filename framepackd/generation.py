@@ -18,6 +18,7 @@ from framepack_core.media import Picture
 from framepack_core.progress import Progress
 from framepackd import files
 from framepackd.checkpoint import Checkpoints
+from framepackd.quality import Measures
 from framepackd.worker import (
     Finished,
     Leave,
@@ -65,7 +66,9 @@ class Generation:
         self._checkpoints = Checkpoints(work.checkpoint, _identity(work))
         found = self._checkpoints.load()
         self._progress = found.progress if found else Progress.start(work.request.seed)
-        self._notes: dict[str, Any] = found.notes if found else {"finite": True, "seconds": {}}
+        self._notes: dict[str, Any] = found.notes if found else {"seconds": {}}
+        if self._progress.decoded == 0:  # perhaps again, after its frames were damaged
+            self._notes.pop("quality", None)
         self._clock = _PhaseClock(self._notes["seconds"])
         self._asked: Leave | None = None  # to leave the job
 
@@ -82,7 +85,9 @@ class Generation:
             return Stopped()
         self._write()
         self._clock.lap("write")
-        return Finished(self._clock.seconds, _versions())
+        size = self._work.size
+        picture = media.crop_to(media.open_picture(self._work.request.image), size)
+        return Finished(self._clock.seconds, _versions(), self._measures().verdict(picture))
 
     def _generate_within_memory(self) -> None:
         """Generate; where the device has not enough memory, take one rung down the ladder."""
@@ -91,24 +96,24 @@ class Generation:
         engine = self._engines.get(self._work, self._work.rungs.get(key, 0))
         self._clock.lap("load")
         self._connection.send(Ready(str(engine.device)))
-        while True:
+        refused = ""
+        for rung in range(engine.rung, len(engine.rungs)):
+            if rung > engine.rung:
+                log.warning("out of memory (%s): going on with %s", refused, engine.rungs[rung].text)
+                self._connection.send(Lowered(key, rung, engine.rungs[rung].text))
             try:
+                engine.take_rung(rung)
                 self._generate(engine)
             except torch.OutOfMemoryError as error:
+                # No more than its text: the error holds on to the tensors of the frames it passed.
+                refused = str(error).partition("\n")[0]
                 self._checkpoints.wait()
-                text = str(error).partition("\n")[0]
             else:
                 return
-            # Outside of the handler: the error holds on to the tensors of the frames it passed.
-            lower = engine.rung + 1
-            if lower >= len(engine.rungs):
-                raise FramePackError(
-                    f"the device has not enough memory, even with {engine.rungs[-1].text} ({text}): "
-                    "make the video smaller (resolution), or the latent_window_size"
-                )
-            engine.take_rung(lower)
-            log.warning("out of memory (%s): going on with %s", text, engine.rungs[lower].text)
-            self._connection.send(Lowered(key, lower, engine.rungs[lower].text))
+        raise FramePackError(
+            f"the device has not enough memory, even with {engine.rungs[-1].text} ({refused}): "
+            "make the video smaller (resolution), or the latent_window_size"
+        )
 
     def _generate(self, engine: Engine) -> None:
         """Go on from the progress until the end, or until told to leave; everything reached is saved."""
@@ -136,12 +141,18 @@ class Generation:
 
     def _keep(self, clip: Clip) -> None:
         """Write what is delivered beside the video."""
-        self._notes["finite"] &= clip.finite
+        measures = self._measures()
+        measures.add(clip.frames, finite=clip.finite)
+        self._notes["quality"] = measures.to_json()
         if self._work.save_section_frames:
             media.write_picture(self._work.result / f".section-{clip.section}.png", clip.still)
         if self._work.keep_latents:
             content = safetensors.torch.save({"latents": clip.latents.contiguous()})
             files.write_bytes(self._work.result / ".latents.safetensors", content)
+
+    def _measures(self) -> Measures:
+        noted = self._notes.get("quality")
+        return Measures.from_json(noted) if noted else Measures()
 
     def _write(self) -> None:
         """Write the video under its name only when it is whole: decoded again, and every frame counted."""

@@ -156,6 +156,7 @@ class Runner:
                     State.DONE,
                     timings=message.timings,
                     versions=message.versions,
+                    quality=message.quality,
                     device=self.device,
                     model_sources={name: str(getattr(spec, name)) for name in sources},
                 )

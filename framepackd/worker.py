@@ -108,6 +108,7 @@ class Finished:
 
     timings: dict[str, float]
     versions: dict[str, str]
+    quality: str | None  # what is suspect about the pictures
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,278 @@
+"""A job in the worker: what it says, what it leaves on disk, and what it goes on from."""
+
+import errno
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+from PIL import Image
+
+from framepack_core.errors import FramePackError
+from framepack_core.media import count_frames
+from framepack_core.request import Request
+from framepack_core.sections import frame_count, section_count
+from framepackd import files, generation
+from framepackd.generation import Engines, Generation
+from framepackd.worker import (
+    Blocked,
+    Finished,
+    Leave,
+    Lowered,
+    Message,
+    Resumed,
+    SectionDecoded,
+    StepDone,
+    Stopped,
+    Work,
+    _answer,
+)
+from tests.conftest import tiny_spec
+from tests.core.limited import LimitedMemory
+
+ENGINES = Engines()  # the tiny model is loaded once
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return work_in(tmp_path)
+
+
+def work_in(folder: Path, **settings: Any) -> Work:
+    folder.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "image.png")
+    small = {"seconds": 1, "latent_window_size": 3, "steps": 2, "width": 48, "height": 32}
+    request = Request.model_validate({"image": folder / "image.png", "prompt": "a cat", **small, **settings})
+    sections = section_count(request.seconds, request.latent_window_size)
+    return Work(
+        job_id="job",
+        request=request,
+        spec=tiny_spec(),
+        fingerprint="abc",
+        result=folder / "result",
+        checkpoint=folder / "checkpoint",
+        sections=sections,
+        frames=frame_count(sections, request.latent_window_size),
+        size=(request.height or 0, request.width or 0),
+        crf=16,
+        save_section_frames=True,
+        keep_latents=True,
+        device="cpu",
+        dtype="auto",
+        rungs={},
+    )
+
+
+class Ears:
+    """The daemon's end of the connection."""
+
+    def __init__(self) -> None:
+        self.ours, self.theirs = multiprocessing.Pipe()
+
+    def heard(self) -> list[Message]:
+        messages = []
+        while self.ours.poll():
+            messages.append(self.ours.recv())
+        return messages
+
+
+def run(work: Work, engines: Engines = ENGINES) -> tuple[Message, list[Message]]:
+    ears = Ears()
+    answer = _answer(work, engines, ears.theirs)
+    return answer, ears.heard()
+
+
+def made(work: Work) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(work.result.iterdir())}
+
+
+def told_steps(messages: list[Message]) -> list[tuple[int, int]]:
+    return [(message.section, message.step) for message in messages if isinstance(message, StepDone)]
+
+
+class PowerCut(BaseException):
+    """Ends the run where no handler expects it."""
+
+
+def test_interrupted_after_any_message_the_result_is_the_same_and_no_step_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = work_in(tmp_path / "whole")
+    answer, messages = run(whole)
+    assert isinstance(answer, Finished)
+    assert sorted(made(whole)) == [".latents.safetensors", ".mp4", *(f".section-{n}.png" for n in range(2))]
+    assert told_steps(messages) == [(section, step) for section in (1, 2) for step in (1, 2)]
+    for number in range(len(messages)):
+        work = work_in(tmp_path / str(number))
+        ears = Ears()
+        with monkeypatch.context() as patched:
+            patched.setattr(ears, "theirs", Cut(ears.theirs, number))
+            with pytest.raises(PowerCut):
+                Generation(work, ENGINES, ears.theirs).run()
+        before = ears.heard()
+        answer, after = run(work)
+        assert isinstance(answer, Finished)
+        assert made(work) == made(whole), f"interrupted at message {number}"
+        steps = told_steps(before) + told_steps(after)
+        lost = isinstance(messages[number], StepDone)  # it was not told, and may be told again or not
+        assert len(steps) - len(set(steps)) <= (0 if lost else 1)
+        assert isinstance(after[0], Resumed)
+        assert set(told_steps(messages)) - set(steps) <= {told_steps(messages)[after[0].steps - 1]}
+
+
+class Cut:
+    """A connection at whose n-th message the power goes."""
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self._connection, self._left = connection, number
+
+    def send(self, message: Message) -> None:
+        if self._left == 0:
+            raise PowerCut
+        self._left -= 1
+        self._connection.send(message)
+
+    def poll(self) -> bool:
+        return self._connection.poll()
+
+
+def test_sampling_is_not_repeated_because_decoding_failed(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("framepack_core.vae.decode", fail)
+        assert not isinstance(run(work)[0], Finished)
+    answer, messages = run(work)
+    assert isinstance(answer, Finished)
+    assert messages[0] == Resumed(2)
+    assert told_steps(messages)[0] == (2, 1)
+
+
+def test_nothing_is_generated_again_because_writing_the_video_failed(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("framepack_core.media.write_video", fail)
+        assert not isinstance(run(work)[0], Finished)
+    monkeypatch.setattr(Engines, "get", fail)  # not even the model is loaded
+    answer, messages = run(work)
+    assert isinstance(answer, Finished)
+    assert messages == [Resumed(4)]
+
+
+def fail(*_: object, **__: object) -> None:
+    raise RuntimeError("planted")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])
+def test_a_disk_that_is_full_or_fails_is_not_the_jobs_fault(
+    work: Work, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    calls = iter(range(1000))
+
+    def failing(path: Path, content: bytes, write: Callable[..., None] = files.write_bytes) -> None:
+        if next(calls) == 7:
+            raise OSError(code, os.strerror(code), str(path))
+        write(path, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "write_bytes", failing)
+        answer, _ = run(work)
+    assert isinstance(answer, Blocked)
+    assert os.strerror(code) in answer.reason
+    assert isinstance(run(work)[0], Finished)
+
+
+def test_told_to_leave_it_stops_at_the_next_step_and_can_go_on(work: Work) -> None:
+    ears = Ears()
+    ears.ours.send(Leave())
+    assert _answer(work, ENGINES, ears.theirs) == Stopped()
+    assert told_steps(ears.heard()) == [(1, 1)]
+    answer, messages = run(work)
+    assert isinstance(answer, Finished)
+    assert told_steps(messages)[0] == (1, 2)
+
+
+@pytest.mark.parametrize("where", ["running", "queued"])
+def test_what_exists_is_kept_as_a_video_if_wished(
+    work: Work, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    ears = Ears()
+    sent = [0]
+
+    def save_and_ask(self: Any, *arguments: Any, save: Any = generation.Checkpoints.save) -> None:
+        save(self, *arguments)
+        sent[0] += 1
+        if sent[0] == 4:  # the first step of the second section
+            ears.ours.send(Leave(keep=where == "running"))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generation.Checkpoints, "save", save_and_ask)
+        answer = _answer(work, ENGINES, ears.theirs)
+    if where == "queued":
+        assert answer == Stopped()
+        answer, messages = run(replace(work, keep_only=True))
+        assert messages == [Resumed(3)]
+    assert isinstance(answer, Finished)
+    assert count_frames(work.result / ".mp4") == 4 * 3 - 3, "a section, without what the last one brings"
+
+
+def test_with_nothing_decoded_there_is_nothing_to_keep(work: Work) -> None:
+    assert run(replace(work, keep_only=True))[0] == Stopped()
+
+
+def test_the_kept_latents_are_those_of_the_whole_video(work: Work) -> None:
+    run(work)
+    latents = safetensors.torch.load_file(work.result / ".latents.safetensors")["latents"]
+    assert latents.shape == (1, 16, (work.frames + 3) // 4, 4, 6)
+
+
+@pytest.fixture
+def own_engines() -> Engines:
+    return Engines()
+
+
+BETWEEN = 280_000_000  # bytes: decoding whole frames took 350 million, in tiles of 256 pixels 212 million
+
+
+def test_out_of_memory_is_no_failure_but_a_rung_down_and_the_section_again(
+    tmp_path: Path, own_engines: Engines
+) -> None:
+    work = work_in(tmp_path, width=320, height=320, steps=1)
+    own_engines.get(work, 0)  # weights are not what is limited here
+    with LimitedMemory(BETWEEN) as memory:
+        answer, messages = run(work, own_engines)
+    assert memory.refusals == 1
+    assert isinstance(answer, Finished)
+    assert len(told_steps(messages)) == len(set(told_steps(messages))), "no step is repeated"
+    lowered = [message for message in messages if isinstance(message, Lowered)]
+    assert [(message.key, message.rung) for message in lowered] == [("cpu|framepack-i2v|320x320", 1)]
+    assert "tiles of 256 pixels" in lowered[0].text
+
+
+def test_the_next_job_begins_on_the_rung_that_worked(work: Work, own_engines: Engines) -> None:
+    answer, messages = run(replace(work, rungs={"cpu|framepack-i2v|48x32": 1}), own_engines)
+    assert isinstance(answer, Finished)
+    assert own_engines.get(work, 1).rung == 1
+    assert not [message for message in messages if isinstance(message, Lowered)]
+
+
+def test_where_the_last_rung_is_not_enough_the_reason_is_told(work: Work, own_engines: Engines) -> None:
+    own_engines.get(work, 0)
+    ears = Ears()
+    with LimitedMemory(100_000), pytest.raises(FramePackError, match="not enough memory, even with") as error:
+        Generation(work, own_engines, ears.theirs).run()
+    assert "tiles of 128 pixels" in str(error.value)
+    assert "make the video smaller" in str(error.value)
+
+
+def test_sections_are_told_when_they_are_decoded(work: Work) -> None:
+    _, messages = run(work)
+    assert [m.section for m in messages if isinstance(m, SectionDecoded)] == [1, 2]
