@@ -65,7 +65,7 @@ class Daemon:
         report: dict[str, Any] = json.loads(answer.stdout)
         return report
 
-    def until(self, true: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    def until(self, true: Callable[[], bool], what: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:
