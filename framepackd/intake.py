@@ -225,7 +225,7 @@ def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> No
         path = work / INPUTS / _file_name(entry)
         job.inputs = (job.inputs or {}) | {entry["role"]: {"file": path.name, "sha256": files.sha256(path)}}
     settings = _settings(work, manifest, job, config).with_drawn_seed()
-    name = settings.model or config.model
+    name = config.model if settings.model is None else settings.model
     if name not in config.model_names():
         raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
     spec = config.spec(name)

@@ -18,7 +18,7 @@ IGNORED = re.compile(
 IGNORED_FOLDERS = re.compile(r"^\.|^(@eaDir|__MACOSX|lost\+found)\Z")
 MAX_FOLDER = 1024  # bytes of a folder's path in the inbox, of the 4096 there are for a whole one
 MAX_FILE_BYTES = 256 << 20  # a hundred megapixels take 300 MB as BMP, much less as anything else
-MAX_FILES = 100_000
+MAX_FILES = 50_000  # 130 MB of memory to look at
 
 
 class Signature(NamedTuple):
