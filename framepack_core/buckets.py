@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+from framepack_core.errors import RequestError
 from framepack_core.request import GenerationSettings
 
 Size = tuple[int, int]  # height, width
 
+MAX_SCALED_PIXELS = 1 << 27  # a strip of a picture would be scaled to gigabytes before it is cropped
 BUCKET_RESOLUTION = 640
 BUCKETS: tuple[Size, ...] = (
     (416, 960),
@@ -61,3 +63,22 @@ def output_size(settings: GenerationSettings, picture_size: Size, buckets: Seque
     if settings.resolution is not None:
         buckets = scale_buckets(settings.resolution)
     return nearest_bucket(*picture_size, buckets)
+
+
+def covering_size(picture: Size, size: Size) -> Size:
+    """Give the height and width to which a picture is scaled so that it covers a size; half to even.
+
+    Raises:
+        RequestError: it is a strip, of which the size would cut out next to nothing.
+
+    >>> covering_size((100, 300), (64, 64))
+    (64, 192)
+    """
+    scale = max(size[1] / picture[1], size[0] / picture[0])
+    height, width = round(picture[0] * scale), round(picture[1] * scale)
+    if width * height > MAX_SCALED_PIXELS:
+        raise RequestError(
+            f"a picture of {picture[1]}x{picture[0]} is too far from the shape of a "
+            f"{size[1]}x{size[0]} video: crop it and drop it again"
+        )
+    return height, width

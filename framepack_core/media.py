@@ -1,20 +1,33 @@
 """Pictures in, video out: reading and cropping with Pillow, encoding with PyAV. No torch here."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from framepack_core.buckets import Size
+from framepack_core.buckets import Size, covering_size
 from framepack_core.errors import RequestError
 from framepack_core.sections import FPS
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
-MAX_SCALED_PIXELS = 1 << 27  # a strip of a picture would be scaled to gigabytes before it is cropped
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # and no other: some of Pillow's readers start programs
+MAX_PIXELS = 100_000_000  # of a picture: 0.4 GB when decoded, 1.2 GB on the way if it is WebP
+# EXIF orientation -> how to turn the picture upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+FIRST_SIDEWAYS = 5  # from here on height and width change places
 ENCODER_THREADS = 2  # fixed: libx264 writes other bytes with another number of threads
 # The macroblock tree of libx264 (core 165, AVX) reads memory it did not write: the same frames gave other
 # bytes in up to 75 % of runs, depending on the width. Without it 760 of 760 runs over nine sizes were equal.
@@ -27,21 +40,44 @@ def open_picture(path: Path) -> Picture:
     Raises:
         RequestError: it is not a picture, is damaged, too large, animated or has more than 8 bits.
     """
+    with _decoded(path) as image:
+        turn = UPRIGHT.get(_orientation(image))
+        return np.array((image if turn is None else image.transpose(turn)).convert("RGB"))
+
+
+def picture_size(path: Path) -> Size:
+    """Decode a picture to its end, as ``open_picture`` does, and give its height and width upright.
+
+    Raises:
+        RequestError: as ``open_picture``.
+    """
+    with _decoded(path) as image:
+        height, width = image.height, image.width
+        return (width, height) if _orientation(image) >= FIRST_SIDEWAYS else (height, width)
+
+
+@contextmanager
+def _decoded(path: Path) -> Iterator[Image.Image]:
+    """Open and decode a picture, and say in plain words why it cannot be."""
     try:
         with warnings.catch_warnings():
-            # A warning there means more pixels than any camera makes: memory for nothing.
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            warnings.simplefilter("ignore")  # of oddities in the file, and of sizes below our own limit
+            with Image.open(path, formats=FORMATS) as image:
                 _refuse_unusual(path, image)
-                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+                image.load()
+                yield image
     except UnidentifiedImageError as error:
         raise RequestError(
             f"{path.name} is not a picture that can be read: save it as PNG or JPEG and drop it again"
         ) from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise RequestError(f"{path.name} is too large ({error}): scale it down and drop it again") from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
     except RequestError:
         raise
+    except MemoryError as error:
+        raise RequestError(
+            f"{path.name} needs too much memory to decode: save it again as PNG or JPEG and drop it again"
+        ) from error
     except Exception as error:  # a damaged file can make Pillow raise anything
         raise RequestError(
             f"{path.name} is damaged ({error}): save it again as PNG or JPEG and drop it again"
@@ -49,6 +85,8 @@ def open_picture(path: Path) -> Picture:
 
 
 def _refuse_unusual(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path)
     # MPO: a camera's JPEG with a preview or a depth map behind the photo.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise RequestError(
@@ -62,21 +100,34 @@ def _refuse_unusual(path: Path, image: Image.Image) -> None:
         )
 
 
+def _too_large(path: Path) -> RequestError:
+    return RequestError(
+        f"{path.name} is too large: it has more than {MAX_PIXELS // 10**6} megapixels: "
+        "scale it down and drop it again"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Give the EXIF orientation, 1 to 8; 1, upright, where nothing sensible is said."""
+    try:
+        said = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF spoils no picture; viewers pass over it, too
+        return 1
+    return said if said in UPRIGHT else 1
+
+
 def crop_to(picture: Picture, size: Size) -> Picture:
     """Scale a picture until it covers a size and cut the centre out, as the reference does.
 
     Rounding matters: sizes half to even, Lanczos, a crop box in fractions of a pixel.
+
+    Raises:
+        RequestError: it is a strip of a picture, which would be scaled to gigabytes.
     """
     height, width = size
     if picture.shape[:2] == (height, width):
         return picture
-    scale = max(width / picture.shape[1], height / picture.shape[0])
-    scaled_width, scaled_height = round(picture.shape[1] * scale), round(picture.shape[0] * scale)
-    if scaled_width * scaled_height > MAX_SCALED_PIXELS:
-        raise RequestError(
-            f"a picture of {picture.shape[1]}x{picture.shape[0]} is too far from the shape of a "
-            f"{width}x{height} video: crop it and drop it again"
-        )
+    scaled_height, scaled_width = covering_size(picture.shape[:2], size)
     scaled = Image.fromarray(picture).resize((scaled_width, scaled_height), Image.Resampling.LANCZOS)
     # Fractions are meant: Pillow rounds the edges, each by itself.
     box: Any = (

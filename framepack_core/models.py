@@ -213,9 +213,21 @@ def _missing_file(folder: Path, markers: tuple[str, ...], *, weights: bool) -> P
         return None
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        shards = sorted(set(json.loads(indexes[0].read_text())["weight_map"].values()))
+        shards = _shards(indexes[0])
         return next((folder / shard for shard in shards if not (folder / shard).is_file()), None)
     if any(folder.glob("*.safetensors")):
         return None
     stem = "model" if folder.name.startswith(("text_encoder", "image_encoder")) else "diffusion_pytorch_model"
     return folder / f"{stem}.safetensors"
+
+
+def _shards(index: Path) -> list[str]:
+    """Name the files over which weights are spread; never a pickle, which the libraries would read too."""
+    try:
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        safe = all(Path(shard).name == shard and shard.endswith(".safetensors") for shard in shards)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged ({error!r}): download it again") from error
+    if not safe:
+        raise ModelError(f"{index} names files that are not safetensors beside it: use a model that does")
+    return shards

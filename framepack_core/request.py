@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from annotated_types import Ge, Le, MultipleOf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+MAX_MISTAKES = 10  # told in one message
+MAX_SHOWN = 100  # characters of a wrong value in a message
 MAX_SEED = 2**32 - 1  # what the published programs draw from
 
 
@@ -71,20 +73,35 @@ class Request(GenerationSettings):
 
 def explain(error: ValidationError, fields: type[BaseModel]) -> str:
     """Say in one line per mistake which key is wrong, its value and what it may be."""
-    return "; ".join(_explain_one(dict(mistake), fields) for mistake in error.errors())
+    mistakes = [_explain_one(dict(mistake), fields) for mistake in error.errors()[:MAX_MISTAKES]]
+    more = error.error_count() - len(mistakes)
+    return "; ".join([*mistakes, f"and {more} more mistakes"] if more else mistakes)
 
 
 def _explain_one(mistake: dict[str, Any], fields: type[BaseModel]) -> str:
     location = [str(part) for part in mistake["loc"]]
     key = ".".join(part for part in location if part not in ("int", "float", "str"))
     if mistake["type"] == "extra_forbidden":
-        return f"unknown key {key!r}"
+        return f"unknown key {shown(key)}"
     message = str(mistake["msg"]).removeprefix("Value error, ")
     if not key:
         return message
     allowed = _allowed(location[0], fields)
     said = f"must be {allowed}" if allowed else message[:1].lower() + message[1:]
-    return f"{key} {said}, got {mistake['input']!r}"
+    return f"{key} {said}, got {shown(mistake['input'])}"
+
+
+def shown(value: object) -> str:
+    """Write a value out for a message, as Python would, but not at any length or depth.
+
+    >>> shown("x" * 1000) == repr("x" * 1000)[:100] + "…"
+    True
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits; tables in tables without end
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def _allowed(key: str, fields: type[BaseModel]) -> str:

@@ -1,6 +1,5 @@
 """The command line: thin. What a command needs is imported when it runs, so that none waits for torch."""
 
-import json
 import logging
 import os
 import sys
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from framepack_core import __version__
+from framepackd.names import PrintableFormatter, printable_json
 
 if TYPE_CHECKING:
     from framepackd.config import Config
@@ -68,7 +68,7 @@ def status(config_file: Path | None, *, as_json: bool, watch: bool) -> None:
         return
     report, code = _report(config)
     if as_json:
-        click.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        click.echo(printable_json(report))
     elif code == EXIT_UNKNOWN:
         click.echo(f"framepackd: {report['daemon']['error']}", err=True)
     else:
@@ -93,7 +93,7 @@ def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
     if record is None:
         _fail(f"no job {job!r}: framepackd status lists them", 1)
     if as_json:
-        click.echo(json.dumps(record, indent=2, ensure_ascii=False))
+        click.echo(printable_json(record))
     else:
         from framepackd import display
 
@@ -255,10 +255,12 @@ def _watch(config: "Config") -> None:
 
 def _log_to_stderr() -> None:
     """Log with time stamps for people; with priorities instead where systemd's journal reads."""
+    form = "%(asctime)s %(levelname)s %(message)s"
     if os.environ.get("JOURNAL_STREAM"):
         priorities = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
         for name, priority in priorities.items():
             logging.addLevelName(getattr(logging, name), f"<{priority}>")
-        logging.basicConfig(level=logging.INFO, format="%(levelname)s%(message)s")
-    else:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        form = "%(levelname)s%(message)s"
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(form))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -176,8 +176,9 @@ class Daemon:
             scan = Scan((), self._waiting, unsettled=False)
             self._failed = True
         unfinished = False
+        begun = time.monotonic()  # after the scan: of thousands of files that alone may take as long
         for group in scan.ready:
-            if self.stopping or time.monotonic() - now > INTAKE_SECONDS:
+            if self.stopping or time.monotonic() - begun > INTAKE_SECONDS:
                 unfinished = True  # the worker and signals want to be heard between
                 break
             try:

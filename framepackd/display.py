@@ -207,5 +207,5 @@ def checks(results: Iterable[tuple[bool | None, str, str]]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     for fine, what, found in results:
         mark = {True: Text("✓", "green"), False: Text("✗", "red"), None: Text("·", "dim")}[fine]
-        grid.add_row(mark, Text(what, style="bold"), Text(found))
+        grid.add_row(mark, Text(what, style="bold"), Text(printable(found)))
     return grid

@@ -4,13 +4,18 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
-from pathlib import Path
-from typing import Any
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 PART_PREFIX = ".framepackd-"  # hidden, and ours: start-up may clear such files away
+COPIED_AT_ONCE = 1 << 20
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
 
@@ -34,6 +39,75 @@ def sync_file(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def folder_below(root: Path, folder: str) -> Iterator[Path]:
+    """Open a folder below another, through no symbolic link, and give a path to just that folder.
+
+    The path goes by way of its descriptor: whatever is put in its place meanwhile, this one is meant.
+
+    Raises:
+        OSError: it is not there, or something else is.
+    """
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for part in PurePosixPath(folder).parts:
+            above = descriptor
+            descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=above)
+            os.close(above)
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that others may have put there: no link, no device, no pipe that would never be written.
+
+    Raises:
+        OSError: it cannot be read, or is not a regular file.
+    """
+    looked_at = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # opens nothing yet
+    try:
+        if not stat.S_ISREG(os.fstat(looked_at).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        with Path(f"/proc/self/fd/{looked_at}").open("rb") as file:
+            yield file
+    finally:
+        os.close(looked_at)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file's content and times, durable when it returns; not its rights, owner and links.
+
+    Copies as much as the file has at the start: it may grow without end.
+
+    Raises:
+        OSError: it cannot be read, is not a regular file, or there is no room.
+    """
+    with open_regular(source) as original, target.open("wb") as copied:
+        status = os.fstat(original.fileno())
+        left = status.st_size
+        while left and (block := original.read(min(left, COPIED_AT_ONCE))):
+            copied.write(block)
+            left -= len(block)
+        copied.flush()
+        os.utime(copied.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.fsync(copied.fileno())
+
+
+def rename_to_free_name(source: Path, target: Path) -> None:
+    """Rename to a name or, if it is taken, to the next free NAME_001, NAME_002 ...
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    for number in itertools.count():
+        name = f"{target.stem}_{number:03}{target.suffix}" if number else target.name
+        with contextlib.suppress(FileExistsError):
+            _rename_new(source, target.with_name(name))
+            return
 
 
 def write_bytes(path: Path, content: bytes) -> None:

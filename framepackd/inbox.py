@@ -3,9 +3,8 @@
 Only looks, never touches. Events of the file system wake a scan; a scan decides.
 """
 
-import os
+import logging
 import re
-import stat
 import time
 import unicodedata
 from collections import defaultdict
@@ -13,40 +12,22 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from framepack_core.errors import RequestError
+from framepackd.files import folder_below
+from framepackd.listing import Found, Signature, list_files
 from framepackd.names import as_utf8
 from framepackd.settings import DEFAULTS_FILE, read_settings_file
 
+log = logging.getLogger(__name__)
+
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# Hidden files cover rsync's and most of Syncthing's temporaries.
-IGNORED = re.compile(
-    r"^\.|^~syncthing~|~$|\.(part|partial|tmp|temp|crdownload|download|filepart|swp)$|^(desktop\.ini|thumbs\.db)$",
-    re.IGNORECASE,
-)
-MAX_NAME_BYTES = 180  # of the 255 there are: ours get prefixes and suffixes on the way
-IGNORED_FOLDERS = re.compile(r"^\.|^(@eaDir|__MACOSX|lost\+found)$")
-END_FRAME = re.compile(r"^(?P<name>.+)(\.end|_end|_last_frame)$")
-FIRST_FRAME = re.compile(r"^(?P<name>.+)_first_frame$")
-CHAIN = re.compile(r"^(?P<name>.+)_frame_\d+$")
-FRAME_DIFF = re.compile(r"^(?P<name>.+)_frame_diff$")
-
-
-class Signature(NamedTuple):
-    """What must stand still for a file to count as complete."""
-
-    size: int
-    mtime_ns: int
-    inode: int
-
-
-class Found(NamedTuple):
-    """A file in the inbox."""
-
-    signature: Signature
-    arrived: float  # ctime: when it came to have this name here
-    regular: bool
+MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on the way
+# A name may hold line breaks, and end in one.
+END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
+FIRST_FRAME = re.compile(r"(?P<name>.+)_first_frame\Z", re.DOTALL)
+CHAIN = re.compile(r"(?P<name>.+)_frame_\d+\Z", re.DOTALL)
+FRAME_DIFF = re.compile(r"(?P<name>.+)_frame_diff\Z", re.DOTALL)
 
 
 @dataclass
@@ -120,21 +101,26 @@ class Inbox:
         self._settle_seconds = settle_seconds
         self._now = now
         self._still_since: dict[str, tuple[Signature, float]] = {}
+        self._read: dict[str, tuple[Signature, bool | RequestError]] = {}  # settings files, see _prompts
+        self._missed: dict[str, tuple[dict[str, Signature], str | None]] = {}  # answers to missed_job
         self.held: dict[tuple[str, str], str] = {}  # groups that could not be taken, and why
 
     def scan(self, missed_job: Callable[[str, str], str | None] = lambda folder, name: None) -> Scan:
         """Look once. ``missed_job`` names the job that was taken earlier under a folder and name."""
         found = list_files(self.root)
         moving = self._moving(found)
+        self._read = {path: read for path, read in self._read.items() if path in found}
+        self._missed = {path: missed for path, missed in self._missed.items() if path in found}
+        all_defaults = [path for path in found if _is_defaults(path)]
         ready, waiting = [], []
         unsettled = False
         for group in group_files(found):
-            defaults = group.defaults = defaults_above(group.folder, found)
+            defaults = group.defaults = defaults_above(group.folder, all_defaults)
             group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
             if any(path in moving for path in (*group.paths, *defaults)):
                 unsettled = True
                 continue
-            missing = self._missing(group, defaults, found, missed_job)
+            missing = self._missing(group, found, missed_job)
             if missing is None:
                 ready.append(group)
             else:
@@ -155,55 +141,67 @@ class Inbox:
         return {path for path, (_, since) in self._still_since.items() if now - since < self._settle_seconds}
 
     def _missing(
-        self,
-        group: Group,
-        defaults: list[str],
-        found: dict[str, Found],
-        missed_job: Callable[[str, str], str | None],
+        self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
     ) -> str | None:
         """Say what keeps a settled group from being a job; None if nothing does."""
-        return (
-            self.held.get((group.folder, group.name))
-            or _in_the_way(group, defaults, found)
-            or self._missing_partner(group, defaults, missed_job)
-        )
+        try:
+            return (
+                self.held.get((group.folder, group.name))
+                or _in_the_way(group, found)
+                or self._missing_partner(group, found, missed_job)
+            )
+        except Exception as error:  # whatever a file can do to us, it must not stop the others
+            log.exception("%s: cannot be looked at", as_utf8(group.name))
+            return f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
 
     def _missing_partner(
-        self, group: Group, defaults: list[str], missed_job: Callable[[str, str], str | None]
+        self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
     ) -> str | None:
         if not group.files.get("image"):
-            missed = missed_job(group.folder, group.name)
-            if missed is not None:
-                return f"{group.name}.png (job {missed} was taken before this came)"
-            return f"{group.name}.png"
+            first = group.paths[0]
+            if first not in self._missed or self._missed[first][0] != group.signatures:
+                # Asked only when the files are new: there may be thousands, at every look.
+                self._missed[first] = group.signatures, missed_job(group.folder, group.name)
+            job = self._missed[first][1]
+            return f"{group.name}.png" + (f" (job {job} was taken before this came)" if job else "")
         prompted = self._prompted or bool(group.files.get("text"))
-        for path in defaults:
-            try:
-                prompted |= "prompt" in read_settings_file(self.root / path, path)
-            except (RequestError, OSError) as error:
-                return str(error)  # one mistake there must not fail every job below
-        if prompted:
-            return None
+        for path in group.defaults:
+            prompts = self._prompts(path, found)
+            if isinstance(prompts, RequestError):
+                return str(prompts)  # one mistake there must not fail every job below
+            prompted |= prompts
         own = group.only("settings")
-        if own is None:
-            return f"{group.name}.txt"
-        try:
-            return None if "prompt" in read_settings_file(self.root / own, own) else f"{group.name}.txt"
-        except OSError:
-            return own
-        except RequestError:
-            return None  # a mistake in the job's own settings: it is taken, and fails with the reason
+        if prompted or own is None:
+            return None if prompted else f"{group.name}.txt"
+        # A mistake in the job's own settings: it is taken, and fails with the reason.
+        return None if self._prompts(own, found) else f"{group.name}.txt"
+
+    def _prompts(self, path: str, found: dict[str, Found]) -> bool | RequestError:
+        """Say whether a settings file holds a prompt, or what is wrong with it; reads each version once."""
+        signature = found[path].signature
+        if path not in self._read or self._read[path][0] != signature:
+            try:
+                with folder_below(self.root, _folder(path)) as folder:
+                    result: bool | RequestError = "prompt" in read_settings_file(folder / _name(path), path)
+            except RequestError as error:
+                result = error
+            except OSError as error:
+                return RequestError(f"{path} cannot be read ({error.strerror}): correct its permissions")
+            self._read[path] = signature, result
+        return self._read[path][1]
 
 
-def _in_the_way(group: Group, defaults: list[str], found: dict[str, Found]) -> str | None:
+def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
     """Name what a person has to sort out first."""
-    for path in (*group.paths, *defaults):
-        if path != as_utf8(path):
-            return f"{as_utf8(_name(path))} has a name that is not UTF-8: rename it"
-        if len(_name(path).encode()) > MAX_NAME_BYTES:
-            return f"{_name(path)[:20]}… has a name of more than {MAX_NAME_BYTES} bytes: rename it"
-        if not found[path].regular:
-            return f"{_name(path)} is not a regular file: copy the file itself here"
+    for path in (*group.paths, *group.defaults):
+        for part in path.split("/"):
+            if part != as_utf8(part):
+                return f"{as_utf8(part)} has a name that is not UTF-8: rename it"
+        # Either of the two forms may be the longer one.
+        if max(len(_name(path).encode()), len(unicodedata.normalize("NFC", _name(path)).encode())) > MAX_NAME:
+            return f"{_name(path)[:20]}… has a name of more than {MAX_NAME} bytes: rename it"
+        if found[path].problem:
+            return f"{_name(path)} {found[path].problem}"
     if group.files.get("unknown"):
         return (
             f"{_name(group.files['unknown'][0])} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
@@ -213,7 +211,10 @@ def _in_the_way(group: Group, defaults: list[str], found: dict[str, Found]) -> s
     for role in ("image", "text", "end", "settings", "diff"):
         several = group.files.get(role, [])
         if len(several) > 1:
-            return f"only one of {' and '.join(sorted(map(_name, several)))} may stay"
+            names = sorted(map(_name, several))
+            alike = len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
+            hint = " (the accents are written in two ways)" if alike else ""
+            return f"only one of {' and '.join(names)} may stay{hint}"
     empty = [path for path in group.paths if _is_picture(path) and found[path].signature.size == 0]
     return f"{_name(empty[0])} is empty (0 bytes)" if empty else None
 
@@ -227,39 +228,6 @@ def _waiting(group: Group, missing: str, found: dict[str, Found]) -> Waiting:
         missing=missing,
         since=datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-
-
-def list_files(root: Path) -> dict[str, Found]:
-    """List the files below the inbox that are not to be ignored, by relative path.
-
-    Raises:
-        OSError: the inbox itself cannot be read.
-    """
-    found: dict[str, Found] = {}
-    folders = [root]
-    while folders:
-        folder = folders.pop()
-        try:
-            entries = list(os.scandir(folder))
-        except OSError:
-            if folder == root:
-                raise
-            continue  # a folder that vanished, or that is not ours to read
-        for entry in entries:
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except OSError:
-                continue  # vanished, or in a folder that lets nobody look closer
-            if stat.S_ISDIR(status.st_mode):
-                if not IGNORED_FOLDERS.search(entry.name):
-                    folders.append(Path(entry.path))
-            elif not IGNORED.search(entry.name):
-                found[str(Path(entry.path).relative_to(root))] = Found(
-                    Signature(status.st_size, status.st_mtime_ns, status.st_ino),
-                    status.st_ctime,
-                    stat.S_ISREG(status.st_mode),
-                )
-    return found
 
 
 def group_files(paths: Iterable[str]) -> list[Group]:
@@ -304,7 +272,7 @@ def _owner(path: str, own_names: set[str]) -> tuple[str, str]:
 
 
 def defaults_above(folder: str, paths: Iterable[str]) -> list[str]:
-    """List the ``_defaults.toml`` files that hold for a folder, the outermost first.
+    """List, of these paths, the ``_defaults.toml`` files that hold for a folder, the outermost first.
 
     >>> defaults_above("a/b", ["_defaults.toml", "a/b/_defaults.TOML", "c/_defaults.toml"])
     ['_defaults.toml', 'a/b/_defaults.TOML']

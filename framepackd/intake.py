@@ -1,7 +1,8 @@
 """From settled files in the inbox to a job: take the files, check them, record the job.
 
-Order matters: a manifest says what is to be taken, then the files are moved, then the row is written. What
-a crash leaves in between is finished at the next start.
+Order matters: a manifest says what is to be taken; the files get hidden names in their folder, and are nobody
+else's any more; they are copied, because others may hold a link to one or have it open; the hidden ones are
+removed; the row is written. What a crash leaves in between is finished at the next start.
 """
 
 import contextlib
@@ -14,21 +15,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from framepack_core.buckets import output_size
+from framepack_core.buckets import covering_size, output_size
 from framepack_core.errors import RequestError
 from framepack_core.sections import frame_count, section_count
 from framepackd import files
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, utc_now
-from framepackd.inbox import Group, Signature
+from framepackd.inbox import Group
 from framepackd.jobs import JobStore
+from framepackd.listing import Signature
+from framepackd.names import printable
+from framepackd.pictures import picture_size
 from framepackd.settings import JobSettings, parse_settings, read_settings_file
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs"
-MAX_TEXT_BYTES = 1 << 20
+MAX_TEXT_BYTES = 1 << 16
 
 
 class ChangedError(OSError):
@@ -53,7 +57,7 @@ def take(group: Group, config: Config, store: JobStore) -> Job:
         "name": group.name,
         "defaults": group.defaults,
         "files": [
-            {"path": path, "role": roles[path], "signature": _signature(config.inbox / path)}
+            {"path": path, "role": roles[path], "signature": list(group.signatures[path])}
             for path in group.paths
         ],
     }
@@ -62,10 +66,9 @@ def take(group: Group, config: Config, store: JobStore) -> Job:
     files.write_json(work / MANIFEST, manifest)
     files.sync_folder(config.jobs_dir)
     try:
-        _move_inputs(work, manifest, config.inbox)
+        _bring_in(work, manifest, config.inbox)
     except OSError:
         _put_back(work, manifest, config.inbox)
-        shutil.rmtree(work)
         raise
     return _record(work, manifest, config, store)
 
@@ -83,7 +86,11 @@ def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
             continue
         try:
             manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-            _move_inputs(work, manifest, config.inbox)
+            try:
+                _bring_in(work, manifest, config.inbox)
+            except ChangedError:
+                _put_back(work, manifest, config.inbox)
+                continue
         except OSError as error:
             log.error(  # noqa: TRY400 - the text says all
                 "job %s: its intake cannot be finished: %s: trying again at the next start", work.name, error
@@ -98,8 +105,12 @@ def _new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
-def _signature(path: Path) -> list[int]:
-    status = path.lstat()
+def _signature(path: Path) -> list[int] | None:
+    """Tell a file from others by that name; None if there is none."""
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     return list(Signature(status.st_size, status.st_mtime_ns, status.st_ino))
 
 
@@ -107,20 +118,69 @@ def _file_name(entry: dict[str, Any]) -> str:
     return Path(entry["path"]).name
 
 
-def _move_inputs(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
-    """Move what the manifest names; what was moved before a crash is left alone."""
+def _claimed(folder: Path, work: Path, entry: dict[str, Any]) -> Path:
+    """Give the hidden name that a file has in its folder while it is taken in."""
+    return folder / f"{files.PART_PREFIX}{work.name}-{_file_name(entry)}.part"
+
+
+def _bring_in(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
+    """Copy what the manifest names to the work folder and remove it from the inbox; goes on after a crash.
+
+    Raises:
+        ChangedError: a file is not any more what had settled; none has been removed.
+    """
+    inputs = work / INPUTS
+    try:
+        with files.folder_below(inbox, manifest["folder"]) as folder:
+            _claim(folder, work, manifest)
+            for entry in manifest["files"]:
+                _copy(_claimed(folder, work, entry), inputs / _file_name(entry), entry)
+            files.sync_folder(inputs)
+            for entry in manifest["files"]:
+                _claimed(folder, work, entry).unlink(missing_ok=True)
+            files.sync_folder(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        # The folder is gone; which is as it should be if all was taken before a crash.
+        if not all((inputs / _file_name(entry)).exists() for entry in manifest["files"]):
+            raise ChangedError(manifest["folder"]) from error
+
+
+def _claim(folder: Path, work: Path, manifest: dict[str, Any]) -> None:
     for entry in manifest["files"]:
-        source, target = inbox / entry["path"], work / INPUTS / _file_name(entry)
-        if target.exists() or (source.exists() and _signature(source) != entry["signature"]):
-            continue  # done before, or another file of the same name that came since
-        files.move(source, target, part=f"in-{_file_name(entry)}")
+        source, claimed = folder / _file_name(entry), _claimed(folder, work, entry)
+        copied = (work / INPUTS / source.name).exists()
+        if _signature(claimed) is None and (not copied or _signature(source) == entry["signature"]):
+            source.rename(claimed)
+        if not copied and _signature(claimed) != entry["signature"]:
+            raise ChangedError(entry["path"])
+
+
+def _copy(claimed: Path, target: Path, entry: dict[str, Any]) -> None:
+    if target.exists():
+        return  # before a crash
+    part = target.with_name(f"{files.PART_PREFIX}{target.name}.part")
+    files.copy(claimed, part)
+    if _signature(claimed) != entry["signature"]:
+        raise ChangedError(entry["path"])  # somebody wrote to it meanwhile
+    part.rename(target)
 
 
 def _put_back(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
-    for entry in manifest["files"]:
-        target = work / INPUTS / _file_name(entry)
-        if target.exists():
-            files.move(target, inbox / entry["path"], part=f"back-{work.name}-{_file_name(entry)}")
+    """Undo it: every file gets its name in the inbox again, and the work folder goes."""
+    copies = {path.name: path for path in (work / INPUTS).glob("[!.]*")}
+    try:
+        with files.folder_below(inbox, manifest["folder"]) as folder:
+            for entry in manifest["files"]:
+                source, claimed = folder / _file_name(entry), _claimed(folder, work, entry)
+                if _signature(claimed) is not None:
+                    files.rename_to_free_name(claimed, source)
+                elif source.name in copies and _signature(source) is None:  # the copy is all there is
+                    files.move(copies[source.name], source, part=f"back-{work.name}-{source.name}")
+            files.sync_folder(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        if copies:
+            raise
+    shutil.rmtree(work)
 
 
 def _record(work: Path, manifest: dict[str, Any], config: Config, store: JobStore) -> Job:
@@ -141,17 +201,17 @@ def _record(work: Path, manifest: dict[str, Any], config: Config, store: JobStor
                 "error": f"the same as job {earlier.id}: {earlier.output}",
             }
     except RequestError as error:
-        job.delivery = {"state": State.FAILED, "error": str(error)}
+        job.delivery = {"state": State.FAILED, "error": printable(str(error))}
     except OSError as error:
         reason = (
             f"{Path(error.filename or work).name} cannot be read ({error.strerror}): correct its permissions"
         )
-        job.delivery = {"state": State.FAILED, "error": f"{reason} and drop the files again"}
+        job.delivery = {"state": State.FAILED, "error": printable(f"{reason} and drop the files again")}
     except Exception as error:
         # Whatever a file can do to us, it must not stop the queue, now or at the next start.
         log.exception("job %s: %s cannot be taken in", job.id, job.path)
         reason = f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
-        job.delivery = {"state": State.FAILED, "error": reason}
+        job.delivery = {"state": State.FAILED, "error": printable(reason)}
     log.info("job %s: %s taken in: %s", job.id, job.path, (job.delivery or {}).get("error") or _summary(job))
     return store.add(job)
 
@@ -161,25 +221,23 @@ def _summary(job: Job) -> str:
 
 
 def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> None:
-    from framepack_core.media import open_picture  # loads NumPy, which other commands do without
-
     for entry in manifest["files"]:
         path = work / INPUTS / _file_name(entry)
-        if not path.exists():
-            raise RequestError(f"{_file_name(entry)} disappeared while it was taken in: drop the files again")
         job.inputs = (job.inputs or {}) | {entry["role"]: {"file": path.name, "sha256": files.sha256(path)}}
     settings = _settings(work, manifest, job, config).with_drawn_seed()
-    name = settings.model or config.model
+    name = config.model if settings.model is None else settings.model
     if name not in config.model_names():
         raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
     spec = config.spec(name)
     spec.verify(end_image="end" in job.inputs)
-    pictures = {
-        role: open_picture(work / INPUTS / job.inputs[role]["file"])
+    sizes = {
+        role: picture_size(work / INPUTS / job.inputs[role]["file"])
         for role in ("image", "end")
         if role in job.inputs
     }
-    job.height, job.width = output_size(settings, pictures["image"].shape[:2], spec.buckets)
+    job.height, job.width = output_size(settings, sizes["image"], spec.buckets)
+    for size in sizes.values():
+        covering_size(size, (job.height, job.width))
     job.sections = section_count(settings.seconds, settings.latent_window_size)
     job.frames = frame_count(job.sections, settings.latent_window_size)
     job.steps_total = job.sections * settings.steps
@@ -192,7 +250,9 @@ def _settings(work: Path, manifest: dict[str, Any], job: Job, config: Config) ->
     layers = [config.defaults]
     for path in manifest["defaults"]:
         with contextlib.suppress(FileNotFoundError):  # taken away since
-            layers.append(read_settings_file(config.inbox / path, path))
+            folder, _, name = path.rpartition("/")
+            with files.folder_below(config.inbox, folder) as opened:
+                layers.append(read_settings_file(opened / name, path))
     own: dict[str, Any] = {}
     if "settings" in job.inputs:
         file = job.inputs["settings"]["file"]
@@ -228,6 +288,11 @@ def _read_prompt(path: Path) -> str:
             f"{path.name} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): "
             "save it as UTF-8 and drop the files again"
         ) from error
+    if "\0" in text:
+        raise RequestError(
+            f"{path.name} holds null characters, so it is no text, or one in UTF-16: "
+            "save it as UTF-8 and drop the files again"
+        )
     return text.replace("\r\n", "\n").strip()
 
 

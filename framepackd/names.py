@@ -1,6 +1,9 @@
 """Names of files and texts of users: compared, taken apart and printed."""
 
+import json
+import logging
 import unicodedata
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -28,3 +31,25 @@ def rest_of_name(file: str, name: str) -> str:
     '_end.png'
     """
     return unicodedata.normalize("NFC", file)[len(unicodedata.normalize("NFC", name)) :]
+
+
+def printable_json(value: object) -> str:
+    r"""Write JSON for people and programs: what would speak to a terminal is written as an escape.
+
+    >>> printable_json("caf" + chr(0xe9) + chr(0x9b))
+    '"café\\u009b"'
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+class PrintableFormatter(logging.Formatter):
+    """Keeps each message on its line, and from speaking to the terminal, whatever names it holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Format the line of a message."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Format a traceback, which has lines of its own."""
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))

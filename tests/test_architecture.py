@@ -42,6 +42,13 @@ def test_only_the_worker_and_the_checks_of_the_device_know_of_torch() -> None:
     assert users == {"check", *IN_THE_WORKER}
 
 
+@pytest.mark.parametrize("word", ["trust_remote_code", r"(?<!safetensors\.)torch\.load\(", "import pickle"])
+def test_nothing_runs_what_comes_with_data(word: str) -> None:
+    for package in ("framepack_core", "framepackd"):
+        for path in (ROOT / package).glob("*.py"):
+            assert not re.search(word, path.read_text()), path.name
+
+
 def test_importing_the_packages_does_nothing(tmp_path: Path) -> None:
     """No file made, no network, no torch: in an empty folder, with every module of the daemon."""
     stems = {path.stem for path in (ROOT / "framepackd").glob("[!_]*.py")} - IN_THE_WORKER

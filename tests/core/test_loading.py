@@ -1,5 +1,6 @@
 """Loading trusts nothing: each thing that can be wrong with a model's files is told, with what to do."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -70,6 +71,69 @@ def test_a_missing_file_is_named_before_anything_is_loaded(copied: ModelSpec, mi
     with pytest.raises(ModelError, match="is missing: put it there") as raised:
         models.find(copied)
     assert str(root / missing) in str(raised.value)
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.canary,)
+
+
+WEIGHTS = [
+    "framepack-i2v/diffusion_pytorch_model",
+    "hunyuanvideo/vae/diffusion_pytorch_model",
+    "hunyuanvideo/text_encoder/model",
+    "hunyuanvideo/text_encoder_2/model",
+    "flux_redux/image_encoder/model",
+]
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".ckpt"])
+def test_weights_in_pickles_alone_are_refused(
+    copied: ModelSpec, tmp_path: Path, weights: str, suffix: str
+) -> None:
+    stem = copied.base.folder.parent / weights
+    for file in stem.parent.glob("*.safetensors*"):
+        file.unlink()
+    for name in (stem.name, "pytorch_model"):
+        torch.save(Bomb(tmp_path / "canary"), stem.with_name(f"{name}{suffix}"))
+    with pytest.raises(ModelError, match=r"safetensors is missing: put it there"):
+        load(copied)
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("shard", ["shard.bin", "../shard.safetensors", "/etc/hostname", 5])
+def test_an_index_that_names_anything_but_safetensors_beside_it_is_refused(
+    copied: ModelSpec, tmp_path: Path, shard: object
+) -> None:
+    folder = copied.transformer.folder
+    torch.save(Bomb(tmp_path / "canary"), folder / "shard.bin")
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    known = json.loads(index.read_text())
+    known["weight_map"] = dict.fromkeys(known["weight_map"], shard)
+    index.write_text(json.dumps(known))
+    with pytest.raises(ModelError, match=r"not safetensors beside it|is damaged"):
+        load(copied)
+    assert not (tmp_path / "canary").exists()
+
+
+def test_code_that_comes_with_a_model_is_not_run(copied: ModelSpec, tmp_path: Path) -> None:
+    folders = [copied.base.folder / name for name in ("text_encoder", "text_encoder_2", "vae", "tokenizer")]
+    folders += [copied.transformer.folder, copied.image_encoder.folder / "image_encoder"]
+    names = ("AutoModel", "AutoConfig", "AutoTokenizer", "AutoImageProcessor", "AutoProcessor")
+    for folder in folders:
+        (folder / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\n")
+        for file in folder.glob("*config.json"):
+            extended = {"auto_map": dict.fromkeys(names, "evil.Evil"), "trust_remote_code": True}
+            file.write_text(json.dumps(json.loads(file.read_text()) | extended))
+    with contextlib.suppress(ModelError):
+        load(copied)
+    assert not (tmp_path / "canary").exists()
 
 
 def test_a_model_that_is_not_here_says_how_to_fetch_it(

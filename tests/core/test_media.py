@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from framepack_core.buckets import BUCKETS, nearest_bucket, output_size, scale_buckets
 from framepack_core.errors import RequestError
-from framepack_core.media import count_frames, crop_to, open_picture, write_video
+from framepack_core.media import count_frames, crop_to, open_picture, picture_size, write_video
 from framepack_core.request import GenerationSettings
 
 sizes = st.integers(1, 4000)
@@ -47,6 +47,32 @@ def test_a_photo_taken_sideways_is_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # rotated by 90 degrees
     image.save(tmp_path / "photo.jpg", exif=exif)
     assert open_picture(tmp_path / "photo.jpg").shape == (20, 10, 3)
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_each_orientation_is_turned_as_pillow_does(tmp_path: Path, form: str, orientation: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (10, 20, 3), dtype=np.uint8))
+    exif = image.getexif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.png"
+    image.save(path, form, exif=exif)
+    with Image.open(path) as stored:
+        expected = np.array(ImageOps.exif_transpose(stored).convert("RGB"))
+    assert np.array_equal(open_picture(path), expected)
+    assert picture_size(path) == expected.shape[:2]
+
+
+def test_other_formats_are_not_even_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read EPS Pillow starts Ghostscript."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "picture.png", "EPS")
+
+    def fail(*_: object) -> None:
+        raise AssertionError("opened")
+
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile._open", fail)
+    with pytest.raises(RequestError, match="is not a picture"):
+        open_picture(tmp_path / "picture.png")
 
 
 def test_a_camera_jpeg_with_a_preview_behind_the_photo_is_a_photo(tmp_path: Path) -> None:

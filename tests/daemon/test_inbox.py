@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from framepackd import inbox, listing
+from framepackd.files import folder_below
 from framepackd.inbox import Inbox, Scan, group_files
 
 SETTLE = 5.0
@@ -222,10 +224,10 @@ def test_defaults_that_are_a_pipe_hold_back_jobs_and_not_the_daemon(box: Box) ->
 
 def test_settings_nested_without_end_are_a_mistake_like_any_other(box: Box) -> None:
     box.put("cat.png", "cat.txt")
-    box.put("_defaults.toml", content="a = " + "[" * 20000)
+    box.put("_defaults.toml", content="a = " + "[" * 8000)
     assert "_defaults.toml is not TOML" in box.waiting()["cat"]
     box.put("_defaults.toml", content="# " + "x" * 100_000)
-    assert "settings may have 65536" in box.waiting()["cat"]
+    assert "more than 8192 bytes" in box.waiting()["cat"]
 
 
 def test_a_name_that_is_not_utf8_waits_and_can_be_printed(box: Box) -> None:
@@ -274,6 +276,101 @@ def test_a_companion_that_missed_its_job_names_it(box: Box) -> None:
 def test_the_inbox_itself_gone_is_an_error_and_not_an_empty_inbox(box: Box) -> None:
     with pytest.raises(OSError, match="No such file"):
         Inbox(box.root / "gone", SETTLE).scan()
+
+
+def test_two_spellings_of_one_accent_are_told_apart_in_words(box: Box) -> None:
+    box.put("caf\u00e9.png", "cafe\u0301.png", "caf\u00e9.txt")
+    assert "the accents are written in two ways" in box.waiting()["caf\u00e9"]
+
+
+def test_a_name_that_grows_when_it_is_normalized_is_too_long_as_well(box: Box) -> None:
+    """U+1D160 becomes three characters: 40 of them fit into the inbox and not into the outbox."""
+    name = "\U0001d160" * 40
+    box.put(f"{name}.png", f"{name}.txt")
+    assert all("more than 180 bytes" in missing for missing in box.waiting().values())
+
+
+@pytest.mark.parametrize("suffix", ["_end", ".end", "_last_frame"])
+def test_a_name_with_a_line_break_has_companions_too(box: Box, suffix: str) -> None:
+    box.put("a\nb.png", "a\nb.txt", f"a\nb{suffix}.png")
+    assert box.roles() == [{"image": ["a\nb.png"], "text": ["a\nb.txt"], "end": [f"a\nb{suffix}.png"]}]
+
+
+def test_nothing_is_listed_through_a_symbolic_link(
+    box: Box, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "cat.png").write_text("x")
+    (outside / "cat.txt").write_text("x")
+    (box.root / "folder").symlink_to(outside)
+    (box.root / "dog.png").symlink_to(outside / "cat.png")
+    reason = "{} is not a regular file: copy the file itself here"
+    assert box.waiting() == {"folder": reason.format("folder"), "dog": reason.format("dog.png")}
+
+
+def test_a_folder_that_becomes_a_link_while_it_is_looked_at_is_not_followed(
+    box: Box, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "cat.png").write_text("x")
+    (box.root / "folder").mkdir()
+
+    def swap_and_open(root: Path, folder: str) -> object:
+        if folder:
+            (root / folder).rmdir()
+            (root / folder).symlink_to(outside)
+        return folder_below(root, folder)
+
+    monkeypatch.setattr(listing, "folder_below", swap_and_open)
+    assert list(listing.list_files(box.root)) == ["folder"]
+
+
+def test_a_folder_with_too_many_files_is_named_and_the_others_are_looked_at(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "MAX_FILES", 4)
+    box.put("cat.png", "cat.txt", *(f"full/{number}.txt" for number in range(9)))
+    assert "holds too many files" in box.waiting()["full"]
+    assert [group.name for group in box.settled().ready] == ["cat"]
+    box.put(*(f"{number}.txt" for number in range(9)))
+    assert set(box.waiting()) == {".", "full"}
+
+
+def test_a_folder_too_deep_for_the_outbox_is_named(box: Box) -> None:
+    deep = "/".join(["d" * 100] * 11)
+    box.put(f"{deep}/cat.png")
+    assert "lies too deep" in box.waiting()["d" * 100]
+
+
+def test_settings_files_are_read_once_and_lost_jobs_looked_up_once(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(inbox, "read_settings_file", lambda path, origin: asked.append(origin) or {})
+    box.put("_defaults.toml", "a.png", "b.png", "c.txt")
+    box.inbox.scan()
+    box.time += SETTLE
+    for _ in range(3):
+        box.inbox.scan(lambda folder, name: asked.append(name))
+    assert asked == ["_defaults.toml", "c"]
+    box.put("_defaults.toml", content="steps = 3")
+    box.inbox.scan()
+    box.time += SETTLE
+    box.inbox.scan(lambda folder, name: asked.append(name))
+    assert asked == ["_defaults.toml", "c"] * 2
+
+
+def test_an_error_of_our_own_about_one_group_does_not_stop_the_others(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, origin: str) -> dict[str, object]:
+        raise ZeroDivisionError("what a fuzzed file may lead to")
+
+    monkeypatch.setattr(inbox, "read_settings_file", fail)
+    box.put("cat.png", "cat.toml", "dog.png", "dog.txt")
+    scan = box.settled()
+    assert [group.name for group in scan.ready] == ["dog"]
+    assert "ZeroDivisionError" in scan.waiting[0].missing
 
 
 names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12)

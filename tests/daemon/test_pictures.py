@@ -1,0 +1,62 @@
+"""Decoding in a process of its own: whatever becomes of that process, the daemon gets an answer."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from framepack_core.errors import RequestError
+from framepackd import pictures
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Iterator[Path]:
+    """Give a picture, and a process that has not been asked anything yet."""
+    pictures._end()
+    Image.new("RGB", (40, 30)).save(tmp_path / "cat.png")
+    yield tmp_path / "cat.png"
+    pictures._end()
+
+
+def test_a_picture_that_cannot_be_used_is_told_and_the_next_one_read(picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "dog.png").write_text("no picture")
+    with pytest.raises(RequestError, match=r"^dog\.png is not a picture"):
+        pictures.picture_size(tmp_path / "dog.png")
+    assert pictures.picture_size(picture) == (30, 40)
+
+
+def test_stopping_the_daemons_group_does_not_end_a_decode(picture: Path) -> None:
+    pictures.picture_size(picture)
+    assert pictures._running is not None
+    first = pictures._running.pid
+    os.kill(first, signal.SIGTERM)
+    os.kill(first, signal.SIGINT)
+    assert pictures.picture_size(picture) == (30, 40)
+    assert pictures._running.pid == first
+
+
+def test_a_process_that_somebody_killed_is_started_again(picture: Path) -> None:
+    pictures.picture_size(picture)
+    assert pictures._running is not None
+    os.kill(pictures._running.pid, signal.SIGKILL)
+    assert pictures.picture_size(picture) == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("SEGV", r"breaks its decoder \(exit code -11\)"), ("ALRM", "takes more than 15 s to decode")],
+)
+def test_a_picture_that_ends_its_decoder_fails_and_nothing_else(
+    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    broken = tmp_path / "python"
+    broken.write_text(f"#!/bin/sh\nread line\nkill -{name} $$\n")
+    broken.chmod(0o755)
+    with monkeypatch.context() as patched:
+        patched.setattr("sys.executable", str(broken))
+        with pytest.raises(RequestError, match=f"cat.png {said}"):
+            pictures.picture_size(picture)
+    assert pictures.picture_size(picture) == (30, 40)
