@@ -8,7 +8,7 @@ demo: .venv/installed
 	@$(BIN)/framepackd demo
 
 test: .venv/installed
-	@$(BIN)/python -m pytest -m "not gpu"
+	@$(BIN)/python -m pytest -m "not gpu and not systemd"
 
 check: .venv/installed
 	$(BIN)/ruff check .

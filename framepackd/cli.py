@@ -13,7 +13,10 @@ from framepack_core import __version__
 from framepackd.names import PrintableFormatter, printable_json
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from framepackd.config import Config
+    from framepackd.service import Service, Step
 
 EXIT_DIED, EXIT_NOT_RUNNING, EXIT_UNKNOWN = 1, 3, 4  # of status, as service managers have it
 EXIT_USAGE = 2
@@ -155,6 +158,70 @@ def demo(folder: Path) -> None:
     except DemoError as error:
         _fail(str(error), 1)
     click.echo(video)
+
+
+@main.group()
+def service() -> None:
+    """Have systemd run the daemon."""
+
+
+of_user_option = click.option("--user", is_flag=True, help="For this user alone, without root.")
+instance_option = click.option("--instance", metavar="NAME", help="One of several, with NAME.toml.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+
+
+@service.command("install")
+@of_user_option
+@instance_option
+@dry_run_option
+def install_service(*, user: bool, instance: str | None, dry_run: bool) -> None:
+    """Put the service in place for this installation: unit, user, folders, a configuration if there is none.
+
+    Run it again after moving the installation or a folder.
+    """
+    from framepackd import service as services
+
+    chosen = _take_service_steps(services.install, user=user, instance=instance, dry_run=dry_run)
+    if dry_run:
+        click.echo(f"\n{chosen.unit}:\n{services.unit_text(chosen)}")
+    click.echo(f"next:\n{services.advice(chosen)}")
+
+
+@service.command("uninstall")
+@of_user_option
+@instance_option
+@dry_run_option
+def uninstall_service(*, user: bool, instance: str | None, dry_run: bool) -> None:
+    """Stop the service and take its unit away; configuration, jobs and results stay."""
+    from framepackd import service as services
+
+    chosen = _take_service_steps(services.uninstall, user=user, instance=instance, dry_run=dry_run)
+    click.echo(f"kept: {chosen.config}, {chosen.state_dir}")
+
+
+def _take_service_steps(
+    steps: "Callable[[Service], Iterator[Step]]", *, user: bool, instance: str | None, dry_run: bool
+) -> "Service":
+    from framepackd.config import ConfigError
+    from framepackd.service import Service, ServiceError
+
+    if user and instance:
+        _fail("--instance is for services of the machine: leave out --user", EXIT_USAGE)
+    if not user and not dry_run and os.geteuid() != 0:
+        _fail("this writes to /etc and needs root: put sudo before it, or --user after it", 1)
+    try:
+        chosen = Service.of_this_user() if user else Service.of_machine(instance)
+        for words, do in steps(chosen):
+            click.echo(f"would {words}" if dry_run else words)
+            if not dry_run:
+                do()
+    except ConfigError as error:
+        _fail(str(error), EXIT_USAGE)
+    except ServiceError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename}: {error.strerror}", 1)
+    return chosen
 
 
 def _load(path: Path | None) -> "Config":

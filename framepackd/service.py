@@ -1,0 +1,310 @@
+"""Put framepackd in place as a service of systemd: the units of ``systemd/``, fitted to this installation."""
+
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from framepackd import files
+from framepackd.config import Config, load_config
+
+USER = "framepackd"
+SHIPPED_COMMAND = "/opt/framepackd/bin/framepackd"
+SHARED_FOLDER = Path("/srv/framepackd")  # writable for every service
+MODELS = Path("/var/lib/framepackd/models")  # of all instances
+DROP_FOLDERS = ("inbox", "outbox", "failed")
+INSTALL_ELSEWHERE = (
+    "Install framepackd where everybody may read, with a Python of the system: "
+    "sudo python3 -m venv /opt/framepackd && sudo /opt/framepackd/bin/pip install . && "
+    "sudo /opt/framepackd/bin/framepackd service install."
+)
+# What the sandbox takes away, by ProtectHome= and by PrivateTmp=.
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - not used, only told
+INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+_HERE = Path(__file__).parent
+# In a wheel the units lie in the package, in a checkout beside it.
+UNITS = next(folder for folder in (_HERE / "systemd", _HERE.parent / "systemd") if folder.is_dir())
+
+# What is done, in words, and how.
+Step = tuple[str, Callable[[], object]]
+
+
+class ServiceError(Exception):
+    """The service cannot be put in place; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Which service, and where its parts go."""
+
+    name: str  # as systemctl calls it
+    template: Path
+    unit: Path
+    config: Path
+    state_dir: Path
+    of_user: bool
+
+    @classmethod
+    def of_machine(cls, instance: str | None) -> "Service":
+        """Give the machine's service, or one of its instances.
+
+        Raises:
+            ServiceError: the instance cannot have this name.
+        """
+        if instance is None:
+            name, unit, config, state = "framepackd", "framepackd.service", "config.toml", "framepackd"
+        elif not INSTANCE.fullmatch(instance) or instance == "config":
+            raise ServiceError(
+                f"instance {instance!r}: use letters, digits, _ . and -, and not 'config', "
+                "which is the configuration of the service without an instance"
+            )
+        else:
+            name, unit = f"framepackd@{instance}", "framepackd@.service"
+            config, state = f"{instance}.toml", f"framepackd-{instance}"
+        return cls(
+            name,
+            UNITS / unit,
+            Path("/etc/systemd/system", unit),
+            Path("/etc/framepackd", config),
+            Path("/var/lib", state),
+            of_user=False,
+        )
+
+    @classmethod
+    def of_this_user(cls) -> "Service":
+        """Give the service of the user who asks."""
+        config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
+        state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+        return cls(
+            "framepackd",
+            UNITS / "user/framepackd.service",
+            config / "systemd/user/framepackd.service",
+            config / "framepackd/config.toml",
+            state / "framepackd",
+            of_user=True,
+        )
+
+    @property
+    def drop_in(self) -> Path:
+        """What is added to the unit for the folders in the configuration."""
+        return self.unit.parent / f"{self.name}.service.d/folders.conf"
+
+    @property
+    def systemctl(self) -> list[str]:
+        """The command that its systemd listens to."""
+        return ["systemctl", "--user"] if self.of_user else ["systemctl"]
+
+    def configuration(self) -> Config | None:
+        """Read its configuration as the service will; None where there is none yet.
+
+        Raises:
+            ConfigError: it holds a mistake.
+        """
+        if not self.config.exists():
+            return None
+        os.environ["STATE_DIRECTORY"] = str(self.state_dir)  # as systemd sets it for the service
+        return load_config(self.config)
+
+
+def install(service: Service) -> Iterator[Step]:
+    """Yield what is left to do to have the service in place; nothing is done before a step is called.
+
+    Raises:
+        ServiceError: the service would not see or could not use what it needs.
+        ConfigError: there is a configuration, and it holds a mistake.
+    """
+    config = service.configuration()
+    if not service.of_user:
+        yield from _prepare_machine(service, config)
+    if config is None:
+        yield f"write {service.config}", partial(_write, service.config, _first_config(service))
+    for path, text in ((service.unit, unit_text(service)), (service.drop_in, _drop_in_text(service, config))):
+        if text and (not path.exists() or path.read_text() != text):
+            yield f"write {path}", partial(_write, path, text)
+        elif not text and path.exists():
+            yield f"remove {path}", path.unlink
+    yield _reload(service)
+
+
+def uninstall(service: Service) -> Iterator[Step]:
+    """Yield what is left to do to have the service gone; its configuration, jobs and results stay."""
+    if not service.unit.exists():
+        return
+    disable = [*service.systemctl, "disable", "--now", service.name]
+    yield f"stop and disable {service.name}", partial(_run, *disable)
+    if service.drop_in.exists():
+        yield f"remove {service.drop_in}", service.drop_in.unlink
+    enabled = {link.name for link in service.unit.parent.glob("*.wants/framepackd@*")}
+    if "@" not in service.name or enabled <= {f"{service.name}.service"}:
+        yield f"remove {service.unit}", service.unit.unlink
+    yield _reload(service)
+
+
+def advice(service: Service) -> str:
+    """Say what is left to a person once the service is in place."""
+    control = " ".join(service.systemctl)
+    download = f"{' '.join(command())} models download --config {service.config}"
+    if service.of_user:
+        return (
+            f"  {download}    # once, about 45 GB\n"
+            f"  {control} enable --now {service.name}    # or restart, if it runs\n"
+            "  loginctl enable-linger    # to have it run while nobody is logged in"
+        )
+    return (
+        f"  sudo -u {USER} HF_HOME={MODELS} {download}    # once, about 45 GB\n"
+        f"  sudo {control} enable --now {service.name}    # or restart, if it runs\n"
+        f"  sudo usermod -aG {USER} NAME    # for who drops into the inbox and collects from the outbox"
+    )
+
+
+def command() -> list[str]:
+    """Give the command line that runs this installation."""
+    script = Path(sysconfig.get_path("scripts"), "framepackd")
+    return [str(script)] if os.access(script, os.X_OK) else [sys.executable, "-P", "-m", "framepackd"]
+
+
+def unit_text(service: Service) -> str:
+    """Fit the unit to this installation."""
+    control = " ".join(service.systemctl)
+    return (
+        f"# Written by framepackd service install. For changes: {control} edit {service.name}\n"
+        + service.template.read_text().replace(SHIPPED_COMMAND, " ".join(map(quoted, command())))
+    )
+
+
+def quoted(path: object) -> str:
+    """Write a path into a unit.
+
+    >>> print(quoted("/opt/100 %/framepackd"))
+    "/opt/100 %%/framepackd"
+    """
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{text}"' if re.search(r"""[\s"';\\]""", text) else text
+
+
+def _drop_in_text(service: Service, config: Config | None) -> str:
+    """Open the folders that the sandbox would keep read-only; empty if there are none."""
+    own = (service.state_dir, SHARED_FOLDER)
+    folders = [] if config is None or service.of_user else config.folders.values()
+    outside = [folder for folder in folders if not any(folder.is_relative_to(place) for place in own)]
+    if not outside:
+        return ""
+    paths = " ".join(map(quoted, outside))
+    return (
+        f"# Written by framepackd service install, from {service.config}.\n"
+        f"[Unit]\nRequiresMountsFor={paths}\n\n[Service]\nReadWritePaths={paths}\n"
+    )
+
+
+def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
+    """Yield what a service with a user and a sandbox of its own needs on top."""
+    _refuse_hidden(_installation(), INSTALL_ELSEWHERE)
+    folders = [service.state_dir, *(service.state_dir / name for name in DROP_FOLDERS)]
+    if config is not None:
+        folders = list(config.folders.values())
+        sources = [
+            Path(place)
+            for model in config.models.values()
+            for place in (model.transformer, model.base, model.image_encoder)
+        ]
+        _refuse_hidden([*folders, *sources], f"Name another place in {service.config}.")
+    try:
+        pwd.getpwnam(USER)
+    except KeyError:
+        yield f"create the system user {USER}", _create_user
+    yield f"see that {USER} may use this installation", _try_installation
+    for folder in folders:
+        if not folder.exists():
+            yield f"make {folder} for {USER}", partial(_make_folder, folder, service)
+
+
+def _installation() -> list[Path]:
+    """Name the places that running framepackd reads."""
+    packages = [importlib.util.find_spec(name) for name in ("framepackd", "framepack_core", "torch")]
+    origins = [Path(package.origin) for package in packages if package and package.origin]
+    return [Path(sys.executable), Path(sys.prefix), Path(sys.base_prefix), *origins]
+
+
+def _refuse_hidden(places: list[Path], advice: str) -> None:
+    for place in [*places, *(place.resolve() for place in places if place.is_absolute())]:
+        hiding = next((folder for folder in HIDDEN if place.is_relative_to(folder)), None)
+        if hiding is not None:
+            raise ServiceError(
+                f"the service would not see {place}: its sandbox hides {hiding} from it. {advice} "
+                "Or make it a service of your own user, without this sandbox: "
+                "framepackd service install --user"
+            )
+
+
+def _create_user() -> None:
+    home = str(Service.of_machine(None).state_dir)
+    shell = "/usr/sbin/nologin"
+    _run("useradd", "--system", "--user-group", "--home-dir", home, "--shell", shell, USER)
+
+
+def _try_installation() -> None:
+    """Import the daemon as the service's user."""
+    tried = subprocess.run(
+        [sys.executable, "-P", "-c", "import framepackd.daemon"],
+        user=USER,
+        group=USER,
+        extra_groups=[],
+        cwd="/",
+        env={},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if tried.returncode != 0:
+        reason = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
+        raise ServiceError(
+            f"user {USER} cannot use {sys.prefix} ({reason}): "
+            f"let everybody read it, for example chmod -R go+rX {sys.prefix}"
+        )
+
+
+def _make_folder(folder: Path, service: Service) -> None:
+    """Make a folder for the service's user; its group may drop and collect."""
+    folder.mkdir(parents=True)
+    shutil.chown(folder, USER, USER)
+    # As StateDirectoryMode= has it; in the others the group's files stay the group's.
+    folder.chmod(0o750 if folder == service.state_dir else 0o2770)
+
+
+def _first_config(service: Service) -> str:
+    folder = "" if service.of_user else f'state_dir = "{service.state_dir}"\n'
+    return (
+        "# framepackd's configuration; what is not set has its default. Every key: config.example.toml.\n"
+        f"# After a change: {' '.join(service.systemctl)} reload {service.name}\n"
+        f'{folder}# inbox = "/srv/framepackd/inbox"    # these three: in the state folder unless set\n'
+        '# outbox = "/srv/framepackd/outbox"\n'
+        '# failed = "/srv/framepackd/failed"\n'
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, text)
+
+
+def _reload(service: Service) -> Step:
+    words = [*service.systemctl, "daemon-reload"]
+    return " ".join(words), partial(_run, *words)
+
+
+def _run(*words: str) -> None:
+    try:
+        ran = subprocess.run(words, capture_output=True, text=True, check=False)  # noqa: S603 - all from here
+    except FileNotFoundError as error:
+        raise ServiceError(f"{words[0]} is not here: is this a machine with systemd?") from error
+    if ran.returncode != 0:
+        raise ServiceError(f"{' '.join(words)}: {ran.stderr.strip() or f'exit code {ran.returncode}'}")
