@@ -1,5 +1,6 @@
 """The command line: thin. What a command needs is imported when it runs, so that none waits for torch."""
 
+import faulthandler
 import logging
 import os
 import sys
@@ -45,12 +46,14 @@ def run(config_file: Path | None, *, once: bool) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C."""
     config = _load(config_file)
     from framepackd import daemon
+    from framepackd.config import load_config
     from framepackd.control import AlreadyRunningError
     from framepackd.database import StoreError
 
     _log_to_stderr()
+    faulthandler.enable()  # when systemd ends a daemon that hangs, the journal says where it hung
     try:
-        sys.exit(daemon.run(config, once=once))
+        sys.exit(daemon.run(config, once=once, load_again=lambda: load_config(config_file)))
     except AlreadyRunningError as error:
         _fail(str(error), EXIT_ALREADY_RUNNING)
     except StoreError as error:

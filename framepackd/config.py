@@ -157,6 +157,17 @@ class Config(BaseSettings):
         }
 
 
+FIXED_KEYS = ("state_dir", "inbox", "outbox", "failed", "gpu")  # while a daemon runs
+
+
+def changed(running: Config, new: Config) -> tuple[Config, list[str], list[str]]:
+    """Give what a running daemon can take of a new configuration, which keys that changes, and which not."""
+    differing = [key for key in Config.model_fields if getattr(new, key) != getattr(running, key)]
+    fixed = [key for key in differing if key in FIXED_KEYS]
+    taken = new.model_copy(update={key: getattr(running, key) for key in fixed})
+    return taken, [key for key in differing if key not in fixed], fixed
+
+
 # What the TOML source reads while a Config is built: pydantic-settings asks for it by a class method.
 _reading: dict[str, Path] = {}
 

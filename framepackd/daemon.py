@@ -9,18 +9,19 @@ import multiprocessing.connection
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
-from framepackd import control, delivery, intake
-from framepackd.config import Config, filesystem_type, poll_seconds
+from framepackd import control, delivery, intake, notify
+from framepackd.config import Config, ConfigError, changed, filesystem_type, poll_seconds
 from framepackd.database import State, utc_now
 from framepackd.inbox import Inbox, Scan, Waiting
 from framepackd.jobs import JobStore
-from framepackd.notify import notify
+from framepackd.notify import Reporter
 from framepackd.runner import ROUND_SECONDS, Runner
-from framepackd.status import snapshot
+from framepackd.status import in_one_line, snapshot
 from framepackd.watching import watching
 
 log = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ INTAKE_SECONDS = 0.5  # of taking in, before the loop goes round again
 RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
 
 
-def run(config: Config, *, once: bool = False) -> int:
-    """Run the daemon in the foreground; returns the exit code.
+def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] | None = None) -> int:
+    """Run the daemon in the foreground; returns the exit code. ``load_again`` reads the config on SIGHUP.
 
     Raises:
         AlreadyRunningError: another daemon runs on this state folder.
@@ -43,8 +44,10 @@ def run(config: Config, *, once: bool = False) -> int:
     lock = control.Lock(config.state_dir)
     try:
         with ExitStack() as stack:
-            daemon = Daemon(config, JobStore(config.database), once=once)
-            stack.enter_context(_stopping_on_signals(daemon))
+            daemon = Daemon(
+                config, JobStore(config.database), once=once, load_again=load_again or (lambda: config)
+            )
+            stack.enter_context(_hearing_signals(daemon))
             stack.enter_context(control.serve(config.state_dir, daemon.answer))
             stack.enter_context(watching(config, daemon.wake))
             return daemon.run()
@@ -55,14 +58,18 @@ def run(config: Config, *, once: bool = False) -> int:
 class Daemon:
     """The loop: look at the inbox, deliver what is decided, listen to the worker, start the next job."""
 
-    def __init__(self, config: Config, store: JobStore, *, once: bool = False) -> None:
+    def __init__(
+        self, config: Config, store: JobStore, *, load_again: Callable[[], Config], once: bool = False
+    ) -> None:
         """Take what is opened already; ``once`` ends when nothing is left to do."""
         self._config = config
         self._store = store
         self._once = once
         self._inbox = Inbox(config.inbox, config.settle_seconds, prompted="prompt" in config.defaults)
         self._poll_seconds = poll_seconds(config)
+        self._load_again = load_again
         self._runner = Runner(config, store)
+        self._reporter = Reporter(lambda: in_one_line(self._snapshot(), datetime.now(UTC)))
         self._waiting: tuple[Waiting, ...] = ()
         self._since = utc_now()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -72,6 +79,7 @@ class Daemon:
         self._clear_held = 0.0
         self._idle = False  # the last scan found nothing to take or to wait for
         self._failed = False
+        self._reload_asked = False
         self.stopping = False
 
     def wake(self) -> None:
@@ -87,14 +95,22 @@ class Daemon:
         self.stopping = True
         self.wake()
 
+    def reload(self) -> None:
+        """Read the configuration again in the next round."""
+        self._reload_asked = True
+        self.wake()
+
     def answer(self, request: Any) -> Any:
         """Answer another command; runs in a thread of its own."""
         if request.get("command") == "status":
-            return snapshot(self._store, self._waiting, self._describe())
+            return self._snapshot()
         if request.get("command") == "show":
             job = self._store.find(str(request.get("job")))
             return {"job": job.record() if job else None}
         return {"error": f"unknown command {request.get('command')!r}"}
+
+    def _snapshot(self) -> dict[str, Any]:
+        return snapshot(self._store, self._waiting, self._describe())
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -111,7 +127,7 @@ class Daemon:
     def run(self) -> int:
         """Go round until stopped, or, once, until all is done; returns the exit code."""
         self._recover()
-        notify("READY=1")
+        notify.notify("READY=1")
         log.info("watching %s (%s)", self._config.inbox, filesystem_type(self._config.inbox) or "unknown")
         try:
             self._round()
@@ -119,7 +135,6 @@ class Daemon:
                 self._wait()
                 self._round()
         finally:
-            notify("STOPPING=1")
             self._runner.end_worker()
         return 1 if self._once and self._failed else 0
 
@@ -136,6 +151,8 @@ class Daemon:
 
     def _round(self) -> None:
         self._runner.listen()
+        if self._reload_asked:
+            self._reload()
         now = time.monotonic()
         if not self.stopping and now >= self._next_scan:
             self._look(now)
@@ -144,6 +161,25 @@ class Daemon:
             self._runner.start_next()
         else:
             self._runner.leave(now)
+        self._reporter.round(stopping=self.stopping)
+
+    def _reload(self) -> None:
+        """Take what can change while running from the configuration as it is now."""
+        self._reload_asked = False
+        notify.reloading()
+        try:
+            self._config, taken, fixed = changed(self._config, self._load_again())
+        except ConfigError as error:
+            log.error("the configuration stays as it was: %s", error)  # noqa: TRY400 - the text says all
+        else:
+            self._runner.reconfigure(self._config)
+            self._poll_seconds = poll_seconds(self._config)
+            self._inbox.settle_seconds = self._config.settle_seconds
+            self._inbox.prompted = "prompt" in self._config.defaults
+            log.info("configuration read again: %s", f"new {', '.join(taken)}" if taken else "nothing new")
+            if fixed:
+                log.warning("%s: new in the configuration, but holds only after a restart", ", ".join(fixed))
+        notify.notify("READY=1")
 
     def _wait(self) -> None:
         """Sleep until something happens or the next scan is due."""
@@ -155,6 +191,7 @@ class Daemon:
             timeout = min(timeout, ROUND_SECONDS)
         if self.stopping:
             timeout = 0.5
+        timeout = min(timeout, self._reporter.patience)
         multiprocessing.connection.wait([self._wake_read, *self._runner.sources], timeout)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
@@ -209,6 +246,7 @@ class Daemon:
             if now < self._retry_delivery.get(job.id, now):
                 continue
             self._retry_delivery.pop(job.id, None)
+            self._reporter.feed()  # each may be a copy to a slow disk
             try:
                 delivery.deliver(job, self._config, self._store)
             except OSError as error:
@@ -227,11 +265,22 @@ class Daemon:
 
 
 @contextmanager
-def _stopping_on_signals(daemon: Daemon) -> Iterator[None]:
-    """Have SIGTERM and SIGINT set the flag the loop looks at."""
-    before = {
-        number: signal.signal(number, lambda *_: daemon.stop()) for number in (signal.SIGTERM, signal.SIGINT)
+def _hearing_signals(daemon: Daemon) -> Iterator[None]:
+    """Have SIGTERM, SIGINT and SIGHUP set the flags the loop looks at."""
+    in_terminal = os.isatty(2)
+
+    def hang_up(*_: object) -> None:
+        if in_terminal and not os.isatty(2):
+            daemon.stop()  # its window was closed
+        else:
+            daemon.reload()
+
+    handlers = {
+        signal.SIGTERM: lambda *_: daemon.stop(),
+        signal.SIGINT: lambda *_: daemon.stop(),
+        signal.SIGHUP: hang_up,
     }
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:

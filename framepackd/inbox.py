@@ -97,8 +97,8 @@ class Inbox:
     ) -> None:
         """Look at ``root``; ``now`` is a clock that never jumps, ``prompted`` if the config has a prompt."""
         self.root = root
-        self._prompted = prompted
-        self._settle_seconds = settle_seconds
+        self.prompted = prompted
+        self.settle_seconds = settle_seconds
         self._now = now
         self._still_since: dict[str, tuple[Signature, float]] = {}
         self._read: dict[str, tuple[Signature, bool | RequestError]] = {}  # settings files, see _prompts
@@ -138,7 +138,7 @@ class Inbox:
             else (entry.signature, now)
             for path, entry in found.items()
         }
-        return {path for path, (_, since) in self._still_since.items() if now - since < self._settle_seconds}
+        return {path for path, (_, since) in self._still_since.items() if now - since < self.settle_seconds}
 
     def _missing(
         self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
@@ -164,7 +164,7 @@ class Inbox:
                 self._missed[first] = group.signatures, missed_job(group.folder, group.name)
             job = self._missed[first][1]
             return f"{group.name}.png" + (f" (job {job} was taken before this came)" if job else "")
-        prompted = self._prompted or bool(group.files.get("text"))
+        prompted = self.prompted or bool(group.files.get("text"))
         for path in group.defaults:
             prompts = self._prompts(path, found)
             if isinstance(prompts, RequestError):

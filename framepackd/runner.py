@@ -11,7 +11,6 @@ from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.delivery import CHECKPOINT
 from framepackd.jobs import JobStore
-from framepackd.notify import notify
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +30,10 @@ class Runner:
         self._worker: worker.Handle | None = None
         self._last_round = time.monotonic()
         self.device = config.gpu.device  # until the worker tells what "auto" has become
+
+    def reconfigure(self, config: Config) -> None:
+        """Take another configuration, for the jobs that start from now on."""
+        self._config = config
 
     @property
     def busy(self) -> bool:
@@ -141,7 +144,6 @@ class Runner:
                     running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
                 running.awaited = "step" if message.step < job.steps else "decode"
                 self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
-                notify(f"STATUS={job.path}: section {message.section}/{job.sections}, step {message.step}")
                 return
             case worker.SectionDecoded():
                 running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))

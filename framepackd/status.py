@@ -3,12 +3,13 @@
 Made by the daemon when it is asked, and by the command itself from the database when none runs.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from framepackd.database import ENDED, Job, State
 from framepackd.inbox import Waiting
 from framepackd.jobs import JobStore
+from framepackd.names import printable
 
 LAST_RESULTS = 100
 
@@ -53,6 +54,40 @@ def _summary(job: Job, eta: float | None) -> dict[str, Any]:
         "note": _note(job),
         "finished_at": job.finished_at,
     }
+
+
+def in_one_line(report: dict[str, Any], now: datetime) -> str:
+    """Say what runs, when it ends and how much waits, as ``systemctl status`` shows it."""
+    counts = report["counts"]
+    running = next((job for job in report["jobs"] if job["state"] == State.RUNNING), None)
+    if running is None:
+        paused = report["daemon"]["paused"]
+        words = [f"paused: {printable(str(paused))}" if paused else "idle"]
+    else:
+        words = [_progress(running), _clock(running["eta_seconds"], now)]
+    queue = [f"{counts[state]} {state}" for state in ("queued", "waiting", "failed") if counts[state]]
+    if counts["queued"]:
+        queue.insert(1, _clock(report["eta_seconds"], now, "all done"))
+    return "; ".join(", ".join(filter(None, part)) for part in (words, queue) if any(part))
+
+
+def _progress(job: dict[str, Any]) -> str:
+    path = printable("/".join(filter(None, (job["folder"], job["name"]))))
+    if not job["section"]:
+        return f"{path}: loading the model"
+    done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
+    percent = 100 * done // max(job["sections"] * job["steps"], 1)
+    where = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
+    return f"{path}: {percent} %, section {job['section']}/{job['sections']}, {where}"
+
+
+def _clock(seconds: float | None, now: datetime, what: str = "done") -> str:
+    """Give the time at which something ends: unlike a span it stays true while nobody asks again."""
+    if seconds is None:
+        return ""
+    end = (now + timedelta(seconds=seconds)).astimezone()
+    day = "" if end.date() == now.astimezone().date() else f"{end:%a} "
+    return f"{what} {day}{end:%H:%M}"
 
 
 def _note(job: Job) -> str | None:
