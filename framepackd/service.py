@@ -253,23 +253,25 @@ def _create_user() -> None:
 
 def _try_installation() -> None:
     """Import the daemon as the service's user."""
-    tried = subprocess.run(
-        [sys.executable, "-P", "-c", "import framepackd.daemon"],
-        user=USER,
-        group=USER,
-        extra_groups=[],
-        cwd="/",
-        env={},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if tried.returncode != 0:
-        reason = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[-1]
+    try:
+        subprocess.run(
+            [sys.executable, "-P", "-c", "import framepackd.daemon"],
+            user=USER,
+            group=USER,
+            extra_groups=[],
+            cwd="/",
+            env={},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        words = error.stderr if isinstance(error, subprocess.CalledProcessError) else error.strerror
+        reason = (words or str(error)).strip().splitlines()[-1]
         raise ServiceError(
             f"user {USER} cannot use {sys.prefix} ({reason}): "
             f"let everybody read it, for example chmod -R go+rX {sys.prefix}"
-        )
+        ) from error
 
 
 def _make_folder(folder: Path, service: Service) -> None:

@@ -182,7 +182,7 @@ def main(connection: Connection, parent: int) -> None:
     while True:
         try:
             work = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a word
             return
         if isinstance(work, Work):  # else a wish to leave that came when the work was over
             connection.send(_answer(work, engines, connection))
