@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 STATUS_SECONDS = 1.0  # at most this often, however fast steps follow each other
+SEND_SECONDS = 5.0  # to a systemd that does not read: the videos go on without it
 STOP_USEC = 30_000_000  # what a stop in progress asks for, again in every round
 
 
@@ -17,7 +18,9 @@ def notify(*assignments: str) -> None:
         return
     message = "\n".join(assignments).encode("utf-8", "replace")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notifier, contextlib.suppress(OSError):
-        notifier.sendto(message, f"\0{address[1:]}" if address.startswith("@") else address)
+        notifier.settimeout(SEND_SECONDS)
+        notifier.connect(f"\0{address[1:]}" if address.startswith("@") else address)
+        notifier.send(message)
 
 
 def reloading() -> None:

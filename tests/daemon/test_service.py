@@ -1,0 +1,194 @@
+"""The units, and putting them in place."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from framepackd import service
+from framepackd.cli import main
+from framepackd.service import Service, ServiceError
+
+UNITS = sorted(service.UNITS.rglob("*.service"))
+SYSTEM_UNITS = [path for path in UNITS if path.parent.name != "user"]
+
+
+def analyze(*words: object) -> "subprocess.CompletedProcess[str]":
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not here: apt-get install systemd")
+    return subprocess.run(
+        ["systemd-analyze", *map(str, words)], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("template", UNITS, ids=lambda path: str(path.relative_to(service.UNITS)))
+def test_systemd_finds_nothing_to_say_of_the_units(template: Path, tmp_path: Path) -> None:
+    name = template.name.replace("@", "@cat")
+    unit = tmp_path / name
+    # As installed here: the shipped path is that of an installation which this machine need not have.
+    unit.write_text(
+        template.read_text().replace(service.SHIPPED_COMMAND, f"{sys.executable} -P -m framepackd")
+    )
+    # Read as a unit of the machine, the user's too: verifying for a user needs that user's systemd.
+    verified = analyze("verify", "--man=no", unit)
+    assert (verified.returncode, verified.stdout + verified.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", SYSTEM_UNITS, ids=lambda path: path.name)
+def test_the_sandbox_is_tight(unit: Path) -> None:
+    rated = analyze("security", "--offline=true", "--threshold=10", unit)
+    assert rated.returncode == 0, rated.stdout
+    exposure = re.search(r"exposure level.*: ([\d.]+)", rated.stdout)
+    assert exposure is not None
+    assert float(exposure[1]) <= 1.0
+
+
+def test_an_instance_differs_from_the_service_only_in_its_name_and_places() -> None:
+    instance = (service.UNITS / "framepackd@.service").read_text()
+    for here, there in (
+        ("framepackd %i:", "framepackd:"),
+        ("%i.toml", "config.toml"),
+        ("# Not below framepackd/: that is the state folder of the unit without an instance.\n", ""),
+        ("StateDirectory=framepackd-%i", "StateDirectory=framepackd"),
+    ):
+        assert here in instance
+        instance = instance.replace(here, there)
+    assert instance == (service.UNITS / "framepackd.service").read_text()
+
+
+@pytest.fixture(autouse=True)
+def _unset_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", "")  # the command sets it, for its own short life
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in for systemctl with a script that writes down how it was called; give what it wrote."""
+    calls = tmp_path / "calls"
+    script = tmp_path / "bin/systemctl"
+    script.parent.mkdir()
+    script.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return calls
+
+
+def command(*words: str) -> Result:
+    return CliRunner().invoke(main, ["service", *words])
+
+
+def test_a_users_service_is_put_in_place_once_and_taken_away_again(systemctl: Path, tmp_path: Path) -> None:
+    unit = tmp_path / "config/systemd/user/framepackd.service"
+    config = tmp_path / "config/framepackd/config.toml"
+    first = command("install", "--user")
+    assert first.exit_code == 0, first.output
+    assert f"write {unit}" in first.output
+    assert "systemctl --user enable --now framepackd" in first.output
+    assert systemctl.read_text() == "--user daemon-reload\n"
+    assert service.SHIPPED_COMMAND not in unit.read_text()
+    assert f"ExecStart={service.quoted(service.command()[0])} " in unit.read_text()
+
+    config.write_text('model = "demo"\n')
+    second = command("install", "--user")
+    assert "write" not in second.output
+    assert config.read_text() == 'model = "demo"\n', "what is configured stays"
+
+    gone = command("uninstall", "--user")
+    assert gone.exit_code == 0, gone.output
+    assert not unit.exists()
+    assert config.exists()
+    assert "--user disable --now framepackd\n" in systemctl.read_text()
+    assert command("uninstall", "--user").exit_code == 0, "it is gone already"
+
+
+def test_a_dry_run_says_all_and_does_nothing(systemctl: Path, tmp_path: Path) -> None:
+    said = command("install", "--user", "--dry-run")
+    assert said.exit_code == 0
+    assert "would write" in said.output
+    assert "WatchdogSec=" in said.output, "the unit itself is shown"
+    assert not (tmp_path / "config").exists()
+    assert not systemctl.exists()
+
+
+def test_a_configuration_with_a_mistake_is_told_before_anything_is_done(
+    systemctl: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config/framepackd/config.toml"
+    config.parent.mkdir(parents=True)
+    config.write_text("setle_seconds = 1\n")
+    refused = command("install", "--user")
+    assert refused.exit_code == 2
+    assert "setle_seconds" in refused.output
+    assert not (tmp_path / "config/systemd").exists()
+
+
+def test_where_systemd_does_not_listen_that_is_said(systemctl: Path, tmp_path: Path) -> None:
+    script = tmp_path / "bin/systemctl"
+    script.write_text("#!/bin/sh\necho Failed to connect to bus >&2; exit 1\n")
+    refused = command("install", "--user")
+    assert refused.exit_code == 1
+    assert "systemctl --user daemon-reload: Failed to connect to bus" in refused.output
+
+
+@pytest.mark.parametrize("hidden", ["/home/ann/venv", "/root/venv", "/run/user/1000/venv", "/var/tmp/venv"])  # noqa: S108 - only told
+def test_an_installation_that_the_sandbox_hides_is_refused(
+    systemctl: Path, monkeypatch: pytest.MonkeyPatch, hidden: str
+) -> None:
+    monkeypatch.setattr(sys, "executable", f"{hidden}/bin/python")
+    refused = command("install", "--dry-run")
+    assert refused.exit_code == 1
+    assert f"would not see {hidden}/bin/python" in refused.output
+    assert "/opt/framepackd" in refused.output
+    assert "--user" in refused.output
+
+
+def machine_service(tmp_path: Path, config: str) -> Service:
+    """Give the machine's service with its files in a folder of the test."""
+    whole = Service.of_machine("cat")
+    (tmp_path / "cat.toml").write_text(f'state_dir = "{whole.state_dir}"\n{config}')
+    return Service(
+        whole.name, whole.template, tmp_path / whole.unit.name, tmp_path / "cat.toml", whole.state_dir, False
+    )
+
+
+def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_installation", list)
+    chosen = machine_service(tmp_path, 'inbox = "/data/in box"\noutbox = "/srv/framepackd/out"\n')
+    steps = dict(service.install(chosen))
+    assert f"make /data/in box for {service.USER}" in steps
+    steps[f"write {chosen.drop_in}"]()
+    assert chosen.drop_in.parent.name == "framepackd@cat.service.d"
+    assert 'RequiresMountsFor="/data/in box"\n' in chosen.drop_in.read_text()
+    assert 'ReadWritePaths="/data/in box"\n' in chosen.drop_in.read_text()
+    chosen.config.write_text(f'state_dir = "{chosen.state_dir}"\n')
+    assert f"remove {chosen.drop_in}" in dict(service.install(chosen))
+
+
+def test_a_folder_that_the_sandbox_hides_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "_installation", list)
+    chosen = machine_service(tmp_path, 'inbox = "/home/ann/inbox"\n')
+    with pytest.raises(
+        ServiceError, match=r"would not see /home/ann/inbox.*another place in .*cat.toml"
+    ):
+        list(service.install(chosen))
+
+
+@pytest.mark.parametrize("name", ["config", "a/b", "-x", "a b", "", "ä\n"])
+def test_an_instance_needs_a_name_that_can_be_one(name: str) -> None:
+    with pytest.raises(ServiceError, match="letters, digits"):
+        Service.of_machine(name)
+
+
+def test_an_instance_has_its_own_configuration_and_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    cat = Service.of_machine("cat")
+    assert (str(cat.config), str(cat.state_dir)) == ("/etc/framepackd/cat.toml", "/var/lib/framepackd-cat")
+    refused = command("install", "--user", "--instance", "cat")
+    assert refused.exit_code == 2
