@@ -175,9 +175,7 @@ def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
 def test_a_folder_that_the_sandbox_hides_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_installation", list)
     chosen = machine_service(tmp_path, 'inbox = "/home/ann/inbox"\n')
-    with pytest.raises(
-        ServiceError, match=r"would not see /home/ann/inbox.*another place in .*cat.toml"
-    ):
+    with pytest.raises(ServiceError, match=r"would not see /home/ann/inbox.*another place in .*cat.toml"):
         list(service.install(chosen))
 
 
