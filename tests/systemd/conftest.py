@@ -38,7 +38,9 @@ class Machine:
         )
         if note:
             self.say(f"# {command}\n{ran.stdout}")
-        assert ran.returncode == 0 or not check, f"{command}: {ran.returncode}\n{ran.stdout}"
+        if check and ran.returncode != 0:
+            journal = self.run("journalctl --no-pager | tail -60", check=False, note=False)
+            raise AssertionError(f"{command}: {ran.returncode}\n{ran.stdout}\n{journal}")
         return ran.stdout
 
     def show(self, key: str) -> str:
@@ -49,7 +51,7 @@ class Machine:
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:
-                journal = self.run("journalctl -u framepackd --no-pager | tail -60", note=False)
+                journal = self.run("journalctl --no-pager | tail -60", note=False)
                 raise AssertionError(f"waited {seconds} s for {what}\n{journal}")
             time.sleep(0.2)
 
@@ -89,8 +91,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         if booted is not None and booted.poll() is None:
             booted.kill()
             booted.wait()
-        subprocess.run(["umount", root], check=False)
-        subprocess.run(["umount", layer], check=False)
+        # Lazily: the last processes of the machine may still be ending.
+        subprocess.run(["umount", "--lazy", root, layer], check=False)
 
 
 def build_wheel(folder: Path) -> Path:

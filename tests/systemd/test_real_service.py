@@ -36,10 +36,10 @@ def jobs(machine: Machine) -> dict[str, Any]:
     return report
 
 
-def drop(machine: Machine, name: str) -> None:
+def drop(machine: Machine, name: str, inbox: str = INBOX) -> None:
     """Drop a job as somebody of the group framepackd would."""
     demo = "/opt/framepackd/lib/python*/site-packages/framepackd/demo"
-    machine.run(f"cd {INBOX} && umask 002 && cp {demo}/lake.txt {name}.txt && cp {demo}/lake.png {name}.png")
+    machine.run(f"cd {inbox} && umask 002 && cp {demo}/lake.txt {name}.txt && cp {demo}/lake.png {name}.png")
 
 
 def wait_until_it_samples(machine: Machine, name: str) -> None:
@@ -160,3 +160,43 @@ def test_it_lives_through_a_bad_night(service: Machine) -> None:
         "systemctl status framepackd --no-pager; systemctl show framepackd -p NRestarts,Result,StatusText"
     )
     service.run("journalctl -u framepackd --no-pager -o short-monotonic")
+
+
+def test_an_instance_works_on_folders_of_its_own(service: Machine) -> None:
+    service.run("mkdir -p /etc/framepackd && useradd --system --user-group framepackd", check=False)
+    config = f"state_dir = '/var/lib/framepackd-cat'\noutbox = '/data/cats out'\n{CONFIG}steps = 2\n"
+    service.run(f'printf "{config.replace("steps = 100", "")}" > /etc/framepackd/cat.toml')
+    service.run(f"{FRAMEPACKD} service install --instance cat")
+    service.run(
+        "mkdir -p /etc/systemd/system/framepackd@.service.d && "
+        f"printf '{DROP_IN}' > /etc/systemd/system/framepackd@.service.d/test.conf && systemctl daemon-reload"
+    )
+    service.run("systemctl enable --now framepackd@cat")
+    drop(service, "cat", "/var/lib/framepackd-cat/inbox")
+    service.until(lambda: "cat.mp4" in service.run("ls '/data/cats out'", note=False), "the video")
+    service.run(f"{FRAMEPACKD} service uninstall --instance cat")
+    assert service.run("systemctl is-active framepackd@cat", check=False).strip() == "inactive"
+    service.run("ls '/data/cats out/cat.mp4' /etc/framepackd/cat.toml")
+
+
+def test_the_service_of_a_user_needs_no_root(service: Machine) -> None:
+    service.run("useradd --create-home ann && systemctl start dbus systemd-logind")
+    service.run("loginctl enable-linger ann")
+    ann = "runuser -u ann -- env XDG_RUNTIME_DIR=/run/user/$(id -u ann) LD_LIBRARY_PATH=/opt/python/lib"
+    service.until(
+        lambda: (
+            "running" in service.run(f"{ann} systemctl --user is-system-running", check=False, note=False)
+        ),
+        "the user's systemd",
+    )
+    config = CONFIG.replace("steps = 100", "steps = 2")
+    service.run(f"{ann} {FRAMEPACKD} service install --user")
+    service.run(f'printf "{config}" >> /home/ann/.config/framepackd/config.toml')
+    service.run(f"{ann} systemctl --user enable --now framepackd")
+    drop(service, "cat", "/home/ann/.local/state/framepackd/inbox")
+    service.run("chown ann: /home/ann/.local/state/framepackd/inbox/*")
+    videos = "ls /home/ann/.local/state/framepackd/outbox"
+    service.until(lambda: "cat.mp4" in service.run(videos, check=False, note=False), "the video")
+    service.run(f"{ann} systemctl --user status framepackd --no-pager")
+    service.run(f"{ann} systemctl --user reload framepackd && {ann} {FRAMEPACKD} service uninstall --user")
+    assert service.run(f"{ann} systemctl --user is-active framepackd", check=False).strip() == "inactive"
