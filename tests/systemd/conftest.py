@@ -47,7 +47,7 @@ class Machine:
         """Give a property of the service."""
         return self.run(f"systemctl show framepackd --property {key} --value", note=False).strip()
 
-    def until(self, true: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def until(self, true: Callable[[], object], what: str, seconds: float = 180) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:
