@@ -53,7 +53,7 @@ class Machine:
             if time.monotonic() > deadline:
                 journal = self.run("journalctl --no-pager | tail -60", note=False)
                 raise AssertionError(f"waited {seconds} s for {what}\n{journal}")
-            time.sleep(0.2)
+            time.sleep(0.5)
 
     def say(self, text: str) -> None:
         with self.record.open("a") as record:
