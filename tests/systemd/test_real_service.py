@@ -197,6 +197,7 @@ def test_the_service_of_a_user_needs_no_root(service: Machine) -> None:
     config = CONFIG.replace("steps = 40", "steps = 2")
     service.run(f"{ann} {FRAMEPACKD} service install --user")
     service.run(f'printf "{config}" >> /home/ann/.config/framepackd/config.toml')
+    service.run(f"{ann} systemctl --user set-environment LD_LIBRARY_PATH=/opt/python/lib")
     service.run(f"{ann} systemctl --user enable --now framepackd")
     drop(service, "cat", "/home/ann/.local/state/framepackd/inbox")
     service.run("chown ann: /home/ann/.local/state/framepackd/inbox/*")
