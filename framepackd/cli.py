@@ -106,6 +106,57 @@ def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
         display.console().print(display.job(record))
 
 
+jobs_argument = click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+
+
+@main.command()
+@config_option
+@jobs_argument
+def retry(config_file: Path | None, jobs: tuple[str, ...]) -> None:
+    """Run failed or cancelled jobs again, as they were asked for and with the same seed.
+
+    JOB is its id, the start of it, or its name.
+    """
+    _change(_load(config_file), {"command": "retry", "jobs": jobs})
+
+
+@main.command()
+@config_option
+@jobs_argument
+@click.option("--keep", is_flag=True, help="Deliver what exists of a video that is being made.")
+def cancel(config_file: Path | None, jobs: tuple[str, ...], *, keep: bool) -> None:
+    """Cancel queued or running jobs; their files go to the failed folder.
+
+    JOB is its id, the start of it, or its name.
+    """
+    _change(_load(config_file), {"command": "cancel", "jobs": jobs, "keep": keep})
+
+
+@main.command()
+@config_option
+@jobs_argument
+def top(config_file: Path | None, jobs: tuple[str, ...]) -> None:
+    """Let queued jobs run next, in the order given.
+
+    JOB is its id, the start of it, or its name.
+    """
+    _change(_load(config_file), {"command": "top", "jobs": jobs})
+
+
+@main.command()
+@config_option
+def pause(config_file: Path | None) -> None:
+    """Stop the running job at its next step, free the GPU, and start none until framepackd resume."""
+    _change(_load(config_file), {"command": "pause"})
+
+
+@main.command()
+@config_option
+def resume(config_file: Path | None) -> None:
+    """Go on after framepackd pause."""
+    _change(_load(config_file), {"command": "resume"})
+
+
 @main.command()
 @config_option
 @click.option("--gpu/--no-gpu", default=True, help="Whether to look at the GPU, which loads torch.")
@@ -275,6 +326,38 @@ def _ask(config: "Config", request: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def _change(config: "Config", request: dict[str, Any]) -> NoReturn:
+    """Have the daemon do it or, where none runs, do it ourselves; print what became of it, and end."""
+    from framepackd.control import AlreadyRunningError
+    from framepackd.database import StoreError
+    from framepackd.names import printable
+
+    try:
+        answer = _ask(config, request) or _do_without_daemon(config, request)
+    except (AlreadyRunningError, StoreError) as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{config.state_dir}: {error}", 1)
+    for result in answer["results"]:
+        line = printable(result["message"])
+        click.echo(line if result["done"] else f"framepackd: {line}", err=not result["done"])
+    sys.exit(0 if all(result["done"] for result in answer["results"]) else 1)
+
+
+def _do_without_daemon(config: "Config", request: dict[str, Any]) -> dict[str, Any]:
+    from framepackd import commands, control
+    from framepackd.jobs import JobStore
+
+    if not config.database.exists() and "jobs" in request:
+        _fail(f"no job {request['jobs'][0]!r}: nothing was ever run on {config.state_dir}", 1)
+    config.jobs_dir.mkdir(parents=True, exist_ok=True)
+    lock = control.Lock(config.state_dir)
+    try:
+        return commands.perform(request, config, JobStore(config.database), None)
+    finally:
+        lock.release()
+
+
 def _find(config: "Config", job: str) -> dict[str, Any] | None:
     from framepackd.jobs import JobStore
 
@@ -300,7 +383,8 @@ def _look(config: "Config", stopped: dict[str, Any]) -> tuple[dict[str, Any], in
         waiting = inbox.scan(missed_job).waiting
     left = store.in_state(State.RUNNING) if store else []
     died = any(job.delivery is None for job in left)  # one with a delivery waits for the outbox, no more
-    report = snapshot(store, waiting, {**stopped, "state": "died" if died else "stopped"})
+    state = {"state": "died" if died else "stopped", "paused": store.paused() if store else None}
+    report = snapshot(store, waiting, {**stopped, **state})
     return report, EXIT_DIED if died else EXIT_NOT_RUNNING
 
 

@@ -7,20 +7,23 @@ import contextlib
 import logging
 import multiprocessing.connection
 import os
+import queue
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from framepackd import control, delivery, intake, notify
+from framepackd import commands, control, intake, notify
 from framepackd.config import Config, ConfigError, changed, filesystem_type, poll_seconds
-from framepackd.database import State, utc_now
+from framepackd.database import State, StoreError, StoreUnavailableError, utc_now
 from framepackd.inbox import Inbox, Scan, Waiting
 from framepackd.jobs import JobStore
 from framepackd.notify import Reporter
-from framepackd.runner import ROUND_SECONDS, Runner
+from framepackd.readiness import missing_model, missing_room
+from framepackd.runner import CANCELLING, ROUND_SECONDS, Runner
 from framepackd.status import in_one_line, snapshot
 from framepackd.watching import watching
 
@@ -29,6 +32,8 @@ log = logging.getLogger(__name__)
 SCAN_SECONDS = 0.25  # at most this often, however many events arrive
 INTAKE_SECONDS = 0.5  # of taking in, before the loop goes round again
 RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
+STORE_RETRY_SECONDS = 5.0  # before the database is tried again
+REQUEST_SECONDS = 8.0  # for the loop to come to a request; who asked waits longer
 
 
 def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] | None = None) -> int:
@@ -77,6 +82,14 @@ class Daemon:
         self._changed = True  # something happened in the inbox since the last scan
         self._retry_delivery: dict[str, float] = {}  # job id -> when to try again
         self._clear_held = 0.0
+        self._requests: queue.SimpleQueue[tuple[dict[str, Any], Future[Any]]] = queue.SimpleQueue()
+        # With --once nobody waits for a model: the job fails, and says what to do.
+        self._obstacles = (missing_room,) if once else (missing_model, missing_room)
+        self._paused: str | None = None  # since when and by whom, as recorded
+        self._held: str | None = None  # why the next job is not started, and when to look again
+        self._look_again = 0.0
+        self._store_trouble: str | None = None  # why the database cannot be used just now, and until when
+        self._store_again = 0.0
         self._idle = False  # the last scan found nothing to take or to wait for
         self._failed = False
         self._reload_asked = False
@@ -107,7 +120,20 @@ class Daemon:
         if request.get("command") == "show":
             job = self._store.find(str(request.get("job")))
             return {"job": job.record() if job else None}
+        if request.get("command") in commands.CHANGING:
+            return self._have_done(request)
         return {"error": f"unknown command {request.get('command')!r}"}
+
+    def _have_done(self, request: dict[str, Any]) -> Any:
+        """Hand a request that changes something to the loop, which alone does so, and wait for its answer."""
+        answer: Future[Any] = Future()
+        self._requests.put((request, answer))
+        self.wake()
+        try:
+            return answer.result(REQUEST_SECONDS)
+        except TimeoutError:
+            then = "nothing was changed: try again" if answer.cancel() else "it is still at it"
+            return {"error": f"it is busy: {then}"}
 
     def _snapshot(self) -> dict[str, Any]:
         return snapshot(self._store, self._waiting, self._describe())
@@ -119,14 +145,14 @@ class Daemon:
             "since": self._since,
             "model": self._config.model,
             "device": self._runner.device,
-            "paused": None,
+            "paused": self._store_trouble or self._paused or self._held,
         }
 
     # the loop
 
     def run(self) -> int:
         """Go round until stopped, or, once, until all is done; returns the exit code."""
-        self._recover()
+        self._take_up_leftovers()
         notify.notify("READY=1")
         log.info("watching %s (%s)", self._config.inbox, filesystem_type(self._config.inbox) or "unknown")
         try:
@@ -136,32 +162,110 @@ class Daemon:
                 self._round()
         finally:
             self._runner.end_worker()
+        if self._once and not self.stopping and self._store.has_queued():
+            self._failed = True
+            log.error("jobs are left in the queue: %s", self._describe()["paused"])
         return 1 if self._once and self._failed else 0
 
-    def _recover(self) -> None:
-        """Take up what the daemon before this one left."""
-        for job in self._store.recover():
-            log.warning("job %s: back in the queue: the daemon ended while it ran", job.id)
-        intake.adopt_leftovers(self._config, self._store)
+    def _take_up_leftovers(self) -> None:
+        """Take up what was begun and not recorded to the end, by a daemon before this one or by this one."""
+        if not self._runner.busy:
+            for job in self._store.recover():
+                log.warning("job %s: back in the queue: the daemon ended while it ran", job.id)
+        try:
+            intake.adopt_leftovers(self._config, self._store)
+        except OSError as error:
+            log.error("what lies in %s: %s: looked at again at the next start", self._config.jobs_dir, error)  # noqa: TRY400 - says all
+        self._paused = self._store.paused()
 
     def _finished(self) -> bool:
         if self._runner.busy:
             return False
-        return self.stopping or (self._once and self._idle and not self._store.has_queued())
+        stuck = self._paused or self._held
+        return self.stopping or (self._once and self._idle and bool(stuck or not self._store.has_queued()))
 
     def _round(self) -> None:
+        """Go round once, unless the database could not be used a moment ago."""
+        now = time.monotonic()
+        if now >= self._store_again or self.stopping:
+            self._try(now)
+        with contextlib.suppress(StoreUnavailableError):  # then systemd hears no more than that all goes on
+            self._reporter.round(stopping=self.stopping)
+
+    def _try(self, now: float) -> None:
+        try:
+            if self._store_trouble is not None:
+                self._take_up_leftovers()
+            self._do(now)
+        except StoreUnavailableError as error:
+            if self.stopping or self._once:
+                raise
+            # What was not recorded is still at hand: the worker's message, the files, the request's sender.
+            trouble = f"{error}: tried again every {STORE_RETRY_SECONDS:.0f} s"
+            if trouble != self._store_trouble:
+                log.error("%s", trouble)  # noqa: TRY400 - the text says all
+            self._store_trouble = trouble
+            self._store_again = time.monotonic() + STORE_RETRY_SECONDS
+        else:
+            if self._store_trouble is not None:
+                log.warning("%s can be used again", self._config.database)
+                self._store_trouble = None
+
+    def _do(self, now: float) -> None:
         self._runner.listen()
         if self._reload_asked:
             self._reload()
-        now = time.monotonic()
+        self._answer_requests()
         if not self.stopping and now >= self._next_scan:
             self._look(now)
         self._deliver(now)
-        if not self.stopping:
-            self._runner.start_next()
-        else:
-            self._runner.leave(now)
-        self._reporter.round(stopping=self.stopping)
+        if self.stopping:
+            self._runner.leave(now, "stopped with the daemon")
+        elif self._paused is not None:
+            self._held = None
+            self._runner.leave(now, "paused")
+            if not self._runner.busy:
+                self._runner.end_worker()
+        elif self._runner.cancelling:
+            self._runner.leave(now, CANCELLING)
+        elif not self._runner.busy:
+            self._start_next(now)
+
+    def _answer_requests(self) -> None:
+        while not self._requests.empty():
+            request, answer = self._requests.get()
+            if not answer.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more
+            try:
+                answer.set_result(commands.perform(request, self._config, self._store, self._runner))
+            except Exception as error:
+                answer.set_exception(error)
+                if isinstance(error, StoreError):
+                    raise
+                log.exception("%s could not be done", request.get("command"))
+            self._paused = self._store.paused()
+            self._look_again = 0.0
+
+    def _start_next(self, now: float) -> None:
+        """Start the next job, unless something it needs is missing."""
+        job = self._store.next_queued()
+        if job is None or now < self._look_again:
+            self._held = self._held if job else None
+            return
+        held = self._runner.take_block()
+        if job.cancel is None:  # else what exists is to be written, no more
+            reasons = (obstacle(job, self._config) for obstacle in self._obstacles)
+            held = held or next(filter(None, reasons), None)
+        if held is None:
+            try:
+                self._runner.start(job)
+            except OSError as error:  # no memory for a process, or too many of them
+                held = f"the worker cannot be started: {error}"
+        if held is not None:
+            if held != self._held:
+                log.warning("the queue waits: %s", held)
+            self._look_again = now + RETRY_SECONDS
+        self._held = held
 
     def _reload(self) -> None:
         """Take what can change while running from the configuration as it is now."""
@@ -176,6 +280,7 @@ class Daemon:
             self._poll_seconds = poll_seconds(self._config)
             self._inbox.settle_seconds = self._config.settle_seconds
             self._inbox.prompted = "prompt" in self._config.defaults
+            self._look_again = 0.0  # what the queue waits for may be configured now
             log.info("configuration read again: %s", f"new {', '.join(taken)}" if taken else "nothing new")
             if fixed:
                 log.warning("%s: new in the configuration, but holds only after a restart", ", ".join(fixed))
@@ -186,13 +291,19 @@ class Daemon:
         # A change is looked at soon, but not for every one of a thousand events.
         if self._changed:
             self._next_scan = min(self._next_scan, time.monotonic() + SCAN_SECONDS)
-        timeout = max(min([self._next_scan, *self._retry_delivery.values()]) - time.monotonic(), 0.0)
+        due = [self._next_scan, *self._retry_delivery.values()]
+        if self._held is not None:
+            due.append(self._look_again)
+        sources = self._runner.sources
+        if self._store_trouble is not None:
+            due, sources = [self._store_again], []  # what the worker says can wait: it cannot be recorded
+        timeout = max(min(due) - time.monotonic(), 0.0)
         if self._runner.busy:
             timeout = min(timeout, ROUND_SECONDS)
         if self.stopping:
             timeout = 0.5
         timeout = min(timeout, self._reporter.patience)
-        multiprocessing.connection.wait([self._wake_read, *self._runner.sources], timeout)
+        multiprocessing.connection.wait([self._wake_read, *sources], timeout)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
                 pass
@@ -247,21 +358,21 @@ class Daemon:
                 continue
             self._retry_delivery.pop(job.id, None)
             self._reporter.feed()  # each may be a copy to a slow disk
+            fails = (job.delivery or {}).get("state") == State.FAILED
             try:
-                delivery.deliver(job, self._config, self._store)
+                commands.settle(job, self._config, self._store)
             except OSError as error:
                 self._retry_delivery[job.id] = now + RETRY_SECONDS
                 self._failed = True  # for --once, which does not wait for better times
                 log.error(  # noqa: TRY400 - the text says all; it is tried again
-                    "job %s: cannot be delivered (%s: %s): trying again in %.0f s",
+                    "job %s: its files cannot be moved (%s: %s): trying again in %.0f s",
                     job.id,
                     error.strerror,
                     error.filename2 or error.filename,
                     RETRY_SECONDS,
                 )
             else:
-                assert job.delivery is not None
-                self._failed |= job.delivery["state"] == State.FAILED
+                self._failed |= fails
 
 
 @contextmanager

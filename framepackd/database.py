@@ -1,29 +1,79 @@
-"""The database: its table, its schema version, and how every connection to it is set up.
+"""The database: its tables, its schema version, and how every connection to it is set up.
 
 Power loss safe: WAL with ``synchronous=FULL`` fsyncs every commit; there is one every few seconds.
 A file that is not ours, damaged or of a newer version is refused and never written.
 """
 
+import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import JSON, Engine, create_engine, event, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
+from framepackd import files
+from framepackd.config import filesystem_type
 from framepackd.names import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What leads to each version from the one before it; a released one is never changed.
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    2: (
+        "ALTER TABLE job ADD COLUMN cancel VARCHAR",
+        "ALTER TABLE job ADD COLUMN stem VARCHAR",
+        'CREATE TABLE meta ("key" VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY ("key"))',
+        'CREATE TABLE memory_rung ("key" VARCHAR NOT NULL, rung INTEGER NOT NULL, PRIMARY KEY ("key"))',
+    ),
+}
+# Where several processes cannot share memory, or locks are not to be trusted: WAL needs both.
+NETWORK_FILESYSTEMS = (
+    *("nfs", "cifs", "smb", "ceph", "afs", "lustre", "beegfs", "gpfs"),
+    *("fuse.sshfs", "fuse.rclone", "fuse.glusterfs", "fuse.s3fs"),
+)
+BUSY_MILLISECONDS = 5000  # how long to wait for a lock of another program
+KEPT_BACKUPS = 3  # of the database before a migration
+# What may pass by itself: room is made, a lock is let go, a disk comes back.
+PASSING = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PROTOCOL,
+)
+REMEDIES = {
+    sqlite3.SQLITE_BUSY: "another program holds it (fuser names it): close that one",
+    sqlite3.SQLITE_LOCKED: "another program holds it (fuser names it): close that one",
+    sqlite3.SQLITE_FULL: "make room on its disk",
+    sqlite3.SQLITE_IOERR: "its disk fails or is full: look into the kernel's log (dmesg) and make room",
+}
+REMEDY = (
+    "check that it is a SQLite file on a local disk, readable and writable for this user as is its folder"
+)
+DAMAGED = (
+    "it is damaged: put a backup in its place, or move it away together with its -wal and -shm files and "
+    "start anew: what lies in the work folders (jobs/) is then taken in again"
+)
 
 
 class StoreError(Exception):
     """The database cannot be used; the text says why and what to do."""
+
+
+class StoreUnavailableError(StoreError):
+    """The database cannot be used just now; nothing has changed, and the same call may work later."""
 
 
 class State(StrEnum):
@@ -90,6 +140,8 @@ class Job(Base):
     error: Mapped[str | None]
     output: Mapped[str | None]
     quality: Mapped[str | None]
+    cancel: Mapped[str | None]  # wished: "discard" or "keep" what exists; such a job never runs again
+    stem: Mapped[str | None]  # NAME under which its files were delivered
 
     @property
     def path(self) -> str:
@@ -118,9 +170,29 @@ class Job(Base):
             "stalled_deaths",
             "settings",
             "progress_at",
+            "cancel",
+            "stem",
         ):
             del columns[internal]
         return {**columns, **self.settings, "fps": 30}
+
+
+class Meta(Base):
+    """What holds for the whole queue, by name."""
+
+    __tablename__ = "meta"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class MemoryRung(Base):
+    """Which rung of the memory ladder worked, by device, model and size."""
+
+    __tablename__ = "memory_rung"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    rung: Mapped[int]
 
 
 def utc_now() -> str:
@@ -129,39 +201,125 @@ def utc_now() -> str:
 
 
 def open_database(path: Path, *, read_only: bool = False) -> Engine:
-    """Open the database, and create it if it is not there.
+    """Open the database, create it if it is not there, and bring an older one up to date.
+
+    To write is for the holder of the state folder's lock alone. Who only looks changes nothing: an older
+    database is then brought up to date in memory.
 
     Raises:
         StoreError: it is damaged, somebody else's, of a newer version, or cannot be opened.
     """
-    if read_only or path.exists():
-        _verify(path)  # before a connection that could change anything
-    engine = _connect_to(path, read_only=read_only)
-    with explained(path), engine.begin() as connection:
-        if not read_only:
-            Base.metadata.create_all(connection)
-            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    if not read_only and not os.path.lexists(path):
+        _create(path)
+    version = _verify(path)  # before a connection that could change anything
+    if read_only:
+        return _connect_to(path, mode="ro") if version == SCHEMA_VERSION else _copy_in_memory(path, version)
+    engine = _connect_to(path, mode="rw")
+    if version < SCHEMA_VERSION:
+        _back_up(path, version)
+        _migrate(engine, path, version)
+    with explained(path), engine.begin() as connection:  # whether it can be written shows now
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
     return engine
 
 
-def _verify(path: Path) -> None:
-    with explained(path), _connect_to(path, read_only=True).begin() as connection:
-        tables, application, version = (
-            connection.exec_driver_sql(query).scalar_one()
-            for query in (
-                "SELECT count(*) FROM sqlite_master",
-                "PRAGMA application_id",
-                "PRAGMA user_version",
-            )
-        )
-    if tables and application != APPLICATION_ID:
-        raise StoreError(f"{path} is not framepackd's database: move it away, or set another state_dir")
-    if version > SCHEMA_VERSION:
+def _create(path: Path) -> None:
+    """Make it aside, so that a half-made one never has its name."""
+    _refuse_network(path)
+    log = _beside(path, "-wal")
+    if log.exists() and log.stat().st_size:  # it would be played into the new one
+        raise StoreError(f"{log} lies there without its database: bring {path.name} back, or move it away")
+    part = path.with_name(f"{files.PART_PREFIX}{path.name}.part")
+    for file in (part, _beside(part, "-wal"), _beside(part, "-shm")):
+        file.unlink(missing_ok=True)
+    with explained(path), _connect_to(part, mode="rwc").begin() as connection:
+        Base.metadata.create_all(connection)
+        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    files.sync_file(part)
+    part.rename(path)
+    files.sync_folder(path.parent)
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _refuse_network(path: Path) -> None:
+    kind = filesystem_type(path.parent)
+    if kind.startswith(NETWORK_FILESYSTEMS):
         raise StoreError(
-            f"{path} was written by a newer framepackd (schema {version}, this one knows "
-            f"{SCHEMA_VERSION}): install the newer version again"
+            f"{path} is on a network file system ({kind}), where SQLite is not safe: set state_dir to a "
+            "folder on a local disk; inbox and outbox may stay where they are"
         )
+
+
+def _verify(path: Path) -> int:
+    """Look whether it is ours and whole, and give the version of its schema."""
+    _refuse_network(path)
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path} is not a file: move it away, or set another state_dir")
+    if path.exists() and path.stat().st_size == 0:
+        raise StoreError(f"{path} is empty: {DAMAGED}")
+    with explained(path), _connect_to(path, mode="ro").begin() as connection:
+        application = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+        version = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+        if application != APPLICATION_ID:
+            raise StoreError(f"{path} is not framepackd's database: move it away, or set another state_dir")
+        if version > SCHEMA_VERSION:
+            raise StoreError(
+                f"{path} was written by a newer framepackd (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}): install the newer version again"
+            )
+        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()  # 10 ms for 10,000 jobs
+    if found != "ok":
+        raise StoreError(f"{path} cannot be used ({printable(str(found))}): {DAMAGED}")
+    return version
+
+
+def _back_up(path: Path, version: int) -> None:
+    """Keep a copy of the database as it was, beside it."""
+    part = path.with_name(f"{files.PART_PREFIX}{path.name}.part")
+    part.unlink(missing_ok=True)
+    try:
+        with closing(_connect(path, "ro")) as source, closing(sqlite3.connect(part)) as copy:
+            source.backup(copy)
+        files.sync_file(part)
+        part.rename(_beside(path, f".schema-{version}"))
+        files.sync_folder(path.parent)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreError(
+            f"{path} cannot be copied before it is brought up to date ({error}): make room beside it"
+        ) from error
+    copies = sorted(
+        path.parent.glob(f"{path.name}.schema-*"), key=lambda copy: int(copy.name.rpartition("-")[2])
+    )
+    for copy_file in copies[:-KEPT_BACKUPS]:
+        copy_file.unlink()
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{quote(str(path))}?mode={mode}", uri=True)
+
+
+def _migrate(engine: Engine, path: Path, version: int) -> None:
+    """Go from version to version, each in one transaction: wholly or not at all."""
+    for following in range(version + 1, SCHEMA_VERSION + 1):
+        with explained(path), engine.begin() as connection:
+            for statement in MIGRATIONS[following]:
+                connection.exec_driver_sql(statement)
+            connection.exec_driver_sql(f"PRAGMA user_version = {following}")
+
+
+def _copy_in_memory(path: Path, version: int) -> Engine:
+    memory = sqlite3.connect(":memory:", check_same_thread=False)
+    with closing(_connect(path, "ro")) as source:
+        source.backup(memory)
+    engine = create_engine("sqlite://", creator=lambda: memory, poolclass=StaticPool)
+    _begin_ourselves(engine, "BEGIN")
+    memory.isolation_level = None
+    _migrate(engine, path, version)
+    return engine
 
 
 @contextmanager
@@ -170,36 +328,46 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except DatabaseError as error:
-        raise StoreError(
-            f"{path} cannot be used ({error.orig}): check that it is a SQLite file on a local disk, "
-            "readable and writable for this user; nothing in it was changed"
-        ) from error
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # without the details of the extended code
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise StoreError(f"{path} cannot be used ({error.orig}): {DAMAGED}") from error
+        kind = StoreUnavailableError if code in PASSING else StoreError
+        remedy = REMEDIES.get(code, REMEDY)
+        raise kind(f"{path} cannot be used ({error.orig}): {remedy}; nothing in it was changed") from error
+    except (UnicodeError, JSONDecodeError) as error:
+        raise StoreError(f"{path} cannot be used ({error}): {DAMAGED}") from error
 
 
-def _quote(path: Path) -> str:
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+def _connect_to(path: Path, *, mode: str) -> Engine:
+    """Set every connection up; a pragma that does not hold is not passed over, as SQLite would.
 
-
-def _connect_to(path: Path, *, read_only: bool) -> Engine:
-    """Set every connection up, and begin transactions ourselves.
-
-    Left to itself, sqlite3 begins late: two threads could claim one job, and DDL is not rolled back.
+    ``mode`` is SQLite's: ``ro`` to look, ``rw`` to write, ``rwc`` to create as well.
     """
-    location = f"sqlite:///file:{_quote(path)}?uri=true" + ("&mode=ro" if read_only else "")
-    engine = create_engine(location, poolclass=NullPool)
+    engine = create_engine("sqlite://", creator=lambda: _connect(path, mode), poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, _: Any) -> None:
         connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA busy_timeout=5000")
-        if not read_only:
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute("PRAGMA synchronous=FULL")
-        cursor.close()
+        pragmas: dict[str, Any] = {"busy_timeout": BUSY_MILLISECONDS}
+        if mode != "ro":
+            pragmas |= {"journal_mode": "wal", "synchronous": 2}  # 2: FULL
+        with closing(connection.cursor()) as cursor:
+            for pragma, value in pragmas.items():
+                cursor.execute(f"PRAGMA {pragma} = {value}")
+                (found,) = cursor.execute(f"PRAGMA {pragma}").fetchone()
+                if found != value:
+                    raise StoreError(f"{path} cannot be used ({pragma} is {found}, not {value}): {REMEDY}")
+
+    _begin_ourselves(engine, "BEGIN" if mode == "ro" else "BEGIN IMMEDIATE")
+    return engine
+
+
+def _begin_ourselves(engine: Engine, statement: str) -> None:
+    """Begin transactions at once.
+
+    Left to itself, sqlite3 begins late: two threads could claim one job, and DDL is not rolled back.
+    """
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        connection.execute(text("BEGIN" if read_only else "BEGIN IMMEDIATE"))
-
-    return engine
+        connection.execute(text(statement))

@@ -51,7 +51,9 @@ def deliver(job: Job, config: Config, store: JobStore) -> None:
             names = [*(path.name for path in outgoing.iterdir()), *_parts(job, target)]
             files.write_text(stem_file, free_stem(job.name, names, target, after=stem))
     output = target / f"{stem}{VIDEO}" if state is State.DONE else None
-    store.finish(job.id, state, error=job.delivery["error"], output=str(output) if output else None)
+    store.finish(
+        job.id, state, error=job.delivery["error"], output=str(output) if output else None, stem=stem
+    )
     shutil.rmtree(work)
     log.info("job %s: %s: %s", job.id, state.value, output or job.delivery["error"] or target)
 
@@ -62,7 +64,7 @@ def _prepare(job: Job, state: State, work: Path, target: Path) -> None:
     staging.mkdir(exist_ok=True)
     for path in (work / INPUTS).glob("*"):
         path.rename(staging / (job.name + rest_of_name(path.name, job.name)))
-    if state is State.DONE:
+    if state is State.DONE or (state is State.CANCELLED and job.cancel == "keep"):
         for path in (work / RESULT).glob(".*"):
             if not path.name.startswith(files.PART_PREFIX):
                 path.rename(staging / f"{job.name}{path.name}")
@@ -119,11 +121,18 @@ def _reason_name(state: State) -> str:
 
 def _reason(job: Job) -> str:
     assert job.delivery is not None
-    return (
-        f"{job.delivery['error']}\n\n"
-        f"{job.path} (job {job.id}) was not made into a video. Its files lie beside this one: put right "
-        "what is wrong and drop them into the inbox again.\n"
-    )
+    told = f"{job.delivery['error']}\n\n{job.path} (job {job.id}) was not made into a video. "
+    if job.settings:
+        told += (
+            "Its files lie beside this one. To make it as it was asked for, with the same seed: "
+            f"framepackd retry {job.id}. To change anything, drop the files into the inbox again.\n"
+        )
+    else:
+        told += (
+            "Its files lie beside this one: put right what is wrong and drop them into the inbox again, or "
+            f"leave them here and run: framepackd retry {job.id}\n"
+        )
+    return told
 
 
 def final_record(job: Job) -> dict[str, Any]:

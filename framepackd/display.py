@@ -40,6 +40,8 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
     queued = [job for job in jobs if job["state"] == "queued"]
     ended = [job for job in jobs if job["state"] not in ("running", "queued")]
     parts: list[RenderableType] = [_headline(report, now)]
+    if report["daemon"]["paused"] is not None:
+        parts.append(_paused(report["daemon"]["paused"]))
     parts += [_running(job, now) for job in running]
     if queued:
         parts.append(_queue(queued, report, now))
@@ -54,12 +56,19 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
 
 def _headline(report: dict[str, Any], now: datetime) -> Text:
     daemon = report["daemon"]
-    line = Text.assemble(("● ", DOTS[daemon["state"]]), ("framepackd ", "bold"), _daemon_words(daemon, now))
+    dot = DOTS[daemon["state"]] if daemon["paused"] is None else "yellow"
+    line = Text.assemble(("● ", dot), ("framepackd ", "bold"), _daemon_words(daemon, now))
     counts = report["counts"]
     numbers = [f"{counts[state]} {state}" for state in counts if counts[state]]
     if numbers:
         line.append("   " + " · ".join(numbers), style="dim")
     return line
+
+
+def _paused(why: str) -> RenderableType:
+    grid = _grid()
+    grid.add_row(Text("  paused", style="bold yellow"), Text(printable(why), style="bold"))
+    return grid
 
 
 def _daemon_words(daemon: dict[str, Any], now: datetime) -> str:
@@ -75,6 +84,12 @@ def _running(job: dict[str, Any], now: datetime) -> RenderableType:
     total = max(job["sections"] * job["steps"], 1)
     done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
     grid = _grid()
+    at_end = (
+        Text(job["note"], style="yellow")
+        if job["note"]
+        else Text(_finish(job["eta_seconds"], now), style="cyan")
+    )
+    at_end.no_wrap = True
     step = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
     where = f"section {job['section']}/{job['sections']}  {step}" if job["section"] else "loading the model"
     grid.add_row(
@@ -83,7 +98,7 @@ def _running(job: dict[str, Any], now: datetime) -> RenderableType:
         ProgressBar(total=total, completed=done, width=30),
         Text(f"{100 * done // total:3} %", no_wrap=True),
         Text(where, no_wrap=True),
-        Text(_finish(job["eta_seconds"], now), style="cyan", no_wrap=True),
+        at_end,
     )
     return grid
 
@@ -126,13 +141,13 @@ def _waiting(waiting: list[dict[str, Any]], now: datetime) -> RenderableType:
 def _results(ended: list[dict[str, Any]], now: datetime) -> RenderableType:
     grid = _grid()
     for job in ended[:SHOWN_RESULTS]:
-        state = "suspect" if job["quality"] else job["state"]
+        state = "suspect" if job["state"] == "done" and job["quality"] else job["state"]
         ago = now - datetime.fromisoformat(job["finished_at"])
         grid.add_row(
             Text(f"  {state}", style=STATE_STYLES[state]),
             escape(_path(job)),
             f"{duration(ago.total_seconds())} ago",
-            _text(job["quality"] or job["error"] or job["output"] or ""),
+            _text(": ".join(filter(None, (job["quality"], job["error"] or job["output"])))),
         )
     if len(ended) > SHOWN_RESULTS:
         grid.add_row("", f"and {len(ended) - SHOWN_RESULTS} more", "", "")

@@ -20,7 +20,7 @@ from framepack_core.errors import RequestError
 from framepack_core.sections import frame_count, section_count
 from framepackd import files
 from framepackd.config import Config
-from framepackd.database import ENDED, Job, State, utc_now
+from framepackd.database import ENDED, Job, State, StoreError, utc_now
 from framepackd.inbox import Group
 from framepackd.jobs import JobStore
 from framepackd.listing import Signature
@@ -184,7 +184,7 @@ def _put_back(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
 
 
 def _record(work: Path, manifest: dict[str, Any], config: Config, store: JobStore) -> Job:
-    """Check what was taken and write the job's row; a job that cannot be made is decided at once."""
+    """Check what was taken and write the job's row."""
     job = Job(
         id=work.name,
         name=manifest["name"],
@@ -192,6 +192,13 @@ def _record(work: Path, manifest: dict[str, Any], config: Config, store: JobStor
         state=State.QUEUED,
         created_at=utc_now(),
     )
+    check(job, work, manifest, config, store)
+    log.info("job %s: %s taken in: %s", job.id, job.path, (job.delivery or {}).get("error") or _summary(job))
+    return store.add(job)
+
+
+def check(job: Job, work: Path, manifest: dict[str, Any], config: Config, store: JobStore) -> None:
+    """Work out from a job's files what is to be made; if nothing can, its end is decided in ``delivery``."""
     try:
         _check(job, work, manifest, config)
         earlier = store.find_done(job.fingerprint) if config.on_duplicate == "skip" else None
@@ -207,13 +214,13 @@ def _record(work: Path, manifest: dict[str, Any], config: Config, store: JobStor
             f"{Path(error.filename or work).name} cannot be read ({error.strerror}): correct its permissions"
         )
         job.delivery = {"state": State.FAILED, "error": printable(f"{reason} and drop the files again")}
+    except StoreError:
+        raise
     except Exception as error:
         # Whatever a file can do to us, it must not stop the queue, now or at the next start.
         log.exception("job %s: %s cannot be taken in", job.id, job.path)
         reason = f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
         job.delivery = {"state": State.FAILED, "error": printable(reason)}
-    log.info("job %s: %s taken in: %s", job.id, job.path, (job.delivery or {}).get("error") or _summary(job))
-    return store.add(job)
 
 
 def _summary(job: Job) -> str:
@@ -221,9 +228,9 @@ def _summary(job: Job) -> str:
 
 
 def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> None:
-    for entry in manifest["files"]:
-        path = work / INPUTS / _file_name(entry)
-        job.inputs = (job.inputs or {}) | {entry["role"]: {"file": path.name, "sha256": files.sha256(path)}}
+    job.inputs = {entry["role"]: {"file": _file_name(entry), "sha256": None} for entry in manifest["files"]}
+    for entry in job.inputs.values():
+        entry["sha256"] = files.sha256(work / INPUTS / entry["file"])
     settings = _settings(work, manifest, job, config).with_drawn_seed()
     name = config.model if settings.model is None else settings.model
     if name not in config.model_names():

@@ -1,6 +1,7 @@
 """The queue of jobs. Each change of a job's state is one statement in one transaction.
 
-The daemon alone writes.
+Who holds the state folder's lock alone writes: the daemon, or a command while none runs. A cancellation that
+is recorded wins: however such a job ends or is interrupted, it ends cancelled, and is never generated again.
 """
 
 import json
@@ -9,12 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import case, delete, false, func, literal, select, update
 from sqlalchemy.orm import Session
 
-from framepackd.database import ENDED, Job, State, StoreError, explained, open_database, utc_now
+from framepackd.database import (
+    ENDED,
+    Job,
+    MemoryRung,
+    Meta,
+    State,
+    StoreError,
+    explained,
+    open_database,
+    utc_now,
+)
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
+CANCELLED = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
+PAUSED = "paused"  # in the table meta: since when
 
 
 class JobStore:
@@ -28,10 +41,17 @@ class JobStore:
         """
         self.path = path
         self._engine = open_database(path, read_only=read_only)
+        # Who looks waits for nobody, and sees what is recorded while nothing can be.
+        self._reader = self._engine if read_only else open_database(path, read_only=True)
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with explained(self.path), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def _looking(self) -> Iterator[Session]:
+        with explained(self.path), Session(self._reader, expire_on_commit=False) as session, session.begin():
             yield session
 
     # intake
@@ -46,24 +66,22 @@ class JobStore:
 
     def find_done(self, fingerprint: str) -> Job | None:
         """Give the latest finished job with the same pictures, prompt and settings."""
-        with self._session() as session:
+        with self._looking() as session:
             same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
             return session.scalars(same.order_by(Job.seq.desc())).first()
 
     # a job's life
 
+    def next_queued(self) -> Job | None:
+        """Give the job that is to run next."""
+        with self._looking() as session:
+            return session.scalars(_following(Job)).one_or_none()
+
     def claim(self) -> Job | None:
         """Start the next queued job."""
-        following = (
-            select(Job.seq)
-            .where(Job.state == State.QUEUED, Job.delivery.is_(None))
-            .order_by(Job.position)
-            .limit(1)
-            .scalar_subquery()
-        )
         statement = (
             update(Job)
-            .where(Job.seq == following)
+            .where(Job.seq == _following(Job.seq).scalar_subquery())
             .values(
                 state=State.RUNNING,
                 resumes=Job.resumes + func.iif(Job.started_at.is_(None), 0, 1),
@@ -116,23 +134,42 @@ class JobStore:
 
         ``made``: columns that say how it was made: timings, versions, device ...
         """
-        values = {"delivery": {"state": state, "error": error}, **made}
+        values = {"delivery": _unless_cancelled({"state": state, "error": error}), **made}
         with self._session() as session:
             session.execute(update(Job).where(Job.id == job_id, Job.state.not_in(ENDED)).values(**values))
 
-    def finish(self, job_id: str, state: State, *, error: str | None, output: str | None) -> None:
-        """End a job whose files are all in their place."""
-        values = {"delivery": None, "error": error, "output": output, "finished_at": utc_now()}
-        self._move(job_id, state, error or "delivered", **values)
+    def finish(
+        self, job_id: str, state: State, *, error: str | None, output: str | None, stem: str | None = None
+    ) -> None:
+        """End a job whose files are all in their place, under the name ``stem``."""
+        values = {
+            "delivery": None,
+            "error": error,
+            "output": output,
+            "stem": stem,
+            "finished_at": utc_now(),
+        }
+        with self._session() as session:
+            _move(session, job_id, state, error or "delivered", **values)
 
     def requeue(self, job_id: str, note: str) -> None:
         """Put a running job back; it was interrupted, which is not its fault."""
-        self._move(job_id, State.QUEUED, note)
+        with self._session() as session:
+            _put_back(session, job_id, note)
 
-    def count_attempt(self, job_id: str, note: str) -> int:
-        """Put a running job back after its worker died or failed on it; says how often that was."""
-        self._move(job_id, State.QUEUED, note, attempts=Job.attempts + 1)
-        return self.get(job_id).attempts
+    def count_attempt(self, job_id: str, note: str, *, max_attempts: int) -> int:
+        """Put a running job back after its worker died or failed on it; says how often that was.
+
+        After ``max_attempts`` it is decided in the same transaction that the job has failed.
+        """
+        with self._session() as session:
+            _put_back(session, job_id, note, attempts=Job.attempts + 1)
+            attempts = session.scalars(select(Job.attempts).where(Job.id == job_id)).one()
+            if attempts >= max_attempts:
+                error = f"gave up after {attempts} attempts, the last: {note}"
+                failed = _unless_cancelled({"state": State.FAILED, "error": error})
+                session.execute(update(Job).where(Job.id == job_id).values(delivery=failed))
+        return attempts
 
     def recover(self) -> list[Job]:
         """Put back what a daemon that died left running; only for the holder of the lock."""
@@ -141,22 +178,103 @@ class JobStore:
                 session.scalars(select(Job).where(Job.state == State.RUNNING, Job.delivery.is_(None)))
             )
             last = session.scalar(select(func.max(Job.position))) or 0
-        for job in left:
-            deaths = job.stalled_deaths + 1
-            back = {"position": last + 1} if deaths >= STALLED_DEATHS else {}
-            note = "the daemon ended while it ran" + (f" ({deaths} times without a step)" if back else "")
-            self._move(job.id, State.QUEUED, note, stalled_deaths=deaths, **back)
+            for job in left:
+                deaths = job.stalled_deaths + 1
+                back = {"position": last + 1} if deaths >= STALLED_DEATHS else {}
+                note = "the daemon ended while it ran" + (f" ({deaths} times without a step)" if back else "")
+                _put_back(session, job.id, note, stalled_deaths=deaths, **back)
         return left
 
-    def _move(self, job_id: str, state: State, note: str, **values: Any) -> None:
+    # what people ask for
+
+    def cancel(self, job_id: str, how: str) -> bool:
+        """Record that a job is to end cancelled, ``how`` being ``discard`` or ``keep``.
+
+        A queued job of which nothing is kept is thereby decided; another one when its worker has left it,
+        or has written what exists. Says whether it was queued or running, and not decided otherwise.
+        """
+        at_once = Job.state == State.QUEUED if how == "discard" else false()
         statement = (
             update(Job)
-            .where(Job.id == job_id, Job.state.not_in(ENDED))
-            .values(state=state, history=_with_entry(state, note), **values)
+            .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_(None))
+            .values(
+                cancel=how,
+                delivery=case((at_once, _json(CANCELLED)), else_=_json(None)),
+            )
         )
         with self._session() as session:
-            if session.execute(statement).rowcount != 1:  # type: ignore[attr-defined] # typed as Result
-                raise StoreError(f"job {job_id} has ended already and cannot become {state}")
+            return _changed(session, statement)
+
+    def retry(self, job_id: str) -> bool:
+        """Put a failed or cancelled job at the back of the queue, as soon as its files are brought back.
+
+        It keeps its settings, seed and history and starts to count its attempts anew. Says whether it had
+        failed or was cancelled.
+        """
+        statement = (
+            update(Job)
+            .where(Job.id == job_id, Job.state.in_((State.FAILED, State.CANCELLED)))
+            .values(
+                state=State.QUEUED,
+                delivery={"state": State.QUEUED, "error": None},
+                position=select(func.max(Job.position)).scalar_subquery() + 1,
+                history=_with_entry(State.QUEUED, "framepackd retry"),
+                **{"attempts": 0, "stalled_deaths": 0, "section": 0, "step": 0},
+                **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
+            )
+        )
+        with self._session() as session:
+            return _changed(session, statement)
+
+    def brought_back(self, job: Job) -> None:
+        """Let a job whose files are back in its work folder run, or end as ``job.delivery`` has it."""
+        anew = ("inputs", "settings", "fingerprint", "width", "height", "frames", "sections", "steps_total")
+        values = {column: getattr(job, column) for column in (*anew, "delivery")}
+        with self._session() as session:
+            session.execute(update(Job).where(Job.id == job.id).values(**values))
+
+    def move_to_front(self, job_id: str) -> bool:
+        """Let a queued job run next; says whether it was queued.
+
+        A running job that is interrupted still comes before it.
+        """
+        queued = (Job.state == State.QUEUED, Job.delivery.is_(None))
+        with self._session() as session:
+            first = session.scalar(select(func.min(Job.position)).where(*queued))
+            if not _changed(session, update(Job).where(Job.id == job_id, *queued).values(position=first)):
+                return False
+            others = update(Job).where(Job.id != job_id, *queued)
+            session.execute(others.values(position=Job.position + 1))
+        return True
+
+    def pause(self) -> None:
+        """Record that nothing is to run, until ``resume``, over restarts too."""
+        if self.paused() is None:
+            with self._session() as session:
+                session.add(Meta(key=PAUSED, value=utc_now()))
+
+    def resume(self) -> None:
+        """Take the pause back."""
+        with self._session() as session:
+            session.execute(delete(Meta).where(Meta.key == PAUSED))
+
+    def paused(self) -> str | None:
+        """Say since when the queue is paused, and how it goes on; None if it is not."""
+        with self._looking() as session:
+            since = session.scalars(select(Meta.value).where(Meta.key == PAUSED)).one_or_none()
+        return f"by framepackd pause since {since}: framepackd resume goes on" if since else None
+
+    # what was learned
+
+    def rungs(self) -> dict[str, int]:
+        """Give the rungs of the memory ladder that worked, by device, model and size."""
+        with self._looking() as session:
+            return {row[0]: row[1] for row in session.execute(select(MemoryRung.key, MemoryRung.rung))}
+
+    def remember_rung(self, key: str, rung: int) -> None:
+        """Remember which rung of the memory ladder worked; ``key`` is ``device|model|WxH``."""
+        with self._session() as session:
+            session.merge(MemoryRung(key=key, rung=rung))
 
     def _set_running(self, job_id: str, **values: Any) -> None:
         statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)
@@ -171,7 +289,7 @@ class JobStore:
         Raises:
             KeyError: there is none.
         """
-        with self._session() as session:
+        with self._looking() as session:
             job = session.scalars(select(Job).where(Job.id == job_id)).one_or_none()
         if job is None:
             raise KeyError(job_id)
@@ -179,51 +297,88 @@ class JobStore:
 
     def find(self, wanted: str) -> Job | None:
         """Find a job by its id, by its name, or by the start of its id; of several the latest."""
-        matching = (Job.id == wanted, Job.name == wanted, Job.id.startswith(wanted, autoescape=True))
-        with self._session() as session:
-            for condition in matching:
-                job = session.scalars(select(Job).where(condition).order_by(Job.seq.desc())).first()
-                if job is not None:
-                    return job
+        return next(iter(self.matching(wanted)), None)
+
+    def matching(self, wanted: str) -> list[Job]:
+        """List the jobs with this id; else those of this name, else whose id starts so; the latest first."""
         folder, _, name = wanted.rpartition("/")
-        return self.latest(folder, name) if folder else None
+        conditions = (
+            Job.id == wanted,
+            Job.name == wanted,
+            Job.id.startswith(wanted, autoescape=True) & (wanted != ""),
+            (Job.folder == folder) & (Job.name == name),
+        )
+        with self._looking() as session:
+            for condition in conditions:
+                jobs = list(session.scalars(select(Job).where(condition).order_by(Job.seq.desc())))
+                if jobs:
+                    return jobs
+        return []
 
     def latest(self, folder: str, name: str) -> Job | None:
         """Give the latest job taken from a folder under a name."""
-        with self._session() as session:
+        with self._looking() as session:
             same = select(Job).where(Job.folder == folder, Job.name == name)
             return session.scalars(same.order_by(Job.seq.desc())).first()
 
     def has_queued(self) -> bool:
         """Say whether there is a job to claim."""
-        waiting = select(Job.seq).where(Job.state == State.QUEUED, Job.delivery.is_(None))
-        with self._session() as session:
-            return session.scalars(waiting.limit(1)).first() is not None
+        return self.next_queued() is not None
 
     def in_state(self, *states: State, limit: int | None = None, latest_first: bool = False) -> list[Job]:
         """List jobs by state, in the order of the queue, or the last finished first."""
         order = (Job.finished_at.desc(), Job.seq.desc()) if latest_first else (Job.position,)
-        with self._session() as session:
+        with self._looking() as session:
             return list(
                 session.scalars(select(Job).where(Job.state.in_(states)).order_by(*order).limit(limit))
             )
 
     def undelivered(self) -> list[Job]:
         """List the jobs whose end is decided and whose files are still to be moved."""
-        with self._session() as session:
+        with self._looking() as session:
             return list(session.scalars(select(Job).where(Job.delivery.is_not(None)).order_by(Job.position)))
 
     def counts(self) -> dict[str, int]:
         """Count the jobs in each state."""
-        with self._session() as session:
+        with self._looking() as session:
             rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
         found = {row[0]: row[1] for row in rows}
         return {state.value: found.get(state.value, 0) for state in State}
 
     def states(self) -> dict[str, str]:
         """Give the state of every job, by id."""
-        with self._session() as session:
+        with self._looking() as session:
             return {row[0]: row[1] for row in session.execute(select(Job.id, Job.state))}
+
+
+def _following(what: Any) -> Any:
+    """Select the job that is to run next."""
+    runnable = (Job.state == State.QUEUED, Job.delivery.is_(None))
+    return select(what).where(*runnable).order_by(Job.position, Job.seq).limit(1)
+
+
+def _changed(session: Session, statement: Any) -> bool:
+    return bool(session.execute(statement).rowcount == 1)  # type: ignore[attr-defined] # typed as Result
+
+
+def _put_back(session: Session, job_id: str, note: str, **values: Any) -> None:
+    # One of which something is to be kept comes to the worker once more, to write that.
+    undecided = case((Job.cancel == "discard", _json(CANCELLED)), else_=_json(None))
+    _move(session, job_id, State.QUEUED, note, delivery=undecided, **values)
+
+
+def _move(session: Session, job_id: str, state: State, note: str, **values: Any) -> None:
+    statement = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED))
+    if not _changed(session, statement.values(state=state, history=_with_entry(state, note), **values)):
+        raise StoreError(f"job {job_id} has ended already and cannot become {state}")
+
+
+def _unless_cancelled(delivery: dict[str, Any] | None) -> Any:
+    return case((Job.cancel.is_(None), _json(delivery)), else_=_json(CANCELLED))
+
+
+def _json(value: dict[str, Any] | None) -> Any:
+    return literal(value, Job.delivery.type)
 
 
 def _entry(state: State, note: str) -> dict[str, str]:

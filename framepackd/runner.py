@@ -10,10 +10,11 @@ from framepackd import delivery, intake, worker
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.delivery import CHECKPOINT
-from framepackd.jobs import JobStore
+from framepackd.jobs import CANCELLED, JobStore
 
 log = logging.getLogger(__name__)
 
+CANCELLING = "cancelled"
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
 ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
 # A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
@@ -29,6 +30,10 @@ class Runner:
         self._store = store
         self._worker: worker.Handle | None = None
         self._last_round = time.monotonic()
+        self._unheard: worker.Message | None = None  # taken from the connection, not yet recorded
+        self._why_left = "stopped with the daemon"  # if the worker is told to leave its job
+        self._writes_what_exists = False  # the worker was told to leave and keep
+        self._blocked: str | None = None
         self.device = config.gpu.device  # until the worker tells what "auto" has become
 
     def reconfigure(self, config: Config) -> None:
@@ -45,13 +50,18 @@ class Runner:
         """What becomes ready when there is something to listen to."""
         return [] if self._worker is None else [self._worker.connection, self._worker.process.sentinel]
 
-    def start_next(self) -> None:
-        """Start the next queued job, unless one runs."""
-        if self.busy:
-            return
-        job = self._store.claim()
-        if job is None:
-            return
+    @property
+    def cancelling(self) -> bool:
+        """Whether the running job is to be left for good."""
+        return self._worker is not None and self._worker.job is not None and bool(self._worker.job.cancel)
+
+    def take_block(self) -> str | None:
+        """Say why the disk kept the last job from going on, once."""
+        reason, self._blocked = self._blocked, None
+        return reason
+
+    def start(self, job: Job) -> None:
+        """Start the job that is next in the queue; none may run."""
         try:
             work = self._work(job)
         except (KeyError, ValueError) as error:  # taken in under another config or version
@@ -59,8 +69,9 @@ class Runner:
             return
         if self._worker is None:
             self._worker = worker.start()
-        self._worker.job = job
+        self._worker.job = self._store.claim()  # last: what fails before leaves the job in the queue
         self._worker.quiet, self._worker.awaited, self._worker.slowest = 0.0, "start", {}
+        self._writes_what_exists = job.cancel is not None
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
             self._worker.connection.send(work)
@@ -90,7 +101,8 @@ class Runner:
             keep_latents=job.settings.get("keep_latents", False),
             device=self._config.gpu.device,
             dtype=self._config.gpu.dtype,
-            rungs={},
+            rungs=self._store.rungs(),
+            keep_only=job.cancel is not None,
         )
 
     def listen(self) -> None:
@@ -98,11 +110,9 @@ class Runner:
         running = self._worker
         if running is None:
             return
-        try:
-            while running.connection.poll():
-                self._hear(running, running.connection.recv())
-        except (EOFError, OSError):  # gone, perhaps in the middle of a word
-            running.process.join()
+        while self._unheard is not None or self._receive(running):
+            self._hear(running, self._unheard)
+            self._unheard = None
         if not running.process.is_alive():
             self._bury(running)
         elif running.job is not None:
@@ -122,7 +132,18 @@ class Runner:
             running.hung = f"was ended: it did nothing for {running.quiet:.0f} s ({running.awaited}){usual}"
             running.process.kill()
 
-    def _hear(self, running: worker.Handle, message: worker.Message) -> None:
+    def _receive(self, running: worker.Handle) -> bool:
+        """Take a message; it is kept until what follows from it is recorded, which may fail just now."""
+        try:
+            if not running.connection.poll():
+                return False
+            self._unheard = running.connection.recv()
+        except (EOFError, OSError):  # gone, perhaps in the middle of a word
+            running.process.join()
+            return False
+        return True
+
+    def _hear(self, running: worker.Handle, message: worker.Message | None) -> None:
         job = running.job
         assert job is not None, "the worker speaks only about its job"
         running.quiet = 0.0
@@ -136,6 +157,7 @@ class Runner:
                 self.device = message.device
                 return
             case worker.Lowered():
+                self._store.remember_rung(message.key, message.rung)
                 log.warning("job %s: out of memory, going on with %s", job.id, message.text)
                 return
             case worker.StepDone():
@@ -163,9 +185,9 @@ class Runner:
                     model_sources={name: str(getattr(spec, name)) for name in sources},
                 )
             case worker.Stopped():
-                self._store.requeue(job.id, "stopped with the daemon")
-                log.info("job %s: back in the queue: the daemon stops", job.id)
+                self._put_back(job)
             case worker.Blocked():
+                self._blocked = message.reason
                 self._store.requeue(job.id, message.reason)
                 log.error("job %s: back in the queue: %s", job.id, message.reason)
             case worker.Failed(retry=False):
@@ -177,35 +199,55 @@ class Runner:
 
     def _bury(self, running: worker.Handle) -> None:
         """The worker is dead; so may be its attempt at a job."""
-        self._worker = None
-        running.connection.close()
         job = running.job
         if job is None:
             log.warning("the worker ended while idle: %s", running.manner_of_death())
-        elif running.stop_sent is not None:
-            self._store.requeue(job.id, "stopped with the daemon")
+        elif running.stop_sent is not None and not self._writes_what_exists:
+            self._put_back(job)
         else:
             self._count_attempt(job, f"the worker {running.manner_of_death()}")
+        self._worker = None
+        running.connection.close()
+
+    def _put_back(self, job: Job) -> None:
+        """The worker has left its job; one that was cancelled is thereby decided."""
+        if job.cancel == "discard" or self._writes_what_exists:  # there was nothing to write
+            self._store.decide(job.id, State.CANCELLED, error=CANCELLED["error"])
+            return
+        self._store.requeue(job.id, self._why_left)
+        log.info("job %s: in the queue again: %s", job.id, self._why_left)
 
     def _count_attempt(self, job: Job, error: str) -> None:
-        attempts = self._store.count_attempt(job.id, error)
-        log.warning("job %s: attempt %d of %d: %s", job.id, attempts, self._config.max_attempts, error)
-        if attempts >= self._config.max_attempts:
-            self._fail(job, f"gave up after {attempts} attempts, the last: {error}")
+        limit = self._config.max_attempts
+        attempts = self._store.count_attempt(job.id, error, max_attempts=limit)
+        log.warning("job %s: attempt %d of %d: %s", job.id, attempts, limit, error)
 
     def _fail(self, job: Job, error: str) -> None:
         log.error("job %s: failed: %s", job.id, error)
         self._store.decide(job.id, State.FAILED, error=error)
 
-    def leave(self, now: float) -> None:
+    def runs(self, job_id: str) -> bool:
+        """Say whether this is the job that runs."""
+        return self._worker is not None and self._worker.job is not None and self._worker.job.id == job_id
+
+    def cancel(self, how: str) -> None:
+        """Take note that the job that runs is cancelled, ``how`` as in its row."""
+        if self._worker is not None and self._worker.job is not None:
+            self._worker.job.cancel = how
+
+    def leave(self, now: float, why: str) -> None:
         """Have the worker leave its job at the next step; called again and again, end it if it does not."""
         running = self._worker
         if running is None or running.job is None:
             return
         if running.stop_sent is None:
             running.stop_sent = now
+            self._why_left = why
+            self._writes_what_exists |= why == CANCELLING and running.job.cancel == "keep"
             with contextlib.suppress(OSError):
-                running.connection.send(worker.Leave())
+                running.connection.send(worker.Leave(keep=self._writes_what_exists))
+        elif why == CANCELLING and self._writes_what_exists:
+            return  # that takes its time
         elif now - running.stop_sent > STOP_SECONDS:
             running.process.kill()
 

@@ -22,10 +22,11 @@ def snapshot(store: JobStore | None, waiting: tuple[Waiting, ...], daemon: dict[
     counts = store.counts() if store else {state.value: 0 for state in State}
     remaining = _estimate(active, ended)
     known = [seconds for seconds in remaining if seconds is not None]
+    foreseeable = active and len(known) == len(active) and daemon["paused"] is None
     return {
         "daemon": daemon,
         "counts": {"waiting": len(waiting), **counts},
-        "eta_seconds": round(sum(known), 1) if active and len(known) == len(active) else None,
+        "eta_seconds": round(sum(known), 1) if foreseeable else None,
         "jobs": [
             *(_summary(job, eta) for job, eta in zip(active, remaining, strict=True)),
             *(_summary(job, None) for job in ended),
@@ -92,6 +93,10 @@ def _clock(seconds: float | None, now: datetime, what: str = "done") -> str:
 
 def _note(job: Job) -> str | None:
     """Point out what a person should know of a job that is not done."""
+    if job.cancel is not None and job.state not in ENDED:
+        return "is being cancelled"
+    if job.state == State.QUEUED and job.delivery is not None:
+        return "its files are being moved"
     if job.state == State.QUEUED and job.stalled_deaths >= 1 and job.resumes >= 1:
         return f"the daemon ended {job.stalled_deaths} times under it before a step was done"
     return None

@@ -186,7 +186,10 @@ class Queue(RuleBasedStateMachine):
     @rule(fails=st.booleans())
     def worker_ends(self, fails: bool) -> None:
         if self.running:
-            (self.store.count_attempt if fails else self.store.requeue)(self.running, "ended")
+            if fails:
+                self.store.count_attempt(self.running, "ended", max_attempts=100)
+            else:
+                self.store.requeue(self.running, "ended")
             self.running = None
 
     @rule()

@@ -86,6 +86,7 @@ def test_results_come_last_first_and_a_suspect_one_is_marked(store: JobStore) ->
     assert report["counts"]["done"] == 2
     report["jobs"][0]["quality"] = "frozen"
     assert "suspect" in drawn(report)
+    assert "frozen: /out/dog.mp4" in drawn(report), "why, and where it is all the same"
 
 
 def test_names_do_not_speak_to_the_terminal(store: JobStore) -> None:
@@ -101,3 +102,27 @@ def test_each_state_of_the_daemon_has_its_words(store: JobStore) -> None:
     for state, words in (("stopped", "is not running"), ("died", "died and left work behind")):
         assert words in drawn(snapshot(store, NOTHING, DAEMON | {"state": state}))
     assert "nothing to do" in drawn(snapshot(None, NOTHING, DAEMON))
+
+
+def test_a_queue_that_waits_says_why_and_promises_no_end(store: JobStore) -> None:
+    add(store, "cat")
+    store.claim()
+    for step in range(1, 11):
+        store.step("id-cat", section=1, step=step, seconds=2.0)
+    store.requeue("id-cat", "paused")
+    store.pause()
+    running = snapshot(store, NOTHING, DAEMON)
+    assert running["eta_seconds"] is not None
+    report = snapshot(store, NOTHING, DAEMON | {"paused": store.paused()})
+    assert report["eta_seconds"] is None
+    assert "paused     by framepackd pause since 20" in drawn(report)
+    assert "framepackd resume goes on" in drawn(report)
+
+
+def test_a_running_job_that_is_to_be_cancelled_is_marked(store: JobStore) -> None:
+    add(store, "cat")
+    store.claim()
+    store.cancel("id-cat", "discard")
+    report = snapshot(store, NOTHING, DAEMON)
+    assert report["jobs"][0]["note"] == "is being cancelled"
+    assert "is being cancelled" in drawn(report)

@@ -1,0 +1,109 @@
+"""A failed or cancelled job comes back: its row is kept, its files return from the failed folder.
+
+First it is recorded that the job is queued and its files are on their way, then they are moved. As with a
+delivery, what a crash leaves in between is finished by whoever looks next.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from framepackd import files
+from framepackd.config import Config
+from framepackd.database import Job, State
+from framepackd.inbox import defaults_above
+from framepackd.intake import INPUTS, MANIFEST, check
+from framepackd.jobs import JobStore
+from framepackd.listing import list_files
+from framepackd.names import rest_of_name
+
+log = logging.getLogger(__name__)
+
+
+def obstacle(job: Job, config: Config) -> str | None:
+    """Say why an ended job's files cannot be brought back; None if they can.
+
+    They must be what they were: it is the job that is recorded which runs again. Only one that never passed
+    the checks of its files is checked anew, and may have been put right.
+    """
+    if "image" not in job.inputs:
+        return "its files were never read: drop them into the inbox again"
+    for source, _, sha256 in _moves(job, config):
+        if source.is_symlink() or not source.is_file():
+            return f"{source} is missing, or no file: bring it back, or drop the files into the inbox again"
+        if sha256 is not None and files.sha256(source) != sha256:
+            return f"{source} has changed since: drop the files into the inbox again, as a new job"
+    return None
+
+
+def bring_back(job: Job, config: Config, store: JobStore) -> None:
+    """Move the files of a job that is to run again into its work folder, and let it be claimed.
+
+    Raises:
+        OSError: they cannot be moved; nothing is lost, try again later.
+    """
+    work = config.jobs_dir / job.id
+    (work / INPUTS).mkdir(parents=True, exist_ok=True)
+    files.sync_folder(config.jobs_dir)
+    manifest = _manifest(job, config)
+    files.write_json(work / MANIFEST, manifest)
+    for source, target, _ in _moves(job, config):
+        if source.exists() and target.exists() and target.stat().st_size == 0:
+            target.unlink()  # a name that was taken for it, before a crash
+        with contextlib.suppress(FileExistsError):  # moved before a crash: this is another of its old name
+            files.move(source, target, part=f"retry-{target.name}")
+    _remove_reason(job, config)
+    job.delivery = None
+    if not job.settings:
+        check(job, work, manifest, config, store)
+    elif (problem := _damage(job, config)) is not None:
+        job.delivery = {"state": State.FAILED, "error": problem}
+    store.brought_back(job)
+    log.info("job %s: %s: %s", job.id, job.path, (job.delivery or {}).get("error") or "in the queue again")
+
+
+def _checked(job: Job) -> bool:
+    return bool(job.settings)
+
+
+def _moves(job: Job, config: Config) -> Iterator[tuple[Path, Path, str | None]]:
+    """Name each file where it was delivered, where it belongs, and its SHA-256 if it must be that."""
+    for entry in job.inputs.values():
+        name = (job.stem or job.name) + rest_of_name(entry["file"], job.name)
+        source = config.failed / job.folder / name
+        target = config.jobs_dir / job.id / INPUTS / entry["file"]
+        yield source, target, entry["sha256"] if _checked(job) else None
+
+
+def _manifest(job: Job, config: Config) -> dict[str, Any]:
+    """Say of the work folder what intake says: with it, and without the database, the job is not lost."""
+    prefix = f"{job.folder}/" if job.folder else ""
+    return {
+        "folder": job.folder,
+        "name": job.name,
+        "defaults": [] if _checked(job) else defaults_above(job.folder, list_files(config.inbox)),
+        "files": [
+            {"path": prefix + entry["file"], "role": role, "signature": []}
+            for role, entry in job.inputs.items()
+        ],
+    }
+
+
+def _remove_reason(job: Job, config: Config) -> None:
+    """Remove the text that says why it had ended, if it is this job's."""
+    for reason in ("error", "cancelled"):
+        path = config.failed / job.folder / f"{job.stem or job.name}.{reason}.txt"
+        if path.is_file() and f"(job {job.id})" in path.read_text(encoding="utf-8", errors="replace"):
+            path.unlink()
+
+
+def _damage(job: Job, config: Config) -> str | None:
+    """Look at the files once more where nobody else changes them."""
+    for _, target, sha256 in _moves(job, config):
+        if not target.exists():
+            return f"{target.name} disappeared while it was brought back: drop the files again"
+        if files.sha256(target) != sha256:
+            return f"{target.name} changed while it was brought back: drop the files again"
+    return None
