@@ -3,12 +3,12 @@
 The daemon's loop does it while one runs; else the command itself, which then holds the lock.
 """
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from framepackd import delivery, retry
 from framepackd.config import Config
 from framepackd.database import Job, State
+from framepackd.intake import CHECKPOINT, clear_work_folder
 from framepackd.jobs import CANCELLED, JobStore
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _retry(job: Job, config: Config, store: JobStore) -> tuple[bool, str]:
         return False, f"{name} cannot be tried again: {obstacle}"
     work = config.jobs_dir / job.id
     if work.exists():  # its files had been delivered, and a crash came before it was removed
-        shutil.rmtree(work)
+        clear_work_folder(work, State(job.state))
     store.retry(job.id)
     return _settled(job, f"{name} is in the queue again", config, store)
 
@@ -133,7 +133,7 @@ def _retry(job: Job, config: Config, store: JobStore) -> tuple[bool, str]:
 def _cancel(job: Job, how: str, config: Config, store: JobStore, runner: "Runner | None") -> tuple[bool, str]:
     name = f"job {job.id} ({job.path})"
     runs = runner is not None and runner.runs(job.id)  # else its daemon is dead, whatever its state says
-    if not runs and not (config.jobs_dir / job.id / delivery.CHECKPOINT).exists():
+    if not runs and not (config.jobs_dir / job.id / CHECKPOINT).exists():
         how = "discard"
     store.cancel(job.id, how)
     if runner is not None and runs:

@@ -23,7 +23,7 @@ from framepackd.inbox import Inbox, Scan, Waiting
 from framepackd.jobs import JobStore
 from framepackd.notify import Reporter
 from framepackd.readiness import missing_model, missing_room
-from framepackd.runner import CANCELLING, ROUND_SECONDS, Runner
+from framepackd.runner import CANCELLING, ROUND_SECONDS, STOPPING, Runner
 from framepackd.status import in_one_line, snapshot
 from framepackd.watching import watching
 
@@ -220,7 +220,7 @@ class Daemon:
             self._look(now)
         self._deliver(now)
         if self.stopping:
-            self._runner.leave(now, "stopped with the daemon")
+            self._runner.leave(now, STOPPING)
         elif self._paused is not None:
             self._held = None
             self._runner.leave(now, "paused")

@@ -7,21 +7,19 @@ been delivered, whatever has become of it since.
 import errno
 import logging
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from framepackd import files
 from framepackd.config import Config
 from framepackd.database import Job, State, utc_now
-from framepackd.intake import INPUTS
+from framepackd.intake import INPUTS, clear_work_folder
 from framepackd.jobs import JobStore
 from framepackd.names import rest_of_name
 
 log = logging.getLogger(__name__)
 
 RESULT = "result"  # what the worker wrote: .mp4 and stills, named by what follows NAME
-CHECKPOINT = "checkpoint"  # what the worker goes on from
 OUTGOING = "outgoing"  # everything to deliver, under its final name
 VIDEO = ".mp4"
 
@@ -54,7 +52,7 @@ def deliver(job: Job, config: Config, store: JobStore) -> None:
     store.finish(
         job.id, state, error=job.delivery["error"], output=str(output) if output else None, stem=stem
     )
-    shutil.rmtree(work)
+    clear_work_folder(work, state)
     log.info("job %s: %s: %s", job.id, state.value, output or job.delivery["error"] or target)
 
 

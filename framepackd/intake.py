@@ -11,6 +11,7 @@ import json
 import logging
 import secrets
 import shutil
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 INPUTS = "inputs"
+CHECKPOINT = "checkpoint"  # what the worker goes on from
+KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
 MAX_TEXT_BYTES = 1 << 16
 
 
@@ -79,9 +82,10 @@ def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
     adopted = []
     for work in sorted(path for path in config.jobs_dir.iterdir() if path.is_dir()):
         manifest_file = work / MANIFEST
-        # The manifest comes first: without it nothing had been moved. And an ended job needs no folder.
-        if known.get(work.name) in ENDED or (work.name not in known and not manifest_file.exists()):
-            shutil.rmtree(work)
+        if known.get(work.name) in ENDED:
+            clear_work_folder(work, State(known[work.name]))
+        elif work.name not in known and not manifest_file.exists():
+            shutil.rmtree(work)  # the manifest comes first: nothing had been moved
         if work.name in known or not work.exists():
             continue
         try:
@@ -99,6 +103,23 @@ def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
         adopted.append(_record(work, manifest, config, store))
         log.info("job %s: taken in after a crash during its intake", adopted[-1].id)
     return adopted
+
+
+def clear_work_folder(work: Path, state: State) -> None:
+    """Remove an ended job's folder; a failed one keeps for some days what a retry goes on from."""
+    checkpoint = work / CHECKPOINT
+    if state is not State.FAILED or not checkpoint.exists() or _days_since(checkpoint) > KEPT_DAYS:
+        shutil.rmtree(work)
+        return
+    for path in work.iterdir():
+        if path.is_dir() and path != checkpoint:
+            shutil.rmtree(path)
+        elif path != checkpoint:
+            path.unlink()
+
+
+def _days_since(path: Path) -> float:
+    return (time.time() - path.stat().st_mtime) / 86400
 
 
 def _new_id() -> str:

@@ -219,7 +219,7 @@ class JobStore:
                 delivery={"state": State.QUEUED, "error": None},
                 position=select(func.max(Job.position)).scalar_subquery() + 1,
                 history=_with_entry(State.QUEUED, "framepackd retry"),
-                **{"attempts": 0, "stalled_deaths": 0, "section": 0, "step": 0},
+                **{"attempts": 0, "stalled_deaths": 0},
                 **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
             )
         )

@@ -9,12 +9,11 @@ from framepack_core.request import GenerationSettings, Request
 from framepackd import delivery, intake, worker
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.delivery import CHECKPOINT
 from framepackd.jobs import CANCELLED, JobStore
 
 log = logging.getLogger(__name__)
 
-CANCELLING = "cancelled"
+STOPPING, CANCELLING = "stopped with the daemon", "cancelled"  # why a worker leaves its job
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
 ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
 # A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
@@ -31,7 +30,7 @@ class Runner:
         self._worker: worker.Handle | None = None
         self._last_round = time.monotonic()
         self._unheard: worker.Message | None = None  # taken from the connection, not yet recorded
-        self._why_left = "stopped with the daemon"  # if the worker is told to leave its job
+        self._why_left = STOPPING  # if the worker is told to leave its job
         self._writes_what_exists = False  # the worker was told to leave and keep
         self._blocked: str | None = None
         self.device = config.gpu.device  # until the worker tells what "auto" has become
@@ -92,7 +91,7 @@ class Runner:
             spec=self._config.spec(job.settings["model"]),
             fingerprint=job.fingerprint,
             result=folder / delivery.RESULT,
-            checkpoint=folder / CHECKPOINT,
+            checkpoint=folder / intake.CHECKPOINT,
             sections=job.sections,
             frames=job.frames,
             size=(job.height, job.width),
@@ -246,10 +245,8 @@ class Runner:
             self._writes_what_exists |= why == CANCELLING and running.job.cancel == "keep"
             with contextlib.suppress(OSError):
                 running.connection.send(worker.Leave(keep=self._writes_what_exists))
-        elif why == CANCELLING and self._writes_what_exists:
-            return  # that takes its time
-        elif now - running.stop_sent > STOP_SECONDS:
-            running.process.kill()
+        elif why == STOPPING and now - running.stop_sent > STOP_SECONDS:
+            running.process.kill()  # whoever stops the daemon waits for it; else there is time
 
     def kill(self) -> None:
         """End the worker at once; the job goes back to the queue."""

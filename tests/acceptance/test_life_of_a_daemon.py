@@ -123,6 +123,12 @@ def test_a_job_that_keeps_killing_its_worker_fails_and_the_queue_goes_on(make_da
     daemon.drop("dog")
     daemon.until(lambda: done(daemon), "the next job to be done")
 
+    assert daemon.command("retry", "cat").returncode == 0
+    daemon.until(lambda: (daemon.outbox / "cat.mp4").exists(), "the job to be done after all")
+    record = json.loads((daemon.outbox / "cat.json").read_text())
+    assert record["steps_run"] - record["steps_total"] in (0, 1, 2), "it went on where it had failed"
+    daemon.until(lambda: not list((daemon.state / "jobs").iterdir()), "its work folder to go", 10)
+
 
 def test_a_second_daemon_on_the_same_state_folder_refuses_to_start(daemon: Daemon) -> None:
     daemon.start()

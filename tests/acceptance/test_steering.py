@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from framepack_core.media import count_frames
 from tests.acceptance.conftest import Daemon, MakeDaemon
 
-LONG = {"steps": 100}
+LONG = {"steps": 30}
 SEED = "random"
 
 
@@ -64,6 +65,28 @@ def test_a_running_daemon_is_paused_steered_and_resumed(daemon: Daemon) -> None:
     assert daemon.command("retry", "bee").returncode == 0
     daemon.until(lambda: state_of(daemon, "bee") == "done", "the cancelled job to be made after all")
     assert not list(daemon.failed.glob("bee*"))
+
+
+def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daemon) -> None:
+    for name in ("running", "queued"):
+        daemon.drop(name, **LONG)
+    daemon.start()
+    for name in ("running", "queued"):
+        daemon.until(lambda name=name: second_section(daemon, name), f"{name} to be half done")
+        if name == "queued":
+            daemon.stop()
+        assert daemon.command("cancel", "--keep", name).returncode == 0
+        if name == "queued":
+            daemon.start()
+        daemon.until(lambda name=name: (daemon.failed / f"{name}.mp4").exists(), "what exists of it")
+        assert count_frames(daemon.failed / f"{name}.mp4") == 4 * 3 - 3, "a section of window 3"
+        assert (daemon.failed / f"{name}.cancelled.txt").exists()
+    assert not list(daemon.outbox.glob("*"))
+
+
+def second_section(daemon: Daemon, name: str) -> bool:
+    jobs = daemon.status()["jobs"]
+    return any(job["name"] == name and job["section"] == 2 and job["state"] == "running" for job in jobs)
 
 
 def test_without_a_daemon_the_commands_do_it_themselves(daemon: Daemon) -> None:
