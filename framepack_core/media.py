@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -139,9 +139,9 @@ def crop_to(picture: Picture, size: Size) -> Picture:
     return np.array(scaled.crop(box))
 
 
-def write_picture(path: Path, picture: Picture) -> None:
+def write_picture(file: Path | BinaryIO, picture: Picture) -> None:
     """Write a picture (H, W, 3) as PNG."""
-    Image.fromarray(picture).save(path, format="PNG")
+    Image.fromarray(picture).save(file, format="PNG")
 
 
 def write_video(path: Path, frames: Iterable[Picture], *, size: Size, crf: int) -> None:

@@ -8,7 +8,6 @@ kept until the newest is safe, and taken up if the newest is damaged.
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -62,14 +61,20 @@ class Checkpoints:
     def load(self) -> Checkpoint | None:
         """Read the newest checkpoint that is whole; None to begin at the beginning.
 
-        Those of another request, model or version are removed: mixing would give the video of neither.
+        Those of another request, model or version are not gone on from: mixing would give the video of
+        neither. They lie there until a new one is durable.
+
+        Raises:
+            OSError: the disk cannot be read just now: nothing is said about what is on it.
         """
-        for path in sorted(self._folder.glob("state-*"), reverse=True):
+        states = sorted(self._folder.glob("state-*"), reverse=True)
+        for path in states:
             try:
                 return self._load(path)
-            except (OSError, DamagedError) as error:
+            except (FileNotFoundError, DamagedError) as error:
                 log.warning("checkpoint %s cannot be gone on from: %s", path.name, error)
-        self.remove()
+        self._number = _number(states[0]) if states else 0
+        self._hashes, self._kept = {}, []
         return None
 
     def save(self, progress: Progress, notes: dict[str, Any], frames: Frames | None = None) -> None:
@@ -101,15 +106,10 @@ class Checkpoints:
         for name in chronological(kind, names):
             yield self._read(name)["frames"].numpy()
 
-    def remove(self) -> None:
-        """Remove all of it."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._number, self._hashes, self._kept = 0, {}, []
-
     # writing, in the thread
 
     def _save(self, progress: Progress, notes: dict[str, Any], frames: Frames | None) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(self._folder)
         last = progress.decoded - 1
         hashes: dict[str, str] = {}
         for number, latents in enumerate(progress.sampled):
@@ -155,7 +155,7 @@ class Checkpoints:
         for key, ours in (("format", FORMAT), ("identity", self._identity)):
             if header[key] != ours:
                 raise DamagedError(f"it was made with another {_difference(header[key], ours) or key}")
-        self._number, self._hashes = int(path.name.removeprefix("state-")), header["files"]
+        self._number, self._hashes = _number(path), header["files"]
         described = header["progress"]
         sampled = [self._read(_name("latents", number))["latents"] for number in range(described["sampled"])]
         progress = _rebuild(safetensors.torch.load(content), described, tuple(sampled))
@@ -165,7 +165,7 @@ class Checkpoints:
             edge = _name("edge", progress.decoded - 1)
             if edge in self._hashes:
                 progress = replace(progress, edge=self._read(edge)["edge"])
-        except (OSError, DamagedError) as error:
+        except (FileNotFoundError, DamagedError) as error:
             log.warning("decoding all sections again: %s", error)  # their latents are whole
             progress = replace(progress, decoded=0, edge=None)
             self._hashes = {name: sha for name, sha in self._hashes.items() if name.startswith("latents-")}
@@ -181,6 +181,10 @@ class Checkpoints:
 
 def _name(kind: str, number: int) -> str:
     return f"{kind}-{number:04}"
+
+
+def _number(state: Path) -> int:
+    return int(state.name.removeprefix("state-"))
 
 
 def _header(content: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from framepackd import commands, control, intake, notify
+from framepackd import commands, control, files, intake, notify
 from framepackd.config import Config, ConfigError, changed, filesystem_type, poll_seconds
 from framepackd.database import State, StoreError, StoreUnavailableError, utc_now
 from framepackd.inbox import Inbox, Scan, Waiting
@@ -45,7 +45,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
         OSError: a folder cannot be made or read.
     """
     for folder in (*config.folders.values(), config.jobs_dir):
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
     lock = control.Lock(config.state_dir)
     try:
         with ExitStack() as stack:

@@ -34,7 +34,7 @@ def deliver(job: Job, config: Config, store: JobStore) -> None:
     state = State(job.delivery["state"])
     root = config.outbox if state in (State.DONE, State.SKIPPED) else config.failed
     target = root / job.folder
-    target.mkdir(parents=True, exist_ok=True)
+    files.make_folder(target)
     work = config.jobs_dir / job.id
     outgoing = work / OUTGOING
     if not outgoing.exists():

@@ -1,6 +1,7 @@
 """One job in the worker process: from its request, or from where it was left, to its video."""
 
 import importlib.metadata
+import io
 import logging
 import time
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ class Generation:
     def run(self) -> Message:
         """Generate what is missing, then write the video."""
         work = self._work
-        work.result.mkdir(exist_ok=True)
+        files.make_folder(work.result)
         self._connection.send(Resumed(len(self._progress.sampled) * work.request.steps + self._progress.step))
         if work.keep_only:
             self._asked = Leave(keep=True)
@@ -140,12 +141,14 @@ class Generation:
         self._checkpoints.wait()
 
     def _keep(self, clip: Clip) -> None:
-        """Write what is delivered beside the video."""
+        """Write what is delivered beside the video; durable before a checkpoint says that it was decoded."""
         measures = self._measures()
         measures.add(clip.frames, finite=clip.finite)
         self._notes["quality"] = measures.to_json()
         if self._work.save_section_frames:
-            media.write_picture(self._work.result / f".section-{clip.section}.png", clip.still)
+            png = io.BytesIO()
+            media.write_picture(png, clip.still)
+            files.write_bytes(self._work.result / f".section-{clip.section}.png", png.getvalue())
         if self._work.keep_latents:
             content = safetensors.torch.save({"latents": clip.latents.contiguous()})
             files.write_bytes(self._work.result / ".latents.safetensors", content)

@@ -171,8 +171,11 @@ def test_where_frames_are_damaged_their_latents_are_decoded_again(
 def test_where_latents_are_damaged_it_begins_again_with_clean_hands(tmp_path: Path) -> None:
     save_all(tmp_path)
     spoil(tmp_path / "latents-0000", "flipped")
-    assert Checkpoints(tmp_path, IDENTITY).load() is None
-    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    assert checkpoints.load() is None
+    checkpoints.save(saves()[0][0], {}, saves()[0][1])
+    checkpoints.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000007"]
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
@@ -190,9 +193,12 @@ def test_checkpoints_of_another_request_or_version_are_not_gone_on_from(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     save_all(tmp_path, 2)
-    assert Checkpoints(tmp_path, {**IDENTITY, "request": "other"}).load() is None
+    checkpoints = Checkpoints(tmp_path, {**IDENTITY, "request": "other"})
+    assert checkpoints.load() is None
     assert "request (abc, now other)" in caplog.text
-    assert not tmp_path.exists()
+    checkpoints.save(saves()[0][0], {}, saves()[0][1])
+    checkpoints.wait()
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000003"]
 
 
 def test_a_full_disk_is_told_before_the_next_checkpoint_and_harms_none(
@@ -223,3 +229,20 @@ def spoil(path: Path, damage: str) -> None:
         path.unlink()
     else:
         path.write_bytes(content[:-9] if damage == "short" else b"")
+
+
+def test_a_disk_that_cannot_be_read_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that failed once had all checkpoints removed, and the video begun again."""
+    save_all(tmp_path)
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    with monkeypatch.context() as patched:
+
+        def fail(path: Path) -> bytes:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+        patched.setattr(Path, "read_bytes", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            checkpoints.load()
+    assert same(loaded(tmp_path).progress, saves()[-1][0])

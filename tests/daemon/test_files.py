@@ -30,6 +30,18 @@ def test_a_move_never_overwrites(tmp_path: Path) -> None:
     assert (source.read_text(), target.read_text()) == ("new", "old")
 
 
+def test_a_folder_that_is_made_is_durable_and_so_are_those_above_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without that, a power cut could take a new folder with the video whose inputs were removed already."""
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    files.make_folder(tmp_path / "a" / "b")
+    files.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    assert synced == [tmp_path, tmp_path / "a"]
+
+
 @pytest.fixture
 def across(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every rename out of a work folder or the inbox cross to another file system."""

@@ -16,9 +16,11 @@ from PIL import Image
 
 from framepack_core.errors import FramePackError
 from framepack_core.media import count_frames
+from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sections import frame_count, section_count
 from framepackd import files, generation
+from framepackd.checkpoint import Checkpoints
 from framepackd.generation import Engines, Generation
 from framepackd.worker import (
     Blocked,
@@ -95,6 +97,31 @@ def made(work: Work) -> dict[str, bytes]:
 
 def told_steps(messages: list[Message]) -> list[tuple[int, int]]:
     return [(message.section, message.step) for message in messages if isinstance(message, StepDone)]
+
+
+def test_stills_are_durable_before_a_checkpoint_says_that_their_section_is_decoded(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves an empty still, and nobody makes it again."""
+    durable: list[str] = []
+    decoded: list[int] = []
+    sync_file, save = files.sync_file, Checkpoints.save
+
+    def noting(path: Path) -> None:
+        sync_file(path)
+        durable.append(path.name)
+
+    def looking(self: Checkpoints, progress: Progress, notes: Any, frames: Any = None) -> None:
+        if frames is not None:
+            decoded.append(progress.decoded)
+            assert any(f".section-{progress.decoded - 1}.png" in name for name in durable)
+        save(self, progress, notes, frames)
+
+    monkeypatch.setattr(files, "sync_file", noting)
+    monkeypatch.setattr(Checkpoints, "save", looking)
+    answer, _ = run(work)
+    assert isinstance(answer, Finished)
+    assert decoded == [1, 2]
 
 
 class PowerCut(BaseException):

@@ -1,0 +1,99 @@
+"""Whatever dies or fails, and whenever: no job is lost, none is made twice, and every video is the same.
+
+The short form of ``python -m tests.crash``, which does this hundreds of times.
+"""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.crash import faults
+from tests.crash.disk import Disk, unusable
+from tests.crash.harness import Baseline, Campaign, undisturbed
+from tests.crash.jobs import Folders
+from tests.crash.victim import Plan
+
+JOBS = ("end", "cached", "forward", "wrong")
+# The so-manieth point of each phase that is come by after a start, in the order in which a job does.
+KILLS = [
+    Plan(labels=(f"{phase}:",), occurrence=occurrence)
+    for phase, occurrence in (
+        ("start", 3),
+        ("intake", 3),
+        ("intake", 12),
+        ("claim", 2),
+        ("step", 3),
+        ("checkpoint", 5),
+        ("checkpoint", 11),
+        ("decode", 3),
+        ("encode", 10),
+        ("publish", 1),
+        ("publish", 8),
+        ("finish", 1),
+        ("publish", 30),
+        ("finish", 2),
+    )
+]
+POWER_CUTS = [
+    Plan(labels=(f"{phase}:",), occurrence=occurrence)
+    for phase, occurrence in (
+        ("intake", 20),
+        ("checkpoint", 20),
+        ("encode", 5),  # all sections are decoded
+        ("publish", 6),
+        ("publish", 20),
+    )
+]
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Baseline:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return undisturbed(Folders(folder, folder, JOBS))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    reason = unusable()
+    if reason:
+        pytest.skip(reason)
+    disk = Disk(tmp_path)
+    yield disk
+    disk.unmount()
+
+
+def run_and_check(campaign: Campaign, plans: list[Plan]) -> None:
+    campaign.queue(iter(plans))
+    assert campaign.good, campaign.report()
+    assert campaign.kills == len(plans), campaign.report()
+
+
+def test_killed_in_every_phase_the_queue_is_done_as_if_nothing_had_been(
+    baseline: Baseline, tmp_path: Path
+) -> None:
+    folders = Folders(tmp_path, tmp_path, JOBS)
+    run_and_check(Campaign(folders, baseline, random.Random(1)), KILLS)
+
+
+def test_without_power_in_every_phase_the_queue_is_done_as_if_nothing_had_been(
+    baseline: Baseline, disk: Disk, tmp_path: Path
+) -> None:
+    folders = Folders(disk.root, tmp_path, JOBS)
+    run_and_check(Campaign(folders, baseline, random.Random(1), disk), POWER_CUTS)
+
+
+def test_a_full_and_a_failing_disk_cost_no_job_and_no_attempt(
+    baseline: Baseline, disk: Disk, tmp_path: Path
+) -> None:
+    trial = faults.Trial(Folders(disk.root, tmp_path, JOBS), baseline, random.Random(1), disk)
+    outcome = trial.run([faults.fill_the_disk, faults.fail_the_disk])
+    assert outcome.clean, outcome
+
+
+def test_stopped_and_suspended_it_goes_on_where_it_was(baseline: Baseline, tmp_path: Path) -> None:
+    trial = faults.Trial(Folders(tmp_path, tmp_path, JOBS), baseline, random.Random(1))
+    outcome = trial.run([faults.terminate, faults.jump, faults.suspend])
+    assert outcome.clean, outcome

@@ -1,0 +1,89 @@
+"""The crash harness by hand: ``python -m tests.crash kill --kills 200``; see ``--help``."""
+
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from tests.crash import faults
+from tests.crash.disk import Disk, unusable
+from tests.crash.harness import Campaign, undisturbed
+from tests.crash.jobs import Folders
+
+
+@click.group()
+def main() -> None:
+    """Harm a daemon again and again over a mixed queue; nothing may be lost."""
+
+
+@main.command()
+@click.option("--kills", default=200, show_default=True, help="How often the daemon is killed.")
+@click.option("--seed", default=1, show_default=True, help="Decides where and when.")
+@click.option(
+    "--power-loss", type=click.Choice(["ext4", "xfs"]), help="Cut the power of such a disk (as root)."
+)
+@click.option("--quiet", is_flag=True, help="Only the numbers at the end.")
+def kill(kills: int, seed: int, power_loss: str | None, *, quiet: bool) -> None:
+    """Kill it at every point between two durable calls, and at random times."""
+    began = time.monotonic()
+    with _folders(power_loss) as (folders, disk):
+        baseline = undisturbed(folders)
+        click.echo(
+            f"{baseline.points.total()} points, {len(baseline.points)} different, {baseline.seconds:.0f} s"
+        )
+        tell = (lambda _: None) if quiet else click.echo
+        campaign = Campaign(folders, baseline, random.Random(seed), disk, tell)
+        campaign.run(kills)
+    click.echo(campaign.report())
+    click.echo(f"{time.monotonic() - began:.0f} s")
+    sys.exit(0 if campaign.good else 1)
+
+
+@main.command()
+@click.option("--times", default=4, show_default=True, help="How often in a queue.")
+@click.option("--seed", default=1, show_default=True, help="Decides when.")
+@click.argument("kinds", nargs=-1, type=click.Choice(sorted(faults.HARMS)))
+def harm(kinds: tuple[str, ...], times: int, seed: int) -> None:
+    """Fill the disk, have it fail or turn read-only, send signals, have the clock jump.
+
+    A queue for each of KINDS, or for all of them.
+    """
+    good = True
+    for kind in kinds or sorted(faults.HARMS):
+        began = time.monotonic()
+        with _folders("ext4" if kind in faults.ON_A_DISK else None) as (folders, disk):
+            trial = faults.Trial(folders, undisturbed(folders), random.Random(seed), disk)
+            outcome = trial.run([faults.HARMS[kind]] * times)
+        good &= outcome.clean and outcome.repeated <= times + trial.restarts
+        click.echo(
+            f"{kind} x {times}: {trial.restarts} restarts, jobs lost: {len(outcome.lost)}, "
+            f"duplicated: {len(outcome.duplicated)}, files that differ: {len(outcome.differing)}, "
+            f"steps repeated: {outcome.repeated}, {time.monotonic() - began:.0f} s"
+        )
+        for text in (*outcome.lost, *outcome.duplicated, *outcome.differing, *outcome.other):
+            click.echo(f"! {text}")
+    sys.exit(0 if good else 1)
+
+
+@contextmanager
+def _folders(disk_kind: str | None) -> Iterator[tuple[Folders, Disk | None]]:
+    """Give folders, on a disk of their own if one is wanted."""
+    reason = unusable(disk_kind) if disk_kind else None
+    if reason:
+        sys.exit(f"there can be no disk to harm: {reason}")
+    with tempfile.TemporaryDirectory(prefix="framepackd-crash-") as name:
+        folder = Path(name)
+        disk = Disk(folder, disk_kind) if disk_kind else None
+        try:
+            yield Folders(disk.root if disk else folder, folder), disk
+        finally:
+            if disk:
+                disk.unmount()
+
+
+main(prog_name="python -m tests.crash")

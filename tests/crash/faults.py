@@ -1,0 +1,139 @@
+"""Harm that leaves the daemon alive: a full, failing or read-only disk, signals, a clock that jumps."""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tests.crash.disk import Disk
+from tests.crash.harness import Baseline, Life
+from tests.crash.jobs import Folders, Outcome, drop, examine, seen_too_early, unfinished
+from tests.crash.victim import Plan
+
+HANG_SECONDS = 10.0  # configured for all of these
+STOPPED_SECONDS = 15.0
+REPAIRED_SECONDS = 3.0  # after which somebody comes and mends the disk
+GIVEN_UP_SECONDS = 5.0  # after which they kill what does not end
+
+
+@dataclass
+class Trial:
+    """One queue under harm, and what came of it."""
+
+    folders: Folders
+    baseline: Baseline
+    rng: random.Random
+    disk: Disk | None = None
+    restarts: int = 0
+
+    def run(self, harms: Sequence[Callable[["Trial", Life], Life]]) -> Outcome:
+        """Do one harm after the other while the queue runs; a daemon that ends is started again."""
+        self.folders.prepare(f"hang_seconds = {HANG_SECONDS}\n")
+        for name in self.folders.jobs:
+            drop(self.folders, name)
+        early: list[str] = []
+        life, to_come = Life(self.folders), list(harms)
+        pause = self.baseline.seconds / (len(harms) + 2)
+        next_harm = time.monotonic() + self.rng.uniform(0.2, 1) * pause
+        while True:
+            if not life.alive:
+                life.end()
+                if not unfinished(self.folders):
+                    break
+                life = self.again()
+            if to_come and time.monotonic() > next_harm:
+                life = to_come.pop(0)(self, life)
+                early += seen_too_early(self.folders, self.baseline.expected)
+                next_harm = time.monotonic() + self.rng.uniform(0.2, 1) * pause
+            time.sleep(0.02)
+        outcome = examine(self.folders, self.baseline.expected)
+        outcome.other += early
+        if to_come:
+            outcome.other.append(f"the queue was done before {len(to_come)} of the faults")
+        return outcome
+
+    def again(self) -> Life:
+        """Start the daemon once more."""
+        self.restarts += 1
+        return Life(self.folders)
+
+    @property
+    def own_disk(self) -> Disk:
+        """Give the disk, for harm that needs one."""
+        assert self.disk is not None
+        return self.disk
+
+
+def fill_the_disk(trial: Trial, life: Life) -> Life:
+    """Leave no free block for a while; a daemon that ends over it is started again, and again."""
+    ballast = trial.own_disk.fill()
+    mended = time.monotonic() + REPAIRED_SECONDS
+    while time.monotonic() < mended:
+        if not life.alive:
+            life.end()
+            life = trial.again()
+        time.sleep(0.2)
+    ballast.unlink()
+    return life
+
+
+def _replace_the_disk(trial: Trial, life: Life) -> Life:
+    """Wait a while, end the daemon if it has not, repair and mount the disk, start it again."""
+    time.sleep(REPAIRED_SECONDS)
+    life.signal(signal.SIGTERM)
+    given_up = time.monotonic() + GIVEN_UP_SECONDS
+    while life.alive and time.monotonic() < given_up:
+        time.sleep(0.05)
+    life.signal(signal.SIGKILL)
+    life.end()
+    trial.own_disk.again()
+    return trial.again()
+
+
+def fail_the_disk(trial: Trial, life: Life) -> Life:
+    """Have every access end in EIO, as a cable that comes loose."""
+    trial.own_disk.cut_power()
+    return _replace_the_disk(trial, life)
+
+
+def turn_read_only(trial: Trial, life: Life) -> Life:
+    """Have every write end in EROFS, as ext4 does after an error."""
+    trial.own_disk.turn_read_only()
+    return _replace_the_disk(trial, life)
+
+
+def terminate(trial: Trial, life: Life) -> Life:
+    """Stop it as systemd does: every process gets the signal, and the exit code has to be 0."""
+    life.signal(signal.SIGTERM)
+    code = life.end()
+    assert code in (0, 1), code  # 1: it had just finished, and one of the jobs fails
+    return trial.again()
+
+
+def suspend(trial: Trial, life: Life) -> Life:
+    """Stop the clocks of all its processes for longer than a worker may be silent."""
+    life.signal(signal.SIGSTOP)
+    time.sleep(STOPPED_SECONDS)
+    life.signal(signal.SIGCONT)
+    return life
+
+
+def jump(trial: Trial, life: Life) -> Life:
+    """Start it anew with a clock that jumps ten years ahead or back after a while."""
+    life.signal(signal.SIGTERM)
+    life.end()
+    years = trial.rng.choice((-10.0, 10.0))
+    trial.restarts += 1
+    return Life(trial.folders, Plan(number=trial.rng.randint(5, 150), jump_years=years))
+
+
+HARMS: dict[str, Callable[[Trial, Life], Life]] = {
+    "full-disk": fill_the_disk,
+    "failing-disk": fail_the_disk,
+    "read-only-disk": turn_read_only,
+    "terminate": terminate,
+    "suspend": suspend,
+    "clock": jump,
+}
+ON_A_DISK = ("full-disk", "failing-disk", "read-only-disk")  # of its own
