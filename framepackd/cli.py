@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from framepackd.config import Config
     from framepackd.service import Service, Step
 
-EXIT_DIED, EXIT_NOT_RUNNING, EXIT_UNKNOWN = 1, 3, 4  # of status, as service managers have it
 EXIT_USAGE = 2
-STARTING_SECONDS = 3.0
 EXIT_ALREADY_RUNNING = 75
 
 config_option = click.option(
@@ -72,10 +70,12 @@ def status(config_file: Path | None, *, as_json: bool, watch: bool) -> None:
     if watch:
         _watch(config)
         return
-    report, code = _report(config)
+    from framepackd import client
+
+    report, code = client.report(config)
     if as_json:
         click.echo(printable_json(report))
-    elif code == EXIT_UNKNOWN:
+    elif code == client.EXIT_UNKNOWN:
         click.echo(f"framepackd: {report['daemon']['error']}", err=True)
     else:
         from framepackd import display
@@ -91,9 +91,11 @@ def status(config_file: Path | None, *, as_json: bool, watch: bool) -> None:
 def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
     """Show one job whole. JOB is its id, the start of it, or its name."""
     config = _load(config_file)
+    from framepackd import client
+
     try:
-        answer = _ask(config, {"command": "show", "job": job})
-        record = answer["job"] if answer is not None else _find(config, job)
+        answer = client.ask(config, {"command": "show", "job": job})
+        record = answer["job"] if answer is not None else client.find(config, job)
     except Exception as error:  # whatever it is: it cannot be shown
         _fail(f"{config.state_dir}: {error}", 1)
     if record is None:
@@ -292,50 +294,17 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _report(config: "Config") -> tuple[dict[str, Any], int]:
-    """Ask the daemon what is going on or, where none runs, look ourselves; with the exit code."""
-    stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "paused"))
-    try:
-        answer = _ask(config, {"command": "status"})
-        return (answer, 0) if answer is not None else _look(config, stopped)
-    except Exception as error:  # whatever it is: it cannot be told
-        daemon = {**stopped, "state": "unknown", "error": f"cannot tell: {config.state_dir}: {error}"}
-        return {"daemon": daemon, "counts": {}, "eta_seconds": None, "jobs": [], "waiting": []}, EXIT_UNKNOWN
-
-
-def _ask(config: "Config", request: dict[str, Any]) -> dict[str, Any] | None:
-    """Ask the daemon; None if none runs.
-
-    Raises:
-        OSError: one runs and does not answer, or answers that it cannot.
-    """
-    from framepackd import control
-
-    deadline = time.monotonic() + STARTING_SECONDS
-    while config.state_dir.exists() and control.is_held(config.state_dir):
-        try:
-            answer: dict[str, Any] = control.ask(config.state_dir, request)
-        except (FileNotFoundError, ConnectionError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)  # it is just starting, or just ending
-        else:
-            if "error" in answer:
-                raise OSError(f"the daemon: {answer['error']}")
-            return answer
-    return None
-
-
 def _change(config: "Config", request: dict[str, Any]) -> NoReturn:
     """Have the daemon do it or, where none runs, do it ourselves; print what became of it, and end."""
+    from framepackd import client
     from framepackd.control import AlreadyRunningError
     from framepackd.database import StoreError
     from framepackd.names import printable
 
     try:
-        answer = _ask(config, request) or _do_without_daemon(config, request)
-    except (AlreadyRunningError, StoreError) as error:
-        _fail(str(error), 1)
+        answer = client.ask(config, request) or client.do_without_daemon(config, request)
+    except (AlreadyRunningError, StoreError, LookupError) as error:
+        _fail(str(error.args[0]), 1)
     except OSError as error:
         _fail(f"{config.state_dir}: {error}", 1)
     for result in answer["results"]:
@@ -344,62 +313,18 @@ def _change(config: "Config", request: dict[str, Any]) -> NoReturn:
     sys.exit(0 if all(result["done"] for result in answer["results"]) else 1)
 
 
-def _do_without_daemon(config: "Config", request: dict[str, Any]) -> dict[str, Any]:
-    from framepackd import commands, control
-    from framepackd.jobs import JobStore
-
-    if not config.database.exists() and "jobs" in request:
-        _fail(f"no job {request['jobs'][0]!r}: nothing was ever run on {config.state_dir}", 1)
-    config.jobs_dir.mkdir(parents=True, exist_ok=True)
-    lock = control.Lock(config.state_dir)
-    try:
-        return commands.perform(request, config, JobStore(config.database), None)
-    finally:
-        lock.release()
-
-
-def _find(config: "Config", job: str) -> dict[str, Any] | None:
-    from framepackd.jobs import JobStore
-
-    found = JobStore(config.database, read_only=True).find(job) if config.database.exists() else None
-    return found.record() if found else None
-
-
-def _look(config: "Config", stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    from framepackd.database import State
-    from framepackd.inbox import Inbox, Waiting
-    from framepackd.jobs import JobStore
-    from framepackd.status import snapshot
-
-    store = JobStore(config.database, read_only=True) if config.database.exists() else None
-    waiting: tuple[Waiting, ...] = ()
-    if config.inbox.is_dir():
-
-        def missed_job(folder: str, name: str) -> str | None:
-            job = store.latest(folder, name) if store else None
-            return job.id if job else None
-
-        inbox = Inbox(config.inbox, settle_seconds=0, prompted="prompt" in config.defaults)
-        waiting = inbox.scan(missed_job).waiting
-    left = store.in_state(State.RUNNING) if store else []
-    died = any(job.delivery is None for job in left)  # one with a delivery waits for the outbox, no more
-    state = {"state": "died" if died else "stopped", "paused": store.paused() if store else None}
-    report = snapshot(store, waiting, {**stopped, **state})
-    return report, EXIT_DIED if died else EXIT_NOT_RUNNING
-
-
 def _watch(config: "Config") -> None:
     from rich.live import Live
 
-    from framepackd import display
+    from framepackd import client, display
 
     screen = display.console()
     code = 0
     try:
         with Live(console=screen, auto_refresh=False, transient=False) as live:
             while True:
-                report, code = _report(config)
-                if code == EXIT_UNKNOWN:
+                report, code = client.report(config)
+                if code == client.EXIT_UNKNOWN:
                     _fail(report["daemon"]["error"], code)
                 live.update(display.status(report), refresh=True)
                 time.sleep(0.5)
