@@ -54,6 +54,10 @@ class Disk:
             assert checked.returncode in (0, 1), checked.stdout
         self.mount()
 
+    def sync(self) -> None:
+        """Make all of it durable, and of no other disk: another harness may be at work there."""
+        _run("sync", "-f", str(self.root))
+
     def cut_power(self, mode: int = GOINGDOWN_NOLOGFLUSH) -> None:
         """Drop what is not durable and fail every access from now on, until ``again``."""
         descriptor = os.open(self.root, os.O_RDONLY)

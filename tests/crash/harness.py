@@ -165,7 +165,8 @@ class Campaign:
             for name in to_drop[:some]:
                 drop(self.folders, name)
             del to_drop[:some]
-            os.sync()  # what was dropped and is not durable yet is not the daemon's to lose
+            if self.disk is not None:
+                self.disk.sync()  # what was dropped and is not durable yet is not the daemon's to lose
             killed = self._live(plan, to_drop)
             early = seen_too_early(self.folders, self.baseline.expected)
             self.outcome.other += [f"{wrong} (kill {self.kills}, {plan})" for wrong in early]
