@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	@$(BIN)/framepackd demo
 
+# A file a process and a thread each: most tests wait for daemons, and the tiny models gain nothing from threads.
 test: .venv/installed
-	@$(BIN)/python -m pytest -m "not gpu and not systemd"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu and not systemd"
 
 check: .venv/installed
 	$(BIN)/ruff check .
