@@ -57,7 +57,8 @@ def run(config_file: Path | None, *, once: bool) -> None:
     except StoreError as error:
         _fail(str(error), 1)
     except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}: check that this user may read and write there", 1)
+        where = error.filename or config.state_dir  # a sync that failed does not tell
+        _fail(f"{where}: {error.strerror}: check that the disk is fine and this user may write there", 1)
 
 
 @main.command()

@@ -259,6 +259,7 @@ class Daemon:
         if held is None:
             try:
                 self._runner.start(job)
+                self._changed |= not self._runner.busy  # it failed at once: soon round again for the next one
             except OSError as error:  # no memory for a process, or too many of them
                 held = f"the worker cannot be started: {error}"
         if held is not None:

@@ -16,6 +16,9 @@ from PIL import Image
 
 # The smallest video that has two sections: 32 x 32, window 3, 25 frames, one step each.
 TINY = 'model = "demo"\n[defaults]\nseconds = 1\nsteps = 2\nlatent_window_size = 3\nwidth = 32\nheight = 32\n'
+# 500 steps: seven seconds or more even where nothing else runs, so that what follows finds the job running.
+LONG: dict[str, Any] = {"steps": 100, "seconds": 2}
+LONG_SECTIONS = 5
 
 
 class Daemon:

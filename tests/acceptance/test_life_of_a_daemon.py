@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Daemon, MakeDaemon
-
-LONG = {"steps": 40}  # some ten seconds in all: each step is made durable, twice
+from tests.acceptance.conftest import LONG, Daemon, MakeDaemon
 
 
 def running(daemon: Daemon) -> bool:
@@ -169,7 +167,10 @@ def test_a_video_that_cannot_be_delivered_waits_and_is_not_made_again(daemon: Da
     assert (record["steps_run"], record["resumes"]) == (record["steps_total"], 0)
 
 
-def test_a_job_whose_model_has_left_the_config_fails_and_the_queue_goes_on(daemon: Daemon) -> None:
+def test_a_job_whose_model_has_left_the_config_fails_and_the_queue_goes_on_at_once(
+    make_daemon: MakeDaemon,
+) -> None:
+    daemon = make_daemon(config="poll_seconds = 3600\n")
     daemon.drop("cat", **LONG)
     daemon.drop("dog", model="demo")
     daemon.start()

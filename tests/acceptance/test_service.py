@@ -13,9 +13,8 @@ from itertools import pairwise
 
 import pytest
 
-from tests.acceptance.conftest import Daemon, MakeDaemon, environment
+from tests.acceptance.conftest import LONG, LONG_SECTIONS, Daemon, MakeDaemon, environment
 
-SHORT, LONG = {"steps": 15}, {"steps": 50}
 WATCHDOG_SECONDS = 3.0
 
 
@@ -56,12 +55,13 @@ def systemd(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd
 def test_systemd_hears_when_it_is_ready_what_it_does_and_that_it_stops(
     daemon: Daemon, systemd: Systemd
 ) -> None:
-    daemon.drop("cat", **SHORT)
+    daemon.drop("cat", **LONG)
     daemon.start()
     daemon.until(lambda: "READY=1" in systemd.listen(), "READY=1")
     daemon.until(lambda: any("step" in line for line in systemd.listen()), "progress")
     daemon.until(lambda: systemd.status() == "STATUS=idle", "the job to be done")
-    told = re.compile(r"STATUS=cat: \d+ %, section \d/2, (step \d+/15|decoding), done .*\d\d:\d\d")
+    where = rf"section \d/{LONG_SECTIONS}, (step \d+/100|decoding)"
+    told = re.compile(rf"STATUS=cat: \d+ %, {where}, done .*\d\d:\d\d")
     assert any(told.fullmatch(line) for line in systemd.listen())
     assert daemon.stop() == 0
     assert "STOPPING=1" in systemd.listen()
@@ -78,7 +78,7 @@ def test_the_watchdog_is_fed_while_idle_and_while_it_works_and_not_while_it_hang
         return time.monotonic() - began > WATCHDOG_SECONDS
 
     daemon.until(long_enough, "an idle while")
-    daemon.drop("cat", **SHORT)
+    daemon.drop("cat", **LONG)
     daemon.until(lambda: systemd.status().startswith("STATUS=cat: "), "the job to run")
     daemon.until(lambda: systemd.status() == "STATUS=idle", "the job to end")
     assert max(systemd.gaps_between_feeds()) < WATCHDOG_SECONDS
@@ -114,7 +114,7 @@ def test_a_reload_takes_what_may_change_while_the_job_goes_on(daemon: Daemon, sy
     daemon.config.write_text(
         text.replace("settle_seconds = 0.3", "settle_seconds = 0.2")
         .replace('inbox = "inbox"', 'inbox = "elsewhere"')
-        .replace("seconds = 1\n", "seconds = 2\n")
+        .replace("seconds = 1\n", "seconds = 4\n")
         + '[gpu]\ndevice = "cuda:7"\n'
     )
     assert daemon.process is not None

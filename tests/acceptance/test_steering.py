@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from framepack_core.media import count_frames
-from tests.acceptance.conftest import Daemon, MakeDaemon
+from tests.acceptance.conftest import LONG, Daemon, MakeDaemon
 
-LONG = {"steps": 30}
 SEED = "random"
 
 
@@ -79,14 +78,15 @@ def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daem
         if name == "queued":
             daemon.start()
         daemon.until(lambda name=name: (daemon.failed / f"{name}.mp4").exists(), "what exists of it")
-        assert count_frames(daemon.failed / f"{name}.mp4") == 4 * 3 - 3, "a section of window 3"
+        frames = count_frames(daemon.failed / f"{name}.mp4")
+        assert frames in range(4 * 3 - 3, 2 * 30, 4 * 3), "whole sections of window 3, and not all"
         assert (daemon.failed / f"{name}.cancelled.txt").exists()
     assert not list(daemon.outbox.glob("*"))
 
 
 def second_section(daemon: Daemon, name: str) -> bool:
     jobs = daemon.status()["jobs"]
-    return any(job["name"] == name and job["section"] == 2 and job["state"] == "running" for job in jobs)
+    return any(job["name"] == name and job["section"] >= 2 and job["state"] == "running" for job in jobs)
 
 
 def test_without_a_daemon_the_commands_do_it_themselves(daemon: Daemon) -> None:
@@ -133,7 +133,7 @@ def test_a_job_cancelled_after_its_daemon_was_killed_never_runs_again(daemon: Da
 
 
 def test_a_database_locked_for_long_by_another_program_costs_nothing(daemon: Daemon) -> None:
-    daemon.drop("cat", steps=15)
+    daemon.drop("cat", **LONG)
     daemon.start()
     daemon.until(lambda: runs(daemon, "cat"), "the job to run")
     with closing(sqlite3.connect(daemon.state / "framepackd.db")) as other:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.crash.disk import Disk
-from tests.crash.harness import Baseline, Life
+from tests.crash.harness import LIFE_SECONDS, Baseline, Life
 from tests.crash.jobs import Folders, Outcome, drop, examine, seen_too_early, unfinished
 from tests.crash.victim import Plan
 
@@ -32,11 +32,15 @@ class Trial:
         self.folders.prepare(f"hang_seconds = {HANG_SECONDS}\n")
         for name in self.folders.jobs:
             drop(self.folders, name)
+        if self.disk is not None:
+            self.disk.sync()  # what was dropped and is not durable yet is not the daemon's to lose
         early: list[str] = []
         life, to_come = Life(self.folders), list(harms)
         pause = self.baseline.seconds / (len(harms) + 2)
         next_harm = time.monotonic() + self.rng.uniform(0.2, 1) * pause
+        deadline = time.monotonic() + LIFE_SECONDS + 2 * STOPPED_SECONDS * len(harms)
         while True:
+            assert time.monotonic() < deadline, f"the queue does not end: see {life.log}"
             if not life.alive:
                 life.end()
                 if not unfinished(self.folders):
@@ -105,6 +109,8 @@ def turn_read_only(trial: Trial, life: Life) -> Life:
 
 def terminate(trial: Trial, life: Life) -> Life:
     """Stop it as systemd does: every process gets the signal, and the exit code has to be 0."""
+    while life.alive and not life.hears_sigterm:
+        time.sleep(0.01)
     life.signal(signal.SIGTERM)
     code = life.end()
     assert code in (0, 1), code  # 1: it had just finished, and one of the jobs fails
