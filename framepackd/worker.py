@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+# The daemon decides when to stop; Ctrl-C and systemd send these to the worker as well.
+FOR_THE_DAEMON = (signal.SIGINT, signal.SIGTERM)
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 
@@ -164,7 +167,13 @@ def start() -> Handle:
     spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=main, args=(theirs, os.getpid()), name="framepackd-worker")
-    process.start()
+    # Inherited, until the worker is so far that it ignores them: else one that comes too early ends it.
+    resource_tracker.ensure_running()  # which would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_DAEMON)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return Handle(process, ours)
 
@@ -172,9 +181,9 @@ def start() -> Handle:
 def main(connection: Connection, parent: int) -> None:
     """Do one piece of work after the other until the daemon closes the connection or dies."""
     _die_with(parent)
-    # The daemon decides when to stop; Ctrl-C and systemd send these to the worker as well.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in FOR_THE_DAEMON:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
     _quiet_libraries()
     from framepackd.generation import Engines
 

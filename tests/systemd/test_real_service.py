@@ -17,9 +17,9 @@ pytestmark = [
 
 FRAMEPACKD = "/opt/framepackd/bin/framepackd"
 INBOX, OUTBOX = "/var/lib/framepackd/inbox", "/var/lib/framepackd/outbox"
-# Small videos of many steps, so that there is time to harm them.
+# Small videos of two thousand steps, half a minute or more, so that there is time to harm them.
 CONFIG = (
-    "model = 'demo'\nsettle_seconds = 0.5\n[defaults]\nseconds = 1\nsteps = 40\n"
+    "model = 'demo'\nsettle_seconds = 0.5\n[defaults]\nseconds = 8\nsteps = 100\n"
     "latent_window_size = 3\nwidth = 32\nheight = 32\n"
 )
 COUNT = "import sys; from framepack_core.media import count_frames as n; print(*map(n, sys.argv[1:]))"
@@ -105,7 +105,7 @@ def test_it_lives_through_a_bad_night(service: Machine) -> None:
     drop(service, "cat")
     wait_until_it_samples(service, "cat")
     drop(service, "dog")
-    told = re.compile(r"cat: \d+ %, section \d/2, .*; 1 queued")
+    told = re.compile(r"cat: \d+ %, section \d+/\d+, .*; 1 queued")
     service.until(lambda: told.match(service.show("StatusText")), "a status with progress")
     service.run("systemctl status framepackd --no-pager")
 
@@ -170,7 +170,7 @@ def test_it_lives_through_a_bad_night(service: Machine) -> None:
 def test_an_instance_works_on_folders_of_its_own(service: Machine) -> None:
     service.run("mkdir -p /etc/framepackd && useradd --system --user-group framepackd", check=False)
     config = f"state_dir = '/var/lib/framepackd-cat'\noutbox = '/data/cats out'\n{CONFIG}steps = 2\n"
-    service.run(f'printf "{config.replace("steps = 40", "")}" > /etc/framepackd/cat.toml')
+    service.run(f'printf "{config.replace("steps = 100", "")}" > /etc/framepackd/cat.toml')
     service.run(f"{FRAMEPACKD} service install --instance cat")
     service.run(
         "mkdir -p /etc/systemd/system/framepackd@.service.d && "
@@ -194,7 +194,7 @@ def test_the_service_of_a_user_needs_no_root(service: Machine) -> None:
         ),
         "the user's systemd",
     )
-    config = CONFIG.replace("steps = 40", "steps = 2")
+    config = CONFIG.replace("steps = 100", "steps = 2")
     service.run(f"{ann} {FRAMEPACKD} service install --user")
     service.run(f'printf "{config}" >> /home/ann/.config/framepackd/config.toml')
     service.run(f"{ann} systemctl --user set-environment LD_LIBRARY_PATH=/opt/python/lib")
