@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from framepack_core.cache import BranchState, Call
+from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
 from framepackd.checkpoint import Checkpoints
@@ -28,8 +28,7 @@ def section(*, cached: bool) -> list[Progress]:
         return torch.randn(1, 16, WINDOW, HEIGHT // 8, WIDTH // 8)
 
     def cache() -> dict[str, BranchState] | None:
-        calls = [Call(latents(), torch.tensor(0.5)) for _ in range(2)]
-        return {"positive": BranchState(0.1, (True, False), *calls)} if cached else None
+        return {"positive": BranchState(0.1, (True, False), latents(), latents())} if cached else None
 
     return [
         Progress(

@@ -5,7 +5,7 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 """
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from framepack_core import conditioning, loading, memory, vae
 from framepack_core.buckets import Size, output_size
-from framepack_core.cache import teacache
+from framepack_core.cache import step_cache
 from framepack_core.conditioning import TextConditioning
 from framepack_core.history import History, HistoryContext, prefix_for
 from framepack_core.media import Frames, Picture, crop_to, open_picture
@@ -23,6 +23,7 @@ from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Section, plan, section_count
+from framepack_core.transformer import Tables, guidance, take_apart, timesteps
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class Engine:
         # Tiles as the reference below 60 GiB; they change pixels slightly.
         self.rungs = memory.ladder(memory.Rung(None if resident else memory.TILE, resident))
         self.rung = 0
+        self.core, self.embedders = take_apart(models.transformer)
         self.take_rung(0)
 
     @classmethod
@@ -98,13 +100,18 @@ class Engine:
         if self.rungs[self.rung].streamed and not rung.streamed:
             return False
         models = self.models
-        streamed = (models.transformer, models.text_encoder, models.text_encoder_2)
+        streamed = (self.core.blocks, models.text_encoder, models.text_encoder_2)
         if rung.streamed and not self.rungs[self.rung].streamed:
             memory.stream(*streamed, device=self.device)
         self.rung = self.rungs.index(rung)
         if not rung.resident:
-            for module in vars(models).values():
-                if isinstance(module, nn.Module) and not (rung.streamed and module in streamed):
+            parts = (*vars(models).values(), *self.core.children(), *self.embedders.children())
+            for module in parts:
+                if (
+                    isinstance(module, nn.Module)
+                    and module is not models.transformer  # its parts are the core's
+                    and not (rung.streamed and module in streamed)
+                ):
                     module.to("cpu")
             memory.release_unused(self.device)
         return True
@@ -160,11 +167,16 @@ class Engine:
         sections = plan(kind, section_count(request.seconds, window), window)
         history = History(kind, window, conditioned.start_latents, conditioned.end_latents)
         progress = resume or Progress.start(request.seed)
+        height, width = conditioned.start_latents.shape[-2:]
+        sigmas = flow_sigmas(request.steps, schedule_mu(window * height * width // 4))
+        tables: dict[str, Tables] = {}
+        if len(progress.sampled) < len(sections):
+            tables = self._tables(request, conditioned, sigmas)
         for section in sections:
             if section.index == len(progress.sampled):
                 prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
                 progress = yield from self._sample_section(
-                    request, conditioned, section, len(sections), history.context(prefix), progress
+                    request, tables, sigmas, section, len(sections), history.context(prefix), progress
                 )
             history.append(section, progress.sampled[section.index])
             if section.index < progress.decoded:
@@ -183,32 +195,47 @@ class Engine:
                 progress=progress,
             )
 
+    def _tables(self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor) -> dict[str, Tables]:
+        """Compute what is the same in every section, by guidance branch."""
+        dtype, device = self.models.dtype, self.device
+        branches = {"positive": conditioned.positive}
+        if conditioned.negative is not None:
+            branches["negative"] = conditioned.negative
+        return {
+            name: self.embedders.tables(
+                text.to(device, dtype),
+                conditioned.image_embeds.to(device, dtype),
+                timesteps(sigmas, dtype).to(device),
+                guidance(request.guidance_scale, dtype).to(device),
+                self._on_device,
+            )
+            for name, text in branches.items()
+        }
+
     def _sample_section(
         self,
         request: Request,
-        conditioned: Conditioning,
+        tables: Mapping[str, Tables],
+        sigmas: torch.Tensor,
         section: Section,
         sections: int,
         history: HistoryContext,
         progress: Progress,
     ) -> Generator[Step, None, Progress]:
         """Sample one section, from its start or from where it was left; returns the progress it makes."""
-        transformer, dtype = self.models.transformer, self.models.dtype
-        height, width = conditioned.start_latents.shape[-2:]
+        dtype = self.models.dtype
         generator = torch.Generator("cpu")
         generator.set_state(progress.noise)
-        noise = torch.randn((1, 16, request.latent_window_size, height, width), generator=generator)
-        tokens = request.latent_window_size * height * width // 4
-        sigmas = flow_sigmas(request.steps, schedule_mu(tokens)).to(self.device)
-        cached = teacache(transformer, request.steps) if request.cache == "teacache" else nullcontext()
-        with self._on_device(transformer), cached as cache:
-            negative = conditioned.negative
+        size = history.latents_clean.shape[-2:]
+        noise = torch.randn((1, 16, request.latent_window_size, *size), generator=generator)
+        cache = step_cache(request.cache, request.steps)
+        with self._on_device(self.core):
+            look_back = self.core.look_back(
+                section, HistoryContext(*(latents.to(self.device, dtype) for latents in history))
+            )
             denoiser = Denoiser(
-                transformer,
-                self._context(conditioned, section, history),
-                positive=conditioned.positive.to(self.device, dtype),
-                negative=None if negative is None else negative.to(self.device, dtype),
-                guidance_scale=request.guidance_scale,
+                lambda latents, step, branch: self.core(latents, tables[branch], step, look_back, cache),
+                sigmas,
                 true_cfg_scale=request.true_cfg_scale,
                 guidance_rescale=request.guidance_rescale,
                 dtype=dtype,
@@ -227,22 +254,6 @@ class Engine:
                 computed = cache is None or cache.computed()[-1]
                 yield Step(section.index, sections, solver.step, request.steps, denoised, computed, progress)
         return progress
-
-    def _context(
-        self, conditioned: Conditioning, section: Section, history: HistoryContext
-    ) -> dict[str, torch.Tensor]:
-        """Gather the transformer's arguments that no step changes, under the names diffusers gives them."""
-        tensors = {"image_embeds": conditioned.image_embeds, **history._asdict()}
-        indices = {
-            "indices_latents": section.indices_latents,
-            "indices_latents_clean": section.indices_latents_clean,
-            "indices_latents_history_2x": section.indices_latents_history_2x,
-            "indices_latents_history_4x": section.indices_latents_history_4x,
-        }
-        return {
-            **{name: tensor.to(self.device, self.models.dtype) for name, tensor in tensors.items()},
-            **{name: torch.tensor(run, device=self.device) for name, run in indices.items()},
-        }
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
@@ -265,5 +276,7 @@ class Engine:
     def _on_device(self, *modules: nn.Module) -> AbstractContextManager[None]:
         rung = self.rungs[self.rung]
         if rung.streamed:  # these are moved by hooks of their own
-            modules = tuple(m for m in modules if m in (self.models.vae, self.models.image_encoder))
+            hooked = (self.core.blocks, self.models.text_encoder, self.models.text_encoder_2)
+            modules = tuple(self.core.children()) if modules == (self.core,) else modules
+            modules = tuple(module for module in modules if module not in hooked)
         return memory.on_device(*modules, device=self.device, resident=rung.resident)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from framepack_core.cache import BranchState, Call
+from framepack_core.cache import BranchState
 from framepack_core.sampling import SolverState
 
 
@@ -36,17 +36,13 @@ class Progress:
 
     def to(self, device: torch.device) -> "Progress":
         """Have what a section goes on from, solver and cache, on a device."""
-
-        def moved(call: Call) -> Call:
-            return Call(call.latents.to(device), call.sigma.to(device))
-
         solver, cache = self.solver, self.cache
         if solver is not None:
             denoised = tuple(tensor.to(device) for tensor in solver.denoised)
             solver = replace(solver, latents=solver.latents.to(device), denoised=denoised)
         if cache is not None:
             cache = {
-                name: replace(state, last=moved(state.last), last_computed=moved(state.last_computed))
+                name: replace(state, last=state.last.to(device), last_computed=state.last_computed.to(device))
                 for name, state in cache.items()
             }
         return replace(self, solver=solver, cache=cache)

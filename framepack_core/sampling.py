@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from framepack_core.cache import BranchState, TeaCache
-from framepack_core.conditioning import TextConditioning
+from framepack_core.cache import BranchState, StepCache
 
-Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Denoise = Callable[[torch.Tensor, int], torch.Tensor]  # latents, step
+Velocity = Callable[[torch.Tensor, int, str], torch.Tensor]  # latents, step, guidance branch
 
 # Shift of the schedule by the number of tokens: mu grows linearly from 0.5 at 256 tokens to 1.15 at 4096,
 # as in Flux, and FramePack stops it at a shift of 7.
@@ -42,48 +42,39 @@ def flow_sigmas(steps: int, mu: float) -> torch.Tensor:
 
 
 class Denoiser:
-    """Calls the transformer for one section: velocity, guidance, and from it the denoised latents.
+    """Denoises the latents of one section: velocity, guidance, and from it what they look like without noise.
 
-    ``context`` holds the arguments that stay the same for the section: image embeds, history, indices.
-    Inputs are rounded to the transformer's dtype as FramePack does it: the latents, the timestep
-    ``sigma * 1000`` and the guidance ``guidance_scale * 1000``; denoised = rounded x - velocity * sigma.
+    The latents are rounded to the transformer's dtype as FramePack does it: denoised = rounded x - velocity
+    * sigma, in float32.
     """
 
     def __init__(
         self,
-        transformer: Callable[..., Any],
-        context: dict[str, torch.Tensor],
+        velocity: Velocity,
+        sigmas: torch.Tensor,
         *,
-        positive: TextConditioning,
-        negative: TextConditioning | None,
-        guidance_scale: float,
         true_cfg_scale: float = 1.0,
         guidance_rescale: float = 0.0,
         dtype: torch.dtype = torch.float32,
-        cache: TeaCache | None = None,
+        cache: StepCache | None = None,
     ) -> None:
-        """Keep what all steps share; ``negative`` is used where ``true_cfg_scale`` is not 1."""
-        self._transformer = transformer
-        self._context = context
-        self._positive = positive
-        self._negative = negative
-        self._guidance_scale = guidance_scale
+        """Keep what all steps share; the branch "negative" is called where ``true_cfg_scale`` is not 1."""
+        self._velocity = velocity
+        self._sigmas: list[float] = sigmas.tolist()  # on the host: nothing waits for the device to read them
         self._true_cfg_scale = true_cfg_scale
         self._guidance_rescale = guidance_rescale
         self._dtype = dtype
         self._cache = cache
 
-    def __call__(self, latents: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """Denoise latents (1, 16, T, h, w) at noise level sigma (scalar); both and the result float32."""
-        if self._cache is not None:
-            self._cache.begin(latents, sigma)
+    def __call__(self, latents: torch.Tensor, step: int) -> torch.Tensor:
+        """Denoise latents (1, 16, T, h, w) at the noise level of a step, from 0; both float32."""
         rounded = latents.to(self._dtype)
-        velocity = self._velocity(rounded, sigma, self._positive, branch="positive")
-        if self._true_cfg_scale != 1 and self._negative is not None:
-            unconditional = self._velocity(rounded, sigma, self._negative, branch="negative")
+        velocity = self._branch("positive", latents, step)
+        if self._true_cfg_scale != 1:
+            unconditional = self._branch("negative", latents, step)
             guided = unconditional + self._true_cfg_scale * (velocity - unconditional)
             velocity = rescale_guidance(guided, velocity, self._guidance_rescale)
-        return rounded.float() - velocity * sigma
+        return rounded.float() - velocity * self._sigmas[step]
 
     def restore_cache(self, branches: Mapping[str, BranchState]) -> None:
         """Bring a fresh cache to where it stood after a step.
@@ -91,33 +82,17 @@ class Denoiser:
         What the blocks added is large: the calls that the state depends on are made again instead.
         """
         assert self._cache is not None
-        texts = {"positive": self._positive, "negative": self._negative}
         for branch, state in branches.items():
-            text = texts[branch]
-            assert text is not None, "a negative branch has a negative text"
-            for call, compute in state.calls_to_repeat():
-                self._cache.begin(call.latents, call.sigma, compute=compute)
-                self._velocity(call.latents.to(self._dtype), call.sigma, text, branch=branch)
+            for latents, step, compute in self._cache.calls_to_repeat(state):
+                self._branch(branch, latents, step, compute=compute)
             self._cache.restore(branch, state)
 
-    def _velocity(
-        self, latents: torch.Tensor, sigma: torch.Tensor, text: TextConditioning, *, branch: str
+    def _branch(
+        self, branch: str, latents: torch.Tensor, step: int, *, compute: bool | None = None
     ) -> torch.Tensor:
         if self._cache is not None:
-            self._cache.branch = branch
-        guidance = torch.tensor([self._guidance_scale * 1000.0], device=latents.device)
-        output = self._transformer(
-            hidden_states=latents,
-            timestep=(sigma * 1000.0).reshape(1).to(self._dtype),
-            guidance=guidance.to(self._dtype),
-            encoder_hidden_states=text.prompt_embeds,
-            encoder_attention_mask=text.prompt_embeds_mask,
-            pooled_projections=text.pooled_prompt_embeds,
-            return_dict=False,
-            **self._context,
-        )
-        velocity: torch.Tensor = output[0]
-        return velocity.float()
+            self._cache.begin(branch, latents, step, compute=compute)
+        return self._velocity(latents.to(self._dtype), step, branch).float()
 
 
 def rescale_guidance(guided: torch.Tensor, positive: torch.Tensor, amount: float) -> torch.Tensor:
@@ -144,7 +119,7 @@ def sample_unipc(
     """Solve from noise to data, one model call a step; the last ``denoised`` is the result.
 
     Args:
-        denoise: maps latents and a noise level (scalar tensor) to the denoised latents.
+        denoise: maps latents and a step, from 0, to the denoised latents.
         noise: latents at ``sigmas[0]`` = 1, float32.
         sigmas: noise levels, one more than steps; the last, 0, is never evaluated.
         resume: a state that was yielded before, to go on with the step after it; noise is not used then.
@@ -154,7 +129,7 @@ def sample_unipc(
     max_order = min(SOLVER_ORDER, steps - 1)
     state = resume
     if state is None:
-        state = SolverState(1, noise, (denoise(noise, sigmas[0]),))
+        state = SolverState(1, noise, (denoise(noise, 0),))
         yield state
     latents, denoised = state.latents, state.denoised
     for i in range(state.step, steps):
@@ -166,7 +141,7 @@ def sample_unipc(
             for older, r in zip(reversed(denoised[-order:-1]), update.r, strict=True)
         ]
         predicted = _combine(base, update.scale, update.predictor, differences)
-        newest = denoise(predicted, sigmas[i])
+        newest = denoise(predicted, i)
         latents = _combine(base, update.scale, update.corrector, [*differences, newest - denoised[-1]])
         denoised = (*denoised, newest)[-max_order:]
         yield SolverState(i + 1, latents, denoised)

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from framepack_core.cache import BranchState, Call
+from framepack_core.cache import BranchState
 from framepack_core.media import Frames
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
@@ -27,7 +27,7 @@ from framepackd import files
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 KEPT_STATES = 2
 _HASH_BYTES = hashlib.sha256().digest_size
 _CPU = torch.device("cpu")
@@ -214,13 +214,8 @@ def _describe(progress: Progress) -> tuple[dict[str, torch.Tensor], dict[str, An
     if cache is not None:
         described["cache"] = {}
         for branch, state in cache.items():
-            calls = {"last": state.last, "last_computed": state.last_computed}
-            described["cache"][branch] = {
-                "accumulated": state.accumulated,
-                "computed": state.computed,
-                "sigmas": {name: call.sigma.item() for name, call in calls.items()},
-            }
-            named |= {f"{branch}.{name}": call.latents for name, call in calls.items()}
+            described["cache"][branch] = {"accumulated": state.accumulated, "computed": state.computed}
+            named |= {f"{branch}.last": state.last, f"{branch}.last_computed": state.last_computed}
     tensors: dict[str, torch.Tensor] = {}
     described["stored"] = {}
     stored_at: dict[int, str] = {}
@@ -243,10 +238,8 @@ def _rebuild(
             branch: BranchState(
                 accumulated=state["accumulated"],
                 computed=tuple(state["computed"]),
-                **{
-                    name: Call(named[f"{branch}.{name}"], torch.tensor(sigma))
-                    for name, sigma in state["sigmas"].items()
-                },
+                last=named[f"{branch}.last"],
+                last_computed=named[f"{branch}.last_computed"],
             )
             for branch, state in described["cache"].items()
         }

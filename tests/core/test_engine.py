@@ -55,16 +55,6 @@ def test_the_length_is_right_at_every_edge_of_the_settings(
     assert len(whole_video(tiny_engine(transformer), events)) == frame_count(sections, window)
 
 
-def test_leaving_the_loop_gives_the_transformer_its_blocks_back(tiny_engine: TinyEngine, image: Path) -> None:
-    engine = tiny_engine("framepack-i2v")
-    blocks = engine.models.transformer.transformer_blocks
-    for event in engine.generate(small(image, cache="teacache")):
-        assert isinstance(event, Step)
-        assert engine.models.transformer.transformer_blocks is not blocks
-        break
-    assert engine.models.transformer.transformer_blocks is blocks
-
-
 def test_the_same_request_gives_the_same_bits_and_another_seed_others(
     tiny_engine: TinyEngine, image: Path
 ) -> None:

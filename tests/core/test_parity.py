@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +13,13 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from PIL import Image
 
-from framepack_core import buckets, conditioning, media, sampling, sections, vae
-from framepack_core.cache import teacache
+from framepack_core import buckets, conditioning, media, sampling, sections, transformer, vae
+from framepack_core.cache import StepCache, TeaCache
 from framepack_core.conditioning import TextConditioning
 from framepack_core.engine import Clip, Engine, Step
+from framepack_core.history import HistoryContext
 from framepack_core.request import Request
+from framepack_core.sections import Section
 from tests.conftest import KINDS, whole_video
 from tests.golden import CASES, TINY_MODELS, Case, group, worst
 
@@ -38,42 +41,43 @@ def sha256(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-# a: the transformer, called under the names diffusers gives the arguments
+# a: the transformer, taken apart
 
 
 @cases("a")
 @torch.inference_mode()
 def test_transformer(case: Case, tiny_engine: TinyEngine) -> None:
-    t = case.tensors()
-    velocity = tiny_engine(case.params["model"]).models.transformer(
-        hidden_states=t["hidden_states"],
-        timestep=t["timestep"],
-        guidance=t["guidance"],
-        encoder_hidden_states=t["encoder_hidden_states"],
-        encoder_attention_mask=t["encoder_attention_mask"],
-        pooled_projections=t["pooled_projections"],
-        **section_context(t),
-        return_dict=False,
-    )[0]
+    t, engine = case.tensors(), tiny_engine(case.params["model"])
+    text = TextConditioning(
+        t["encoder_hidden_states"], t["encoder_attention_mask"].bool(), t["pooled_projections"]
+    )
+    tables = engine.embedders.tables(
+        text, t["image_embeddings"], t["timestep"], t["guidance"], nothing_to_move
+    )
+    velocity = engine.core(t["hidden_states"], tables, 0, engine.core.look_back(*look_back(t)), None)
     assert worst(velocity, t["output"]) <= COMPONENT
 
 
-def section_context(t: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    names = {
-        "image_embeds": "image_embeddings",
-        "latents_clean": "clean_latents",
-        "latents_history_2x": "clean_latents_2x",
-        "latents_history_4x": "clean_latents_4x",
-    }
-    indices = {
-        "indices_latents": "latent_indices",
-        "indices_latents_clean": "clean_latent_indices",
-        "indices_latents_history_2x": "clean_latent_2x_indices",
-        "indices_latents_history_4x": "clean_latent_4x_indices",
-    }
-    return {ours: t[theirs] for ours, theirs in names.items()} | {
-        ours: t[theirs][0] for ours, theirs in indices.items()
-    }
+def nothing_to_move(_: torch.nn.Module) -> nullcontext[None]:
+    return nullcontext()
+
+
+def look_back(t: dict[str, torch.Tensor]) -> tuple[Section, HistoryContext]:
+    """Give what a section looks back on, as recorded."""
+
+    def indices(name: str) -> tuple[int, ...]:
+        return tuple(t[f"{name}_indices"][0].tolist())
+
+    section = Section(
+        index=0,
+        padding=None,
+        is_last=False,
+        indices_latents=indices("latent"),
+        indices_latents_clean=indices("clean_latent"),
+        indices_latents_history_2x=indices("clean_latent_2x"),
+        indices_latents_history_4x=indices("clean_latent_4x"),
+    )
+    return section, HistoryContext(t["clean_latents"], t["clean_latents_2x"], t["clean_latents_4x"])
 
 
 # b: schedule and solver
@@ -93,26 +97,15 @@ def test_solver_on_a_model_with_a_formula(name: str) -> None:
     case = CASES[name]
     t = case.tensors()
 
-    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def denoise(x: torch.Tensor, step: int) -> torch.Tensor:
+        sigma = sigmas[step]
         return (0.8 - 0.5 * sigma) * torch.tanh(x) + 0.3 * torch.sin(2 * x + 3 * sigma) - 0.1 * sigma
 
     for steps in case.params["steps"]:
-        states = list(sampling.sample_unipc(denoise, t["noise"], t[f"sigmas_{steps}"]))
+        sigmas = t[f"sigmas_{steps}"]
+        states = list(sampling.sample_unipc(denoise, t["noise"], sigmas))
         assert [state.step for state in states] == list(range(1, steps + 1))
         assert worst(states[-1].denoised[-1], t[f"result_{steps}"]) <= SAMPLER, f"{steps} steps"
-
-
-def stub_transformer(seen: list[torch.Tensor]) -> Callable[..., tuple[torch.Tensor]]:
-    """Stand in for the transformer in the cases that record what goes into it in production."""
-
-    def transformer(
-        *, hidden_states: torch.Tensor, timestep: torch.Tensor, guidance: torch.Tensor, **rest: torch.Tensor
-    ) -> tuple[torch.Tensor]:
-        seen.append(timestep)
-        velocity = 0.3 * hidden_states.float() + 0.2 * torch.sin(timestep.float() / 50)
-        return (velocity + guidance.float() / 1e5 + rest["encoder_hidden_states"].float().mean(),)
-
-    return transformer
 
 
 @pytest.mark.parametrize(
@@ -121,25 +114,22 @@ def stub_transformer(seen: list[torch.Tensor]) -> Callable[..., tuple[torch.Tens
 def test_what_is_rounded_to_bfloat16_and_what_is_not(name: str, limit: float) -> None:
     case = CASES[name]
     t, p = case.tensors(), case.params
-    seen: list[torch.Tensor] = []
+    sigmas = sampling.flow_sigmas(p["steps"], sampling.schedule_mu(p["seq_length"]))
+    timesteps = transformer.timesteps(sigmas, torch.bfloat16)
+    guidance = transformer.guidance(p["gs"], torch.bfloat16)
+    branches = 1 if p["cfg"] == 1 else 2
+    assert torch.equal(timesteps.repeat_interleave(branches), t["timestep_seen"])
+    texts = {"positive": torch.full((1, 512, 8), 0.05), "negative": torch.full((1, 512, 8), -0.11)}
 
-    def text(value: float) -> TextConditioning:
-        embeds = torch.full((1, 512, 8), value)  # whoever calls the denoiser has cast the text
-        return TextConditioning(embeds, torch.ones(1, 512, dtype=torch.bool), embeds[:, 0])
+    def formula(latents: torch.Tensor, step: int, branch: str) -> torch.Tensor:
+        """Stand in for the transformer in the cases that record what goes into it in production."""
+        velocity = 0.3 * latents.float() + 0.2 * torch.sin(timesteps[step].float() / 50)
+        return velocity + guidance.float() / 1e5 + texts[branch].mean()
 
     denoiser = sampling.Denoiser(
-        stub_transformer(seen),
-        {},
-        positive=text(0.05),
-        negative=text(-0.11),
-        guidance_scale=p["gs"],
-        true_cfg_scale=p["cfg"],
-        guidance_rescale=p["rs"],
-        dtype=torch.bfloat16,
+        formula, sigmas, true_cfg_scale=p["cfg"], guidance_rescale=p["rs"], dtype=torch.bfloat16
     )
-    sigmas = sampling.flow_sigmas(p["steps"], sampling.schedule_mu(p["seq_length"]))
     states = list(sampling.sample_unipc(denoiser, t["noise"], sigmas))
-    assert torch.equal(torch.cat(seen), t["timestep_seen"])
     errors = (torch.cat([state.denoised[-1] for state in states]) - t["denoised_steps"]).abs()
     assert errors.max() <= limit
     assert (errors > 1e-5).sum() <= (1 if limit > SAMPLER else 0), "at most one rounding flip, seen in b13"
@@ -147,33 +137,10 @@ def test_what_is_rounded_to_bfloat16_and_what_is_not(name: str, limit: float) ->
 
 def test_timestep_and_guidance_reach_the_transformer_rounded() -> None:
     case = CASES["b11_bf16_inputs"]
-    t, guidance_seen = case.tensors(), []
-
-    def transformer(
-        *, hidden_states: torch.Tensor, guidance: torch.Tensor, **_: object
-    ) -> tuple[torch.Tensor]:
-        guidance_seen.append(guidance)
-        return (hidden_states.float(),)
-
-    text = TextConditioning(torch.zeros(1, 1, 1), torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1))
-    timesteps: list[torch.Tensor] = []
-    for scale in case.params["gs"]:
-        denoiser = sampling.Denoiser(
-            transformer, {}, positive=text, negative=None, guidance_scale=scale, dtype=torch.bfloat16
-        )
-        denoiser(torch.zeros(1), t["sigmas"][0])
-    assert torch.equal(torch.cat(guidance_seen), t["guidance_bf16"])
-    denoiser = sampling.Denoiser(
-        stub_transformer(timesteps),
-        {},
-        positive=text,
-        negative=None,
-        guidance_scale=1.0,
-        dtype=torch.bfloat16,
-    )
-    for sigma in t["sigmas"][:-1]:
-        denoiser(torch.zeros(1), sigma)
-    assert torch.equal(torch.cat(timesteps), t["timestep_bf16"])
+    t = case.tensors()
+    guidance = [transformer.guidance(scale, torch.bfloat16) for scale in case.params["gs"]]
+    assert torch.equal(torch.cat(guidance), t["guidance_bf16"])
+    assert torch.equal(transformer.timesteps(t["sigmas"], torch.bfloat16), t["timestep_bf16"])
 
 
 def test_section_counts_and_paddings() -> None:
@@ -299,23 +266,27 @@ def test_siglip(case: Case, tiny_engine: TinyEngine) -> None:
 @torch.inference_mode()
 def test_teacache(case: Case, tiny_engine: TinyEngine) -> None:
     t, p = case.tensors(), case.params
-    transformer = tiny_engine(p["model"]).models.transformer
-    text = TextConditioning(t["prompt_embeds"], t["prompt_embeds_mask"], t["prompt_poolers"])
+    engine = tiny_engine(p["model"])
+    text = TextConditioning(t["prompt_embeds"], t["prompt_embeds_mask"].bool(), t["prompt_poolers"])
     tokens = t["noise"][0, 0].numel() // 4
     sigmas = sampling.flow_sigmas(p["steps"], sampling.schedule_mu(tokens))
+    steps = transformer.timesteps(sigmas, torch.float32)
+    guidance = transformer.guidance(p["gs"], torch.float32)
+    tables = engine.embedders.tables(text, t["image_embeddings"], steps, guidance, nothing_to_move)
+    context = engine.core.look_back(*look_back(t))
 
-    def sample(cache: object) -> torch.Tensor:
+    def sample(cache: StepCache | None) -> torch.Tensor:
         denoiser = sampling.Denoiser(
-            transformer, section_context(t), positive=text, negative=None, guidance_scale=p["gs"], cache=cache
+            lambda latents, step, _: engine.core(latents, tables, step, context, cache), sigmas, cache=cache
         )
         *_, last = sampling.sample_unipc(denoiser, t["noise"], sigmas)
         return last.denoised[-1]
 
-    with teacache(transformer, p["steps"], p["rel_l1_thresh"]) as cache:
-        result = sample(cache)
+    cache = TeaCache(p["steps"], p["rel_l1_thresh"])
+    result = sample(cache)
     assert cache.computed() == t["calc"].bool().tolist()
     assert worst(result, t["result"]) <= TEACACHE
-    assert worst(sample(None), t["result_without"]) <= END_TO_END, "the blocks are back in their place"
+    assert worst(sample(None), t["result_without"]) <= END_TO_END
 
 
 # h: end to end

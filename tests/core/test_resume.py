@@ -86,13 +86,13 @@ def test_resuming_repeats_no_step_and_with_a_cache_at_most_two_calls(
 ) -> None:
     engine = tiny_engine("framepack-i2v")
     calls = [0]
-    forward = engine.models.transformer.forward
+    forward = engine.core.forward
 
     def counting(*args: object, **named: object) -> object:
         calls[0] += 1
         return forward(*args, **named)
 
-    monkeypatch.setattr(engine.models.transformer, "forward", counting)
+    monkeypatch.setattr(engine.core, "forward", counting)
     for cache, most in (("none", 0), ("teacache", 2)):
         request = request_for(tmp_path, cache=cache, steps=9)
         conditioned = engine.encode(request)

@@ -23,7 +23,8 @@ def test_the_solver_converges_on_a_distribution_with_a_known_answer() -> None:
     mean, deviation = 2.0, 0.5
     noise = torch.linspace(-2, 2, 9, dtype=torch.float64)
 
-    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    def denoise(x: torch.Tensor, step: int) -> torch.Tensor:
+        sigma = sigmas[step]
         spread = ((1 - sigma) * deviation) ** 2 + sigma**2
         return mean + (1 - sigma) * deviation**2 * (x - (1 - sigma) * mean) / spread
 
@@ -40,14 +41,14 @@ def test_the_solver_converges_on_a_distribution_with_a_known_answer() -> None:
 def test_leaving_the_steps_early_calls_the_model_no_further() -> None:
     calls = []
 
-    def denoise(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        calls.append(sigma)
+    def denoise(x: torch.Tensor, step: int) -> torch.Tensor:
+        calls.append(step)
         return x
 
     for state in sample_unipc(denoise, torch.zeros(1), flow_sigmas(10, 1.0)):
         if state.step == 3:
             break
-    assert len(calls) == 3
+    assert calls == [0, 1, 2]
 
 
 def test_rescaling_keeps_the_spread_of_the_unguided_velocity() -> None:
@@ -60,22 +61,17 @@ def test_rescaling_keeps_the_spread_of_the_unguided_velocity() -> None:
 
 
 def test_without_guidance_the_model_is_called_once_a_step() -> None:
-    calls = []
+    calls: list[tuple[int, str]] = []
 
-    def transformer(**arguments: torch.Tensor) -> tuple[torch.Tensor]:
-        calls.append(arguments)
-        return (arguments["hidden_states"],)
+    def velocity(latents: torch.Tensor, step: int, branch: str) -> torch.Tensor:
+        calls.append((step, branch))
+        return latents
 
-    from framepack_core.conditioning import pad_prompt_embeds
-
-    text = pad_prompt_embeds(torch.zeros(1, 3, 4), torch.zeros(1, 4))
-    for scale, expected in ((1.0, 1), (2.0, 2)):
+    for scale, expected in ((1.0, [(1, "positive")]), (2.0, [(1, "positive"), (1, "negative")])):
         calls.clear()
-        denoiser = Denoiser(
-            transformer, {}, positive=text, negative=text, guidance_scale=10.0, true_cfg_scale=scale
-        )
-        denoiser(torch.zeros(1, 16, 1, 2, 2), torch.tensor(0.5))
-        assert len(calls) == expected
+        denoiser = Denoiser(velocity, flow_sigmas(2, 1.0), true_cfg_scale=scale)
+        denoiser(torch.zeros(1, 16, 1, 2, 2), 1)
+        assert calls == expected
 
 
 def test_the_shift_grows_with_the_tokens_and_stops_at_seven() -> None:

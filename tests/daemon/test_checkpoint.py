@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from framepack_core.cache import BranchState, Call
+from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
 from framepackd import files
@@ -32,7 +32,7 @@ def saves() -> list[Save]:
     """List what a run of two sections of two steps, guided and cached, would save."""
     noise = Progress.start(1).noise
     first = tensor(1)  # the noise is x after the first step, and the input of the first call
-    calls = [Call(first, torch.tensor(1.0)), Call(tensor(2), torch.tensor(0.1234567))]
+    calls = [first, tensor(2)]
     cache = {
         "positive": BranchState(0.07654321, (True, False), calls[1], calls[0]),
         "negative": BranchState(0.0, (True, True), calls[1], calls[1]),
