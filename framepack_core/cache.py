@@ -1,7 +1,6 @@
 """Step caches: take what the blocks added in an earlier step where computing it anew would change little.
 
-TeaCache (Liu et al. 2024, arXiv:2411.19108) looks at how much the blocks' input has changed; MagCache (Ma et
-al. 2025, arXiv:2506.09045) at how much what they add is known to change from step to step.
+TeaCache (Liu et al. 2024, arXiv:2411.19108) is here; :mod:`framepack_core.magcache` is the other.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +27,7 @@ class BranchState:
 
 
 @dataclass
-class _Branch:
+class Branch:
     """What is remembered from call to call; each guidance branch has its own."""
 
     accumulated: float = 0.0
@@ -47,15 +46,15 @@ class StepCache(ABC):
     def __init__(self, steps: int) -> None:
         """Begin a section of so many steps."""
         self._steps = steps
-        self._branches: dict[str, _Branch] = {}
-        self._branch = _Branch()
+        self._branches: dict[str, Branch] = {}
+        self._branch = Branch()
         self._latents: torch.Tensor | None = None
         self._step = 0
         self._compute: bool | None = None  # None: decide
 
     def begin(self, branch: str, latents: torch.Tensor, step: int, *, compute: bool | None = None) -> None:
         """Say what the next call is made with; ``compute`` takes the decision away."""
-        self._branch = self._branches.setdefault(branch, _Branch())
+        self._branch = self._branches.setdefault(branch, Branch())
         self._latents, self._step, self._compute = latents, step, compute
 
     def computed(self, branch: str = "positive") -> list[bool]:
@@ -104,12 +103,16 @@ class StepCache(ABC):
             assert branch.residual is not None, "the first call always computes"
             return hidden_states + branch.residual
         result = blocks(hidden_states)
-        branch.residual = result - hidden_states
-        branch.last_computed = self._latents
+        residual = result - hidden_states
+        self._added(branch, residual)
+        branch.residual, branch.last_computed = residual, self._latents
         return result
 
+    def _added(self, branch: Branch, residual: torch.Tensor) -> None:  # noqa: B027 - few want to know
+        """Look at what the blocks have just added; the branch still holds what they added before."""
+
     @abstractmethod
-    def _decide(self, branch: _Branch, seen: torch.Tensor | None) -> bool:
+    def _decide(self, branch: Branch, seen: torch.Tensor | None) -> bool:
         """Say whether to compute the blocks; not asked in the first step."""
 
 
@@ -123,7 +126,7 @@ class TeaCache(StepCache):
         super().__init__(steps)
         self._threshold = threshold
 
-    def _decide(self, branch: _Branch, seen: torch.Tensor | None) -> bool:
+    def _decide(self, branch: Branch, seen: torch.Tensor | None) -> bool:
         assert seen is not None
         assert branch.previous is not None
         if len(branch.computed) == self._steps - 1:
@@ -138,8 +141,3 @@ class TeaCache(StepCache):
             return False
         branch.accumulated = 0.0
         return True
-
-
-def step_cache(name: str, steps: int) -> StepCache | None:
-    """Make the cache that a request names, for one section."""
-    return TeaCache(steps) if name == "teacache" else None

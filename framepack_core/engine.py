@@ -4,7 +4,7 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 :func:`framepack_core.sampling.sample_unipc` the steps of a section.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +14,10 @@ from torch import nn
 
 from framepack_core import conditioning, loading, memory, vae
 from framepack_core.buckets import Size, output_size
-from framepack_core.cache import step_cache
+from framepack_core.cache import StepCache, TeaCache
 from framepack_core.conditioning import TextConditioning
 from framepack_core.history import History, HistoryContext, prefix_for
+from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
 from framepack_core.media import Frames, Picture, crop_to, open_picture
 from framepack_core.models import ModelSpec
 from framepack_core.progress import Progress
@@ -160,9 +161,15 @@ class Engine:
 
     @torch.inference_mode()
     def sample(
-        self, request: Request, conditioned: Conditioning, resume: Progress | None = None
+        self,
+        request: Request,
+        conditioned: Conditioning,
+        resume: Progress | None = None,
+        *,
+        new_cache: Callable[[], StepCache | None] | None = None,
     ) -> Iterator[Step | Clip]:
-        """Generate a video from what :meth:`encode` gave."""
+        """Generate a video from what :meth:`encode` gave; with ``new_cache``, another than the request's."""
+        new_cache = new_cache or self._caches(request)
         kind, window = self.models.spec.kind, request.latent_window_size
         sections = plan(kind, section_count(request.seconds, window), window)
         history = History(kind, window, conditioned.start_latents, conditioned.end_latents)
@@ -176,7 +183,14 @@ class Engine:
             if section.index == len(progress.sampled):
                 prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
                 progress = yield from self._sample_section(
-                    request, tables, sigmas, section, len(sections), history.context(prefix), progress
+                    request,
+                    tables,
+                    sigmas,
+                    section,
+                    len(sections),
+                    history.context(prefix),
+                    progress,
+                    new_cache(),
                 )
             history.append(section, progress.sampled[section.index])
             if section.index < progress.decoded:
@@ -194,6 +208,29 @@ class Engine:
                 still=vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0],
                 progress=progress,
             )
+
+    def calibrate(self, request: Request) -> Generator[Step, None, list[float]]:
+        """Make one section, and measure in it what MagCache goes by: how the blocks' effect changes a step.
+
+        Yields the steps; returns the ratios.
+        """
+        calibration = Calibration(request.steps)
+        for event in self.sample(request, self.encode(request), new_cache=lambda: calibration):
+            if isinstance(event, Step):
+                yield event
+            if len(calibration.ratios) == request.steps:
+                break
+        return calibration.ratios
+
+    def _caches(self, request: Request) -> Callable[[], StepCache | None]:
+        """Say how the cache of a section is made."""
+        if request.cache == "teacache":
+            return lambda: TeaCache(request.steps)
+        if request.cache == "magcache":
+            spec = self.models.spec
+            ratios = load_ratios(spec.mag_ratios) if spec.mag_ratios else BUILT_IN_RATIOS[spec.kind]
+            return lambda: MagCache(request.steps, ratios)
+        return lambda: None
 
     def _tables(self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor) -> dict[str, Tables]:
         """Compute what is the same in every section, by guidance branch."""
@@ -221,6 +258,7 @@ class Engine:
         sections: int,
         history: HistoryContext,
         progress: Progress,
+        cache: StepCache | None,
     ) -> Generator[Step, None, Progress]:
         """Sample one section, from its start or from where it was left; returns the progress it makes."""
         dtype = self.models.dtype
@@ -228,7 +266,6 @@ class Engine:
         generator.set_state(progress.noise)
         size = history.latents_clean.shape[-2:]
         noise = torch.randn((1, 16, request.latent_window_size, *size), generator=generator)
-        cache = step_cache(request.cache, request.steps)
         with self._on_device(self.core):
             look_back = self.core.look_back(
                 section, HistoryContext(*(latents.to(self.device, dtype) for latents in history))

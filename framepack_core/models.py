@@ -59,6 +59,7 @@ class ModelSpec:
     base: Source  # text encoders, tokenizers, VAE
     image_encoder: Source
     buckets: tuple[Size, ...] = BUCKETS
+    mag_ratios: Path | None = None  # a calibration of one's own for MagCache; else those of the kind
 
     def verify(self, *, end_image: bool, keyframes: bool = False) -> None:
         """Check that the model can do what is asked.

@@ -43,7 +43,7 @@ class GenerationSettings(BaseModel):
     true_cfg_scale: Number = Field(1.0, ge=1, le=32)
     guidance_scale: Number = Field(10.0, ge=1, le=32)
     guidance_rescale: Number = Field(0.0, ge=0, le=1)
-    cache: Literal["none", "teacache"] = "none"
+    cache: Literal["none", "teacache", "magcache"] = "none"
     width: Integer | None = Field(None, ge=32, le=4096, multiple_of=16)
     height: Integer | None = Field(None, ge=32, le=4096, multiple_of=16)
     # None: the resolution the model was made for, 640 for the published ones.

@@ -162,6 +162,31 @@ def resume(config_file: Path | None) -> None:
 
 @main.command()
 @config_option
+@click.argument("model")
+@click.option("--image", type=click.Path(path_type=Path), help="Picture to start from; else the demo's.")
+@click.option("--prompt", help="What happens in it.")
+@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write; else MODEL.ratios.json.")
+def calibrate(
+    config_file: Path | None, model: str, image: Path | None, prompt: str | None, output: Path | None
+) -> None:
+    """Measure what cache = "magcache" goes by, for a model of your own; takes as long as a section does."""
+    config = _load(config_file)
+    from framepack_core.errors import FramePackError
+    from framepackd import client
+
+    daemon = client.ask(config, {"command": "status"})
+    if daemon is not None and daemon["daemon"]["paused"] is None:
+        _fail("the daemon may be using the GPU: run framepackd pause first, and resume after it", 1)
+    from framepackd.calibrate import calibrate as measure
+
+    try:
+        click.echo(measure(config, model, image, prompt, output or Path(f"{model}.ratios.json")))
+    except (FramePackError, OSError) as error:
+        _fail(str(error), 1)
+
+
+@main.command()
+@config_option
 @click.option("--gpu/--no-gpu", default=True, help="Whether to look at the GPU, which loads torch.")
 def check(config_file: Path | None, *, gpu: bool) -> None:
     """Look whether everything a run needs is there, and say how to mend what is not."""

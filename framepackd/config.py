@@ -49,6 +49,7 @@ class ModelConfig(_Section):
     base: str = BUILT_IN["framepack"].base.location
     image_encoder: str = BUILT_IN["framepack"].image_encoder.location
     revision: str | None = None  # of the transformer; for the others write "org/name@revision"
+    mag_ratios: Path | None = None  # written by `framepackd calibrate`
 
     def with_absolute_paths(self, base: Path) -> "ModelConfig":
         """Resolve those of the three that are folders against the config's folder; the others are hub ids."""
@@ -57,7 +58,8 @@ class ModelConfig(_Section):
             for key in ("transformer", "base", "image_encoder")
             if (base / Path(getattr(self, key)).expanduser()).exists()
         }
-        return self.model_copy(update=folders)
+        ratios = base / self.mag_ratios.expanduser() if self.mag_ratios else None
+        return self.model_copy(update={**folders, "mag_ratios": ratios})
 
     def spec(self, name: str) -> ModelSpec:
         """Build what the engine loads."""
@@ -67,6 +69,7 @@ class ModelConfig(_Section):
             transformer=_source(self.transformer, self.revision),
             base=_source(self.base, None),
             image_encoder=_source(self.image_encoder, None),
+            mag_ratios=self.mag_ratios,
         )
 
 

@@ -15,6 +15,7 @@ import framepack_core
 from framepack_core import media, memory, vae
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import FramePackError
+from framepack_core.magcache import load_ratios
 from framepack_core.media import Picture
 from framepack_core.progress import Progress
 from framepackd import files
@@ -211,8 +212,15 @@ def _identity(work: Work) -> dict[str, Any]:
         "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
         "device": memory.device_name(memory.choose_device(work.device)),
         "dtype": work.dtype,
+        "mag_ratios": _mag_ratios(work),
         **_versions(),
     }
+
+
+def _mag_ratios(work: Work) -> tuple[float, ...]:
+    """Give the calibration of one's own that the bits depend on, if they do."""
+    file = work.spec.mag_ratios
+    return load_ratios(file) if file is not None and work.request.cache == "magcache" else ()
 
 
 def _versions() -> dict[str, str]:

@@ -181,7 +181,8 @@ class Runner:
                     versions=message.versions,
                     quality=message.quality,
                     device=self.device,
-                    model_sources={name: str(getattr(spec, name)) for name in sources},
+                    model_sources={name: str(getattr(spec, name)) for name in sources}
+                    | ({"mag_ratios": str(spec.mag_ratios)} if spec.mag_ratios else {}),
                 )
             case worker.Stopped():
                 self._put_back(job)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Daemon, environment
+from tests.acceptance.conftest import Daemon, MakeDaemon, environment
 
 QUICK = [("--help",), ("status",), ("status", "--json"), ("show", "cat"), ("check", "--no-gpu")]
 
@@ -146,6 +146,30 @@ def test_a_model_whose_files_are_not_here_fails_the_job_at_once_and_says_what_to
     reason = (daemon.failed / "cat.error.txt").read_text()
     assert "framepackd models download framepack" in reason
     assert json.loads(daemon.command("show", "cat", "--json").stdout)["attempts"] == 0
+
+
+def test_calibrating_writes_a_file_that_a_model_of_ones_own_can_use(make_daemon: MakeDaemon) -> None:
+    from framepack_core.models import BUILT_IN
+
+    demo = BUILT_IN["demo"]
+    models = f'[models.mine]\nkind = "framepack"\ntransformer = "{demo.transformer.folder}"\n'
+    models += f'base = "{demo.base.folder}"\nimage_encoder = "{demo.image_encoder.folder}"\n'
+    daemon = make_daemon(models=models)
+    ratios = daemon.root / "mine.json"
+    unknown = daemon.command("calibrate", "nobodys", "--output", str(ratios))
+    assert unknown.returncode == 1
+    assert "mine, framepack, f1, demo" in unknown.stderr
+    measured = daemon.command("calibrate", "mine", "--output", str(ratios))
+    assert measured.returncode == 0, measured.stderr
+    assert len(json.loads(ratios.read_text())["ratios"]) == 2, "the config's steps"
+    assert 'mag_ratios = "' in measured.stdout
+
+    daemon.config.write_text(daemon.config.read_text() + 'mag_ratios = "mine.json"\n')
+    daemon.drop("cat", model="mine", cache="magcache", steps=25)
+    assert daemon.command("run", "--once").returncode == 0
+    record = json.loads((daemon.outbox / "cat.json").read_text())
+    assert record["cache"] == "magcache"
+    assert record["model_sources"]["mag_ratios"] == str(ratios)
 
 
 def test_the_demo_makes_a_video_and_prints_its_path_last(tmp_path: Path) -> None:

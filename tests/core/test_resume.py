@@ -24,6 +24,7 @@ MODES = {
     "cached-guided-end": ("framepack-i2v", {"cache": "teacache", "steps": 9, "end": True, **GUIDED}),
     "f1-four-sections": ("framepack-f1", {"latent_window_size": 2, "steps": 2}),
     "f1-guided": ("framepack-f1", GUIDED),
+    "scheduled": ("framepack-i2v", {"cache": "magcache", "steps": 9, **GUIDED}),
     "f1-cached": ("framepack-f1", {"cache": "teacache", "steps": 9}),
     "one-step": ("framepack-f1", {"steps": 1}),
 }
@@ -70,7 +71,7 @@ def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
     request = request_for(tmp_path, **settings)
     conditioned = engine.encode(request)
     whole = list(engine.sample(request, conditioned))
-    if "cached" in mode:
+    if "cached" in mode or mode == "scheduled":
         assert not all(event.computed for event in whole if isinstance(event, Step)), "the cache is at work"
     for number, event in enumerate(whole):
         # What follows depends on the progress alone, which is compared too: three events stand for the rest.
@@ -93,7 +94,7 @@ def test_resuming_repeats_no_step_and_with_a_cache_at_most_two_calls(
         return forward(*args, **named)
 
     monkeypatch.setattr(engine.core, "forward", counting)
-    for cache, most in (("none", 0), ("teacache", 2)):
+    for cache, most in (("none", 0), ("teacache", 2), ("magcache", 1)):
         request = request_for(tmp_path, cache=cache, steps=9)
         conditioned = engine.encode(request)
         whole = list(engine.sample(request, conditioned))

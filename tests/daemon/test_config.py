@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from framepackd.config import Config, ConfigError, load_config, poll_seconds
+from framepackd.config import Config, ConfigError, ModelConfig, load_config, poll_seconds
 from framepackd.settings import JobSettings, parse_settings
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
@@ -39,7 +39,7 @@ def test_the_example_names_every_key() -> None:
     keys = tomllib.loads(text)
     assert set(keys) == set(Config.model_fields)
     assert set(keys["gpu"]) == set(Config.model_fields["gpu"].annotation.model_fields)
-    assert set(keys["models"]["mine"]) == {"kind", "transformer", "base", "image_encoder", "revision"}
+    assert set(keys["models"]["mine"]) == set(ModelConfig.model_fields)
     assert set(keys["defaults"]) == set(JobSettings.model_fields)
 
 

@@ -1,0 +1,69 @@
+"""Measure on this machine what MagCache goes by, for a model of one's own."""
+
+import json
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from rich.progress import MofNCompleteColumn, Progress
+
+from framepack_core import __version__, memory
+from framepack_core.engine import Engine
+from framepack_core.errors import ModelError
+from framepack_core.magcache import skipped_steps
+from framepack_core.models import BUILT_IN
+from framepack_core.request import GenerationSettings, Request
+from framepackd.config import Config
+
+DEMO = files("framepackd").joinpath("demo")
+
+
+def calibrate(config: Config, model: str, picture: Path | None, prompt: str | None, output: Path) -> str:
+    """Make a section with all blocks computed, write the ratios as JSON; returns what to do with them.
+
+    Size, steps and what else there is are the config's defaults: calibrate as you generate.
+
+    Raises:
+        FramePackError: the model is unknown or not here, or the picture cannot be used.
+        OSError: the file cannot be written.
+    """
+    if model not in config.models and model not in BUILT_IN:
+        known = ", ".join([*config.models, *BUILT_IN])
+        raise ModelError(f"no model {model!r}: the built-in ones and those in the config are {known}")
+    request = Request.model_validate(
+        {
+            "image": picture or Path(str(DEMO.joinpath("lake.png"))),
+            **{
+                key: value for key, value in config.defaults.items() if key in GenerationSettings.model_fields
+            },
+            "prompt": prompt or DEMO.joinpath("lake.txt").read_text(encoding="utf-8").strip(),
+        }
+    )
+    engine = Engine.load(config.spec(model), config.gpu.device, config.gpu.dtype)
+    measuring = engine.calibrate(request)
+    ratios: list[float] = []
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:
+        task = progress.add_task(f"calibrating {model}", total=request.steps)
+        while not ratios:
+            try:
+                next(measuring)
+            except StopIteration as stopped:
+                ratios = stopped.value
+            progress.advance(task)
+    skipped = len(skipped_steps(ratios, request.steps))
+    record = {
+        "ratios": ratios,
+        "model": model,
+        "transformer": str(engine.models.spec.transformer),
+        "steps": request.steps,
+        "device": memory.device_name(engine.device),
+        "versions": {"framepackd": __version__, "torch": torch.__version__},
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    output.write_text(json.dumps(record, indent=2) + "\n")
+    return (
+        f"{output} is written: with it MagCache skips {skipped} of {request.steps} steps. To use it, put\n"
+        f'  mag_ratios = "{output.absolute()}"\nunder [models.{model}] in the config, '
+        'and cache = "magcache" in [defaults] or in a job\'s NAME.toml.'
+    )
