@@ -20,6 +20,7 @@ from framepack_core.history import History, HistoryContext, prefix_for
 from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
 from framepack_core.media import Frames, Picture, crop_to, open_picture
 from framepack_core.models import ModelSpec
+from framepack_core.precision import Precision, reduce
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
@@ -69,8 +70,12 @@ class Conditioning:
 class Engine:
     """A loaded model that generates videos, one at a time."""
 
-    def __init__(self, models: loading.Models, device: torch.device) -> None:
-        """Take loaded components; they are moved to the device when they are needed."""
+    def __init__(self, models: loading.Models, device: torch.device, precision: Precision = "exact") -> None:
+        """Take loaded components; they are moved to the device when they are needed.
+
+        Raises:
+            ModelError: a library that ``precision`` takes is not installed.
+        """
         self.models = models
         self.device = device
         weights = memory.weight_bytes(
@@ -81,10 +86,13 @@ class Engine:
         self.rungs = memory.ladder(memory.Rung(None if resident else memory.TILE, resident))
         self.rung = 0
         self.core, self.embedders = take_apart(models.transformer)
+        reduce(self.core.blocks, precision, models.dtype)
         self.take_rung(0)
 
     @classmethod
-    def load(cls, spec: ModelSpec, device: str = "auto", dtype: str = "auto") -> "Engine":
+    def load(
+        cls, spec: ModelSpec, device: str = "auto", dtype: str = "auto", precision: Precision = "exact"
+    ) -> "Engine":
         """Load a model; on a GPU in the reference's dtypes, on the CPU in float32 unless told otherwise.
 
         Raises:
@@ -93,7 +101,9 @@ class Engine:
         chosen = memory.choose_device(device)
         memory.release_unused(chosen)  # of a model that was loaded before
         transformer_dtype, encoder_dtype = memory.choose_dtypes(chosen, dtype)
-        return cls(loading.load(spec, dtype=transformer_dtype, encoder_dtype=encoder_dtype), chosen)
+        return cls(
+            loading.load(spec, dtype=transformer_dtype, encoder_dtype=encoder_dtype), chosen, precision
+        )
 
     def take_rung(self, number: int) -> bool:
         """Use as little memory as a rung of the ladder says; False if only a newly loaded engine can."""

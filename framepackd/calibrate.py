@@ -40,7 +40,7 @@ def calibrate(config: Config, model: str, picture: Path | None, prompt: str | No
             "prompt": prompt or DEMO.joinpath("lake.txt").read_text(encoding="utf-8").strip(),
         }
     )
-    engine = Engine.load(config.spec(model), config.gpu.device, config.gpu.dtype)
+    engine = Engine.load(config.spec(model), config.gpu.device, config.gpu.dtype, config.gpu.precision)
     measuring = engine.calibrate(request)
     ratios: list[float] = []
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:

@@ -39,6 +39,7 @@ class GpuConfig(_Section):
 
     device: str = "auto"  # auto, cpu, cuda, cuda:0 ...
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    precision: Literal["exact", "fp8", "nf4"] = "exact"
 
 
 class ModelConfig(_Section):

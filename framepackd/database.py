@@ -31,6 +31,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
         "ALTER TABLE job ADD COLUMN cancel VARCHAR",
         "ALTER TABLE job ADD COLUMN stem VARCHAR",
+        "ALTER TABLE job ADD COLUMN computation JSON DEFAULT '{}' NOT NULL",
         'CREATE TABLE meta ("key" VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY ("key"))',
         'CREATE TABLE memory_rung ("key" VARCHAR NOT NULL, rung INTEGER NOT NULL, PRIMARY KEY ("key"))',
     ),
@@ -135,6 +136,8 @@ class Job(Base):
     timings: Mapped[dict[str, Any]] = mapped_column(default=dict)  # phase -> seconds
     versions: Mapped[dict[str, Any]] = mapped_column(default=dict)
     model_sources: Mapped[dict[str, Any]] = mapped_column(default=dict)  # repository or folder, with revision
+    # How it was computed, where there is a choice: precision ...
+    computation: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
     device: Mapped[str | None]
     delivery: Mapped[dict[str, Any] | None]  # decided, not yet finished: state, error
     error: Mapped[str | None]

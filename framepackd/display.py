@@ -199,11 +199,12 @@ def duration(seconds: float) -> str:
 def job(record: dict[str, Any]) -> RenderableType:
     """Draw one job whole."""
     facts = _grid()
+    tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        if key in ("history", "inputs", "timings", "versions", "model_sources") or value in (None, ""):
+        if key in ("history", *tables) or value in (None, ""):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
-    for key in ("inputs", "model_sources", "timings", "versions"):
+    for key in tables:
         for name, value in (record[key] or {}).items():
             text = value["file"] if isinstance(value, dict) else str(value)
             facts.add_row(

@@ -47,11 +47,11 @@ class Engines:
 
     def get(self, work: Work, rung: int) -> Engine:
         """Give the engine for a job, loaded if it is not yet."""
-        key = (work.spec, work.device, work.dtype)
+        key = (work.spec, work.device, work.dtype, work.precision)
         if self._engine is not None and key == self._key and self._engine.take_rung(rung):
             return self._engine
         self._engine = None  # first let go of the other model
-        engine = Engine.load(work.spec, work.device, work.dtype)
+        engine = Engine.load(work.spec, work.device, work.dtype, work.precision)
         engine.take_rung(rung)
         self._engine, self._key = engine, key
         return engine
@@ -89,7 +89,12 @@ class Generation:
         self._clock.lap("write")
         size = self._work.size
         picture = media.crop_to(media.open_picture(self._work.request.image), size)
-        return Finished(self._clock.seconds, _versions(), self._measures().verdict(picture))
+        return Finished(
+            self._clock.seconds,
+            _versions(),
+            {"precision": self._work.precision},
+            self._measures().verdict(picture),
+        )
 
     def _generate_within_memory(self) -> None:
         """Generate; where the device has not enough memory, take one rung down the ladder."""
@@ -212,6 +217,7 @@ def _identity(work: Work) -> dict[str, Any]:
         "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
         "device": memory.device_name(memory.choose_device(work.device)),
         "dtype": work.dtype,
+        "precision": work.precision,
         "mag_ratios": _mag_ratios(work),
         **_versions(),
     }

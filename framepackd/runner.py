@@ -100,6 +100,7 @@ class Runner:
             keep_latents=job.settings.get("keep_latents", False),
             device=self._config.gpu.device,
             dtype=self._config.gpu.dtype,
+            precision=self._config.gpu.precision,
             rungs=self._store.rungs(),
             keep_only=job.cancel is not None,
         )
@@ -179,6 +180,7 @@ class Runner:
                     State.DONE,
                     timings=message.timings,
                     versions=message.versions,
+                    computation=message.computation,
                     quality=message.quality,
                     device=self.device,
                     model_sources={name: str(getattr(spec, name)) for name in sources}

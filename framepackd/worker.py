@@ -26,6 +26,7 @@ from framepack_core.request import Request
 from framepackd.database import Job
 
 if TYPE_CHECKING:
+    from framepack_core.precision import Precision
     from framepackd.generation import Engines
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Work:
     keep_latents: bool
     device: str
     dtype: str
+    precision: "Precision"
     rungs: Mapping[str, int]  # how far down the ladder of memory.py other jobs had to go
     keep_only: bool = False  # generate no more, write what exists
 
@@ -111,6 +113,7 @@ class Finished:
 
     timings: dict[str, float]
     versions: dict[str, str]
+    computation: dict[str, str]  # how it was computed, where there is a choice
     quality: str | None  # what is suspect about the pictures
 
 

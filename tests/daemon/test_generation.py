@@ -68,6 +68,7 @@ def work_in(folder: Path, **settings: Any) -> Work:
         keep_latents=True,
         device="cpu",
         dtype="auto",
+        precision="exact",
         rungs={},
     )
 

@@ -1,0 +1,50 @@
+"""Blocks in fewer bits than they were published in: smaller, and not the same video any more."""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from diffusers.hooks import apply_layerwise_casting
+from torch import nn
+
+from framepack_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from framepack_core.transformer import Blocks
+
+Precision = Literal["exact", "fp8", "nf4"]
+
+
+def reduce(blocks: "Blocks", precision: Precision, dtype: torch.dtype) -> None:
+    """Store the weights of the blocks in fewer bits; they go on computing in ``dtype``.
+
+    fp8 halves bfloat16 and costs a cast a step; nf4 (Dettmers et al. 2023, arXiv:2305.14314) needs a little
+    more than a quarter, with bitsandbytes. LoRAs are to be merged before.
+
+    Raises:
+        ModelError: the library that it takes is not installed.
+    """
+    if precision == "fp8":
+        # The norms' weights are few, and the result depends on them most.
+        apply_layerwise_casting(blocks, torch.float8_e4m3fn, dtype, skip_modules_pattern=("norm",))
+    elif precision == "nf4":
+        _to_nf4(blocks, dtype)
+
+
+def _to_nf4(blocks: nn.Module, dtype: torch.dtype) -> None:
+    try:
+        import bitsandbytes.nn as bnb
+    except ImportError as error:
+        raise ModelError(
+            f'precision = "nf4" needs bitsandbytes, which cannot be imported ({error}): '
+            'pip install "framepackd[nf4]", or set another precision'
+        ) from error
+    for parent in list(blocks.modules()):
+        for name, linear in list(parent.named_children()):
+            if isinstance(linear, nn.Linear):
+                small: Any = bnb.Linear4bit(
+                    linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
+                )
+                small.weight = bnb.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+                small.bias = linear.bias
+                # One at a time: it is when they are moved that they are quantized.
+                setattr(parent, name, small.to(linear.weight.device).eval())

@@ -1,0 +1,65 @@
+"""Blocks in fewer bits: how much smaller, and how near."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import HunyuanVideoFramepackTransformer3DModel
+
+from framepack_core import loading, memory, precision, sections
+from framepack_core.engine import Engine, Step
+from framepack_core.errors import ModelError
+from framepack_core.models import BUILT_IN
+from framepack_core.transformer import take_apart
+from tests.conftest import tiny_spec
+from tests.core.test_resume import everything, request_for
+from tests.core.test_transformer import FULL, SIGMAS, WINDOW, compute_tables, inputs
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+BOTH = ["fp8", pytest.param("nf4", marks=needs_bitsandbytes)]
+
+
+def test_at_full_shape_fp8_takes_nine_gigabytes() -> None:
+    with torch.device("meta"):
+        transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
+    core, _ = take_apart(transformer)
+    precision.reduce(core.blocks, "fp8", torch.bfloat16)
+    assert memory.weight_bytes(core) == pytest.approx(9.1e9, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("reduced", "off_by"), [("fp8", 0.1), pytest.param("nf4", 0.3, marks=needs_bitsandbytes)]
+)
+@torch.inference_mode()
+def test_fewer_bits_give_a_velocity_nearby(reduced: precision.Precision, off_by: float) -> None:
+    dtype = torch.float32
+    transformer = loading.load(BUILT_IN["demo"], dtype=dtype, encoder_dtype=dtype).transformer
+    core, embedders = take_apart(transformer)
+    given = inputs(transformer.config, dtype)
+    tables = compute_tables(embedders, given, 6.0, dtype)
+    look_back = core.look_back(sections.plan("framepack", 3, WINDOW)[1], given[-1])
+    exact = core(given[0], tables, len(SIGMAS) - 2, look_back, None)
+    precision.reduce(core.blocks, reduced, dtype)
+    near = core(given[0], tables, len(SIGMAS) - 2, look_back, None)
+    assert 0 < (near - exact).norm() / exact.norm() < off_by
+
+
+@pytest.mark.parametrize("reduced", BOTH)
+def test_a_video_in_fewer_bits_is_resumed_to_the_bit(reduced: precision.Precision, tmp_path: Path) -> None:
+    engine = Engine.load(BUILT_IN["demo"], device="cpu", precision=reduced)
+    request = request_for(tmp_path)
+    events = list(engine.generate(request))
+    third = events[2]
+    assert isinstance(third, Step)
+    assert everything(list(engine.generate(request, resume=third.progress))) == everything(events[3:])
+
+
+def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    with pytest.raises(ModelError, match=r'pip install "framepackd\[nf4\]"'):
+        Engine.load(tiny_spec(), device="cpu", precision="nf4")
