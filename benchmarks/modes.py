@@ -1,0 +1,62 @@
+"""The faster modes on the demo model: how near to the exact video, and how much of it they compute.
+
+The demo model's weights are random: what its modes lose says that they work, not what the real model loses.
+"""
+
+import math
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import Row
+from framepack_core.engine import Clip, Engine, Step
+from framepack_core.media import Frames
+from framepack_core.models import BUILT_IN
+from framepack_core.precision import Precision
+from framepack_core.request import Request
+
+MODES: tuple[tuple[str, Precision], ...] = (
+    ("teacache", "exact"),
+    ("magcache", "exact"),
+    ("none", "fp8"),
+    ("none", "nf4"),
+)
+
+
+def rows() -> Iterator[Row]:
+    """Measure against the exact run of the same request."""
+    exact, _ = generate("none", "exact")
+    for cache, precision in MODES:
+        frames, computed = generate(cache, precision)
+        name = cache if precision == "exact" else precision
+        yield Row(f"{name}: PSNR to the exact video", psnr(frames, exact), None, "dB", "what it costs")
+        if precision == "exact":
+            yield Row(f"{name}: steps computed", computed, 1.0, "of all", "what it gains")
+
+
+def generate(cache: str, precision: Precision) -> tuple[Frames, float]:
+    """Make two sections of the demo's picture; gives the frames and which share of the steps was computed."""
+    demo = files("framepackd").joinpath("demo")
+    request = Request.model_validate(
+        {"image": Path(str(demo.joinpath("lake.png"))), "prompt": "pan left", "seconds": 2.4, "cache": cache}
+    )
+    clips, steps = [], []
+    for event in Engine.load(BUILT_IN["demo"], "cpu", precision=precision).generate(request):
+        if isinstance(event, Clip):
+            clips.append(event.frames)
+        elif isinstance(event, Step):
+            steps.append(event.computed)
+    return np.concatenate(clips), sum(steps) / len(steps)
+
+
+def psnr(frames: Frames, reference: Frames) -> float:
+    """Compare 8-bit pictures, in dB."""
+    error = np.mean((frames.astype(np.float64) - reference) ** 2)
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+if __name__ == "__main__":
+    for row in rows():
+        print(row)
