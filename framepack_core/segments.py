@@ -91,7 +91,12 @@ def _opened(segment: bytes) -> Iterator[InputContainer]:
 def _order(packets: "list[av.Packet[Any]]") -> list[int]:
     """Give the place of each packet's frame among those of its segment, in the order of time."""
     places = [int((packet.pts or 0) * packet.time_base / FRAME) for packet in packets]
-    whole = sorted(places) == list(range(len(places))) and packets[0].is_keyframe
-    if not whole or any(place + HELD_BACK < number for number, place in enumerate(places)):
+    whole = sorted(places) == list(range(len(places)))
+    if (
+        not whole
+        or not packets
+        or not packets[0].is_keyframe
+        or any(place + HELD_BACK < number for number, place in enumerate(places))
+    ):
         raise SegmentError(f"a segment is damaged: its {len(packets)} packets are of the frames {places}")
     return places

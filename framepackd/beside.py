@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self
 
 
 class Beside:
@@ -22,3 +23,10 @@ class Beside:
         at_hand, self._at_hand = self._at_hand, None
         if at_hand is not None:
             at_hand.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let what is at hand come to its end, whatever went wrong elsewhere."""
+        self._thread.shutdown()

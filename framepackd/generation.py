@@ -78,6 +78,10 @@ class Generation:
 
     def run(self) -> Message:
         """Generate what is missing, then write the video."""
+        with self._beside:  # whoever takes up the job next must not find it still being written
+            return self._run()
+
+    def _run(self) -> Message:
         work = self._work
         files.make_folder(work.result)
         self._connection.send(Resumed(len(self._progress.sampled) * work.request.steps + self._progress.step))

@@ -11,7 +11,17 @@ import pytest
 
 from framepack_core import segments
 from framepack_core.media import Picture, count_frames
-from framepackd.worker import Finished, Leave, SectionDecoded, StepDone, Stopped, Work, _answer
+from framepackd.worker import (
+    Failed,
+    Finished,
+    Leave,
+    Resumed,
+    SectionDecoded,
+    StepDone,
+    Stopped,
+    Work,
+    _answer,
+)
 from tests.conftest import KINDS
 from tests.daemon.test_generation import ENGINES, Ears, made, run, work_in
 
@@ -105,6 +115,37 @@ def test_a_section_is_encoded_while_the_next_one_is_sampled(
         assert isinstance(_answer(work, ENGINES, LeavingEars(note).theirs), Finished)
     finally:
         hook.remove()
+
+
+def test_a_section_is_whole_on_disk_even_if_the_one_after_it_fails(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever goes on with the job would find it still being written."""
+    failing = threading.Event()
+    encode = segments.encode
+    told: list[type] = []
+
+    def waiting(*arguments: Any, **named: Any) -> bytes:
+        assert failing.wait(20)
+        return encode(*arguments, **named)
+
+    def fail(*_: object) -> None:
+        if SectionDecoded in told:
+            failing.set()
+            raise RuntimeError("planted")
+
+    def note(said: object) -> bool:
+        told.append(type(said))
+        return False
+
+    monkeypatch.setattr(segments, "encode", waiting)
+    hook = ENGINES.get(work, 0).models.transformer.proj_out.register_forward_hook(fail)
+    try:
+        assert isinstance(_answer(work, ENGINES, LeavingEars(note).theirs), Failed)
+    finally:
+        hook.remove()
+    assert work.preview.exists(), "what is written last"
+    assert run(work)[1][0] == Resumed(2)
 
 
 def test_no_step_counts_as_done_before_the_section_before_it_is_durable(
