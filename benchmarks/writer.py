@@ -194,6 +194,7 @@ def _work(folder: Path, kind: Kind, sections: int) -> Work:
         keep_latents=False,
         device="cpu",
         dtype="auto",
+        precision="exact",
         rungs={},
     )
 
