@@ -7,6 +7,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
+from framepackd.beside import Beside
 from framepackd.checkpoint import Checkpoints
 
 WINDOW, HEIGHT, WIDTH = 9, 640, 640
@@ -42,7 +44,7 @@ def section(*, cached: bool) -> list[Progress]:
 
 def measure(folder: Path, *, cached: bool) -> None:
     """Save a section's steps as the worker does, and print what it took."""
-    checkpoints = Checkpoints(folder, {})
+    checkpoints, beside = Checkpoints(folder, {}), Beside()
     copied, stalled, written = [], [], []
     for progress in section(cached=cached):
         time.sleep(STEP_SECONDS)
@@ -52,11 +54,10 @@ def measure(folder: Path, *, cached: bool) -> None:
             tensor.clone()  # stands for the copy from the device
         copied.append(time.perf_counter() - begun)
         begun = time.perf_counter()
-        checkpoints.wait()
-        checkpoints.save(progress, {})
+        beside.start(partial(checkpoints.save, progress, {}))
         stalled.append(time.perf_counter() - begun)
         begun = time.perf_counter()
-        checkpoints.wait()
+        beside.wait()
         written.append(time.perf_counter() - begun)
     size = max(path.stat().st_size for path in folder.glob("state-*"))
     print(

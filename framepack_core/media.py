@@ -1,7 +1,7 @@
-"""Pictures in, video out: reading and cropping with Pillow, encoding with PyAV. No torch here."""
+"""Pictures: reading, cropping and writing, with Pillow; and a look at a video. No torch here."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,7 +11,6 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from framepack_core.buckets import Size, covering_size
 from framepack_core.errors import RequestError
-from framepack_core.sections import FPS
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
@@ -28,10 +27,6 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 FIRST_SIDEWAYS = 5  # from here on height and width change places
-ENCODER_THREADS = 2  # fixed: libx264 writes other bytes with another number of threads
-# The macroblock tree of libx264 (core 165, AVX) reads memory it did not write: the same frames gave other
-# bytes in up to 75 % of runs, depending on the width. Without it 760 of 760 runs over nine sizes were equal.
-ENCODER_OPTIONS = {"x264-params": "mbtree=0"}
 
 
 def open_picture(path: Path) -> Picture:
@@ -142,20 +137,6 @@ def crop_to(picture: Picture, size: Size) -> Picture:
 def write_picture(file: Path | BinaryIO, picture: Picture) -> None:
     """Write a picture (H, W, 3) as PNG."""
     Image.fromarray(picture).save(file, format="PNG")
-
-
-def write_video(path: Path, frames: Iterable[Picture], *, size: Size, crf: int) -> None:
-    """Encode frames as H.264, yuv420p, 30 fps, index in front: the same bytes for the same frames."""
-    import av  # here: loading FFmpeg takes longer than what else this module is used for
-
-    with av.open(path, mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"crf": str(crf), **ENCODER_OPTIONS})
-        stream.height, stream.width = size
-        stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = ENCODER_THREADS
-        for picture in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode(None))
 
 
 def count_frames(path: Path) -> int:

@@ -1,15 +1,14 @@
 """A job's progress on disk: after any crash it is there, whole, at most one step old.
 
-Latents, frames and edges are files of their own, written once; a small state file after each step names
-them with their hashes. Everything is written aside, made durable and renamed. The state before the newest is
-kept until the newest is safe, and taken up if the newest is damaged.
+Latents, segments of video and edges are files of their own, written once; a small state file after each step
+names them with their hashes. Everything is written aside, made durable and renamed. The state before the
+newest is kept until the newest is safe, and taken up if the newest is damaged.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import safetensors.torch
 import torch
 
 from framepack_core.cache import BranchState
-from framepack_core.media import Frames
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
 from framepack_core.sections import Kind, chronological
@@ -30,7 +28,6 @@ log = logging.getLogger(__name__)
 FORMAT = 2
 KEPT_STATES = 2
 _HASH_BYTES = hashlib.sha256().digest_size
-_CPU = torch.device("cpu")
 
 
 class DamagedError(Exception):
@@ -46,14 +43,12 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """Writes a job's checkpoints beside the sampling, in a thread, and reads the newest that is whole."""
+    """Writes a job's checkpoints, and reads the newest that is whole."""
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         """Use a folder; ``identity`` (JSON) says what they are checkpoints of: no others are loaded."""
         self._folder = folder
         self._identity = json.loads(json.dumps(identity))
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
         self._number = 0
         self._hashes: dict[str, str] = {}  # of the files that the newest state names
         self._kept: list[set[str]] = []  # per kept state: its own file and those it names
@@ -77,46 +72,19 @@ class Checkpoints:
         self._hashes, self._kept = {}, []
         return None
 
-    def save(self, progress: Progress, notes: dict[str, Any], frames: Frames | None = None) -> None:
-        """Begin to write a checkpoint, once the one before it is safe; ``frames`` of a section just decoded.
+    def save(self, progress: Progress, notes: dict[str, Any], segment: bytes | None = None) -> None:
+        """Write a checkpoint, durable when it returns; ``segment`` is the video of a section just decoded.
 
         Raises:
-            OSError: the one before could not be written.
+            OSError: it could not be written; the one before holds.
         """
-        self.wait()
-        self._writing = self._thread.submit(self._save, progress.to(_CPU), dict(notes), frames)
-
-    def wait(self) -> None:
-        """Return when what was saved is durable.
-
-        Raises:
-            OSError: it could not be written.
-        """
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            writing.result()
-
-    def frames(self, kind: Kind) -> Iterator[Frames]:
-        """Give the frames of the decoded sections in the order of time, (T, H, W, 3) a section.
-
-        Raises:
-            DamagedError: they are not what was written.
-        """
-        names = sorted(name for name in self._hashes if name.startswith("frames-"))
-        for name in chronological(kind, names):
-            yield self._read(name)["frames"].numpy()
-
-    # writing, in the thread
-
-    def _save(self, progress: Progress, notes: dict[str, Any], frames: Frames | None) -> None:
         files.make_folder(self._folder)
         last = progress.decoded - 1
         hashes: dict[str, str] = {}
         for number, latents in enumerate(progress.sampled):
             hashes |= self._kept_or_written(_name("latents", number), latents)
         for number in range(progress.decoded):
-            given = torch.from_numpy(frames) if frames is not None and number == last else None
-            hashes |= self._kept_or_written(_name("frames", number), given)
+            hashes |= self._kept_or_written(_name("segment", number), segment)
         if progress.edge is not None:
             hashes |= self._kept_or_written(_name("edge", last), progress.edge)
         tensors, described = _describe(progress)
@@ -136,13 +104,24 @@ class Checkpoints:
             if not any(path.name in names for names in self._kept):
                 path.unlink()
 
-    def _kept_or_written(self, name: str, tensor: torch.Tensor | None) -> dict[str, str]:
+    def segments(self, kind: Kind) -> Iterator[bytes]:
+        """Give the video of the decoded sections, piece by piece in the order of time.
+
+        Raises:
+            DamagedError: they are not what was written.
+        """
+        names = sorted(name for name in self._hashes if name.startswith("segment-"))
+        for name in chronological(kind, names):
+            yield self._read(name)
+
+    def _kept_or_written(self, name: str, made: torch.Tensor | bytes | None) -> dict[str, str]:
         if name in self._hashes:
             return {name: self._hashes[name]}
-        assert tensor is not None, f"{name} was written when it was new"
-        content = safetensors.torch.save({name.partition("-")[0]: tensor.contiguous()})
-        files.write_bytes(self._folder / name, content)
-        return {name: hashlib.sha256(content).hexdigest()}
+        assert made is not None, f"{name} was written when it was new"
+        if isinstance(made, torch.Tensor):
+            made = safetensors.torch.save({_kind(name): made.contiguous()})
+        files.write_bytes(self._folder / name, made)
+        return {name: hashlib.sha256(made).hexdigest()}
 
     # reading
 
@@ -154,17 +133,17 @@ class Checkpoints:
         header = _header(content)
         for key, ours in (("format", FORMAT), ("identity", self._identity)):
             if header[key] != ours:
-                raise DamagedError(f"it was made with another {_difference(header[key], ours) or key}")
+                raise DamagedError(f"it was made with another {_difference(key, header[key], ours)}")
         self._number, self._hashes = _number(path), header["files"]
         described = header["progress"]
-        sampled = [self._read(_name("latents", number))["latents"] for number in range(described["sampled"])]
+        sampled = [self._read_tensor(_name("latents", number)) for number in range(described["sampled"])]
         progress = _rebuild(safetensors.torch.load(content), described, tuple(sampled))
         try:
             for number in range(progress.decoded):
-                self._read(_name("frames", number))
+                self._read(_name("segment", number))
             edge = _name("edge", progress.decoded - 1)
             if edge in self._hashes:
-                progress = replace(progress, edge=self._read(edge)["edge"])
+                progress = replace(progress, edge=self._read_tensor(edge))
         except (FileNotFoundError, DamagedError) as error:
             log.warning("decoding all sections again: %s", error)  # their latents are whole
             progress = replace(progress, decoded=0, edge=None)
@@ -172,15 +151,22 @@ class Checkpoints:
         self._kept = [{path.name, *self._hashes}]
         return Checkpoint(progress, header["notes"])
 
-    def _read(self, name: str) -> dict[str, torch.Tensor]:
+    def _read(self, name: str) -> bytes:
         content = (self._folder / name).read_bytes()
         if hashlib.sha256(content).hexdigest() != self._hashes[name]:
             raise DamagedError(f"{name} is not what was written")
-        return safetensors.torch.load(content)
+        return content
+
+    def _read_tensor(self, name: str) -> torch.Tensor:
+        return safetensors.torch.load(self._read(name))[_kind(name)]
 
 
 def _name(kind: str, number: int) -> str:
     return f"{kind}-{number:04}"
+
+
+def _kind(name: str) -> str:
+    return name.partition("-")[0]
 
 
 def _number(state: Path) -> int:
@@ -193,10 +179,10 @@ def _header(content: bytes) -> dict[str, Any]:
     return header
 
 
-def _difference(theirs: Any, ours: Any) -> str:
-    """Name what differs between two identities."""
+def _difference(what: str, theirs: Any, ours: Any) -> str:
+    """Name what differs between two formats or identities."""
     if not isinstance(theirs, dict) or not isinstance(ours, dict):
-        return ""
+        return f"{what} ({theirs}, now {ours})"
     keys = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     return ", ".join(f"{key} ({theirs.get(key)}, now {ours.get(key)})" for key in keys)
 

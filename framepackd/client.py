@@ -69,9 +69,10 @@ def do_without_daemon(config: Config, request: dict[str, Any]) -> dict[str, Any]
 def find(config: Config, job: str) -> dict[str, Any] | None:
     """Give the record of a job, where no daemon runs; None if there is none."""
     from framepackd.jobs import JobStore
+    from framepackd.status import whole
 
     found = JobStore(config.database, read_only=True).find(job) if config.database.exists() else None
-    return found.record() if found else None
+    return whole(found, config) if found else None
 
 
 def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:

@@ -24,7 +24,7 @@ from framepackd.jobs import JobStore
 from framepackd.notify import Reporter
 from framepackd.readiness import missing_model, missing_room
 from framepackd.runner import CANCELLING, ROUND_SECONDS, STOPPING, Runner
-from framepackd.status import in_one_line, snapshot
+from framepackd.status import in_one_line, snapshot, whole
 from framepackd.watching import watching
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ class Daemon:
             return self._snapshot()
         if request.get("command") == "show":
             job = self._store.find(str(request.get("job")))
-            return {"job": job.record() if job else None}
+            return {"job": whole(job, self._config) if job else None}
         if request.get("command") in commands.CHANGING:
             return self._have_done(request)
         return {"error": f"unknown command {request.get('command')!r}"}

@@ -1,26 +1,25 @@
 """One job in the worker process: from its request, or from where it was left, to its video."""
 
 import importlib.metadata
-import io
 import logging
 import time
-from collections.abc import Iterator
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-import safetensors.torch
 import torch
 
 import framepack_core
-from framepack_core import media, memory, vae
+from framepack_core import media, memory
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import FramePackError
 from framepack_core.magcache import load_ratios
-from framepack_core.media import Picture
 from framepack_core.progress import Progress
 from framepackd import files
+from framepackd.beside import Beside
 from framepackd.checkpoint import Checkpoints
 from framepackd.quality import Measures
+from framepackd.video import Video
 from framepackd.worker import (
     Finished,
     Leave,
@@ -66,16 +65,23 @@ class Generation:
         self._engines = engines
         self._connection = connection
         self._checkpoints = Checkpoints(work.checkpoint, _identity(work))
+        self._video = Video(work, self._checkpoints)
+        self._beside = Beside()
         found = self._checkpoints.load()
         self._progress = found.progress if found else Progress.start(work.request.seed)
-        self._notes: dict[str, Any] = found.notes if found else {"seconds": {}}
-        if self._progress.decoded == 0:  # perhaps again, after its frames were damaged
-            self._notes.pop("quality", None)
-        self._clock = _PhaseClock(self._notes["seconds"])
+        notes = found.notes if found else {}
+        self._clock = _PhaseClock(notes.get("seconds", {}))
+        self._measures = Measures.from_json(notes["quality"]) if self._progress.decoded else Measures()
+        if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
+            work.preview.unlink(missing_ok=True)
         self._asked: Leave | None = None  # to leave the job
 
     def run(self) -> Message:
         """Generate what is missing, then write the video."""
+        with self._beside:  # whoever takes up the job next must not find it still being written
+            return self._run()
+
+    def _run(self) -> Message:
         work = self._work
         files.make_folder(work.result)
         self._connection.send(Resumed(len(self._progress.sampled) * work.request.steps + self._progress.step))
@@ -85,7 +91,7 @@ class Generation:
             self._generate_within_memory()
         if self._asked is not None and not (self._asked.keep and self._progress.decoded):
             return Stopped()
-        self._write()
+        self._video.write(self._progress.edge, None if self._asked else work.frames)
         self._clock.lap("write")
         size = self._work.size
         picture = media.crop_to(media.open_picture(self._work.request.image), size)
@@ -93,7 +99,7 @@ class Generation:
             self._clock.seconds,
             _versions(),
             {"precision": self._work.precision},
-            self._measures().verdict(picture),
+            self._measures.verdict(picture),
         )
 
     def _generate_within_memory(self) -> None:
@@ -114,7 +120,7 @@ class Generation:
             except torch.OutOfMemoryError as error:
                 # No more than its text: the error holds on to the tensors of the frames it passed.
                 refused = str(error).partition("\n")[0]
-                self._checkpoints.wait()
+                self._beside.wait()
             else:
                 return
         raise FramePackError(
@@ -128,72 +134,35 @@ class Generation:
         self._clock.lap("encode")
         self._connection.send(Ready(str(engine.device)))
         for event in engine.sample(self._work.request, conditioned, self._progress):
-            # At most one step may be lost: the one before is safe before this one counts as done.
-            self._checkpoints.wait()
+            # At most one step may be lost: what came before is safe before this one counts as done.
+            self._beside.wait()
             self._progress = event.progress.to(torch.device("cpu"))
             if isinstance(event, Step):
                 seconds = self._clock.lap("sample")
                 self._connection.send(StepDone(event.section + 1, event.step, seconds))
-                self._checkpoints.save(self._progress, self._notes)
+                self._beside.start(partial(self._checkpoints.save, self._progress, self._notes()))
                 if event.step == event.steps:
-                    self._checkpoints.wait()  # whatever decoding does, it is not sampled again
+                    self._beside.wait()  # whatever decoding does, it is not sampled again
             else:
-                self._keep(event)
-                self._checkpoints.save(self._progress, self._notes, event.frames)
-                self._connection.send(SectionDecoded(event.section + 1, self._clock.lap("decode")))
+                seconds = self._clock.lap("decode")
+                self._beside.start(partial(self._keep, event, self._progress, self._notes()))
+                self._connection.send(SectionDecoded(event.section + 1, seconds))
             if self._connection.poll():
                 self._asked = self._connection.recv()
                 break
-        self._checkpoints.wait()
+        self._beside.wait()
 
-    def _keep(self, clip: Clip) -> None:
-        """Write what is delivered beside the video; durable before a checkpoint says that it was decoded."""
-        measures = self._measures()
-        measures.add(clip.frames, finite=clip.finite)
-        self._notes["quality"] = measures.to_json()
-        if self._work.save_section_frames:
-            png = io.BytesIO()
-            media.write_picture(png, clip.still)
-            files.write_bytes(self._work.result / f".section-{clip.section}.png", png.getvalue())
-        if self._work.keep_latents:
-            content = safetensors.torch.save({"latents": clip.latents.contiguous()})
-            files.write_bytes(self._work.result / ".latents.safetensors", content)
+    def _keep(self, clip: Clip, progress: Progress, notes: dict[str, Any]) -> None:
+        """Keep what a section brought; all of it is durable before a checkpoint says that it is decoded."""
+        self._measures.add(clip.frames, finite=clip.finite)
+        notes["quality"] = self._measures.to_json()
+        self._checkpoints.save(progress, notes, self._video.encode(clip))
+        if clip.section + 1 < clip.sections:  # else the video itself comes at once
+            self._video.write_preview(progress.edge)
 
-    def _measures(self) -> Measures:
-        noted = self._notes.get("quality")
-        return Measures.from_json(noted) if noted else Measures()
-
-    def _write(self) -> None:
-        """Write the video under its name only when it is whole: decoded again, and every frame counted."""
-        part = self._work.result / f"{files.PART_PREFIX}video.part"
-        given = 0
-
-        def counted() -> Iterator[Picture]:
-            nonlocal given
-            for picture in self._pictures():
-                given += 1
-                yield picture
-
-        media.write_video(part, counted(), size=self._work.size, crf=self._work.crf)
-        written = media.count_frames(part)
-        if written != given or (self._asked is None and given != self._work.frames):
-            raise OSError(f"the video has {written} frames where {self._work.frames} were generated")
-        for path in self._work.result.iterdir():
-            files.sync_file(path)
-        part.rename(self._work.result / ".mp4")
-        files.sync_folder(self._work.result)
-        files.sync_folder(self._work.result.parent)
-
-    def _pictures(self) -> Iterator[Picture]:
-        """Give the video's pictures in the order of time, a section in memory at a time."""
-        kind, edge = self._work.spec.kind, self._progress.edge
-        unfinished = () if edge is None else vae.to_uint8(edge)  # of a video that ends early
-        if kind == "framepack":
-            yield from unfinished
-        for frames in self._checkpoints.frames(kind):
-            yield from frames
-        if kind == "f1":
-            yield from unfinished
+    def _notes(self) -> dict[str, Any]:
+        """Give, as JSON, what is kept beside the progress."""
+        return {"seconds": dict(self._clock.seconds), "quality": self._measures.to_json()}
 
 
 class _PhaseClock:
@@ -230,5 +199,7 @@ def _mag_ratios(work: Work) -> tuple[float, ...]:
 
 
 def _versions() -> dict[str, str]:
-    libraries = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")}
+    libraries = {
+        name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "av")
+    }
     return {"framepackd": framepack_core.__version__, **libraries}

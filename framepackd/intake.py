@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 INPUTS = "inputs"
 CHECKPOINT = "checkpoint"  # what the worker goes on from
+PREVIEW = "preview.mp4"  # what exists of the video
 KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
 MAX_TEXT_BYTES = 1 << 16
 

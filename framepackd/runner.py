@@ -92,6 +92,7 @@ class Runner:
             fingerprint=job.fingerprint,
             result=folder / delivery.RESULT,
             checkpoint=folder / intake.CHECKPOINT,
+            preview=folder / intake.PREVIEW,
             sections=job.sections,
             frames=job.frames,
             size=(job.height, job.width),

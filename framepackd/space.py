@@ -34,10 +34,12 @@ def needed(job: Job) -> dict[str, int]:
     pixels = job.width * job.height
     latent_frame = FLOAT32 * LATENT_CHANNELS * pixels // LATENT_PIXELS**2
     raw = job.frames * pixels * RGB
+    video = int(raw * NOISE_SHARE * (1 - crf / WORST_CRF))
     latents = (job.sections * window + 1) * latent_frame
     return {
-        "finished frames": raw,
-        "video": int(raw * NOISE_SHARE * (1 - crf / WORST_CRF)),
+        "segments": video,
+        "preview": video,
+        "video": video,  # or a preview, while there is an older one
         "stills": job.sections * pixels * RGB if job.settings.get("save_section_frames") else 0,
         "kept latents": latents if job.settings.get("keep_latents") else 0,
         "latents": latents,

@@ -6,8 +6,10 @@ Made by the daemon when it is asked, and by the command itself from the database
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from framepackd.config import Config
 from framepackd.database import ENDED, Job, State
 from framepackd.inbox import Waiting
+from framepackd.intake import PREVIEW
 from framepackd.jobs import JobStore
 from framepackd.names import printable
 
@@ -33,6 +35,12 @@ def snapshot(store: JobStore | None, waiting: tuple[Waiting, ...], daemon: dict[
         ],
         "waiting": [entry.as_json() for entry in waiting],
     }
+
+
+def whole(job: Job, config: Config) -> dict[str, Any]:
+    """Give one job whole, as ``show --json`` prints it; while it lasts, with the video of what exists."""
+    preview = config.jobs_dir / job.id / PREVIEW
+    return {**job.record(), "preview": str(preview) if preview.exists() else None}
 
 
 def _summary(job: Job, eta: float | None) -> dict[str, Any]:

@@ -47,6 +47,7 @@ class Work:
     fingerprint: str  # of pictures, prompt and settings
     result: Path  # folder to write the video and what goes with it to
     checkpoint: Path  # folder for what is needed to go on after a crash
+    preview: Path  # file to write what exists of the video to
     sections: int
     frames: int
     size: tuple[int, int]  # height, width

@@ -28,6 +28,7 @@ KILLS = [
         ("checkpoint", 5),
         ("checkpoint", 11),
         ("decode", 3),
+        ("preview", 3),
         ("encode", 10),
         ("publish", 1),
         ("publish", 8),

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from framepack_core.engine import Clip, Engine
-from framepack_core.media import write_picture, write_video
+from framepack_core.media import write_picture
 from framepack_core.request import Request
+from framepack_core.sections import chronological
+from framepack_core.segments import encode, join
 from tests.acceptance.conftest import MakeDaemon, picture
-from tests.conftest import whole_video
 from tests.golden import TINY_MODELS
 
 MODELS = f"""
@@ -70,13 +71,13 @@ def test_the_daemon_delivers_what_the_engine_makes(
         )
         engine = tiny_engine("framepack-f1" if settings["model"] == "tiny-f1" else "framepack-i2v")
         clips = [event for event in engine.generate(request) if isinstance(event, Clip)]
-        frames = whole_video(engine, clips)
-        write_video(tmp_path / "v.mp4", frames, size=(48, 64), crf=0)
+        segments = [encode(clip.frames, size=(48, 64), crf=0) for clip in clips]
+        frames = join(tmp_path / "v.mp4", chronological(engine.models.spec.kind, segments))
         assert (tmp_path / "v.mp4").read_bytes() == (daemon.outbox / f"{name}.mp4").read_bytes(), name
         for clip in clips:
             write_picture(tmp_path / "still.png", clip.still)
             still = daemon.outbox / f"{name}.section-{clip.section}.png"
             assert (tmp_path / "still.png").read_bytes() == still.read_bytes(), still.name
         record = json.loads((daemon.outbox / f"{name}.json").read_text())
-        assert record["frames"] == len(frames)
+        assert record["frames"] == frames
         assert record["steps_run"] == record["steps_total"] == request.steps * len(clips)

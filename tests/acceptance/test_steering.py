@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,8 @@ def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daem
     daemon.start()
     for name in ("running", "queued"):
         daemon.until(lambda name=name: second_section(daemon, name), f"{name} to be half done")
+        preview = Path(shown(daemon, name)["preview"])
+        assert count_frames(preview) in range(4 * 3 - 3, 2 * 30, 4 * 3)
         if name == "queued":
             daemon.stop()
         assert daemon.command("cancel", "--keep", name).returncode == 0
@@ -81,7 +84,15 @@ def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daem
         frames = count_frames(daemon.failed / f"{name}.mp4")
         assert frames in range(4 * 3 - 3, 2 * 30, 4 * 3), "whole sections of window 3, and not all"
         assert (daemon.failed / f"{name}.cancelled.txt").exists()
+        daemon.until(lambda name=name: state_of(daemon, name) == "cancelled", "the job to end")
+        assert not preview.exists()
+        assert shown(daemon, name)["preview"] is None
     assert not list(daemon.outbox.glob("*"))
+
+
+def shown(daemon: Daemon, name: str) -> dict[str, Any]:
+    job: dict[str, Any] = json.loads(daemon.command("show", name, "--json").stdout)
+    return job
 
 
 def second_section(daemon: Daemon, name: str) -> bool:

@@ -38,9 +38,10 @@ PHASES = {
     "intake": ("take", "adopt_leftovers", "_record", "add"),
     "claim": ("claim", "resumed", "start_next"),
     "step": ("step",),
-    "checkpoint": ("_save", "load", "remove"),
+    "checkpoint": ("save", "load", "remove"),
     "decode": ("_keep", "decoded"),
-    "encode": ("_write",),
+    "preview": ("write_preview",),
+    "encode": ("write",),
     "publish": ("deliver", "decide"),
     "finish": ("finish",),
 }
@@ -148,7 +149,17 @@ def _what(path: object) -> str:
         path = Path(f"/proc/self/fd/{path}").readlink()
     name = Path(os.fsdecode(path)).name if isinstance(path, str | bytes | os.PathLike) else ""
     name = name.removeprefix(".framepackd-").removesuffix(".part")
-    for kind in ("state-", "latents-", "frames-", "edge-", "manifest", "stem", "outgoing", "section"):
+    for kind in (
+        "state-",
+        "latents-",
+        "segment-",
+        "edge-",
+        "preview",
+        "manifest",
+        "stem",
+        "outgoing",
+        "section",
+    ):
         if kind in name:
             return kind.strip("-")
     return Path(name).suffix.strip(".") or ("folder" if name else "")
@@ -166,7 +177,8 @@ def _before(module: Any, name: str, points: Points) -> None:
 
 
 def _patch_files(points: Points) -> None:
-    from framepack_core import media
+    from framepack_core import segments
+    from framepack_core.media import Picture
     from framepackd import files
 
     for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "link"):
@@ -184,18 +196,27 @@ def _patch_files(points: Points) -> None:
 
     Path.write_bytes = write_bytes  # type: ignore[method-assign, assignment] # as the original, with points
 
-    write_video = media.write_video
+    encode, join = segments.encode, segments.join
 
-    def writing_video(path: Path, frames: Iterable[media.Picture], **named: Any) -> None:
-        def reaching() -> Iterator[media.Picture]:
+    def encoding(frames: Iterable[Picture], **named: Any) -> bytes:
+        def reaching() -> Iterator[Picture]:
             for picture in frames:
                 points.reach("encode a picture")
                 yield picture
 
-        write_video(path, reaching(), **named)
-        points.reach("video encoded")
+        return encode(reaching(), **named)
 
-    media.write_video = writing_video  # type: ignore[assignment] # the same, with points
+    def joining(path: Path, pieces: Iterable[bytes]) -> int:
+        def reaching() -> Iterator[bytes]:
+            for piece in pieces:
+                points.reach("join a segment")
+                yield piece
+
+        frames = join(path, reaching())
+        points.reach("segments joined")
+        return frames
+
+    segments.encode, segments.join = encoding, joining
 
     original = io.open
 

@@ -13,19 +13,19 @@ import torch
 from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
-from framepackd import files
+from framepackd import checkpoint, files
 from framepackd.checkpoint import Checkpoint, Checkpoints
 
 IDENTITY = {"request": "abc", "versions": ["1", "2"]}
-Save = tuple[Progress, np.ndarray | None]
+Save = tuple[Progress, bytes | None]
 
 
 def tensor(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(shape or (1, 16, 3, 4, 6), generator=torch.Generator().manual_seed(seed))
 
 
-def frames(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 255, (4, 32, 48, 3), dtype=np.uint8)
+def segment(seed: int) -> bytes:
+    return np.random.default_rng(seed).bytes(10_000)
 
 
 def saves() -> list[Save]:
@@ -42,10 +42,10 @@ def saves() -> list[Save]:
     return [
         (Progress(noise, solver=SolverState(1, first, (tensor(6),)), cache=cache), None),
         (Progress(noise, sampled=(one,)), None),
-        (Progress(noise, sampled=(one,), decoded=1, edge=edge), frames(1)),
+        (Progress(noise, sampled=(one,), decoded=1, edge=edge), segment(1)),
         (Progress(noise, (one,), 1, edge, SolverState(1, first, (tensor(7), tensor(8)))), None),
         (Progress(noise, (one, two), 1, edge), None),
-        (Progress(noise, (one, two), 2), frames(2)),
+        (Progress(noise, (one, two), 2), b""),  # a section may settle no frame
     ]
 
 
@@ -66,7 +66,6 @@ def save_all(folder: Path, upto: int = 99) -> Checkpoints:
     checkpoints = Checkpoints(folder, IDENTITY)
     for number, (progress, made) in enumerate(saves()[:upto]):
         checkpoints.save(progress, {"number": number}, made)
-    checkpoints.wait()
     return checkpoints
 
 
@@ -85,8 +84,8 @@ def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path, number: int
     assert same(found.progress, saves()[number][0])
     assert found.notes == {"number": number}
     made = [made for _, made in saves()[: number + 1] if made is not None]
-    assert all(map(np.array_equal, checkpoints.frames("f1"), made))
-    assert all(map(np.array_equal, checkpoints.frames("framepack"), reversed(made)))
+    assert list(checkpoints.segments("f1")) == made
+    assert list(checkpoints.segments("framepack")) == made[::-1]
 
 
 def test_saving_goes_on_after_loading_and_keeps_no_more_than_two_states(tmp_path: Path) -> None:
@@ -95,11 +94,10 @@ def test_saving_goes_on_after_loading_and_keeps_no_more_than_two_states(tmp_path
     checkpoints.load()
     for progress, made in saves()[3:]:
         checkpoints.save(progress, {}, made)
-    checkpoints.wait()
     assert same(loaded(tmp_path).progress, saves()[-1][0])
     names = sorted(path.name for path in tmp_path.iterdir())
     assert [name for name in names if name.startswith("state")] == ["state-00000005", "state-00000006"]
-    assert names[:5] == ["edge-0000", "frames-0000", "frames-0001", "latents-0000", "latents-0001"]
+    assert names[:5] == ["edge-0000", "latents-0000", "latents-0001", "segment-0000", "segment-0001"]
 
 
 def test_dying_at_any_call_leaves_the_newest_state_or_the_one_before(
@@ -134,9 +132,8 @@ def test_dying_at_any_call_leaves_the_newest_state_or_the_one_before(
                     patched.setattr(Path, name, dying(getattr(Path, name)))
                 patched.setattr(files, "sync_file", dying(files.sync_file))
                 progress, made = saves()[number]
-                checkpoints.save(progress, {}, made)
                 try:
-                    checkpoints.wait()
+                    checkpoints.save(progress, {}, made)
                     done = True
                 except DiedError:
                     done = False
@@ -157,8 +154,8 @@ def test_a_damaged_state_gives_way_to_the_one_before(tmp_path: Path, damage: str
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "empty", "gone"])
-@pytest.mark.parametrize("name", ["frames-0000", "edge-0000"])
-def test_where_frames_are_damaged_their_latents_are_decoded_again(
+@pytest.mark.parametrize("name", ["segment-0000", "edge-0000"])
+def test_where_a_segment_is_damaged_the_latents_are_decoded_again(
     tmp_path: Path, name: str, damage: str
 ) -> None:
     save_all(tmp_path, 5)
@@ -174,7 +171,6 @@ def test_where_latents_are_damaged_it_begins_again_with_clean_hands(tmp_path: Pa
     checkpoints = Checkpoints(tmp_path, IDENTITY)
     assert checkpoints.load() is None
     checkpoints.save(saves()[0][0], {}, saves()[0][1])
-    checkpoints.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000007"]
 
 
@@ -197,13 +193,23 @@ def test_checkpoints_of_another_request_or_version_are_not_gone_on_from(
     assert checkpoints.load() is None
     assert "request (abc, now other)" in caplog.text
     checkpoints.save(saves()[0][0], {}, saves()[0][1])
-    checkpoints.wait()
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000003"]
 
 
-def test_a_full_disk_is_told_before_the_next_checkpoint_and_harms_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_checkpoints_of_an_older_format_are_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "FORMAT", 1)
+        save_all(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    assert checkpoints.load() is None
+    assert "format (1, now 2)" in caplog.text
+    checkpoints.save(saves()[0][0], {}, saves()[0][1])
+    assert [path.name for path in tmp_path.iterdir()] == ["state-00000004"]
+
+
+def test_a_full_disk_is_told_and_harms_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoints = save_all(tmp_path, 3)
 
     def full(*_: object) -> None:
@@ -211,12 +217,10 @@ def test_a_full_disk_is_told_before_the_next_checkpoint_and_harms_none(
 
     with monkeypatch.context() as patched:
         patched.setattr(files, "sync_file", full)
-        checkpoints.save(saves()[3][0], {}, None)
         with pytest.raises(OSError, match="No space left"):
-            checkpoints.save(saves()[4][0], {}, None)
+            checkpoints.save(saves()[3][0], {}, None)
     assert same(loaded(tmp_path).progress, saves()[2][0])
     checkpoints.save(saves()[4][0], {}, None)  # there is room again
-    checkpoints.wait()
     assert same(loaded(tmp_path).progress, saves()[4][0])
 
 

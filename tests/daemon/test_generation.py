@@ -46,7 +46,7 @@ def work(tmp_path: Path) -> Work:
     return work_in(tmp_path)
 
 
-def work_in(folder: Path, **settings: Any) -> Work:
+def work_in(folder: Path, transformer: str = "framepack-i2v", **settings: Any) -> Work:
     folder.mkdir(exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
@@ -56,10 +56,11 @@ def work_in(folder: Path, **settings: Any) -> Work:
     return Work(
         job_id="job",
         request=request,
-        spec=tiny_spec(),
+        spec=tiny_spec(transformer),
         fingerprint="abc",
         result=folder / "result",
         checkpoint=folder / "checkpoint",
+        preview=folder / "preview.mp4",
         sections=sections,
         frames=frame_count(sections, request.latent_window_size),
         size=(request.height or 0, request.width or 0),
@@ -112,11 +113,11 @@ def test_stills_are_durable_before_a_checkpoint_says_that_their_section_is_decod
         sync_file(path)
         durable.append(path.name)
 
-    def looking(self: Checkpoints, progress: Progress, notes: Any, frames: Any = None) -> None:
-        if frames is not None:
+    def looking(self: Checkpoints, progress: Progress, notes: Any, segment: Any = None) -> None:
+        if segment is not None:
             decoded.append(progress.decoded)
             assert any(f".section-{progress.decoded - 1}.png" in name for name in durable)
-        save(self, progress, notes, frames)
+        save(self, progress, notes, segment)
 
     monkeypatch.setattr(files, "sync_file", noting)
     monkeypatch.setattr(Checkpoints, "save", looking)
@@ -187,7 +188,7 @@ def test_nothing_is_generated_again_because_writing_the_video_failed(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("framepack_core.media.write_video", fail)
+        patched.setattr("framepack_core.media.count_frames", fail)
         assert not isinstance(run(work)[0], Finished)
     monkeypatch.setattr(Engines, "get", fail)  # not even the model is loaded
     answer, messages = run(work)
@@ -235,14 +236,14 @@ def test_what_exists_is_kept_as_a_video_if_wished(
     ears = Ears()
     sent = [0]
 
-    def save_and_ask(self: Any, *arguments: Any, save: Any = generation.Checkpoints.save) -> None:
-        save(self, *arguments)
+    def start_and_ask(self: Any, saving: Any, start: Any = generation.Beside.start) -> None:
+        start(self, saving)
         sent[0] += 1
         if sent[0] == 4:  # the first step of the second section
             ears.ours.send(Leave(keep=where == "running"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(generation.Checkpoints, "save", save_and_ask)
+        patched.setattr(generation.Beside, "start", start_and_ask)
         answer = _answer(work, ENGINES, ears.theirs)
     if where == "queued":
         assert answer == Stopped()

@@ -1,0 +1,135 @@
+"""Videos in pieces: what is joined is what was encoded, and players really play it."""
+
+import io
+import random
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from framepack_core.media import Frames, count_frames
+from framepack_core.segments import EXACT, QUICK, SegmentError, encode, join
+
+SIZE = (64, 96)
+# As sections have them: none (the first one backward), a frame or two (small windows), and whole ones.
+LENGTHS = [(37,), (1, 36), (0, 36, 1, 2, 3, 5, 9), (4, 4, 4, 1), (73, 36)]
+
+
+def moving_frames(count: int, height: int = SIZE[0], width: int = SIZE[1]) -> Frames:
+    """Pan over coarse noise: what the encoder has choices about."""
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (height // 8, (width + count) // 8 + 1, 3), dtype=np.uint8)
+    scene = coarse.repeat(8, axis=0).repeat(8, axis=1)
+    return np.stack([scene[:, number : number + width] for number in range(count)])
+
+
+def pieces(lengths: tuple[int, ...], crf: int = 16) -> list[bytes]:
+    frames = iter(moving_frames(sum(lengths)))
+    return [encode([next(frames) for _ in range(length)], size=SIZE, crf=crf) for length in lengths]
+
+
+def decoded(video: Path | bytes) -> tuple[list[float], Frames]:
+    """Decode to times, counted in frames, and pictures as they are stored."""
+    with av.open(io.BytesIO(video) if isinstance(video, bytes) else video) as container:
+        shown = list(container.decode(video=0))
+        times = [frame.pts * frame.time_base * 30 for frame in shown]
+        return times, np.stack([frame.to_ndarray(format="yuv420p") for frame in shown])
+
+
+def test_a_video_is_what_players_play(tmp_path: Path) -> None:
+    assert join(tmp_path / "v.mp4", pieces((20, 17))) == 37
+    with av.open(tmp_path / "v.mp4") as video:
+        stream = video.streams.video[0]
+        assert stream.codec.canonical_name == "h264"
+        assert (stream.format.name, stream.average_rate) == ("yuv420p", 30)
+        assert (stream.height, stream.width, stream.frames) == (*SIZE, 37)
+    content = (tmp_path / "v.mp4").read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat"), "the index comes first: it plays while it loads"
+    assert count_frames(tmp_path / "v.mp4") == 37
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_joined_segments_are_their_pictures_one_after_the_other(
+    tmp_path: Path, lengths: tuple[int, ...]
+) -> None:
+    made = pieces(lengths)
+    assert join(tmp_path / "v.mp4", iter(made)) == sum(lengths)
+    times, pictures = decoded(tmp_path / "v.mp4")
+    assert times == list(range(sum(lengths)))
+    assert np.array_equal(pictures, np.concatenate([decoded(piece)[1] for piece in made if piece]))
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_packets_come_in_steps_of_one_frame_and_before_they_are_shown(
+    tmp_path: Path, lengths: tuple[int, ...]
+) -> None:
+    join(tmp_path / "v.mp4", pieces(lengths))
+    with av.open(tmp_path / "v.mp4") as video:
+        packets = [packet for packet in video.demux(video=0) if packet.size]
+    frame = packets[0].duration
+    assert {later.dts - earlier.dts for earlier, later in pairwise(packets)} == {frame}
+    assert all(packet.dts <= packet.pts and packet.duration == frame for packet in packets)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(
+    "command", ["ffprobe -show_frames", "ffmpeg -f null - -i", "ffmpeg -c copy -f null - -i"]
+)
+def test_ffmpeg_has_nothing_to_complain_of(tmp_path: Path, lengths: tuple[int, ...], command: str) -> None:
+    join(tmp_path / "v.mp4", pieces(lengths))
+    program, *options = command.split()
+    try:
+        told = subprocess.run(
+            [program, "-v", "warning", *options, tmp_path / "v.mp4"], capture_output=True, check=True
+        )
+    except FileNotFoundError:
+        pytest.skip(f"{program} is not installed")
+    assert told.stderr == b""
+
+
+@pytest.mark.parametrize("crf", [0, 1, 16, 51])
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_frames_encoded_quickly_go_with_the_others(tmp_path: Path, crf: int, length: int) -> None:
+    quick = encode(moving_frames(length), size=SIZE, crf=crf, options=QUICK)
+    assert join(tmp_path / "v.mp4", [quick, *pieces((3,), crf)]) == length + 3
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
+    """The macroblock tree of libx264 read memory that nobody had written: what lay there before decided."""
+    frames = moving_frames(25, 64, 208)
+    rng, rubbish, seen = random.Random(0), [], set()
+    for _ in range(25):
+        rubbish = [*rubbish[-10:], rng.randbytes(rng.randrange(1000, 500_000))]
+        segment = encode(frames, size=(64, 208), crf=16)
+        join(tmp_path / "v.mp4", [segment, segment])
+        seen.add((segment, (tmp_path / "v.mp4").read_bytes()))
+    assert len(seen) == 1
+
+
+def test_no_frames_are_no_segment_and_no_video(tmp_path: Path) -> None:
+    assert encode([], size=SIZE, crf=16) == b""
+    with pytest.raises(SegmentError, match="no frames"):
+        join(tmp_path / "v.mp4", [b"", b""])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"crf": 17}, {"size": (96, 64)}, {"options": f"{EXACT}:ref=1"}, {"options": f"{EXACT}:bframes=0"}],
+)
+def test_segments_of_other_settings_are_not_joined(tmp_path: Path, other: dict[str, object]) -> None:
+    """What stands in the parameter sets holds for the whole file: the rest would be decoded wrongly."""
+    settings = {"size": SIZE, "crf": 16} | other
+    height, width = settings["size"]  # type: ignore[misc] # a size, in this dict of anything
+    foreign = encode(moving_frames(3, height, width), **settings)  # type: ignore[arg-type] # the same
+    with pytest.raises(SegmentError, match="other settings"):
+        join(tmp_path / "v.mp4", [*pieces((3,)), foreign])
+
+
+@pytest.mark.parametrize("damage", ["short", "garbage"])
+def test_a_damaged_segment_is_not_joined(tmp_path: Path, damage: str) -> None:
+    first, second = pieces((3, 9))
+    with pytest.raises(SegmentError, match="damaged"):
+        join(tmp_path / "v.mp4", [first, second[: len(second) // 2] if damage == "short" else bytes(100)])
