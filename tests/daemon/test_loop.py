@@ -89,7 +89,7 @@ def test_what_the_worker_said_while_the_disk_was_full_is_recorded_when_there_is_
 ) -> None:
     loop.start_job()
     disk.full = True
-    loop.worker.send(worker.Finished({}, LARGE, None))
+    loop.worker.send(worker.Finished({}, LARGE, {}, None))
     for _ in range(2):
         loop.round()
         assert "full" in str(loop.paused())
@@ -115,7 +115,8 @@ def test_files_taken_in_while_the_disk_was_full_become_a_job_when_there_is_room(
 
 
 @pytest.mark.parametrize(
-    "says", [worker.StepDone(1, 1, 1.0), worker.Finished({}, {}, None), worker.Failed("no", retry=True), None]
+    "says",
+    [worker.StepDone(1, 1, 1.0), worker.Finished({}, {}, {}, None), worker.Failed("no", retry=True), None],
 )
 def test_a_lock_of_another_program_is_waited_for(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, says: worker.Message | None
@@ -257,7 +258,7 @@ def test_a_running_job_is_cancelled_at_its_next_step(loop: Loop) -> None:
     result = loop.place.config.jobs_dir / job.id / "result"
     result.mkdir()
     (result / ".mp4").write_text("the first sections")
-    loop.worker.send(worker.Finished({}, {}, None))
+    loop.worker.send(worker.Finished({}, {}, {}, None))
     loop.round()
     assert loop.counts() == {"cancelled": 1}
     delivered = sorted(path.name for path in loop.place.config.failed.iterdir())
@@ -288,7 +289,7 @@ def test_what_exists_is_written_by_a_run_of_its_own_if_it_could_not_be_at_once(l
         loop.worker.send(worker.Stopped())
     else:
         loop.daemon.stop()
-        loop.worker.send(worker.Finished({}, {}, None))
+        loop.worker.send(worker.Finished({}, {}, {}, None))
     loop.round()
     assert loop.counts() == {"cancelled": 1}
 
@@ -312,7 +313,7 @@ def test_a_disk_that_fails_under_a_job_is_given_time(loop: Loop) -> None:
 def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(loop: Loop) -> None:
     loop.start_job()
     loop.worker.send(worker.Lowered("cpu|demo|128x128", 2, "smaller tiles"))
-    loop.worker.send(worker.Finished({}, {}, None))
+    loop.worker.send(worker.Finished({}, {}, {}, None))
     loop.round()
     loop.place.drop()
     loop.round()
@@ -326,7 +327,7 @@ def test_a_job_that_ends_in_the_moment_it_is_cancelled_is_cancelled(loop: Loop) 
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"]})
     loop.round()
     asked()
-    loop.worker.send(worker.Finished({}, {}, None))
+    loop.worker.send(worker.Finished({}, {}, {}, None))
     loop.round()
     assert loop.counts() == {"cancelled": 1}
 
