@@ -5,7 +5,7 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 """
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -87,6 +87,7 @@ class Engine:
         self.rung = 0
         self.core, self.embedders = take_apart(models.transformer)
         reduce(self.core.blocks, precision, models.dtype)
+        self._staying, self._stays = ExitStack(), list[nn.Module]()  # what does not leave the device again
         self.take_rung(0)
 
     @classmethod
@@ -116,14 +117,8 @@ class Engine:
             memory.stream(*streamed, device=self.device)
         self.rung = self.rungs.index(rung)
         if not rung.resident:
-            parts = (*vars(models).values(), *self.core.children(), *self.embedders.children())
-            for module in parts:
-                if (
-                    isinstance(module, nn.Module)
-                    and module is not models.transformer  # its parts are the core's
-                    and not (rung.streamed and module in streamed)
-                ):
-                    module.to("cpu")
+            self._staying.close()
+            self._stays.clear()
             memory.release_unused(self.device)
         return True
 
@@ -320,10 +315,23 @@ class Engine:
     def _encode_file(self, path: Path, size: Size, seed: int) -> torch.Tensor:
         return self._encode_picture(crop_to(open_picture(path), size), seed)
 
-    def _on_device(self, *modules: nn.Module) -> AbstractContextManager[None]:
+    @contextmanager
+    def _on_device(self, *modules: nn.Module) -> Iterator[None]:
+        """Have modules on the device inside the block, and after it where they stay there."""
         rung = self.rungs[self.rung]
         if rung.streamed:  # these are moved by hooks of their own
             hooked = (self.core.blocks, self.models.text_encoder, self.models.text_encoder_2)
             modules = tuple(self.core.children()) if modules == (self.core,) else modules
             modules = tuple(module for module in modules if module not in hooked)
-        return memory.on_device(*modules, device=self.device, resident=rung.resident)
+        if rung.resident:
+            for module in modules:
+                if module not in self._stays:
+                    self._staying.enter_context(memory.visiting(module, device=self.device))
+                    self._stays.append(module)
+            yield
+            return
+        try:
+            with memory.visiting(*modules, device=self.device):
+                yield
+        finally:
+            memory.release_unused(self.device)

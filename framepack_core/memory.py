@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.hooks import apply_group_offloading
@@ -134,25 +134,46 @@ def set_tiles(vae: "AutoencoderKLHunyuanVideo", tile: int | None) -> None:
 def stream(*modules: nn.Module, device: torch.device) -> None:
     """Have the weights of modules visit the device layer by layer, from host memory."""
     for module in modules:
-        module.to("cpu")
         apply_group_offloading(module, onload_device=device, offload_type="leaf_level")
 
 
 @contextmanager
-def on_device(*modules: nn.Module, device: torch.device, resident: bool) -> Iterator[None]:
-    """Have modules on the device inside the block; release them after it, unless they stay."""
-    settled = False
+def visiting(*modules: nn.Module, device: torch.device) -> Iterator[None]:
+    """Have modules on the device inside the block, as copies; what is in host memory is never written.
+
+    Weights that are the same tensor stay the same one. What the block changes in them is lost: nothing is
+    copied back. A failure half way, for want of memory, leaves every module whole in host memory.
+    """
+    parts = (part for module in modules for part in module.modules())
+    holders: Iterator[dict[str, Any]] = (held for part in parts for held in (part._parameters, part._buffers))
+    own = [
+        (tensors, name, tensor)
+        for tensors in holders
+        for name, tensor in tensors.items()
+        if tensor is not None
+    ]
+    copies: dict[torch.Tensor, torch.Tensor] = {}
     try:
-        for module in modules:
-            module.to(device)
-        settled = True
+        for tensors, name, tensor in own:
+            if tensor not in copies:
+                copies[tensor] = _copy(tensor, device)
+            tensors[name] = copies[tensor]
         yield
     finally:
-        # A move that fails half way, for want of memory, leaves a module on two devices: always back.
-        if not resident or not settled:
-            for module in modules:
-                module.to("cpu")
-            release_unused(device)
+        for tensors, name, tensor in own:
+            tensors[name] = tensor
+
+
+def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Give a tensor's copy on the device; itself where that is where it is."""
+    if tensor.device == device:
+        return tensor
+    with (
+        torch.inference_mode(mode=False),
+        torch.no_grad(),
+    ):  # so that every visit has the same kind of tensors
+        copy = tensor.to(device)
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
 def release_unused(device: torch.device) -> None:
