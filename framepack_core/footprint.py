@@ -1,0 +1,221 @@
+"""What a model and a video take: bytes of weights from their files, of activations from measurements.
+
+Of activations two pieces grow with the picture: the transformer's with its tokens, the VAE's with the pixels
+that it decodes at once. No torch here.
+"""
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from framepack_core.errors import ModelError
+from framepack_core.models import ModelSpec, find
+
+GIB = 1 << 30
+Placement = Literal["all", "core", "streamed"]
+Tiling = bool | Literal["auto"]
+
+TILE, SMALL_TILE = 256, 128  # the VAE's own, and the least that shows no seams at a glance
+
+# The device: CUDA's context and the libraries' workspaces, which are there whatever is computed ...
+CONTEXT = 700 << 20
+# ... and what comes and goes, of which the allocator loses a part to gaps.
+SLACK = 1.1
+TOKEN_BYTES = 113_200  # of activations at the transformer's peak: 1.93 GiB for 640x608's 18325 tokens
+TOKEN_CACHE_BYTES = 3 * 3072 * 2  # what TeaCache keeps of each token
+STEP_BYTES = 4 << 20  # of tables, a step: 2.2 MB of modulation, 1.6 MB of refined text
+DECODE_BYTES = 39_800  # a pixel of the tile, five latent frames at a time: 14.4 GiB for 640x608
+FRAME_BYTES = 2 * 3 * 2  # a pixel of each decoded frame, half precision, before and after tiles are joined
+STREAMED_BLOCKS = 3  # the one that computes, the next, and the last until its memory is given back
+STREAMED_LAYERS = 1.6  # of the largest layer of the text encoder: it, and what is fetched behind it
+TEXT_BYTES = 300 << 20  # activations of the text encoder
+TEXT_TOKENS, IMAGE_TOKENS = 256, 729
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A step of the ladder that is gone down when the device has too little memory, at the price of time."""
+
+    tile: int | None  # side of the VAE's tiles in pixels; None: frames are decoded whole
+    placement: Placement  # what stays on the device: all, the sampling loop's and the VAE, or nothing
+
+    @property
+    def text(self) -> str:
+        """Say it to a person."""
+        decoding = f"decoding in tiles of {self.tile} pixels" if self.tile else "decoding whole frames"
+        placed = {
+            "all": "everything stays on the device",
+            "core": "the sampling loop stays on the device, the rest visits",
+            "streamed": "weights streamed block by block",
+        }
+        return f"{decoding}, {placed[self.placement]}"
+
+
+def ladder(tiling: Tiling) -> tuple[Rung, ...]:
+    """List what to try one after the other; only the smaller tiles change pixels, slightly."""
+    placements: tuple[Placement, ...] = ("all", "core", "streamed")
+    if tiling is False:
+        return tuple(Rung(None, placement) for placement in placements)
+    tiled = (*(Rung(TILE, placement) for placement in placements), Rung(SMALL_TILE, "streamed"))
+    return tiled if tiling is True else (Rung(None, "all"), *tiled)
+
+
+@dataclass(frozen=True)
+class Component:
+    """A part of the model, in parameters."""
+
+    parameters: int
+    largest: int  # the most that is moved at once when it visits the device piece by piece
+    stored_bytes: int  # in its files
+    item_bytes: int  # a parameter, in its files
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The parts of a model."""
+
+    core: Component  # what the sampling loop needs of the transformer
+    embedders: Component  # the rest of it, used once a video
+    text_encoder: Component
+    text_encoder_2: Component
+    image_encoder: Component
+    vae: Component
+    on_disk: bool = True  # False: the model is not here, these are the published one's
+
+
+def _published(parameters: float, largest: float, item_bytes: int = 2) -> Component:
+    return Component(int(parameters), int(largest), int(parameters * item_bytes), item_bytes)
+
+
+PUBLISHED = Weights(
+    core=_published(9.075e9, 226.6e6),
+    embedders=_published(3.799e9, 309e6),
+    text_encoder=_published(7.505e9, 525.6e6),
+    text_encoder_2=_published(0.123e9, 0.123e9),
+    image_encoder=_published(0.428e9, 0.428e9),
+    vae=_published(0.2465e9, 0.2465e9, item_bytes=4),
+    on_disk=False,
+)
+
+
+@dataclass(frozen=True)
+class Video:
+    """What activations depend on."""
+
+    height: int
+    width: int
+    window: int = 9
+    steps: int = 25
+    cached: bool = False  # a step cache keeps tokens
+    branches: int = 1  # 2 with a true CFG scale
+
+    @property
+    def tokens(self) -> int:
+        """Count the transformer's tokens: latents, those looked back on, picture, the longest text."""
+        height, width = self.height // 8, self.width // 8
+        full = (self.window + 2) * (height // 2) * (width // 2)
+        halves = math.ceil(height / 4) * math.ceil(width / 4)
+        quarters = 4 * math.ceil(height / 8) * math.ceil(width / 8)
+        return full + halves + quarters + IMAGE_TOKENS + TEXT_TOKENS
+
+
+def weights(spec: ModelSpec) -> Weights:
+    """Read what a model takes from the headers of its files; the published one's where they are not here.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    try:
+        folders = find(spec)
+    except ModelError:
+        return PUBLISHED
+    tensors = list(_tensors(folders.transformer))
+    embedders = [tensor for tensor in tensors if _is_embedder(tensor[0])]
+    return Weights(
+        core=_component([tensor for tensor in tensors if not _is_embedder(tensor[0])], depth=2),
+        embedders=_component(embedders, depth=1),
+        text_encoder=_component(list(_tensors(folders.base / "text_encoder")), depth=None),
+        text_encoder_2=_component(list(_tensors(folders.base / "text_encoder_2"))),
+        image_encoder=_component(list(_tensors(folders.image_encoder / "image_encoder"))),
+        vae=_component(list(_tensors(folders.base / "vae"))),
+    )
+
+
+Tensor = tuple[str, int, int]  # name, parameters, bytes of one
+
+
+def _tensors(folder: Path) -> Iterator[Tensor]:
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with file.open("rb") as stream:
+                (length,) = struct.unpack("<Q", stream.read(8))
+                header = json.loads(stream.read(length))
+            for name, told in header.items():
+                if name != "__metadata__":
+                    start, end = told["data_offsets"]
+                    count = math.prod(told["shape"])
+                    yield name, count, (end - start) // max(count, 1)
+        except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+            raise ModelError(f"{file} is damaged ({error!r}): download it again") from error
+
+
+def _is_embedder(name: str) -> bool:
+    return name.startswith(("time_text_embed.", "context_embedder.", "image_projection.")) or any(
+        f"{norm}.linear." in name for norm in ("norm", "norm1", "norm1_context", "norm_out")
+    )
+
+
+def _component(tensors: list[Tensor], depth: int | None = 0) -> Component:
+    """Add tensors up; what moves at once: all, all under a name of ``depth`` parts, or (None) a tensor."""
+    groups: dict[str, int] = {}
+    for name, count, _ in tensors:
+        group = name if depth is None else ".".join(name.split(".")[:depth])
+        groups[group] = groups.get(group, 0) + count
+    return Component(
+        parameters=sum(count for _, count, _ in tensors),
+        largest=max(groups.values(), default=0),
+        stored_bytes=sum(count * size for _, count, size in tensors),
+        item_bytes=Counter(size for _, _, size in tensors).most_common(1)[0][0] if tensors else 2,
+    )
+
+
+def peak_vram(weights: Weights, rung: Rung, video: Video, item_bytes: int = 2) -> int:
+    """Predict the most that is on the card, in bytes; a parameter there takes ``item_bytes``."""
+    size = {name: part.parameters * item_bytes for name, part in parts(weights)}
+    largest = {name: part.largest * item_bytes for name, part in parts(weights)}
+    tables = video.steps * STEP_BYTES * video.branches
+    sampling = video.tokens * TOKEN_BYTES * item_bytes / 2 + tables
+    if video.cached:
+        sampling += video.tokens * TOKEN_CACHE_BYTES * item_bytes / 2 * video.branches
+    decoding = _decoding(rung.tile, video) * item_bytes / 2
+    if rung.placement == "all":
+        stays, comes = sum(size.values()), [sampling, decoding + tables]
+    else:
+        visits = [
+            largest["text_encoder"] * STREAMED_LAYERS + TEXT_BYTES,
+            size["text_encoder_2"] + TEXT_BYTES,
+            size["image_encoder"],
+            largest["embedders"] + tables,
+        ]
+        if rung.placement == "core":
+            stays, comes = size["core"] + size["vae"], [sampling, decoding + tables, *visits]
+        else:
+            streaming = STREAMED_BLOCKS * largest["core"] + sampling
+            stays, comes = 0, [streaming, size["vae"] + decoding + tables, *visits]
+    return int(stays + max(comes) * SLACK + CONTEXT)
+
+
+def _decoding(tile: int | None, video: Video) -> int:
+    pixels = video.height * video.width
+    frames = 8 * video.window - 3  # of two sections, which are decoded together to be blended
+    return min(tile**2 if tile else pixels, pixels) * DECODE_BYTES + pixels * frames * FRAME_BYTES
+
+
+def parts(weights: Weights) -> Iterator[tuple[str, Component]]:
+    """Give the parts of a model by name."""
+    yield from ((name, part) for name, part in vars(weights).items() if isinstance(part, Component))

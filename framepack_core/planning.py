@@ -1,0 +1,280 @@
+"""What will live where, and whether it fits: said before anything is loaded. No torch here."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from framepack_core.errors import FramePackError
+from framepack_core.footprint import (
+    GIB,
+    Placement,
+    Rung,
+    Tiling,
+    Video,
+    Weights,
+    ladder,
+    parts,
+    peak_vram,
+)
+
+UNTILED_FREE = 60 * GIB  # the reference decodes whole frames where more than this is free
+
+# The host: Python, torch and CUDA's own, a section's frames, a checkpoint on its way to the disk.
+BASE_RAM = int(2.5 * GIB)
+PINNED_WASTE = 1.02  # page-locked memory comes in powers of two; see memory.pack
+BUS, PAGE_CACHE, DISK = 20e9, 6e9, 2e9  # bytes a second: page-locked, copied once more on the way, NVMe
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU; bytes."""
+
+    name: str
+    total: int
+    free: int  # as if nothing of ours were on it, not even CUDA's context
+
+    @classmethod
+    def assumed(cls, gib: float) -> "Card":
+        """Give a card of a size, of which the driver and a desktop take a twentieth."""
+        usable = int(gib * GIB * 0.95)
+        return cls(f"a card with {gib:g} GiB", usable, usable)
+
+
+@dataclass(frozen=True)
+class Host:
+    """Host memory; bytes."""
+
+    limit: int  # of the machine, or of the control group that this process is in
+    available: int  # now, with the pages that can be dropped
+
+    @classmethod
+    def assumed(cls, gib: float) -> "Host":
+        """Give a host of a size, of which the system and a desktop take an eighth."""
+        return cls(int(gib * GIB), int(gib * GIB * 0.875))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What lives where, and what that takes; bytes."""
+
+    rung: int  # where on the ladder to begin
+    rungs: tuple[Rung, ...]
+    pinned: bool  # whether streamed weights are kept page-locked in host memory
+    places: Mapping[str, tuple[int, str]]  # part -> its bytes, where it lives
+    vram: int  # predicted peak
+    ram: int  # predicted peak that nothing can take away: page-locked, converted, the process itself
+    mapped: int  # files that are read in place; the kernel drops their pages when it needs room
+    speed: str
+    shortage: str | None = None  # why it cannot work, by how much, and what to do
+    hopeless: bool = False  # not even if nothing else were on the card and in memory
+
+    @property
+    def text(self) -> str:
+        """Say it in a line."""
+        return f"{self.rungs[self.rung].text}; {self.vram / GIB:.1f} GiB VRAM, {self.ram / GIB:.1f} GiB RAM"
+
+
+class PlanError(FramePackError):
+    """It cannot work on this machine; the text says which memory is short, by how much, and what to do."""
+
+
+def make_plan(
+    weights: Weights,
+    card: Card | None,
+    host: Host,
+    video: Video,
+    *,
+    tiling: Tiling = "auto",
+    keep_free: int = 0,
+    item_bytes: tuple[int, int] = (2, 2),
+) -> Plan:
+    """Choose what lives where.
+
+    Args:
+        weights: of the model.
+        card: None to compute on the CPU.
+        host: its memory.
+        video: the one to make.
+        tiling: of the VAE; ``auto``: as the reference, whole frames where more than 60 GiB are free.
+        keep_free: bytes to leave on the card to others.
+        item_bytes: of a parameter of the transformer, and of one of the other parts.
+    """
+    if card is None:
+        return _cpu_plan(weights, host, tiling, item_bytes)
+    free = card.free - keep_free
+    rungs = ladder(tiling)
+    peaks = [peak_vram(weights, rung, video, item_bytes[0]) for rung in rungs]
+    fitting = [
+        number
+        for number, rung in enumerate(rungs)
+        if peaks[number] <= free and not (rung.tile is None and tiling == "auto" and free <= UNTILED_FREE)
+    ]
+    chosen = fitting[0] if fitting else len(rungs) - 1
+    placed = _placed(weights, rungs, chosen, peaks[chosen], host, item_bytes)
+    if not fitting:
+        short = _short_of_vram(weights, card, video, tiling, keep_free, peaks[-1], item_bytes[0])
+        return replace(placed, shortage=short, hopeless=peaks[-1] > card.total)
+    return placed
+
+
+def _placed(
+    weights: Weights,
+    rungs: tuple[Rung, ...],
+    chosen: int,
+    vram: int,
+    host: Host,
+    item_bytes: tuple[int, int],
+) -> Plan:
+    placement = rungs[chosen].placement
+    streamed = placement == "streamed"
+    core = weights.core.parameters * item_bytes[0]
+    # What its files hold in another dtype is converted, and then no longer the file's.
+    wanted = {name: item_bytes[name not in ("core", "embedders")] for name, _ in parts(weights)}
+    converted = {
+        name: part.parameters * wanted[name]
+        for name, part in parts(weights)
+        if part.item_bytes != wanted[name]
+    }
+    mapped = sum(part.stored_bytes for _, part in parts(weights))
+    ram = BASE_RAM + sum(converted.values())
+    with_pinned = ram + int(core * PINNED_WASTE) - converted.get("core", 0)
+    pinned = streamed and with_pinned + GIB <= host.available  # the last: of files, while they are read
+    if pinned:
+        ram = with_pinned
+    plan = Plan(
+        rung=chosen,
+        rungs=rungs,
+        pinned=pinned,
+        places=_places(weights, placement, item_bytes, pinned=pinned),
+        vram=vram,
+        ram=ram,
+        mapped=mapped,
+        speed=_speed(core, host.available - ram, pinned=pinned) if streamed else _RESIDENT_SPEED[placement],
+    )
+    return _within_ram(plan, host)
+
+
+def _within_ram(plan: Plan, host: Host) -> Plan:
+    if plan.ram <= host.available:
+        return plan
+    short = (
+        f"{plan.ram / GIB:.1f} GiB of RAM are needed and {host.available / GIB:.1f} are available, "
+        f"{(plan.ram - host.available) / GIB:.1f} too few: end other programs, "
+        "raise the limit of the service (MemoryMax), or add memory"
+    )
+    return replace(plan, shortage=short, hopeless=plan.ram > host.limit)
+
+
+_RESIDENT_SPEED = {
+    "all": "full: nothing moves",
+    "core": "full: nothing moves while it samples; a new prompt fetches the text encoder",
+}
+
+
+def _speed(core: int, room: int, *, pinned: bool) -> str:
+    if pinned:
+        return f"full where a step takes over {core / BUS:.1f} s: weights are fetched behind the computing"
+    if room >= core:
+        return (
+            f"slower where a step takes less than {core / PAGE_CACHE:.0f} s: too little RAM to lock copies in"
+        )
+    return f"slow: every step reads {core / 1e9:.0f} GB from the disk, {core / DISK:.0f} s at 2 GB/s"
+
+
+def _places(
+    weights: Weights, placement: Placement, item_bytes: tuple[int, int], *, pinned: bool
+) -> dict[str, tuple[int, str]]:
+    once = "on the GPU layer by layer, once a video"
+    streamed = "streamed to the GPU block by block, from " + (
+        "page-locked RAM" if pinned else "its files, which RAM holds as far as it goes"
+    )
+    stays = "on the GPU"
+    where = {
+        "core": streamed if placement == "streamed" else stays,
+        "embedders": once,
+        "text_encoder": "on the GPU layer by layer, for each new prompt",
+        "text_encoder_2": "on the GPU while it encodes",
+        "image_encoder": "on the GPU while it encodes",
+        "vae": stays if placement == "core" else "on the GPU while it decodes",
+    }
+    return {
+        name: (
+            part.parameters * item_bytes[name not in ("core", "embedders")],
+            stays if placement == "all" else where[name],
+        )
+        for name, part in parts(weights)
+    }
+
+
+def _short_of_vram(
+    weights: Weights, card: Card, video: Video, tiling: Tiling, keep_free: int, needed: int, item_bytes: int
+) -> str:
+    free = card.free - keep_free
+    smallest = ladder(tiling)[-1]
+    remedies = []
+    if keep_free and needed <= card.free:
+        remedies.append(f"lower gpu_memory_preservation, which keeps {keep_free / GIB:.1f} GiB")
+    if tiling is False:
+        remedies.append('set vae_tiling = "auto"')
+    side = math.sqrt(video.height * video.width)
+    for resolution in range(int(side) // 32 * 32, 224, -32):
+        scaled = replace(
+            video,
+            height=round(video.height * resolution / side / 16) * 16,
+            width=round(video.width * resolution / side / 16) * 16,
+        )
+        if peak_vram(weights, smallest, scaled, item_bytes) <= free:
+            remedies.append(f"set resolution = {resolution}")
+            break
+    if card.free < card.total and needed <= card.total:
+        remedies.append("end what else uses the card")
+    remedies.append(f"use a card with {math.ceil(needed / GIB / 0.95 + keep_free / GIB):.0f} GiB or more")
+    return (
+        f"a video of {video.width}x{video.height} needs {needed / GIB:.1f} GiB of VRAM, "
+        f"and {max(free, 0) / GIB:.1f} are free, {(needed - free) / GIB:.1f} too few: "
+        + ", or ".join(remedies)
+    )
+
+
+def _cpu_plan(weights: Weights, host: Host, tiling: Tiling, item_bytes: tuple[int, int]) -> Plan:
+    placed = _placed(weights, ladder(tiling), 0, 0, host, item_bytes)
+    return replace(
+        placed,
+        places={name: (size, "in RAM") for name, (size, _) in placed.places.items()},
+        speed="days a video for the full models: a GPU is needed",
+    )
+
+
+def host_memory(
+    meminfo: Path = Path("/proc/meminfo"),
+    cgroup: Path = Path("/proc/self/cgroup"),
+    cgroups: Path = Path("/sys/fs/cgroup"),
+) -> Host:
+    """Read how much memory this process may have, and how much of it is available now."""
+    told = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    limit, available = (int(told[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
+    for folder in _control_groups(cgroup, cgroups):
+        try:
+            most = (folder / "memory.max").read_text().strip()
+            used = int((folder / "memory.current").read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        except (OSError, ValueError):  # the root has none of them
+            continue
+        if most != "max":
+            files = int(stat.get("inactive_file", 0)) + int(stat.get("active_file", 0))
+            limit = min(limit, int(most))
+            available = min(available, int(most) - used + files)
+    return Host(limit, max(available, 0))
+
+
+def _control_groups(cgroup: Path, cgroups: Path) -> Iterator[Path]:
+    """Give the folders of the control group this process is in, and of all above it (version 2)."""
+    try:
+        lines = cgroup.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        if line.startswith("0::"):
+            own = cgroups / line.removeprefix("0::").lstrip("/")
+            yield from (folder for folder in (own, *own.parents) if folder.is_relative_to(cgroups))
