@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from framepack_core.buckets import Size
 from framepack_core.errors import ModelError
 from framepack_core.models import ModelSpec, find
+from framepack_core.request import GenerationSettings
 
 GIB = 1 << 30
 Placement = Literal["all", "core", "streamed"]
@@ -113,6 +115,17 @@ class Video:
     steps: int = 25
     cached: bool = False  # a step cache keeps tokens
     branches: int = 1  # 2 with a true CFG scale
+
+    @classmethod
+    def asked_for(cls, settings: GenerationSettings, size: Size) -> "Video":
+        """Give the video of some settings; ``size`` is height and width."""
+        return cls(
+            *size,
+            window=settings.latent_window_size,
+            steps=settings.steps,
+            cached=settings.cache != "none",
+            branches=1 if settings.true_cfg_scale == 1 else 2,
+        )
 
     @property
     def tokens(self) -> int:

@@ -11,6 +11,8 @@ from diffusers.hooks import apply_group_offloading
 from torch import nn
 
 from framepack_core.errors import ModelError
+from framepack_core.footprint import CONTEXT
+from framepack_core.planning import Card
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
@@ -101,6 +103,15 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def card(device: torch.device) -> Card | None:
+    """Describe the accelerator to plan for; None for the CPU. What this process has on it counts as free."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    ours = torch.cuda.memory_reserved(device) + CONTEXT
+    return Card(device_name(device), total, min(total, free + ours))
 
 
 def keeps_resident(device: torch.device, weight_bytes: int = 0) -> bool:

@@ -1,20 +1,25 @@
-"""Is this machine ready: config, folders, database, models, GPU, memory, disk; a line each."""
+"""Is this machine ready: config, folders, database, models, GPU, disk, a line each; and the memory plan."""
 
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from framepack_core import models
+from framepack_core import footprint, models, planning
+from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
 from framepack_core.errors import FramePackError
+from framepack_core.footprint import GIB, Video, Weights
+from framepack_core.planning import Card, Host, Plan
 from framepackd.config import Config, filesystem_type, poll_seconds
 from framepackd.database import StoreError
 from framepackd.jobs import JobStore
+from framepackd.settings import JobSettings
 
 Check = tuple[bool | None, str, str]  # fine (None: only said), what was looked at, what was found
 
+ITEM_BYTES = {"float32": (4, 4)}  # by dtype, of an assumed card; half precision otherwise
 DISK_RESERVE_BYTES = 2 << 30  # a minute of video at the highest quality, and the database
-FULL_MODEL_GIB = 26  # the transformer in bfloat16, which is on the device as a whole while it samples
 
 
 def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
@@ -94,15 +99,62 @@ def _device(config: Config) -> Iterator[Check]:
         note = "" if small else ": the full models take days a video here; a CUDA GPU is needed"
         yield small or None, "device", f"cpu, {dtypes}{note}"
         return
-    gib = free / 2**30
-    yield True, "device", f"{torch.cuda.get_device_name(device)}, {gib:.0f} GiB free, {dtypes}"
-    if memory.keeps_resident(device):
-        yield True, "memory plan", "everything stays on the GPU"
-    elif gib > FULL_MODEL_GIB or config.model == "demo":
-        yield True, "memory plan", "one part after the other on the GPU, the VAE in tiles"
+    yield True, "device", f"{torch.cuda.get_device_name(device)}, {free / GIB:.0f} GiB free, {dtypes}"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A memory plan, and what it is for."""
+
+    model: str
+    weights: Weights
+    card: Card | None
+    host: Host
+    video: Video  # the largest by the config's defaults
+    plan: Plan
+
+
+def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None) -> Forecast | None:
+    """Plan for the largest video that a job without settings of its own makes; None where nothing is known.
+
+    Args:
+        config: names the model.
+        gpu: whether to look at the GPU.
+        vram: GiB of a card to assume instead.
+        ram: GiB of host memory to assume instead.
+
+    Raises:
+        FramePackError: the device is not there, or a file of the model is damaged.
+    """
+    spec = config.spec(config.defaults.get("model", config.model))
+    item_bytes = ITEM_BYTES.get(config.gpu.dtype, (2, 2))
+    if vram is not None:
+        card: Card | None = Card.assumed(vram)
+    elif gpu:
+        from framepack_core import memory
+
+        device = memory.choose_device(config.gpu.device)
+        card = memory.card(device)
+        transformer, encoders = memory.choose_dtypes(device, config.gpu.dtype)
+        item_bytes = transformer.itemsize, encoders.itemsize
     else:
-        yield (
-            False,
-            "memory plan",
-            f"the full models need {FULL_MODEL_GIB} GiB free on the GPU in this version",
-        )
+        return None
+    settings = JobSettings(**config.defaults)
+    sizes = scale_buckets(settings.resolution or BUCKET_RESOLUTION)
+    if settings.resolution is None:
+        sizes = spec.buckets
+    if settings.height is not None and settings.width is not None:
+        sizes = ((settings.height, settings.width),)
+    video = max((Video.asked_for(settings, size) for size in sizes), key=lambda video: video.tokens)
+    host = planning.host_memory() if ram is None else Host.assumed(ram)
+    weights = footprint.weights(spec)
+    plan = planning.make_plan(
+        weights,
+        card,
+        host,
+        video,
+        tiling=config.gpu.vae_tiling,
+        keep_free=int((settings.gpu_memory_preservation or 0) * GIB),
+        item_bytes=item_bytes,
+    )
+    return Forecast(spec.name, weights, card, host, video, plan)

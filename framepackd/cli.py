@@ -188,18 +188,30 @@ def calibrate(
 @main.command()
 @config_option
 @click.option("--gpu/--no-gpu", default=True, help="Whether to look at the GPU, which loads torch.")
-def check(config_file: Path | None, *, gpu: bool) -> None:
-    """Look whether everything a run needs is there, and say how to mend what is not."""
+@click.option("--vram", type=click.FloatRange(1, 1024), metavar="GIB", help="Plan for a card of this size.")
+@click.option("--ram", type=click.FloatRange(1, 65536), metavar="GIB", help="Plan for a host with so much.")
+def check(config_file: Path | None, *, gpu: bool, vram: float | None, ram: float | None) -> None:
+    """Look whether everything a run needs is there, and say how to mend what is not.
+
+    At the end the memory plan: what will live where, and what that takes.
+    """
     config = _load(config_file)
+    from framepack_core.errors import FramePackError
     from framepackd import display
-    from framepackd.check import run_checks
+    from framepackd.check import forecast, run_checks
 
     try:
-        results = list(run_checks(config, gpu=gpu))
+        results = list(run_checks(config, gpu=gpu and vram is None))
+        planned = forecast(config, gpu=gpu, vram=vram, ram=ram)
+    except FramePackError:  # the checks say so
+        planned = None
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}: check that this user may read there", 1)
     display.console().print(display.checks(results), soft_wrap=True)
-    sys.exit(1 if any(fine is False for fine, _, _ in results) else 0)
+    if planned is not None:
+        display.console().print(display.forecast(planned))
+    short = planned is not None and planned.plan.shortage is not None
+    sys.exit(1 if short or any(fine is False for fine, _, _ in results) else 0)
 
 
 @main.group()
