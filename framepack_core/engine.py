@@ -4,28 +4,36 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 :func:`framepack_core.sampling.sample_unipc` the steps of a section.
 """
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from framepack_core import conditioning, loading, memory, vae
+from framepack_core import conditioning, footprint, loading, memory, planning, vae
 from framepack_core.buckets import Size, output_size
 from framepack_core.cache import StepCache, TeaCache
 from framepack_core.conditioning import TextConditioning
+from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
 from framepack_core.history import History, HistoryContext, prefix_for
 from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
 from framepack_core.media import Frames, Picture, crop_to, open_picture
 from framepack_core.models import ModelSpec
+from framepack_core.planning import Plan, PlanError
 from framepack_core.precision import Precision, reduce
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Section, plan, section_count
 from framepack_core.transformer import Tables, guidance, take_apart, timesteps
+
+log = logging.getLogger(__name__)
+
+PUBLISHED_VIDEO = Video(640, 608)
 
 
 @dataclass(frozen=True)
@@ -67,59 +75,126 @@ class Conditioning:
     keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
+Planner = Callable[[Video, int], Plan]
+
+
 class Engine:
     """A loaded model that generates videos, one at a time."""
 
-    def __init__(self, models: loading.Models, device: torch.device, precision: Precision = "exact") -> None:
-        """Take loaded components; they are moved to the device when they are needed.
+    def __init__(
+        self,
+        models: loading.Models,
+        device: torch.device,
+        planner: Planner,
+        *,
+        pinned: bool,
+        precision: Precision = "exact",
+    ) -> None:
+        """Take loaded components; they visit the device when they are needed.
+
+        Args:
+            models: the components, in host memory.
+            device: where to compute.
+            planner: makes the memory plan for a video, with bytes to leave to others.
+            pinned: whether blocks that are streamed come from page-locked memory.
+            precision: of the blocks' weights.
 
         Raises:
             ModelError: a library that ``precision`` takes is not installed.
         """
         self.models = models
         self.device = device
-        weights = memory.weight_bytes(
-            models.transformer, models.text_encoder, models.text_encoder_2, models.vae, models.image_encoder
-        )
-        resident = memory.keeps_resident(device, weights)
-        # Tiles as the reference below 60 GiB; they change pixels slightly.
-        self.rungs = memory.ladder(memory.Rung(None if resident else memory.TILE, resident))
-        self.rung = 0
         self.core, self.embedders = take_apart(models.transformer)
         reduce(self.core.blocks, precision, models.dtype)
-        self._staying, self._stays = ExitStack(), list[nn.Module]()  # what does not leave the device again
-        self.take_rung(0)
+        self._planner = planner
+        self._hooked: set[nn.Module] = set()  # these are moved by hooks of their own
+        self._staying, self._stays = ExitStack(), set[nn.Module]()  # what does not leave the device again
+        if pinned:
+            memory.lock(self.core.blocks)
 
     @classmethod
     def load(
-        cls, spec: ModelSpec, device: str = "auto", dtype: str = "auto", precision: Precision = "exact"
+        cls,
+        spec: ModelSpec,
+        device: str = "auto",
+        dtype: str = "auto",
+        precision: Precision = "exact",
+        *,
+        video: Video = PUBLISHED_VIDEO,
+        tiling: Tiling = "auto",
+        keep_free: int = 0,
     ) -> "Engine":
         """Load a model; on a GPU in the reference's dtypes, on the CPU in float32 unless told otherwise.
 
+        Args:
+            spec: the model.
+            device: auto, cpu, cuda:0 ...
+            dtype: of the transformer.
+            precision: of its blocks' weights.
+            video: the first one to make, for the memory plan.
+            tiling: of the VAE; ``auto``: as the reference, whole frames where more than 60 GiB are free.
+            keep_free: bytes of the device to leave to others.
+
         Raises:
             ModelError: a file is missing or not what it should be, or the device is not there.
+            PlanError: it cannot fit into the memory of this machine.
         """
         chosen = memory.choose_device(device)
         memory.release_unused(chosen)  # of a model that was loaded before
-        transformer_dtype, encoder_dtype = memory.choose_dtypes(chosen, dtype)
-        return cls(
-            loading.load(spec, dtype=transformer_dtype, encoder_dtype=encoder_dtype), chosen, precision
-        )
+        dtypes = memory.choose_dtypes(chosen, dtype)
+        weights = footprint.weights(spec)
+
+        def plan(video: Video, keep_free: int) -> Plan:
+            return planning.make_plan(
+                weights,
+                memory.card(chosen),
+                planning.host_memory(),
+                video,
+                tiling=tiling,
+                keep_free=keep_free,
+                item_bytes=ItemBytes.of(dtypes[0].itemsize, dtypes[1].itemsize, precision),
+            )
+
+        first = plan(video, keep_free)
+        _accept(first)
+        models = loading.load(spec, dtype=dtypes[0], encoder_dtype=dtypes[1])
+        engine = cls(models, chosen, plan, pinned=first.pinned, precision=precision)
+        engine.prepare(video, keep_free)
+        return engine
+
+    def prepare(self, video: Video, keep_free: int = 0, rung: int = 0) -> bool:
+        """Plan for a video, which may take no more than a rung; False if only a newly loaded engine can.
+
+        Raises:
+            PlanError: it cannot fit into the memory of this machine.
+        """
+        plan = self._planner(video, keep_free)
+        _accept(plan)
+        self.rungs = plan.rungs
+        # Pictures are small, and what they become must not depend on how far down the ladder it went.
+        self._encoding_tile = plan.rungs[plan.rung].tile and TILE
+        return self.take_rung(max(plan.rung, rung))
 
     def take_rung(self, number: int) -> bool:
         """Use as little memory as a rung of the ladder says; False if only a newly loaded engine can."""
         rung = self.rungs[min(number, len(self.rungs) - 1)]
-        if self.rungs[self.rung].streamed and not rung.streamed:
+        streamed = [] if rung.placement == "all" else [self.models.text_encoder]
+        if rung.placement == "streamed":
+            streamed.append(self.core.blocks)
+        if not self._hooked <= set(streamed):
             return False
-        models = self.models
-        streamed = (self.core.blocks, models.text_encoder, models.text_encoder_2)
-        if rung.streamed and not self.rungs[self.rung].streamed:
-            memory.stream(*streamed, device=self.device)
-        self.rung = self.rungs.index(rung)
-        if not rung.resident:
+        stays = {"all": self._stays, "core": {self.core, self.models.vae}, "streamed": set[nn.Module]()}
+        if not self._stays <= stays[rung.placement]:
             self._staying.close()
             self._stays.clear()
             memory.release_unused(self.device)
+        for module in streamed:
+            if module not in self._hooked:
+                self._hooked.add(module)
+                (memory.stream_blocks if module is self.core.blocks else memory.stream_layers)(
+                    module, self.device
+                )
+        self.rung = self.rungs.index(rung)
         return True
 
     def generate(self, request: Request, resume: Progress | None = None) -> Iterator[Step | Clip]:
@@ -147,8 +222,7 @@ class Engine:
             image_embeds = conditioning.encode_image(
                 cropped, self.models.image_encoder, self.models.image_processor
             )
-        # Pictures are small, and what they become must not depend on how far down the ladder it went.
-        memory.set_tiles(self.models.vae, self.rungs[0].tile)
+        memory.set_tiles(self.models.vae, self._encoding_tile)
         with self._on_device(self.models.vae):
             return Conditioning(
                 positive=positive,
@@ -240,19 +314,24 @@ class Engine:
     def _tables(self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor) -> dict[str, Tables]:
         """Compute what is the same in every section, by guidance branch."""
         dtype, device = self.models.dtype, self.device
+        everything = self.rungs[self.rung].placement == "all"
+        place = self._on_device if everything else partial(memory.visiting, device=device)
         branches = {"positive": conditioned.positive}
         if conditioned.negative is not None:
             branches["negative"] = conditioned.negative
-        return {
+        tables = {
             name: self.embedders.tables(
                 text.to(device, dtype),
                 conditioned.image_embeds.to(device, dtype),
                 timesteps(sigmas, dtype).to(device),
                 guidance(request.guidance_scale, dtype).to(device),
-                self._on_device,
+                place,
             )
             for name, text in branches.items()
         }
+        if not everything:
+            memory.release_unused(device)
+        return tables
 
     def _sample_section(
         self,
@@ -318,20 +397,31 @@ class Engine:
     @contextmanager
     def _on_device(self, *modules: nn.Module) -> Iterator[None]:
         """Have modules on the device inside the block, and after it where they stay there."""
-        rung = self.rungs[self.rung]
-        if rung.streamed:  # these are moved by hooks of their own
-            hooked = (self.core.blocks, self.models.text_encoder, self.models.text_encoder_2)
-            modules = tuple(self.core.children()) if modules == (self.core,) else modules
-            modules = tuple(module for module in modules if module not in hooked)
-        if rung.resident:
-            for module in modules:
-                if module not in self._stays:
-                    self._staying.enter_context(memory.visiting(module, device=self.device))
-                    self._stays.append(module)
-            yield
-            return
+        placement = self.rungs[self.rung].placement
+        if self.core.blocks in self._hooked:
+            modules = tuple(
+                part for whole in modules for part in (whole.children() if whole is self.core else (whole,))
+            )
+        visitors = []
+        for module in modules:
+            if module in self._hooked or module in self._stays:
+                continue
+            if placement == "all" or (placement == "core" and module in (self.core, self.models.vae)):
+                self._staying.enter_context(memory.visiting(module, device=self.device))
+                self._stays.add(module)
+            else:
+                visitors.append(module)
         try:
-            with memory.visiting(*modules, device=self.device):
+            with memory.visiting(*visitors, device=self.device):
                 yield
         finally:
-            memory.release_unused(self.device)
+            if visitors:
+                memory.release_unused(self.device)
+
+
+def _accept(plan: Plan) -> None:
+    log.info("memory plan: %s", plan.text)
+    if plan.shortage is not None:
+        if plan.hopeless:
+            raise PlanError(plan.shortage)
+        log.warning("%s; trying all the same", plan.shortage)

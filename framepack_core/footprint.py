@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from framepack_core.buckets import Size
 from framepack_core.errors import ModelError
@@ -88,6 +88,29 @@ class Weights:
     image_encoder: Component
     vae: Component
     on_disk: bool = True  # False: the model is not here, these are the published one's
+
+
+CORE_BYTES = {"fp8": 1.002, "nf4": 0.54}  # a parameter of the core; norms and last layer stay as they are
+
+
+class ItemBytes(NamedTuple):
+    """What a parameter takes when it is computed with, and when it waits."""
+
+    core: float = 2
+    transformer: int = 2
+    others: int = 2
+
+    @classmethod
+    def of(cls, transformer: int, others: int, precision: str = "exact") -> "ItemBytes":
+        """Give those of dtypes so wide, with the blocks' weights in a precision."""
+        return cls(CORE_BYTES.get(precision, transformer), transformer, others)
+
+    def __call__(self, part: str) -> float:
+        """Give that of a part of the model."""
+        return {"core": self.core, "embedders": self.transformer}.get(part, self.others)
+
+
+HALF = ItemBytes()
 
 
 def _published(parameters: float, largest: float, item_bytes: int = 2) -> Component:
@@ -197,15 +220,15 @@ def _component(tensors: list[Tensor], depth: int | None = 0) -> Component:
     )
 
 
-def peak_vram(weights: Weights, rung: Rung, video: Video, item_bytes: int = 2) -> int:
-    """Predict the most that is on the card, in bytes; a parameter there takes ``item_bytes``."""
-    size = {name: part.parameters * item_bytes for name, part in parts(weights)}
-    largest = {name: part.largest * item_bytes for name, part in parts(weights)}
+def peak_vram(weights: Weights, rung: Rung, video: Video, item_bytes: ItemBytes = HALF) -> int:
+    """Predict the most that is on the card, in bytes."""
+    size = {name: part.parameters * item_bytes(name) for name, part in parts(weights)}
+    largest = {name: part.largest * item_bytes(name) for name, part in parts(weights)}
     tables = video.steps * STEP_BYTES * video.branches
-    sampling = video.tokens * TOKEN_BYTES * item_bytes / 2 + tables
+    sampling = video.tokens * TOKEN_BYTES * item_bytes.transformer / 2 + tables
     if video.cached:
-        sampling += video.tokens * TOKEN_CACHE_BYTES * item_bytes / 2 * video.branches
-    decoding = _decoding(rung.tile, video) * item_bytes / 2
+        sampling += video.tokens * TOKEN_CACHE_BYTES * item_bytes.transformer / 2 * video.branches
+    decoding = _decoding(rung.tile, video) * item_bytes.others / 2
     if rung.placement == "all":
         stays, comes = sum(size.values()), [sampling, decoding + tables]
     else:

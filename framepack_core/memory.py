@@ -1,9 +1,9 @@
 """Where components live: on the device while they are used, in host memory otherwise."""
 
 import gc
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,39 +17,9 @@ from framepack_core.planning import Card
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
 
-# Free device memory from which the reference keeps everything on the device; and what decoding takes
-# beside the weights (14.4 GiB for a section at 640 x 608 without tiles).
-RESIDENT_BYTES, DECODE_BYTES = 60 * 2**30, 16 * 2**30
-TILE, SMALL_TILE = 256, 128  # the VAE's own, and the least that shows no seams at a glance
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Rung:
-    """A step of the ladder that is gone down when the device has too little memory, at the price of time."""
-
-    tile: int | None  # side of the VAE's tiles in pixels; None: frames are decoded whole
-    resident: bool  # all components stay on the device
-    streamed: bool = False  # weights visit the device layer by layer
-
-    @property
-    def text(self) -> str:
-        """Say it to a person."""
-        parts = [f"decoding in tiles of {self.tile} pixels" if self.tile else "decoding whole frames"]
-        if not self.resident:
-            parts.append("components moved off the device between phases")
-        if self.streamed:
-            parts.append("weights streamed layer by layer")
-        return ", ".join(parts)
-
-
-def ladder(top: Rung) -> tuple[Rung, ...]:
-    """List what to try one after the other; only the smaller tiles change pixels, slightly."""
-    tiled = replace(top, tile=TILE)
-    moved = replace(tiled, resident=False)
-    streamed = replace(moved, streamed=True)
-    rungs = (top, tiled, moved, streamed, replace(streamed, tile=SMALL_TILE))
-    return tuple(dict.fromkeys(rungs))  # without those that save nothing more
-
+SLAB = 1 << 30  # page-locked memory is handed out in powers of two: pieces of this size waste next to nothing
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -97,14 +67,6 @@ def choose_dtypes(device: torch.device, name: str) -> tuple[torch.dtype, torch.d
     return transformer, torch.float16 if on_gpu and transformer != torch.float32 else torch.float32
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Give the free memory of an accelerator, None for the CPU; what torch holds unused counts as free."""
-    if device.type != "cuda":
-        return None
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
-
-
 def card(device: torch.device) -> Card | None:
     """Describe the accelerator to plan for; None for the CPU. What this process has on it counts as free."""
     if device.type != "cuda":
@@ -112,12 +74,6 @@ def card(device: torch.device) -> Card | None:
     free, total = torch.cuda.mem_get_info(device)
     ours = torch.cuda.memory_reserved(device) + CONTEXT
     return Card(device_name(device), total, min(total, free + ours))
-
-
-def keeps_resident(device: torch.device, weight_bytes: int = 0) -> bool:
-    """Say whether all components, so many bytes of weights, stay on the device at once."""
-    free = free_bytes(device)
-    return free is None or free > max(RESIDENT_BYTES, weight_bytes + DECODE_BYTES)
 
 
 def weight_bytes(*modules: nn.Module) -> int:
@@ -142,10 +98,68 @@ def set_tiles(vae: "AutoencoderKLHunyuanVideo", tile: int | None) -> None:
         )
 
 
-def stream(*modules: nn.Module, device: torch.device) -> None:
-    """Have the weights of modules visit the device layer by layer, from host memory."""
-    for module in modules:
-        apply_group_offloading(module, onload_device=device, offload_type="leaf_level")
+def stream_blocks(blocks: nn.Module, device: torch.device) -> None:
+    """Have the blocks in a module's lists visit the device one by one, the next while one computes."""
+    # diffusers fetches ahead, and waits for what it fetched, only if there is something beside the lists.
+    blocks.register_buffer("_beside_the_lists", torch.zeros(1), persistent=False)
+    apply_group_offloading(
+        blocks, device, offload_type="block_level", num_blocks_per_group=1, **_beside_computing(device)
+    )
+
+
+def stream_layers(module: nn.Module, device: torch.device) -> None:
+    """Have the weights of a module visit the device layer by layer, the next while one computes."""
+    apply_group_offloading(module, device, offload_type="leaf_level", **_beside_computing(device))
+
+
+def _beside_computing(device: torch.device) -> dict[str, bool]:
+    """Say how to fetch; without a stream of its own diffusers would copy all weights back as well."""
+    apart = device.type != "cpu"
+    # diffusers page-locks nothing up front, a second copy of all weights: lock() does where there is room.
+    return {
+        "use_stream": apart,
+        "record_stream": apart,
+        "non_blocking": apart,
+        "low_cpu_mem_usage": apart,
+    }
+
+
+def pack(sizes: Sequence[int], slab: int = SLAB) -> list[tuple[int, int]]:
+    """Place pieces into slabs, the large ones first; gives (slab, offset) for each piece.
+
+    >>> pack([3000, 6000, 4000, 1000], slab=8192)
+    [(1, 4096), (0, 0), (1, 0), (0, 6144)]
+    """
+    ends: list[int] = []
+    placed = dict[int, tuple[int, int]]()
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        size = -(-sizes[number] // 256) * 256  # so that every piece is aligned as torch's own are
+        fitting = next((n for n, end in enumerate(ends) if end + size <= slab), len(ends))
+        if fitting == len(ends):
+            ends.append(0)
+        placed[number] = fitting, ends[fitting]
+        ends[fitting] += size
+    return [placed[number] for number in range(len(sizes))]
+
+
+def lock(module: nn.Module, *, page_locked: bool = True) -> None:
+    """Move a module's tensors into page-locked host memory, from which they reach the device without a stop.
+
+    What the kernel does not allow to be locked stays where it is, and is slower to fetch.
+    """
+    tensors = list({id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values())
+    places = pack([tensor.nbytes for tensor in tensors])
+    for number in range(1 + max((slab for slab, _ in places), default=-1)):
+        pieces = [(t, offset) for t, (slab, offset) in zip(tensors, places, strict=True) if slab == number]
+        size = max(offset + tensor.nbytes for tensor, offset in pieces)
+        try:
+            slab = torch.empty(size, dtype=torch.uint8, pin_memory=page_locked)
+        except RuntimeError as error:
+            log.warning("streaming from memory that is not page-locked, which is slower: %s", error)
+            return
+        for tensor, offset in pieces:
+            place = slab[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            tensor.data = place.copy_(tensor.data)
 
 
 @contextmanager
@@ -184,7 +198,10 @@ def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         torch.no_grad(),
     ):  # so that every visit has the same kind of tensors
         copy = tensor.to(device)
-    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+    plain = isinstance(tensor, nn.Parameter) and not isinstance(copy, nn.Parameter)
+    return (
+        nn.Parameter(copy, requires_grad=False) if plain else copy
+    )  # quantized ones are a kind of their own
 
 
 def release_unused(device: torch.device) -> None:

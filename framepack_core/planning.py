@@ -8,6 +8,8 @@ from pathlib import Path
 from framepack_core.errors import FramePackError
 from framepack_core.footprint import (
     GIB,
+    HALF,
+    ItemBytes,
     Placement,
     Rung,
     Tiling,
@@ -22,7 +24,7 @@ UNTILED_FREE = 60 * GIB  # the reference decodes whole frames where more than th
 
 # The host: Python, torch and CUDA's own, a section's frames, a checkpoint on its way to the disk.
 BASE_RAM = int(2.5 * GIB)
-PINNED_WASTE = 1.02  # page-locked memory comes in powers of two; see memory.pack
+PINNED_WASTE = 1.025  # page-locked memory comes in powers of two; see memory.pack
 BUS, PAGE_CACHE, DISK = 20e9, 6e9, 2e9  # bytes a second: page-locked, copied once more on the way, NVMe
 
 
@@ -87,7 +89,7 @@ def make_plan(
     *,
     tiling: Tiling = "auto",
     keep_free: int = 0,
-    item_bytes: tuple[int, int] = (2, 2),
+    item_bytes: ItemBytes = HALF,
 ) -> Plan:
     """Choose what lives where.
 
@@ -98,13 +100,13 @@ def make_plan(
         video: the one to make.
         tiling: of the VAE; ``auto``: as the reference, whole frames where more than 60 GiB are free.
         keep_free: bytes to leave on the card to others.
-        item_bytes: of a parameter of the transformer, and of one of the other parts.
+        item_bytes: of a parameter.
     """
     if card is None:
         return _cpu_plan(weights, host, tiling, item_bytes)
     free = card.free - keep_free
     rungs = ladder(tiling)
-    peaks = [peak_vram(weights, rung, video, item_bytes[0]) for rung in rungs]
+    peaks = [peak_vram(weights, rung, video, item_bytes) for rung in rungs]
     fitting = [
         number
         for number, rung in enumerate(rungs)
@@ -113,7 +115,7 @@ def make_plan(
     chosen = fitting[0] if fitting else len(rungs) - 1
     placed = _placed(weights, rungs, chosen, peaks[chosen], host, item_bytes)
     if not fitting:
-        short = _short_of_vram(weights, card, video, tiling, keep_free, peaks[-1], item_bytes[0])
+        short = _short_of_vram(weights, card, video, tiling, keep_free, peaks[-1], item_bytes)
         return replace(placed, shortage=short, hopeless=peaks[-1] > card.total)
     return placed
 
@@ -124,17 +126,16 @@ def _placed(
     chosen: int,
     vram: int,
     host: Host,
-    item_bytes: tuple[int, int],
+    item_bytes: ItemBytes,
 ) -> Plan:
     placement = rungs[chosen].placement
     streamed = placement == "streamed"
-    core = weights.core.parameters * item_bytes[0]
+    core = int(weights.core.parameters * item_bytes.core)
     # What its files hold in another dtype is converted, and then no longer the file's.
-    wanted = {name: item_bytes[name not in ("core", "embedders")] for name, _ in parts(weights)}
     converted = {
-        name: part.parameters * wanted[name]
+        name: int(part.parameters * item_bytes(name))
         for name, part in parts(weights)
-        if part.item_bytes != wanted[name]
+        if part.item_bytes != item_bytes(name)
     }
     mapped = sum(part.stored_bytes for _, part in parts(weights))
     ram = BASE_RAM + sum(converted.values())
@@ -183,7 +184,7 @@ def _speed(core: int, room: int, *, pinned: bool) -> str:
 
 
 def _places(
-    weights: Weights, placement: Placement, item_bytes: tuple[int, int], *, pinned: bool
+    weights: Weights, placement: Placement, item_bytes: ItemBytes, *, pinned: bool
 ) -> dict[str, tuple[int, str]]:
     once = "on the GPU layer by layer, once a video"
     streamed = "streamed to the GPU block by block, from " + (
@@ -200,7 +201,7 @@ def _places(
     }
     return {
         name: (
-            part.parameters * item_bytes[name not in ("core", "embedders")],
+            int(part.parameters * item_bytes(name)),
             stays if placement == "all" else where[name],
         )
         for name, part in parts(weights)
@@ -208,7 +209,13 @@ def _places(
 
 
 def _short_of_vram(
-    weights: Weights, card: Card, video: Video, tiling: Tiling, keep_free: int, needed: int, item_bytes: int
+    weights: Weights,
+    card: Card,
+    video: Video,
+    tiling: Tiling,
+    keep_free: int,
+    needed: int,
+    item_bytes: ItemBytes,
 ) -> str:
     free = card.free - keep_free
     smallest = ladder(tiling)[-1]
@@ -237,7 +244,7 @@ def _short_of_vram(
     )
 
 
-def _cpu_plan(weights: Weights, host: Host, tiling: Tiling, item_bytes: tuple[int, int]) -> Plan:
+def _cpu_plan(weights: Weights, host: Host, tiling: Tiling, item_bytes: ItemBytes) -> Plan:
     placed = _placed(weights, ladder(tiling), 0, 0, host, item_bytes)
     return replace(
         placed,

@@ -9,7 +9,7 @@ from pathlib import Path
 from framepack_core import footprint, models, planning
 from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
 from framepack_core.errors import FramePackError
-from framepack_core.footprint import GIB, Video, Weights
+from framepack_core.footprint import GIB, ItemBytes, Video, Weights
 from framepack_core.planning import Card, Host, Plan
 from framepackd.config import Config, filesystem_type, poll_seconds
 from framepackd.database import StoreError
@@ -18,7 +18,7 @@ from framepackd.settings import JobSettings
 
 Check = tuple[bool | None, str, str]  # fine (None: only said), what was looked at, what was found
 
-ITEM_BYTES = {"float32": (4, 4)}  # by dtype, of an assumed card; half precision otherwise
+WIDTHS = {"float32": (4, 4)}  # in bytes, of an assumed card; half precision otherwise
 DISK_RESERVE_BYTES = 2 << 30  # a minute of video at the highest quality, and the database
 
 
@@ -82,8 +82,6 @@ def _disk(path: Path) -> Check:
 
 
 def _device(config: Config) -> Iterator[Check]:
-    import torch
-
     from framepack_core import memory
 
     try:
@@ -93,13 +91,13 @@ def _device(config: Config) -> Iterator[Check]:
         yield False, "device", str(error)
         return
     dtypes = f"transformer {transformer}, encoders and VAE {encoders}".replace("torch.", "")
-    free = memory.free_bytes(device)
-    if free is None:
+    card = memory.card(device)
+    if card is None:
         small = config.model == "demo"
         note = "" if small else ": the full models take days a video here; a CUDA GPU is needed"
         yield small or None, "device", f"cpu, {dtypes}{note}"
         return
-    yield True, "device", f"{torch.cuda.get_device_name(device)}, {free / GIB:.0f} GiB free, {dtypes}"
+    yield True, "device", f"{card.name}, {card.free / GIB:.0f} GiB free, {dtypes}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
         FramePackError: the device is not there, or a file of the model is damaged.
     """
     spec = config.spec(config.defaults.get("model", config.model))
-    item_bytes = ITEM_BYTES.get(config.gpu.dtype, (2, 2))
+    widths = WIDTHS.get(config.gpu.dtype, (2, 2))
     if vram is not None:
         card: Card | None = Card.assumed(vram)
     elif gpu:
@@ -136,7 +134,7 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
         device = memory.choose_device(config.gpu.device)
         card = memory.card(device)
         transformer, encoders = memory.choose_dtypes(device, config.gpu.dtype)
-        item_bytes = transformer.itemsize, encoders.itemsize
+        widths = transformer.itemsize, encoders.itemsize
     else:
         return None
     settings = JobSettings(**config.defaults)
@@ -155,6 +153,6 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
         video,
         tiling=config.gpu.vae_tiling,
         keep_free=int((settings.gpu_memory_preservation or 0) * GIB),
-        item_bytes=item_bytes,
+        item_bytes=ItemBytes.of(*widths, config.gpu.precision),
     )
     return Forecast(spec.name, weights, card, host, video, plan)

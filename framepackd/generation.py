@@ -13,6 +13,7 @@ import framepack_core
 from framepack_core import media, memory
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import FramePackError
+from framepack_core.footprint import Video
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import Progress
 from framepackd import files
@@ -46,12 +47,25 @@ class Engines:
 
     def get(self, work: Work, rung: int) -> Engine:
         """Give the engine for a job, loaded if it is not yet."""
-        key = (work.spec, work.device, work.dtype, work.precision)
-        if self._engine is not None and key == self._key and self._engine.take_rung(rung):
+        key = (work.spec, work.device, work.dtype, work.precision, work.vae_tiling)
+        video = Video.asked_for(work.request, work.size)
+        if (
+            self._engine is not None
+            and key == self._key
+            and self._engine.prepare(video, work.keep_free, rung)
+        ):
             return self._engine
         self._engine = None  # first let go of the other model
-        engine = Engine.load(work.spec, work.device, work.dtype, work.precision)
-        engine.take_rung(rung)
+        engine = Engine.load(
+            work.spec,
+            work.device,
+            work.dtype,
+            work.precision,
+            video=video,
+            tiling=work.vae_tiling,
+            keep_free=work.keep_free,
+        )
+        engine.take_rung(max(engine.rung, rung))
         self._engine, self._key = engine, key
         return engine
 
@@ -106,6 +120,8 @@ class Generation:
         """Generate; where the device has not enough memory, take one rung down the ladder."""
         device = memory.device_name(memory.choose_device(self._work.device))
         key = f"{device}|{self._work.spec.name}|{self._work.size[1]}x{self._work.size[0]}"
+        if self._work.vae_tiling != "auto":  # another ladder
+            key += "|tiles" if self._work.vae_tiling else "|whole"
         engine = self._engines.get(self._work, self._work.rungs.get(key, 0))
         self._clock.lap("load")
         self._connection.send(Ready(str(engine.device)))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framepack_core.errors import FramePackError
+from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
 from framepack_core.request import Request
 from framepackd.database import Job
@@ -58,6 +59,8 @@ class Work:
     dtype: str
     precision: "Precision"
     rungs: Mapping[str, int]  # how far down the ladder of memory.py other jobs had to go
+    vae_tiling: Tiling = "auto"
+    keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
 
 

@@ -8,22 +8,9 @@ import torch
 from PIL import Image
 
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.memory import Rung, ladder
 from framepack_core.request import Request
 from tests.conftest import tiny_spec
 from tests.core.limited import LimitedMemory
-
-
-def test_every_rung_saves_more_than_the_one_above() -> None:
-    large, small = ladder(Rung(tile=None, resident=True)), ladder(Rung(tile=256, resident=False))
-    assert [(rung.tile, rung.resident, rung.streamed) for rung in large] == [
-        (None, True, False),
-        (256, True, False),
-        (256, False, False),
-        (256, False, True),
-        (128, False, True),
-    ]
-    assert small == large[2:]
 
 
 @pytest.fixture
@@ -48,6 +35,13 @@ def first_section(engine: Engine, request: Request) -> tuple[torch.Tensor, int]:
 
 def test_tiles_save_memory_and_moving_and_streaming_change_no_bit(request_: Request) -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
+    assert [(rung.tile, rung.placement) for rung in engine.rungs] == [
+        (None, "all"),
+        (256, "all"),
+        (256, "core"),
+        (256, "streamed"),
+        (128, "streamed"),
+    ]
     made = []
     for number in range(len(engine.rungs)):
         assert engine.take_rung(number)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from framepack_core.footprint import GIB, PUBLISHED, Rung, Video, ladder, peak_vram, weights
+from framepack_core.footprint import GIB, PUBLISHED, ItemBytes, Rung, Video, ladder, peak_vram, weights
 from framepack_core.models import BUILT_IN, ModelSpec, Source
 from framepack_core.planning import Card, Host, host_memory, make_plan
 from tests.conftest import tiny_spec
@@ -185,17 +185,17 @@ def test_the_published_sizes_stand_in_for_a_model_that_is_not_here(tmp_path: Pat
 def test_what_is_converted_counts_as_ram_and_what_is_not_as_mapped() -> None:
     card, host = Card.assumed(80), Host.assumed(128)
     as_stored = make_plan(PUBLISHED, card, host, VIDEO)
-    in_float32 = make_plan(PUBLISHED, card, host, VIDEO, item_bytes=(4, 4))
+    in_float32 = make_plan(PUBLISHED, card, host, VIDEO, item_bytes=ItemBytes(4, 4, 4))
     assert as_stored.ram < 3.5 * GIB
     assert in_float32.ram > PUBLISHED.core.parameters * 4
     assert in_float32.mapped == as_stored.mapped
 
 
 def test_on_the_cpu_the_model_is_in_ram() -> None:
-    plan = make_plan(weights(BUILT_IN["demo"]), None, Host.assumed(4), VIDEO, item_bytes=(4, 4))
+    plan = make_plan(weights(BUILT_IN["demo"]), None, Host.assumed(4), VIDEO, item_bytes=ItemBytes(4, 4, 4))
     assert plan.shortage is None
     assert {where for _, where in plan.places.values()} == {"in RAM"}
-    assert make_plan(PUBLISHED, None, Host.assumed(32), VIDEO, item_bytes=(4, 4)).hopeless
+    assert make_plan(PUBLISHED, None, Host.assumed(32), VIDEO, item_bytes=ItemBytes(4, 4, 4)).hopeless
 
 
 def test_the_control_group_and_those_above_it_limit_the_host(tmp_path: Path) -> None:
@@ -217,3 +217,12 @@ def test_the_control_group_and_those_above_it_limit_the_host(tmp_path: Path) -> 
     (root / "system.slice/memory.current").write_text(f"{10 * GIB}\n")
     (root / "system.slice/memory.stat").write_text(f"anon 1\ninactive_file {4 * GIB}\nactive_file {GIB}\n")
     assert host_memory(meminfo, cgroup, root) == Host(16 * GIB, 11 * GIB)
+
+
+def test_fewer_bits_keep_the_sampling_loop_on_a_smaller_card() -> None:
+    plan = make_plan(
+        PUBLISHED, Card.assumed(16), Host.assumed(32), VIDEO, item_bytes=ItemBytes.of(2, 2, "fp8")
+    )
+    assert plan.rungs[plan.rung].placement == "core"
+    assert plan.vram < 14 * GIB
+    assert plan.ram > 9e9, "it is converted"
