@@ -1,6 +1,7 @@
 """Load a model's components with the dtypes the reference uses, and trust none of them silently."""
 
 import logging
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,15 @@ def load(spec: ModelSpec, *, dtype: torch.dtype, encoder_dtype: torch.dtype) -> 
         tokenizer=tokenizer,
         tokenizer_2=_read(CLIPTokenizer, base / "tokenizer_2"),
         vae=_load(AutoencoderKLHunyuanVideo, base / "vae", encoder_dtype),
-        image_encoder=_load(SiglipVisionModel, folders.image_encoder / "image_encoder", encoder_dtype),
+        # Without what pools the picture's tokens into one, which is not used: in it a layer's weights are
+        # taken without calling it, so that no hook could fetch them.
+        image_encoder=_load(
+            SiglipVisionModel,
+            folders.image_encoder / "image_encoder",
+            encoder_dtype,
+            unused=re.compile(r"(vision_model\.)?head\."),
+            vision_use_head=False,
+        ),
         # The PIL one by name: with torchvision installed the plain class computes other pixels.
         image_processor=_read(SiglipImageProcessorPil, folders.image_encoder / "feature_extractor"),
         dtype=dtype,
@@ -112,9 +121,22 @@ def _stored_keys(folder: Path) -> set[str]:
     return keys
 
 
-def _load(component: Any, folder: Path, dtype: torch.dtype) -> Any:
-    """Load one component and refuse it if any weight is missing, left over or of another shape."""
-    module, report = _read(component, folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+def _load(
+    component: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    unused: re.Pattern[str] | None = None,
+    **arguments: Any,
+) -> Any:
+    """Load one component and refuse it if any weight is missing, left over or of another shape.
+
+    Weights that are stored in ``dtype`` are read in place, from pages that the kernel can drop; others are
+    converted one by one. ``unused`` matches the names of those that may be left over.
+    """
+    module, report = _read(
+        component, folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **arguments
+    )
     faults = {
         name: set(map(str, report.get(f"{name}_keys") or ()))
         for name in ("missing", "unexpected", "mismatched")
@@ -122,6 +144,8 @@ def _load(component: Any, folder: Path, dtype: torch.dtype) -> Any:
     if isinstance(module, ModelMixin):
         # diffusers believes a sharded checkpoint's index; what the shards really hold is for us to see.
         faults["missing"] |= set(module.state_dict()) - _stored_keys(folder)
+    if unused is not None:
+        faults["unexpected"] = {key for key in faults["unexpected"] if not unused.match(key)}
     faults["unreadable"] = set(map(str, report.get("error_msgs") or ()))
     for fault, keys in faults.items():
         if keys:

@@ -252,3 +252,24 @@ def test_devices_and_dtypes_that_are_not_there_are_told() -> None:
     assert choose_dtypes(torch.device("cpu"), "auto") == (torch.float32, torch.float32)
     assert choose_dtypes(torch.device("cuda"), "auto") == (torch.bfloat16, torch.float16)
     assert choose_dtypes(torch.device("cuda"), "float32") == (torch.float32, torch.float32)
+
+
+def test_what_is_stored_as_wanted_is_read_in_place_and_not_copied() -> None:
+    """Else the published model takes 26 GB of memory that the kernel cannot take back."""
+    loaded = loading.load(BUILT_IN["demo"], dtype=torch.float16, encoder_dtype=torch.float16)
+    maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
+    mapped = [
+        [int(address, 16) for address in line[0].split("-")]
+        for line in maps
+        if line[-1].endswith(".safetensors")
+    ]
+    for component in vars(loaded).values():
+        if isinstance(component, torch.nn.Module):
+            for name, tensor in component.named_parameters():
+                in_place = any(start <= tensor.data_ptr() < end for start, end in mapped)
+                assert in_place is not name.startswith("proj_out."), name  # the last layer is in float32
+
+
+def test_the_part_of_the_image_encoder_that_is_not_used_is_not_loaded() -> None:
+    encoder = load(tiny_spec()).image_encoder
+    assert not [name for name, _ in encoder.named_parameters() if "head" in name]
