@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from framepack_core import conditioning, footprint, loading, memory, planning, vae
+from framepack_core.attention import AUTO, choose_attention, use_attention
 from framepack_core.buckets import Size, output_size
 from framepack_core.cache import StepCache, TeaCache
 from framepack_core.conditioning import TextConditioning
@@ -89,6 +90,7 @@ class Engine:
         *,
         pinned: bool,
         precision: Precision = "exact",
+        attention: str = AUTO,
     ) -> None:
         """Take loaded components; they visit the device when they are needed.
 
@@ -98,6 +100,7 @@ class Engine:
             planner: makes the memory plan for a video, with bytes to leave to others.
             pinned: whether blocks that are streamed come from page-locked memory.
             precision: of the blocks' weights.
+            attention: the backend of the blocks' attention, as :func:`choose_attention` gives it.
 
         Raises:
             ModelError: a library that ``precision`` takes is not installed.
@@ -105,6 +108,7 @@ class Engine:
         self.models = models
         self.device = device
         self.core, self.embedders = take_apart(models.transformer)
+        use_attention(models.transformer, attention)
         reduce(self.core.blocks, precision, models.dtype)
         self._planner = planner
         self._hooked: set[nn.Module] = set()  # these are moved by hooks of their own
@@ -120,6 +124,7 @@ class Engine:
         dtype: str = "auto",
         precision: Precision = "exact",
         *,
+        attention: str = "auto",
         video: Video = PUBLISHED_VIDEO,
         tiling: Tiling = "auto",
         keep_free: int = 0,
@@ -131,6 +136,7 @@ class Engine:
             device: auto, cpu, cuda:0 ...
             dtype: of the transformer.
             precision: of its blocks' weights.
+            attention: the backend of its attention, by diffusers' name.
             video: the first one to make, for the memory plan.
             tiling: of the VAE; ``auto``: as the reference, whole frames where more than 60 GiB are free.
             keep_free: bytes of the device to leave to others.
@@ -142,6 +148,7 @@ class Engine:
         chosen = memory.choose_device(device)
         memory.release_unused(chosen)  # of a model that was loaded before
         dtypes = memory.choose_dtypes(chosen, dtype)
+        attention = choose_attention(attention, chosen)
         weights = footprint.weights(spec)
 
         def plan(video: Video, keep_free: int) -> Plan:
@@ -158,7 +165,7 @@ class Engine:
         first = plan(video, keep_free)
         _accept(first)
         models = loading.load(spec, dtype=dtypes[0], encoder_dtype=dtypes[1])
-        engine = cls(models, chosen, plan, pinned=first.pinned, precision=precision)
+        engine = cls(models, chosen, plan, pinned=first.pinned, precision=precision, attention=attention)
         engine.prepare(video, keep_free)
         return engine
 

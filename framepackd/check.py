@@ -83,14 +83,17 @@ def _disk(path: Path) -> Check:
 
 def _device(config: Config) -> Iterator[Check]:
     from framepack_core import memory
+    from framepack_core.attention import choose_attention
 
     try:
         device = memory.choose_device(config.gpu.device)
         transformer, encoders = memory.choose_dtypes(device, config.gpu.dtype)
+        attention = choose_attention(config.gpu.attention, device)
     except FramePackError as error:
         yield False, "device", str(error)
         return
     dtypes = f"transformer {transformer}, encoders and VAE {encoders}".replace("torch.", "")
+    yield True, "attention", attention
     card = memory.card(device)
     if card is None:
         small = config.model == "demo"

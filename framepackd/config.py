@@ -40,6 +40,7 @@ class GpuConfig(_Section):
     device: str = "auto"  # auto, cpu, cuda, cuda:0 ...
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     precision: Literal["exact", "fp8", "nf4"] = "exact"
+    attention: str = "auto"  # or a backend of diffusers; see attention.py
     vae_tiling: Literal["auto"] | bool = "auto"
 
 

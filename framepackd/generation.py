@@ -11,6 +11,7 @@ import torch
 
 import framepack_core
 from framepack_core import media, memory
+from framepack_core.attention import AUTO
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import FramePackError
 from framepack_core.footprint import Video
@@ -47,7 +48,7 @@ class Engines:
 
     def get(self, work: Work, rung: int) -> Engine:
         """Give the engine for a job, loaded if it is not yet."""
-        key = (work.spec, work.device, work.dtype, work.precision, work.vae_tiling)
+        key = (work.spec, work.device, work.dtype, work.precision, work.attention, work.vae_tiling)
         video = Video.asked_for(work.request, work.size)
         if (
             self._engine is not None
@@ -61,6 +62,7 @@ class Engines:
             work.device,
             work.dtype,
             work.precision,
+            attention=work.attention,
             video=video,
             tiling=work.vae_tiling,
             keep_free=work.keep_free,
@@ -112,7 +114,7 @@ class Generation:
         return Finished(
             self._clock.seconds,
             _versions(),
-            {"precision": self._work.precision},
+            _computation(work),
             self._measures.verdict(picture),
         )
 
@@ -202,7 +204,7 @@ def _identity(work: Work) -> dict[str, Any]:
         "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
         "device": memory.device_name(memory.choose_device(work.device)),
         "dtype": work.dtype,
-        "precision": work.precision,
+        **_computation(work),
         "mag_ratios": _mag_ratios(work),
         **_versions(),
     }
@@ -212,6 +214,12 @@ def _mag_ratios(work: Work) -> tuple[float, ...]:
     """Give the calibration of one's own that the bits depend on, if they do."""
     file = work.spec.mag_ratios
     return load_ratios(file) if file is not None and work.request.cache == "magcache" else ()
+
+
+def _computation(work: Work) -> dict[str, str]:
+    """Name what was chosen of the ways to compute the same video, which round differently or worse."""
+    attention = AUTO if work.attention == "auto" else work.attention
+    return {"precision": work.precision, "attention": attention}
 
 
 def _versions() -> dict[str, str]:

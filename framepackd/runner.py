@@ -103,6 +103,7 @@ class Runner:
             dtype=self._config.gpu.dtype,
             precision=self._config.gpu.precision,
             rungs=self._store.rungs(),
+            attention=self._config.gpu.attention,
             vae_tiling=self._config.gpu.vae_tiling,
             keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
             keep_only=job.cancel is not None,

@@ -59,6 +59,7 @@ class Work:
     dtype: str
     precision: "Precision"
     rungs: Mapping[str, int]  # how far down the ladder of memory.py other jobs had to go
+    attention: str = "auto"
     vae_tiling: Tiling = "auto"
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
