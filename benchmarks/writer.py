@@ -195,6 +195,7 @@ def _work(folder: Path, kind: Kind, sections: int) -> Work:
         device="cpu",
         dtype="auto",
         precision="exact",
+        compile_cache=folder / "compiled",
         rungs={},
     )
 

@@ -18,6 +18,7 @@ from framepack_core import conditioning, footprint, loading, memory, planning, v
 from framepack_core.attention import AUTO, choose_attention, use_attention
 from framepack_core.buckets import Size, output_size
 from framepack_core.cache import StepCache, TeaCache
+from framepack_core.compiling import CompiledBlocks
 from framepack_core.conditioning import TextConditioning
 from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
 from framepack_core.history import History, HistoryContext, prefix_for
@@ -108,6 +109,8 @@ class Engine:
         self.models = models
         self.device = device
         self.core, self.embedders = take_apart(models.transformer)
+        blocks = self.core.blocks
+        self.compiled = CompiledBlocks(*blocks.transformer_blocks, *blocks.single_transformer_blocks)
         use_attention(models.transformer, attention)
         reduce(self.core.blocks, precision, models.dtype)
         self._planner = planner

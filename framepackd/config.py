@@ -41,6 +41,7 @@ class GpuConfig(_Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     precision: Literal["exact", "fp8", "nf4"] = "exact"
     attention: str = "auto"  # or a backend of diffusers; see attention.py
+    compile: Literal["auto"] | bool = "auto"
     vae_tiling: Literal["auto"] | bool = "auto"
 
 

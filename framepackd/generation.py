@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 import framepack_core
-from framepack_core import media, memory
+from framepack_core import compiling, footprint, media, memory
 from framepack_core.attention import AUTO
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import FramePackError
-from framepack_core.footprint import Video
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import Progress
 from framepackd import files
@@ -49,7 +48,7 @@ class Engines:
     def get(self, work: Work, rung: int) -> Engine:
         """Give the engine for a job, loaded if it is not yet."""
         key = (work.spec, work.device, work.dtype, work.precision, work.attention, work.vae_tiling)
-        video = Video.asked_for(work.request, work.size)
+        video = footprint.Video.asked_for(work.request, work.size)
         if (
             self._engine is not None
             and key == self._key
@@ -80,7 +79,8 @@ class Generation:
         self._work = work
         self._engines = engines
         self._connection = connection
-        self._checkpoints = Checkpoints(work.checkpoint, _identity(work))
+        self._computation = _computation(work)
+        self._checkpoints = Checkpoints(work.checkpoint, _identity(work) | self._computation)
         self._video = Video(work, self._checkpoints)
         self._beside = Beside()
         found = self._checkpoints.load()
@@ -114,7 +114,7 @@ class Generation:
         return Finished(
             self._clock.seconds,
             _versions(),
-            _computation(work),
+            self._computation,
             self._measures.verdict(picture),
         )
 
@@ -125,6 +125,9 @@ class Generation:
         if self._work.vae_tiling != "auto":  # another ladder
             key += "|tiles" if self._work.vae_tiling else "|whole"
         engine = self._engines.get(self._work, self._work.rungs.get(key, 0))
+        engine.compiled.on = self._computation["compiled"] is True
+        if engine.compiled.on:
+            compiling.set_up(self._work.compile_cache)
         self._clock.lap("load")
         self._connection.send(Ready(str(engine.device)))
         refused = ""
@@ -204,7 +207,6 @@ def _identity(work: Work) -> dict[str, Any]:
         "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
         "device": memory.device_name(memory.choose_device(work.device)),
         "dtype": work.dtype,
-        **_computation(work),
         "mag_ratios": _mag_ratios(work),
         **_versions(),
     }
@@ -216,10 +218,12 @@ def _mag_ratios(work: Work) -> tuple[float, ...]:
     return load_ratios(file) if file is not None and work.request.cache == "magcache" else ()
 
 
-def _computation(work: Work) -> dict[str, str]:
+def _computation(work: Work) -> dict[str, str | bool]:
     """Name what was chosen of the ways to compute the same video, which round differently or worse."""
     attention = AUTO if work.attention == "auto" else work.attention
-    return {"precision": work.precision, "attention": attention}
+    device, exact = memory.choose_device(work.device), work.precision == "exact"
+    compiled = compiling.decide(work.compile, device, work.sections, exact=exact)
+    return {"precision": work.precision, "attention": attention, "compiled": compiled}
 
 
 def _versions() -> dict[str, str]:

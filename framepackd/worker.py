@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from framepack_core.errors import FramePackError
 from framepack_core.footprint import Tiling
@@ -58,8 +58,10 @@ class Work:
     device: str
     dtype: str
     precision: "Precision"
+    compile_cache: Path  # folder in which what is compiled is kept
     rungs: Mapping[str, int]  # how far down the ladder of memory.py other jobs had to go
     attention: str = "auto"
+    compile: bool | Literal["auto"] = "auto"
     vae_tiling: Tiling = "auto"
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
@@ -118,7 +120,7 @@ class Finished:
 
     timings: dict[str, float]
     versions: dict[str, str]
-    computation: dict[str, str]  # how it was computed, where there is a choice
+    computation: dict[str, str | bool]  # how it was computed, where there is a choice
     quality: str | None  # what is suspect about the pictures
 
 

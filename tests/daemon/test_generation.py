@@ -70,6 +70,7 @@ def work_in(folder: Path, transformer: str = "framepack-i2v", **settings: Any) -
         device="cpu",
         dtype="auto",
         precision="exact",
+        compile_cache=folder / "compiled",
         rungs={},
     )
 
