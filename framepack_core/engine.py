@@ -89,7 +89,7 @@ class Engine:
         device: torch.device,
         planner: Planner,
         *,
-        pinned: bool,
+        pinnable: bool,
         precision: Precision = "exact",
         attention: str = AUTO,
     ) -> None:
@@ -99,7 +99,7 @@ class Engine:
             models: the components, in host memory.
             device: where to compute.
             planner: makes the memory plan for a video, with bytes to leave to others.
-            pinned: whether blocks that are streamed come from page-locked memory.
+            pinnable: whether blocks, if they are streamed, are to come from page-locked memory.
             precision: of the blocks' weights.
             attention: the backend of the blocks' attention, as :func:`choose_attention` gives it.
 
@@ -116,8 +116,7 @@ class Engine:
         self._planner = planner
         self._hooked: set[nn.Module] = set()  # these are moved by hooks of their own
         self._staying, self._stays = ExitStack(), set[nn.Module]()  # what does not leave the device again
-        if pinned:
-            memory.lock(self.core.blocks)
+        self._pinnable = pinnable and device.type == "cuda"
 
     @classmethod
     def load(
@@ -168,7 +167,7 @@ class Engine:
         first = plan(video, keep_free)
         _accept(first)
         models = loading.load(spec, dtype=dtypes[0], encoder_dtype=dtypes[1])
-        engine = cls(models, chosen, plan, pinned=first.pinned, precision=precision, attention=attention)
+        engine = cls(models, chosen, plan, pinnable=first.pinnable, precision=precision, attention=attention)
         engine.prepare(video, keep_free)
         return engine
 
@@ -199,11 +198,15 @@ class Engine:
             self._stays.clear()
             memory.release_unused(self.device)
         for module in streamed:
-            if module not in self._hooked:
-                self._hooked.add(module)
-                (memory.stream_blocks if module is self.core.blocks else memory.stream_layers)(
-                    module, self.device
-                )
+            if module in self._hooked:
+                continue
+            self._hooked.add(module)
+            if module is not self.core.blocks:
+                memory.stream_layers(module, self.device)
+                continue
+            if self._pinnable:
+                memory.lock(module)
+            memory.stream_blocks(module, self.device)
         self.rung = self.rungs.index(rung)
         return True
 

@@ -63,6 +63,7 @@ class Plan:
     rung: int  # where on the ladder to begin
     rungs: tuple[Rung, ...]
     pinned: bool  # whether streamed weights are kept page-locked in host memory
+    pinnable: bool  # whether they would be, if it came to streaming
     places: Mapping[str, tuple[int, str]]  # part -> its bytes, where it lives
     vram: int  # predicted peak
     ram: int  # predicted peak that nothing can take away: page-locked, converted, the process itself
@@ -140,13 +141,15 @@ def _placed(
     mapped = sum(part.stored_bytes for _, part in parts(weights))
     ram = BASE_RAM + sum(converted.values())
     with_pinned = ram + int(core * PINNED_WASTE) - converted.get("core", 0)
-    pinned = streamed and with_pinned + GIB <= host.available  # the last: of files, while they are read
+    pinnable = with_pinned + GIB <= host.available  # the last: of files, while they are read
+    pinned = streamed and pinnable
     if pinned:
         ram = with_pinned
     plan = Plan(
         rung=chosen,
         rungs=rungs,
         pinned=pinned,
+        pinnable=pinnable,
         places=_places(weights, placement, item_bytes, pinned=pinned),
         vram=vram,
         ram=ram,

@@ -17,6 +17,7 @@ from sqlalchemy import event
 
 from framepack_core.models import BUILT_IN, ModelSpec, Source
 from framepackd import control, database, worker
+from framepackd.config import GpuConfig
 from framepackd.daemon import Daemon
 from framepackd.database import State, StoreError
 from framepackd.jobs import JobStore
@@ -320,6 +321,18 @@ def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(l
     (work,) = messages(loop)
     assert isinstance(work, worker.Work)
     assert work.rungs == {"cpu|demo|128x128": 2}
+
+
+def test_what_is_set_of_the_gpu_reaches_the_worker(loop: Loop) -> None:
+    gpu = GpuConfig(vae_tiling=True, attention="_native_math", compile=False)
+    loop.daemon._runner._config = loop.place.config.model_copy(update={"gpu": gpu})
+    loop.place.drop()
+    (loop.place.config.inbox / "cat.toml").write_text("gpu_memory_preservation = 6\n")
+    loop.round()
+    (work,) = messages(loop)
+    assert isinstance(work, worker.Work)
+    assert (work.vae_tiling, work.attention, work.compile) == (True, "_native_math", False)
+    assert work.keep_free == 6 * 2**30
 
 
 def test_a_job_that_ends_in_the_moment_it_is_cancelled_is_cancelled(loop: Loop) -> None:
