@@ -6,13 +6,10 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from framepack_core import conditioning, footprint, loading, memory, planning, vae
 from framepack_core.attention import AUTO, choose_attention, use_attention
@@ -25,6 +22,7 @@ from framepack_core.history import History, HistoryContext, prefix_for
 from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
 from framepack_core.media import Frames, Picture, crop_to, open_picture
 from framepack_core.models import ModelSpec
+from framepack_core.places import Places
 from framepack_core.planning import Plan, PlanError
 from framepack_core.precision import Precision, reduce
 from framepack_core.progress import Progress
@@ -114,9 +112,13 @@ class Engine:
         use_attention(models.transformer, attention)
         reduce(self.core.blocks, precision, models.dtype)
         self._planner = planner
-        self._hooked: set[nn.Module] = set()  # these are moved by hooks of their own
-        self._staying, self._stays = ExitStack(), set[nn.Module]()  # what does not leave the device again
-        self._pinnable = pinnable and device.type == "cuda"
+        self._places = Places(
+            device,
+            core=self.core,
+            text_encoder=models.text_encoder,
+            vae=models.vae,
+            pinnable=pinnable,
+        )
 
     @classmethod
     def load(
@@ -151,13 +153,13 @@ class Engine:
         memory.release_unused(chosen)  # of a model that was loaded before
         dtypes = memory.choose_dtypes(chosen, dtype)
         attention = choose_attention(attention, chosen)
-        weights = footprint.weights(spec)
+        weights, host = footprint.weights(spec), planning.host_memory()
 
         def plan(video: Video, keep_free: int) -> Plan:
             return planning.make_plan(
                 weights,
                 memory.card(chosen),
-                planning.host_memory(),
+                host,  # as it was before anything was loaded
                 video,
                 tiling=tiling,
                 keep_free=keep_free,
@@ -187,26 +189,8 @@ class Engine:
     def take_rung(self, number: int) -> bool:
         """Use as little memory as a rung of the ladder says; False if only a newly loaded engine can."""
         rung = self.rungs[min(number, len(self.rungs) - 1)]
-        streamed = [] if rung.placement == "all" else [self.models.text_encoder]
-        if rung.placement == "streamed":
-            streamed.append(self.core.blocks)
-        if not self._hooked <= set(streamed):
+        if not self._places.take(rung):
             return False
-        stays = {"all": self._stays, "core": {self.core, self.models.vae}, "streamed": set[nn.Module]()}
-        if not self._stays <= stays[rung.placement]:
-            self._staying.close()
-            self._stays.clear()
-            memory.release_unused(self.device)
-        for module in streamed:
-            if module in self._hooked:
-                continue
-            self._hooked.add(module)
-            if module is not self.core.blocks:
-                memory.stream_layers(module, self.device)
-                continue
-            if self._pinnable:
-                memory.lock(module)
-            memory.stream_blocks(module, self.device)
         self.rung = self.rungs.index(rung)
         return True
 
@@ -228,15 +212,15 @@ class Engine:
         picture = open_picture(request.image)
         size = output_size(request, picture.shape[:2], self.models.spec.buckets)
         cropped = crop_to(picture, size)
-        with self._on_device(self.models.text_encoder, self.models.text_encoder_2):
+        with self._places.on_device(self.models.text_encoder, self.models.text_encoder_2):
             positive = self._encode_prompt(request.prompt)
             negative = self._encode_prompt(request.negative_prompt) if request.true_cfg_scale != 1 else None
-        with self._on_device(self.models.image_encoder):
+        with self._places.on_device(self.models.image_encoder):
             image_embeds = conditioning.encode_image(
                 cropped, self.models.image_encoder, self.models.image_processor
             )
         memory.set_tiles(self.models.vae, self._encoding_tile)
-        with self._on_device(self.models.vae):
+        with self._places.on_device(self.models.vae):
             return Conditioning(
                 positive=positive,
                 negative=negative,
@@ -327,8 +311,6 @@ class Engine:
     def _tables(self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor) -> dict[str, Tables]:
         """Compute what is the same in every section, by guidance branch."""
         dtype, device = self.models.dtype, self.device
-        everything = self.rungs[self.rung].placement == "all"
-        place = self._on_device if everything else partial(memory.visiting, device=device)
         branches = {"positive": conditioned.positive}
         if conditioned.negative is not None:
             branches["negative"] = conditioned.negative
@@ -338,11 +320,11 @@ class Engine:
                 conditioned.image_embeds.to(device, dtype),
                 timesteps(sigmas, dtype).to(device),
                 guidance(request.guidance_scale, dtype).to(device),
-                place,
+                self._places.for_a_moment,
             )
             for name, text in branches.items()
         }
-        if not everything:
+        if self.rungs[self.rung].placement != "all":
             memory.release_unused(device)
         return tables
 
@@ -363,7 +345,7 @@ class Engine:
         generator.set_state(progress.noise)
         size = history.latents_clean.shape[-2:]
         noise = torch.randn((1, 16, request.latent_window_size, *size), generator=generator)
-        with self._on_device(self.core):
+        with self._places.on_device(self.core):
             look_back = self.core.look_back(
                 section, HistoryContext(*(latents.to(self.device, dtype) for latents in history))
             )
@@ -391,7 +373,7 @@ class Engine:
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
         memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
-        with self._on_device(self.models.vae):
+        with self._places.on_device(self.models.vae):
             return vae.decode(latents, self.models.vae)
 
     def _encode_prompt(self, prompt: str) -> TextConditioning:
@@ -406,30 +388,6 @@ class Engine:
 
     def _encode_file(self, path: Path, size: Size, seed: int) -> torch.Tensor:
         return self._encode_picture(crop_to(open_picture(path), size), seed)
-
-    @contextmanager
-    def _on_device(self, *modules: nn.Module) -> Iterator[None]:
-        """Have modules on the device inside the block, and after it where they stay there."""
-        placement = self.rungs[self.rung].placement
-        if self.core.blocks in self._hooked:
-            modules = tuple(
-                part for whole in modules for part in (whole.children() if whole is self.core else (whole,))
-            )
-        visitors = []
-        for module in modules:
-            if module in self._hooked or module in self._stays:
-                continue
-            if placement == "all" or (placement == "core" and module in (self.core, self.models.vae)):
-                self._staying.enter_context(memory.visiting(module, device=self.device))
-                self._stays.add(module)
-            else:
-                visitors.append(module)
-        try:
-            with memory.visiting(*visitors, device=self.device):
-                yield
-        finally:
-            if visitors:
-                memory.release_unused(self.device)
 
 
 def _accept(plan: Plan) -> None:

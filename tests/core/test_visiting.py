@@ -97,15 +97,16 @@ def test_a_module_that_could_only_be_moved_half_way_is_whole_in_host_memory() ->
 
 def test_what_stays_on_the_device_is_taken_there_once_and_dropped_without_copying_back() -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    engine.device = DEVICE
+    places = engine._places
+    places.device = DEVICE
     vae = engine.models.vae
     with Bus() as bus:
         for _ in range(2):
-            with engine._on_device(vae):
+            with places.on_device(vae):
                 assert vae.device == DEVICE
         assert bus.to_device == sum(tensor.nbytes for tensor in tensors(vae))
         assert vae.device == DEVICE
-        engine.device = torch.device("cpu")  # to which hooks can be put
+        places.device = torch.device("cpu")  # to which hooks can be put
         engine.take_rung(len(engine.rungs) - 1)
     assert vae.device == torch.device("cpu")
     assert bus.to_host == 0
