@@ -110,3 +110,22 @@ def test_what_stays_on_the_device_is_taken_there_once_and_dropped_without_copyin
         engine.take_rung(len(engine.rungs) - 1)
     assert vae.device == torch.device("cpu")
     assert bus.to_host == 0
+
+
+def test_on_the_rungs_between_the_sampling_loop_and_the_vae_stay_and_the_rest_visits() -> None:
+    engine = Engine.load(tiny_spec(), device="cpu")
+    engine.take_rung(2)
+    assert engine.rungs[2].placement == "core"
+    places, models = engine._places, engine.models
+    places.device = DEVICE
+    for module in (engine.core, models.vae, models.text_encoder_2, models.image_encoder):
+        with places.on_device(module):
+            assert {tensor.device for tensor in tensors(module)} == {DEVICE}
+    with places.for_a_moment(engine.embedders.image_projection):
+        assert {tensor.device for tensor in tensors(engine.embedders.image_projection)} == {DEVICE}
+    stayed = [
+        module
+        for module in (engine.core, models.vae, models.text_encoder_2, models.image_encoder, engine.embedders)
+        if {tensor.device for tensor in tensors(module)} != {torch.device("cpu")}
+    ]
+    assert stayed == [engine.core, models.vae]
