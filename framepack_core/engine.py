@@ -21,7 +21,7 @@ from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
 from framepack_core.history import History, HistoryContext, prefix_for
 from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
 from framepack_core.media import Frames, Picture, crop_to, open_picture
-from framepack_core.models import ModelSpec
+from framepack_core.models import ModelSpec, find
 from framepack_core.places import Places
 from framepack_core.planning import Plan, PlanError
 from framepack_core.precision import Precision, reduce
@@ -153,6 +153,7 @@ class Engine:
         memory.release_unused(chosen)  # of a model that was loaded before
         dtypes = memory.choose_dtypes(chosen, dtype)
         attention = choose_attention(attention, chosen)
+        find(spec)  # what is missing is to be told, rather than planned with the published sizes
         weights, host = footprint.weights(spec), planning.host_memory()
 
         def plan(video: Video, keep_free: int) -> Plan:
