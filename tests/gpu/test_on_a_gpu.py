@@ -43,3 +43,35 @@ def test_in_the_dtypes_of_the_reference_it_runs_and_repeats_itself(image: Path) 
     first, second = last_clip(image, "cuda", "auto"), last_clip(image, "cuda", "auto")
     assert torch.isfinite(first.history).all()
     assert torch.equal(first.history, second.history)
+
+
+def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: Path) -> None:
+    """Only here do streams run beside the computing: a block that did not wait for its weights would show."""
+    request = Request(
+        image=image, prompt="a cat", seconds=1, latent_window_size=3, steps=4, width=48, height=32
+    )
+    for tiling in (True, False):
+        engine = Engine.load(tiny_spec(), device="cuda", tiling=tiling)
+        made = []
+        for number, rung in enumerate(engine.rungs):
+            if rung.tile != 128:
+                assert engine.take_rung(number)
+                *_, clip = engine.generate(request)
+                assert isinstance(clip, Clip)
+                made.append(clip.history)
+        assert len(made) == 3
+        assert all(torch.equal(made[0], other) for other in made[1:])
+
+
+def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
+    engine = Engine.load(tiny_spec(), device="cuda")
+    assert engine._places._pinnable
+    expected = last_clip(image, "cuda", "auto").history
+    engine.take_rung(len(engine.rungs) - 2)
+    assert all(weight.is_pinned() for weight in engine.core.blocks.parameters())
+    request = Request(
+        image=image, prompt="a cat", seconds=1, latent_window_size=3, steps=4, width=48, height=32
+    )
+    *_, clip = engine.generate(request)
+    assert isinstance(clip, Clip)
+    assert torch.equal(clip.history, expected)
