@@ -116,9 +116,10 @@ def ours(kind: Kind, seconds: float) -> Cost:
                 settled, edge = vae.join(
                     kind, progress.edge, decoded, OVERLAP, is_last=section == sections - 1
                 )
+                del decoded  # on a GPU it lies there
                 progress = Progress(progress.noise, (*progress.sampled, LATENTS), section + 1, edge)
                 pictures = vae.to_uint8(settled)
-                del decoded, settled  # on a GPU they lie there
+                del settled
                 clip = Clip(section, sections, LATENTS, LATENTS, pictures, True, pictures[:1], progress)
                 checkpoints.save(progress, {}, video.encode(clip))
                 if edge is not None:
