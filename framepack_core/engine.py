@@ -7,6 +7,7 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from framepack_core import conditioning, loading, memory, vae
 from framepack_core.buckets import Size, output_size
 from framepack_core.cache import StepCache, TeaCache
 from framepack_core.conditioning import TextConditioning
-from framepack_core.history import History, HistoryContext, prefix_for
+from framepack_core.history import History, HistoryContext, Shared, prefix_for
 from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
 from framepack_core.media import Frames, Picture, crop_to, open_picture
 from framepack_core.models import ModelSpec
@@ -189,7 +190,8 @@ class Engine:
         tables: dict[str, Tables] = {}
         if len(progress.sampled) < len(sections):
             tables = self._tables(request, conditioned, sigmas)
-        for section in sections:
+        tiles = vae.Tiles()  # no part of the progress: where they are missing they are decoded again
+        for section, following in zip_longest(sections, sections[1:]):
             if section.index == len(progress.sampled):
                 prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
                 progress = yield from self._sample_section(
@@ -205,7 +207,8 @@ class Engine:
             history.append(section, progress.sampled[section.index])
             if section.index < progress.decoded:
                 continue
-            decoded = self._decode(history.decodable(section))
+            shared = history.shared(section, following) if following else None
+            decoded = self._decode(history.decodable(section), tiles, shared)
             settled, edge = vae.join(kind, progress.edge, decoded, 4 * window - 3, is_last=section.is_last)
             progress = replace(progress, decoded=section.index + 1, edge=edge)
             yield Clip(
@@ -302,10 +305,10 @@ class Engine:
                 yield Step(section.index, sections, solver.step, request.steps, denoised, computed, progress)
         return progress
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def _decode(self, latents: torch.Tensor, tiles: vae.Tiles, shared: Shared | None) -> torch.Tensor:
         memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
         with self._on_device(self.models.vae):
-            return vae.decode(latents, self.models.vae)
+            return vae.decode(latents, self.models.vae, tiles, shared).cpu()
 
     def _encode_prompt(self, prompt: str) -> TextConditioning:
         models = self.models

@@ -3,11 +3,15 @@
 Owns the scaling factor: latents outside this module are scaled, as the transformer takes them.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from einops import rearrange
 
+from framepack_core.history import Shared
 from framepack_core.media import Frames, Picture
 from framepack_core.sections import Kind
 
@@ -26,14 +30,88 @@ def encode(picture: Picture, vae: "AutoencoderKLHunyuanVideo", generator: torch.
     return latents.float().cpu()
 
 
-def decode(latents: torch.Tensor, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
-    """Decode latents (1, 16, T, h, w) to pixels (1, 3, 4T-3, 8h, 8w) around [-1, 1], on the CPU.
+class _Tile(NamedTuple):
+    settings: tuple[object, ...]  # of the VAE, which pixels depend on
+    latents: torch.Tensor  # (1, 16, 5, h, w)
+    pixels: torch.Tensor  # (1, 3, 17, 8h, 8w), on the device
 
-    The VAE cuts more than 4 latent frames into overlapping tiles in time; pixels depend on it.
+
+@dataclass
+class Tiles:
+    """Decoded tiles that the next window of latents has too; they are found again by their latents."""
+
+    kept: list[_Tile] = field(default_factory=list)
+
+    def find(self, settings: tuple[object, ...], latents: torch.Tensor) -> torch.Tensor | None:
+        """Give the pixels of a tile, if just these latents were decoded with just these settings."""
+        for tile in self.kept:
+            if tile.settings == settings and torch.equal(tile.latents, latents):
+                return tile.pixels
+        return None
+
+
+def decode(
+    latents: torch.Tensor,
+    vae: "AutoencoderKLHunyuanVideo",
+    tiles: Tiles | None = None,
+    shared: Shared | None = None,
+) -> torch.Tensor:
+    """Decode latents (1, 16, T, h, w) to pixels (1, 3, 4T-3, 8h, 8w) around [-1, 1], on the VAE's device.
+
+    The VAE cuts more than 4 latent frames into overlapping tiles in time; pixels depend on it. ``tiles`` goes
+    from call to call: those in it are not decoded again, and it then holds those that lie in the next window
+    as well, of which ``shared`` says what it has in common with this one. The pixels are the same to the bit.
     """
+    tiles = Tiles() if tiles is None else tiles
+    ratio = vae.temporal_compression_ratio
+    size, stride = vae.tile_sample_min_num_frames // ratio, vae.tile_sample_stride_num_frames // ratio
+    count = latents.shape[2]
+    if not vae.use_framewise_decoding or count <= size:
+        tiles.kept = []
+        return _decode(latents, vae)
+    settings, kept = _settings(vae), []
+    frames, before = latents.new_empty(0), None
+    with _tiles_in_space_only(vae):
+        # A last tile of one latent is left out: the first frame of a tile is that of the tile before it.
+        for start in range(0, count - 1, stride):
+            tile = latents[:, :, start : start + size + 1]
+            pixels = tiles.find(settings, tile)
+            if pixels is None:
+                pixels = _decode(tile, vae)
+            if tile.shape[2] > size and shared is not None and shared.cut_alike(start, size + 1, stride):
+                kept.append(_Tile(settings, tile.clone(), pixels))
+            if before is None:
+                frames = pixels.new_empty((*pixels.shape[:2], ratio * (count - 1) + 1, *pixels.shape[3:]))
+                frames[:, :, : ratio * stride + 1] = pixels[:, :, : ratio * stride + 1]
+            else:
+                place = frames[:, :, ratio * start + 1 : ratio * (start + stride) + 1]
+                place.copy_(pixels[:, :, 1 : place.shape[2] + 1])
+                vae.blend_t(before, place, ratio * (size - stride))  # in place
+            before = pixels
+    tiles.kept = kept
+    return frames
+
+
+def _decode(latents: torch.Tensor, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
     unscaled = latents / vae.config.scaling_factor
     pixels: torch.Tensor = vae.decode(unscaled.to(vae.device, vae.dtype)).sample
-    return pixels.cpu()
+    return pixels
+
+
+def _settings(vae: "AutoencoderKLHunyuanVideo") -> tuple[object, ...]:
+    sides = (vae.tile_sample_min_height, vae.tile_sample_min_width)
+    strides = (vae.tile_sample_stride_height, vae.tile_sample_stride_width)
+    return (vae.device, vae.dtype, vae.use_tiling, *sides, *strides)
+
+
+@contextmanager
+def _tiles_in_space_only(vae: "AutoencoderKLHunyuanVideo") -> Iterator[None]:
+    """Have the VAE decode what it is given without tiles in time."""
+    vae.use_framewise_decoding = False
+    try:
+        yield
+    finally:
+        vae.use_framewise_decoding = True
 
 
 def blend(earlier: torch.Tensor, later: torch.Tensor, overlap: int) -> torch.Tensor:
