@@ -208,19 +208,10 @@ class Engine:
             if section.index < progress.decoded:
                 continue
             shared = history.shared(section, following) if following else None
-            decoded = self._decode(history.decodable(section), tiles, shared)
-            settled, edge = vae.join(kind, progress.edge, decoded, 4 * window - 3, is_last=section.is_last)
-            progress = replace(progress, decoded=section.index + 1, edge=edge)
-            yield Clip(
-                section=section.index,
-                sections=len(sections),
-                latents=history.video,
-                history=history.latents,
-                frames=vae.to_uint8(settled),
-                finite=bool(settled.isfinite().all()),
-                still=vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0],
-                progress=progress,
-            )
+            clip = self._decode(history, section, len(sections), progress, tiles, shared)
+            progress = clip.progress
+            yield clip
+            del clip  # its frames: a section more is sampled before there are others
 
     def calibrate(self, request: Request) -> Generator[Step, None, list[float]]:
         """Make one section, and measure in it what MagCache goes by: how the blocks' effect changes a step.
@@ -305,10 +296,31 @@ class Engine:
                 yield Step(section.index, sections, solver.step, request.steps, denoised, computed, progress)
         return progress
 
-    def _decode(self, latents: torch.Tensor, tiles: vae.Tiles, shared: Shared | None) -> torch.Tensor:
+    def _decode(
+        self,
+        history: History,
+        section: Section,
+        sections: int,
+        progress: Progress,
+        tiles: vae.Tiles,
+        shared: Shared | None,
+    ) -> Clip:
+        """Decode a section and join it to the video; no pixels but the edge stay on the device."""
+        kind, overlap = self.models.spec.kind, 4 * len(section.indices_latents) - 3
         memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
         with self._on_device(self.models.vae):
-            return vae.decode(latents, self.models.vae, tiles, shared).cpu()
+            decoded = vae.decode(history.decodable(section), self.models.vae, tiles, shared)
+        settled, edge = vae.join(kind, progress.edge, decoded, overlap, is_last=section.is_last)
+        return Clip(
+            section=section.index,
+            sections=sections,
+            latents=history.video,
+            history=history.latents,
+            frames=vae.to_uint8(settled),
+            finite=bool(settled.isfinite().all()),
+            still=vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0],
+            progress=replace(progress, decoded=section.index + 1, edge=edge),
+        )
 
     def _encode_prompt(self, prompt: str) -> TextConditioning:
         models = self.models

@@ -121,7 +121,8 @@ def blend(earlier: torch.Tensor, later: torch.Tensor, overlap: int) -> torch.Ten
     """
     if overlap <= 0:
         return torch.cat([earlier, later], dim=2)
-    weights = torch.linspace(1, 0, overlap, dtype=earlier.dtype).reshape(1, 1, -1, 1, 1)
+    weights = torch.linspace(1, 0, overlap, dtype=earlier.dtype)  # on the CPU, so that every device has these
+    weights = weights.reshape(1, 1, -1, 1, 1).to(earlier.device)
     faded = weights * earlier[:, :, -overlap:] + (1 - weights) * later[:, :, :overlap]
     return torch.cat([earlier[:, :, :-overlap], faded, later[:, :, overlap:]], dim=2)
 
@@ -137,6 +138,7 @@ def join(
     if edge is None:
         joined = decoded
     else:
+        edge = edge.to(decoded.device)  # of a video that is gone on with it comes from a file
         joined = blend(edge, decoded, overlap) if forward else blend(decoded, edge, overlap)
     if is_last:
         return joined, None
@@ -146,13 +148,18 @@ def join(
 
 
 def to_uint8(pixels: torch.Tensor) -> Frames:
-    """Convert pixels (1, 3, T, H, W) to frames (T, H, W, 3); truncated, not rounded, as the reference."""
+    """Convert pixels (1, 3, T, H, W) to frames (T, H, W, 3); truncated, not rounded, as the reference.
+
+    Where the pixels are; what is copied to the host are the frames, in one piece.
+    """
     _, channels, count, height, width = pixels.shape
-    frames = torch.empty((count, height, width, channels), dtype=torch.uint8)
+    frames = torch.empty((count, height, width, channels), dtype=torch.uint8, device=pixels.device)
     for frame, picture in zip(
         frames, pixels[0].unbind(dim=1), strict=True
     ):  # one by one: a long video is large
         scaled = picture.float().clamp(-1, 1) * 127.5 + 127.5
         frame.copy_(rearrange(scaled.to(torch.uint8), "c h w -> h w c"))
+    if pixels.device.type == "cuda":  # into memory that it writes to by itself
+        frames = torch.empty_like(frames, device="cpu", pin_memory=True).copy_(frames)
     array: Frames = frames.numpy()
     return array

@@ -173,3 +173,15 @@ def test_a_video_gone_on_with_decodes_what_it_misses_and_gives_the_same_bits(
     undecoded = replace(whole[4].progress, decoded=0, edge=None)
     again = list(engine.sample(request, conditioned, resume=undecoded))
     assert everything(again[-1:]) == everything(whole[-1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_edge_fades_with_the_weights_of_the_pixels_dtype(dtype: torch.dtype) -> None:
+    """Computed on the CPU wherever the pixels are: devices differ in the last bit of a linspace."""
+    earlier, later = torch.rand(2, 1, 3, 9, 2, 2).to(dtype)
+    weights = torch.linspace(1, 0, 5, dtype=dtype)
+    joined = vae.blend(earlier, later, 5)
+    for frame, weight in enumerate(weights):
+        faded = weight * earlier[:, :, 4 + frame] + (1 - weight) * later[:, :, frame]
+        assert torch.equal(joined[:, :, 4 + frame], faded)
+    assert joined.dtype == dtype
