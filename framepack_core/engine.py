@@ -4,17 +4,17 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 :func:`framepack_core.sampling.sample_unipc` the steps of a section.
 """
 
+import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from framepack_core import conditioning, loading, memory, vae
-from framepack_core.buckets import Size, output_size
+from framepack_core.buckets import output_size
 from framepack_core.cache import StepCache, TeaCache
 from framepack_core.conditioning import TextConditioning
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
@@ -23,6 +23,7 @@ from framepack_core.media import Frames, Picture, crop_to, open_picture
 from framepack_core.models import ModelSpec
 from framepack_core.precision import Precision, reduce
 from framepack_core.progress import Progress
+from framepack_core.recent import Recent
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Section, plan, section_count
@@ -86,6 +87,9 @@ class Engine:
         # Tiles as the reference below 60 GiB; they change pixels slightly.
         self.rungs = memory.ladder(memory.Rung(None if resident else memory.TILE, resident))
         self.rung = 0
+        self._texts = Recent[TextConditioning]()
+        self._image_embeds = Recent[torch.Tensor]()
+        self._posteriors = Recent[torch.Tensor]()
         self.core, self.embedders = take_apart(models.transformer)
         reduce(self.core.blocks, precision, models.dtype)
         self.take_rung(0)
@@ -141,34 +145,38 @@ class Engine:
 
     @torch.inference_mode()
     def encode(self, request: Request) -> Conditioning:
-        """Encode the request's text and pictures."""
+        """Encode the request's text and pictures, as far as none of the last jobs had the same."""
         self.models.spec.verify(end_image=bool(request.end_image), keyframes=bool(request.keyframes))
         picture = open_picture(request.image)
         size = output_size(request, picture.shape[:2], self.models.spec.buckets)
-        cropped = crop_to(picture, size)
-        with self._on_device(self.models.text_encoder, self.models.text_encoder_2):
-            positive = self._encode_prompt(request.prompt)
-            negative = self._encode_prompt(request.negative_prompt) if request.true_cfg_scale != 1 else None
-        with self._on_device(self.models.image_encoder):
-            image_embeds = conditioning.encode_image(
-                cropped, self.models.image_encoder, self.models.image_processor
+        others = [*([request.end_image] if request.end_image else []), *request.keyframes.values()]
+        pictures = [crop_to(picture, size), *(crop_to(open_picture(path), size) for path in others)]
+        prompts = [request.prompt, *([request.negative_prompt] if request.true_cfg_scale != 1 else [])]
+        digests = [_digest(picture) for picture in pictures]
+        named = dict(zip(digests, pictures, strict=True))
+        texts = self._texts.all({prompt: prompt for prompt in prompts}, self._encode_prompts)
+        (image_embeds,) = self._image_embeds.all({digests[0]: pictures[0]}, self._encode_images)
+        posteriors = dict(zip(named, self._posteriors.all(named, self._encode_pictures), strict=True))
+        # A generator of its own for each picture: the draw depends on the seed and on nothing before it.
+        latents = [
+            vae.draw(
+                posteriors[digest],
+                self.models.vae.config.scaling_factor,
+                torch.Generator("cpu").manual_seed(request.seed),
+                self.device,
             )
-        # Pictures are small, and what they become must not depend on how far down the ladder it went.
-        memory.set_tiles(self.models.vae, self.rungs[0].tile)
-        with self._on_device(self.models.vae):
-            return Conditioning(
-                positive=positive,
-                negative=negative,
-                image_embeds=image_embeds,
-                start_latents=self._encode_picture(cropped, request.seed),
-                end_latents=self._encode_file(request.end_image, size, request.seed)
-                if request.end_image
-                else None,
-                keyframe_latents={
-                    number: self._encode_file(path, size, request.seed)
-                    for number, path in request.keyframes.items()
-                },
-            )
+            for digest in digests
+        ]
+        start = latents.pop(0)
+        end = latents.pop(0) if request.end_image else None
+        return Conditioning(
+            positive=texts[0],
+            negative=texts[-1] if request.true_cfg_scale != 1 else None,
+            image_embeds=image_embeds,
+            start_latents=start,
+            end_latents=end,
+            keyframe_latents=dict(zip(request.keyframes, latents, strict=True)),
+        )
 
     @torch.inference_mode()
     def sample(
@@ -322,18 +330,22 @@ class Engine:
             progress=replace(progress, decoded=section.index + 1, edge=edge),
         )
 
-    def _encode_prompt(self, prompt: str) -> TextConditioning:
+    def _encode_prompts(self, prompts: list[str]) -> list[TextConditioning]:
         models = self.models
-        return conditioning.encode_prompt(
-            prompt, models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2
-        )
+        encoders = (models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2)
+        with self._on_device(models.text_encoder, models.text_encoder_2):
+            return [conditioning.encode_prompt(prompt, *encoders) for prompt in prompts]
 
-    def _encode_picture(self, picture: Picture, seed: int) -> torch.Tensor:
-        # A generator of its own for each picture: the draw depends on the seed and on nothing before it.
-        return vae.encode(picture, self.models.vae, torch.Generator("cpu").manual_seed(seed))
+    def _encode_images(self, pictures: list[Picture]) -> list[torch.Tensor]:
+        encoder, processor = self.models.image_encoder, self.models.image_processor
+        with self._on_device(encoder):
+            return [conditioning.encode_image(picture, encoder, processor) for picture in pictures]
 
-    def _encode_file(self, path: Path, size: Size, seed: int) -> torch.Tensor:
-        return self._encode_picture(crop_to(open_picture(path), size), seed)
+    def _encode_pictures(self, pictures: list[Picture]) -> list[torch.Tensor]:
+        # Pictures are small, and what they become must not depend on how far down the ladder it went.
+        memory.set_tiles(self.models.vae, self.rungs[0].tile)
+        with self._on_device(self.models.vae):
+            return [vae.encode(picture, self.models.vae) for picture in pictures]
 
     def _on_device(self, *modules: nn.Module) -> AbstractContextManager[None]:
         rung = self.rungs[self.rung]
@@ -342,3 +354,7 @@ class Engine:
             modules = tuple(self.core.children()) if modules == (self.core,) else modules
             modules = tuple(module for module in modules if module not in hooked)
         return memory.on_device(*modules, device=self.device, resident=rung.resident)
+
+
+def _digest(picture: Picture) -> str:
+    return f"{picture.shape} {hashlib.sha256(picture.tobytes()).hexdigest()}"

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from einops import rearrange
 
 from framepack_core.history import Shared
@@ -19,14 +20,22 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
 
 
-def encode(picture: Picture, vae: "AutoencoderKLHunyuanVideo", generator: torch.Generator) -> torch.Tensor:
-    """Encode a picture (H, W, 3) to latents (1, 16, 1, H/8, W/8), float32 on the CPU.
-
-    The posterior is drawn from ``generator``, which lives on the CPU so that every device draws alike.
-    """
+def encode(picture: Picture, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
+    """Encode a picture (H, W, 3) to a posterior (1, 32, 1, H/8, W/8), means and variances, on the CPU."""
     pixels = rearrange(torch.from_numpy(picture.copy()), "h w c -> 1 c 1 h w").float() / 127.5 - 1
-    posterior = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
-    latents: torch.Tensor = posterior.sample(generator=generator) * vae.config.scaling_factor
+    posterior: torch.Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters
+    return posterior.cpu()
+
+
+def draw(
+    posterior: torch.Tensor, scaling_factor: float, generator: torch.Generator, device: torch.device
+) -> torch.Tensor:
+    """Draw latents (1, 16, 1, h, w), float32 on the CPU, from what :func:`encode` gave.
+
+    Computed on the device; ``generator`` lives on the CPU so that every device draws alike.
+    """
+    drawn = DiagonalGaussianDistribution(posterior.to(device)).sample(generator=generator)
+    latents: torch.Tensor = drawn * scaling_factor
     return latents.float().cpu()
 
 
