@@ -40,6 +40,7 @@ class GpuConfig(_Section):
     device: str = "auto"  # auto, cpu, cuda, cuda:0 ...
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     precision: Literal["exact", "fp8", "nf4"] = "exact"
+    idle_unload_seconds: float = Field(600.0, ge=0, le=31_536_000)  # 0: never
 
 
 class ModelConfig(_Section):

@@ -11,10 +11,11 @@ import torch
 
 import framepack_core
 from framepack_core import media, memory
-from framepack_core.engine import Clip, Engine, Step
+from framepack_core.engine import Clip, Conditioning, Engine, Step
 from framepack_core.errors import FramePackError
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import Progress
+from framepack_core.request import Request
 from framepackd import files
 from framepackd.beside import Beside
 from framepackd.checkpoint import Checkpoints
@@ -25,6 +26,7 @@ from framepackd.worker import (
     Leave,
     Lowered,
     Message,
+    Next,
     Ready,
     Resumed,
     SectionDecoded,
@@ -43,17 +45,43 @@ class Engines:
         """Load nothing yet."""
         self._key: tuple[Any, ...] | None = None
         self._engine: Engine | None = None
+        self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
 
     def get(self, work: Work, rung: int) -> Engine:
         """Give the engine for a job, loaded if it is not yet."""
-        key = (work.spec, work.device, work.dtype, work.precision)
+        key = _engine_key(work)
         if self._engine is not None and key == self._key and self._engine.take_rung(rung):
             return self._engine
-        self._engine = None  # first let go of the other model
+        self._engine = self._ahead = None  # first let go of the other model
         engine = Engine.load(work.spec, work.device, work.dtype, work.precision)
         engine.take_rung(rung)
         self._engine, self._key = engine, key
         return engine
+
+    def encode(self, request: Request, engine: Engine) -> Conditioning:
+        """Encode the inputs of a job, unless that was done ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[:2] == (engine, request) and ahead[2] is not None:
+            return ahead[2]
+        return engine.encode(request)
+
+    def encode_ahead(self, work: Work) -> None:
+        """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself."""
+        engine = self._engine
+        if engine is None or _engine_key(work) != self._key or work.keep_only:
+            return
+        ahead = (engine, work.request)
+        if not engine.rungs[engine.rung].resident or (self._ahead and self._ahead[:2] == ahead):
+            return
+        self._ahead = (*ahead, None)  # what fails is not tried again before its time
+        try:
+            self._ahead = (*ahead, engine.encode(work.request))
+        except Exception as error:  # no fault of the job that runs: the other one shows it when it starts
+            log.info("job %s: cannot be encoded ahead: %s", work.job_id, error)
+
+
+def _engine_key(work: Work) -> tuple[Any, ...]:
+    return (work.spec, work.device, work.dtype, work.precision)
 
 
 class Generation:
@@ -75,6 +103,7 @@ class Generation:
         if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
             work.preview.unlink(missing_ok=True)
         self._asked: Leave | None = None  # to leave the job
+        self._next: Work | None = None  # what comes after it
 
     def run(self) -> Message:
         """Generate what is missing, then write the video."""
@@ -130,7 +159,7 @@ class Generation:
 
     def _generate(self, engine: Engine) -> None:
         """Go on from the progress until the end, or until told to leave; everything reached is saved."""
-        conditioned = engine.encode(self._work.request)
+        conditioned = self._engines.encode(self._work.request, engine)
         self._clock.lap("encode")
         self._connection.send(Ready(str(engine.device)))
         for event in engine.sample(self._work.request, conditioned, self._progress):
@@ -147,10 +176,21 @@ class Generation:
                 seconds = self._clock.lap("decode")
                 self._beside.start(partial(self._keep, event, self._progress, self._notes()))
                 self._connection.send(SectionDecoded(event.section + 1, seconds))
-            if self._connection.poll():
-                self._asked = self._connection.recv()
+            self._listen()
+            if self._asked is not None:
                 break
+            if isinstance(event, Clip) and self._next is not None:
+                self._engines.encode_ahead(self._next)
         self._beside.wait()
+
+    def _listen(self) -> None:
+        """Take in what the daemon says meanwhile."""
+        while self._connection.poll():
+            message = self._connection.recv()
+            if isinstance(message, Next):
+                self._next = message.work
+            else:
+                self._asked = message
 
     def _keep(self, clip: Clip, progress: Progress, notes: dict[str, Any]) -> None:
         """Keep what a section brought; all of it is durable before a checkpoint says that it is decoded."""
