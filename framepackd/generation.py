@@ -14,7 +14,7 @@ from framepack_core import media, memory
 from framepack_core.engine import Clip, Conditioning, Engine, Step
 from framepack_core.errors import FramePackError
 from framepack_core.magcache import load_ratios
-from framepack_core.progress import Progress
+from framepack_core.progress import HostCopy, Progress
 from framepack_core.request import Request
 from framepackd import files
 from framepackd.beside import Beside
@@ -162,26 +162,27 @@ class Generation:
         conditioned = self._engines.encode(self._work.request, engine)
         self._clock.lap("encode")
         self._connection.send(Ready(str(engine.device)))
-        for event in engine.sample(self._work.request, conditioned, self._progress):
-            # At most one step may be lost: what came before is safe before this one counts as done.
-            self._beside.wait()
-            self._progress = event.progress.to(torch.device("cpu"))
-            if isinstance(event, Step):
-                seconds = self._clock.lap("sample")
-                self._connection.send(StepDone(event.section + 1, event.step, seconds))
-                self._beside.start(partial(self._checkpoints.save, self._progress, self._notes()))
-                if event.step == event.steps:
-                    self._beside.wait()  # whatever decoding does, it is not sampled again
-            else:
-                seconds = self._clock.lap("decode")
-                self._beside.start(partial(self._keep, event, self._progress, self._notes()))
-                self._connection.send(SectionDecoded(event.section + 1, seconds))
-            self._listen()
-            if self._asked is not None:
-                break
-            if isinstance(event, Clip) and self._next is not None:
-                self._engines.encode_ahead(self._next)
-        self._beside.wait()
+        try:
+            for event in engine.sample(self._work.request, conditioned, self._progress):
+                copied = event.progress.to_host()
+                # At most one step may be lost: what came before is safe before this one counts as done.
+                self._beside.wait()
+                self._progress = event.progress
+                if isinstance(event, Step):
+                    seconds = self._clock.lap("sample")
+                    self._connection.send(StepDone(event.section + 1, event.step, seconds))
+                    self._beside.start(partial(self._save, copied, self._notes()))
+                else:
+                    seconds = self._clock.lap("decode")
+                    self._beside.start(partial(self._keep, event, copied, self._notes()))
+                    self._connection.send(SectionDecoded(event.section + 1, seconds))
+                self._listen()
+                if self._asked is not None:
+                    break
+                if isinstance(event, Clip) and self._next is not None:
+                    self._engines.encode_ahead(self._next)
+        finally:
+            self._beside.wait()  # whatever decoding did, nothing is sampled again
 
     def _listen(self) -> None:
         """Take in what the daemon says meanwhile."""
@@ -192,13 +193,16 @@ class Generation:
             else:
                 self._asked = message
 
-    def _keep(self, clip: Clip, progress: Progress, notes: dict[str, Any]) -> None:
+    def _save(self, copied: HostCopy, notes: dict[str, Any], segment: bytes | None = None) -> None:
+        self._checkpoints.save(copied.wait(), notes, segment)
+
+    def _keep(self, clip: Clip, copied: HostCopy, notes: dict[str, Any]) -> None:
         """Keep what a section brought; all of it is durable before a checkpoint says that it is decoded."""
         self._measures.add(clip.frames, finite=clip.finite)
         notes["quality"] = self._measures.to_json()
-        self._checkpoints.save(progress, notes, self._video.encode(clip))
+        self._save(copied, notes, self._video.encode(clip))
         if clip.section + 1 < clip.sections:  # else the video itself comes at once
-            self._video.write_preview(progress.edge)
+            self._video.write_preview(clip.progress.edge)
 
     def _notes(self) -> dict[str, Any]:
         """Give, as JSON, what is kept beside the progress."""

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 STOPPING, CANCELLING = "stopped with the daemon", "cancelled"  # why a worker leaves its job
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
+LISTEN_SECONDS = 0.5  # to a worker that speaks faster than can be recorded; then others are heard
 ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
 # A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
@@ -121,9 +122,12 @@ class Runner:
         running = self._worker
         if running is None:
             return
+        until = time.monotonic() + LISTEN_SECONDS
         while self._unheard is not None or self._receive(running):
             self._hear(running, self._unheard)
             self._unheard = None
+            if time.monotonic() > until:
+                return
         if not running.process.is_alive():
             self._bury(running)
         elif running.job is not None:

@@ -91,7 +91,7 @@ def test_the_next_job_starts_before_the_one_that_ended_is_delivered(
     result = loop.place.config.jobs_dir / first / "result"
     result.mkdir()
     (result / ".mp4").write_text("video")
-    loop.worker.send(Finished({}, {}, None))
+    loop.worker.send(Finished({}, {}, {}, None))
     loop.round()
     assert loop.counts() == {"done": 1, "running": 1}
 
@@ -110,7 +110,7 @@ def test_room_that_a_delivery_makes_is_used_at_once(loop: Loop, monkeypatch: pyt
     loop.daemon._obstacles = (lambda *_: None if delivered else "no room",)
     (loop.place.config.jobs_dir / first / "result").mkdir()
     (loop.place.config.jobs_dir / first / "result/.mp4").write_text("video")
-    loop.worker.send(Finished({}, {}, None))
+    loop.worker.send(Finished({}, {}, {}, None))
     loop.round()
     assert [message.job_id for message in told(loop) if isinstance(message, Work)] == [second]
     assert loop.paused() is None
