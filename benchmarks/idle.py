@@ -96,9 +96,9 @@ class FixedEngine:
             return torch.randn(1, 16, WINDOW, HEIGHT // 8, WIDTH // 8)
 
         for section in range(SECTIONS):
-            made = latents()
             for step in range(1, STEPS + 1):
                 with busy(STEP_SECONDS, "step"):
+                    made = latents()
                     solver = SolverState(step, latents(), tuple(latents() for _ in range(min(step, 3))))
                     progress = replace(progress, solver=solver)
                     if step == STEPS:
@@ -173,9 +173,8 @@ def gaps(events: Path) -> dict[str, list[float]]:
     return found
 
 
-def rows() -> Iterator[Row]:
-    """Measure, in the folder given or in the one for temporary files."""
-    where = sys.argv[1] if len(sys.argv) > 1 else None
+def rows(where: str | None = None) -> Iterator[Row]:
+    """Measure, in a folder or in the one for temporary files."""
     with tempfile.TemporaryDirectory(dir=where) as folder:
         found = gaps(run_jobs(Path(folder)))
     named = {
@@ -190,5 +189,5 @@ def rows() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    for row in rows():
+    for row in rows(*sys.argv[1:]):
         print(f"{row.name:50} {row.ours:8.1f} {row.unit}   {row.proves}")
