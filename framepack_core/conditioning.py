@@ -54,7 +54,7 @@ def encode_prompt(
     text_encoder_2: "CLIPTextModel",
     tokenizer_2: "CLIPTokenizer",
 ) -> TextConditioning:
-    """Encode a prompt, verbatim, with Llama (tokens) and CLIP (pooled); in the encoders' dtype."""
+    """Encode a prompt, verbatim, with Llama (tokens) and CLIP (pooled); their dtype, on the CPU."""
     ids, mask = tokenize_llama(prompt, tokenizer)
     valid = int(mask.sum())
     output = text_encoder(
@@ -65,7 +65,7 @@ def encode_prompt(
     )
     embeds = output.hidden_states[TEXT_LAYER][:, TEMPLATE_TOKENS:valid]
     pooled = text_encoder_2(tokenize_clip(prompt, tokenizer_2).to(text_encoder_2.device)).pooler_output
-    return pad_prompt_embeds(embeds, pooled)
+    return pad_prompt_embeds(embeds.cpu(), pooled.cpu())
 
 
 def pad_prompt_embeds(
@@ -143,8 +143,8 @@ def verify_prompt_template(tokenizer: "PreTrainedTokenizerFast") -> None:
 def encode_image(
     picture: Picture, image_encoder: "SiglipVisionModel", processor: "SiglipImageProcessorPil"
 ) -> torch.Tensor:
-    """Encode the cropped uint8 picture (H, W, 3) with SigLIP: (1, tokens, C) after the last norm."""
+    """Encode the cropped uint8 picture (H, W, 3) with SigLIP: (1, tokens, C), normed, on the CPU."""
     pixels = processor.preprocess(images=np.asarray(picture), return_tensors="pt")["pixel_values"]
     output = image_encoder(pixels.to(image_encoder.device, image_encoder.dtype))
     states: torch.Tensor = output.last_hidden_state
-    return states
+    return states.cpu()

@@ -6,21 +6,20 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 
-from framepack_core import conditioning, footprint, loading, memory, planning, vae
+from framepack_core import footprint, loading, memory, planning, vae
 from framepack_core.attention import AUTO, choose_attention, use_attention
-from framepack_core.buckets import Size, output_size
 from framepack_core.cache import StepCache, TeaCache
 from framepack_core.compiling import CompiledBlocks
-from framepack_core.conditioning import TextConditioning
+from framepack_core.encoders import Conditioning, Encoders
 from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
-from framepack_core.history import History, HistoryContext, prefix_for
+from framepack_core.history import History, HistoryContext, Shared, prefix_for
 from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
-from framepack_core.media import Frames, Picture, crop_to, open_picture
+from framepack_core.media import Frames, Picture
 from framepack_core.models import ModelSpec, find
 from framepack_core.places import Places
 from framepack_core.planning import Plan, PlanError
@@ -61,18 +60,6 @@ class Clip:
     finite: bool  # whether all their pixels were numbers
     still: Picture  # the section's own last frame
     progress: Progress  # what to resume from
-
-
-@dataclass(frozen=True)
-class Conditioning:
-    """Everything that stays the same for the whole video; latents float32 on the CPU."""
-
-    positive: TextConditioning
-    negative: TextConditioning | None  # only where the true CFG scale is not 1
-    image_embeds: torch.Tensor  # (1, tokens, C)
-    start_latents: torch.Tensor  # (1, 16, 1, h, w)
-    end_latents: torch.Tensor | None = None
-    keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
 
 Planner = Callable[[Video, int], Plan]
@@ -119,6 +106,7 @@ class Engine:
             vae=models.vae,
             pinnable=pinnable,
         )
+        self._encoders = Encoders(models, self._places)
 
     @classmethod
     def load(
@@ -184,7 +172,7 @@ class Engine:
         _accept(plan)
         self.rungs = plan.rungs
         # Pictures are small, and what they become must not depend on how far down the ladder it went.
-        self._encoding_tile = plan.rungs[plan.rung].tile and TILE
+        self._encoders.tile = plan.rungs[plan.rung].tile and TILE
         return self.take_rung(max(plan.rung, rung))
 
     def take_rung(self, number: int) -> bool:
@@ -206,35 +194,13 @@ class Engine:
         """
         yield from self.sample(request, self.encode(request), resume)
 
-    @torch.inference_mode()
     def encode(self, request: Request) -> Conditioning:
-        """Encode the request's text and pictures."""
-        self.models.spec.verify(end_image=bool(request.end_image), keyframes=bool(request.keyframes))
-        picture = open_picture(request.image)
-        size = output_size(request, picture.shape[:2], self.models.spec.buckets)
-        cropped = crop_to(picture, size)
-        with self._places.on_device(self.models.text_encoder, self.models.text_encoder_2):
-            positive = self._encode_prompt(request.prompt)
-            negative = self._encode_prompt(request.negative_prompt) if request.true_cfg_scale != 1 else None
-        with self._places.on_device(self.models.image_encoder):
-            image_embeds = conditioning.encode_image(
-                cropped, self.models.image_encoder, self.models.image_processor
-            )
-        memory.set_tiles(self.models.vae, self._encoding_tile)
-        with self._places.on_device(self.models.vae):
-            return Conditioning(
-                positive=positive,
-                negative=negative,
-                image_embeds=image_embeds,
-                start_latents=self._encode_picture(cropped, request.seed),
-                end_latents=self._encode_file(request.end_image, size, request.seed)
-                if request.end_image
-                else None,
-                keyframe_latents={
-                    number: self._encode_file(path, size, request.seed)
-                    for number, path in request.keyframes.items()
-                },
-            )
+        """Encode the request's text and pictures, as far as none of the last jobs had the same.
+
+        Raises:
+            RequestError: a picture cannot be read, or the model cannot do what is asked.
+        """
+        return self._encoders.encode(request)
 
     @torch.inference_mode()
     def sample(
@@ -256,7 +222,8 @@ class Engine:
         tables: dict[str, Tables] = {}
         if len(progress.sampled) < len(sections):
             tables = self._tables(request, conditioned, sigmas)
-        for section in sections:
+        tiles = vae.Tiles()  # no part of the progress: where they are missing they are decoded again
+        for section, following in zip_longest(sections, sections[1:]):
             if section.index == len(progress.sampled):
                 prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
                 progress = yield from self._sample_section(
@@ -272,19 +239,11 @@ class Engine:
             history.append(section, progress.sampled[section.index])
             if section.index < progress.decoded:
                 continue
-            decoded = self._decode(history.decodable(section))
-            settled, edge = vae.join(kind, progress.edge, decoded, 4 * window - 3, is_last=section.is_last)
-            progress = replace(progress, decoded=section.index + 1, edge=edge)
-            yield Clip(
-                section=section.index,
-                sections=len(sections),
-                latents=history.video,
-                history=history.latents,
-                frames=vae.to_uint8(settled),
-                finite=bool(settled.isfinite().all()),
-                still=vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0],
-                progress=progress,
-            )
+            shared = history.shared(section, following) if following else None
+            clip = self._decode(history, section, len(sections), progress, tiles, shared)
+            progress = clip.progress
+            yield clip
+            del clip  # its frames: a section more is sampled before there are others
 
     def calibrate(self, request: Request) -> Generator[Step, None, list[float]]:
         """Make one section, and measure in it what MagCache goes by: how the blocks' effect changes a step.
@@ -372,23 +331,31 @@ class Engine:
                 yield Step(section.index, sections, solver.step, request.steps, denoised, computed, progress)
         return progress
 
-    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def _decode(
+        self,
+        history: History,
+        section: Section,
+        sections: int,
+        progress: Progress,
+        tiles: vae.Tiles,
+        shared: Shared | None,
+    ) -> Clip:
+        """Decode a section and join it to the video; no pixels but the edge stay on the device."""
+        kind, overlap = self.models.spec.kind, 4 * len(section.indices_latents) - 3
         memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
         with self._places.on_device(self.models.vae):
-            return vae.decode(latents, self.models.vae)
-
-    def _encode_prompt(self, prompt: str) -> TextConditioning:
-        models = self.models
-        return conditioning.encode_prompt(
-            prompt, models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2
+            decoded = vae.decode(history.decodable(section), self.models.vae, tiles, shared)
+        settled, edge = vae.join(kind, progress.edge, decoded, overlap, is_last=section.is_last)
+        return Clip(
+            section=section.index,
+            sections=sections,
+            latents=history.video,
+            history=history.latents,
+            frames=vae.to_uint8(settled),
+            finite=bool(settled.isfinite().all()),
+            still=vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0],
+            progress=replace(progress, decoded=section.index + 1, edge=edge),
         )
-
-    def _encode_picture(self, picture: Picture, seed: int) -> torch.Tensor:
-        # A generator of its own for each picture: the draw depends on the seed and on nothing before it.
-        return vae.encode(picture, self.models.vae, torch.Generator("cpu").manual_seed(seed))
-
-    def _encode_file(self, path: Path, size: Size, seed: int) -> torch.Tensor:
-        return self._encode_picture(crop_to(open_picture(path), size), seed)
 
 
 def _accept(plan: Plan) -> None:

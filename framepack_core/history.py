@@ -24,6 +24,19 @@ class HistoryContext(NamedTuple):
     latents_history_4x: torch.Tensor  # T = 16
 
 
+class Shared(NamedTuple):
+    """Latents that the windows decoded after two sections have in common."""
+
+    first: int  # in the window of the earlier section
+    frames: int
+    first_later: int  # in the window of the later section
+
+    def cut_alike(self, start: int, length: int, stride: int) -> bool:
+        """Say whether a tile of the earlier window is one of the later window too, cut every ``stride``."""
+        inside = self.first <= start and start + length <= self.first + self.frames
+        return inside and (start - self.first + self.first_later) % stride == 0
+
+
 class History:
     """The latents generated so far, float32 on the CPU, with 19 frames to look back on at first.
 
@@ -88,6 +101,12 @@ class History:
             return self.video[:, :, -2 * self._window :]
         frames = (2 * self._window + 1) if section.is_last else (2 * self._window)
         return self.video[:, :, :frames]
+
+    def shared(self, section: Section, following: Section) -> Shared:
+        """Say which of the latents decoded after a section are decoded again after the following one."""
+        if self._forward:
+            return Shared(self.decodable(section).shape[2] - self._window, self._window, 0)
+        return Shared(0, self._window, self._window + (1 if following.is_last else 0))
 
     def still_index(self, section: Section) -> int:
         """Say which of the pictures decoded after a section is that section's own last one."""

@@ -1,12 +1,15 @@
 """Where a video stands: all that the rest of it depends on, so that it can go on elsewhere, bit for bit."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 
 from framepack_core.cache import BranchState
 from framepack_core.sampling import SolverState
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -36,13 +39,54 @@ class Progress:
 
     def to(self, device: torch.device) -> "Progress":
         """Have what a section goes on from, solver and cache, on a device."""
+        return self._with(lambda tensor: tensor.to(device))
+
+    def to_host(self) -> "HostCopy":
+        """Copy what a section goes on from to host memory, beside what a GPU computes meanwhile.
+
+        The edge stays where it is.
+        """
+        device = self.solver.latents.device if self.solver else _CPU
+        if device.type != "cuda":
+            return HostCopy(self.to(_CPU))
+        stream = _copying(device)
+        stream.wait_stream(torch.cuda.current_stream(device))  # what is copied may not be computed yet
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            tensor.record_stream(stream)  # its memory is not used again before it is copied
+            return tensor.to(_CPU, non_blocking=True)  # pinned
+
+        with torch.cuda.stream(stream):
+            return HostCopy(self._with(copied), stream.record_event())
+
+    def _with(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Progress":
         solver, cache = self.solver, self.cache
         if solver is not None:
-            denoised = tuple(tensor.to(device) for tensor in solver.denoised)
-            solver = replace(solver, latents=solver.latents.to(device), denoised=denoised)
+            denoised = tuple(move(tensor) for tensor in solver.denoised)
+            solver = replace(solver, latents=move(solver.latents), denoised=denoised)
         if cache is not None:
             cache = {
-                name: replace(state, last=state.last.to(device), last_computed=state.last_computed.to(device))
+                name: replace(state, last=move(state.last), last_computed=move(state.last_computed))
                 for name, state in cache.items()
             }
         return replace(self, solver=solver, cache=cache)
+
+
+@dataclass(frozen=True)
+class HostCopy:
+    """A progress on its way to host memory; may be waited for in any thread."""
+
+    _progress: Progress
+    _arrived: torch.cuda.Event | None = None
+
+    def wait(self) -> Progress:
+        """Give the progress when it is there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._progress
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    """Give the stream that copies from a GPU, one for the whole process."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch says no types

@@ -43,6 +43,7 @@ class GpuConfig(_Section):
     attention: str = "auto"  # or a backend of diffusers; see attention.py
     compile: Literal["auto"] | bool = "auto"
     vae_tiling: Literal["auto"] | bool = "auto"
+    idle_unload_seconds: float = Field(600.0, ge=0, le=31_536_000)  # 0: never
 
 
 class ModelConfig(_Section):

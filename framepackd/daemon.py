@@ -216,9 +216,14 @@ class Daemon:
         if self._reload_asked:
             self._reload()
         self._answer_requests()
+        self._steer(now)  # first of all, for the device waits; what it leaves to be delivered can wait
         if not self.stopping and now >= self._next_scan:
             self._look(now)
         self._deliver(now)
+        self._steer(now)
+
+    def _steer(self, now: float) -> None:
+        """Have the worker do what is to be done now."""
         if self.stopping:
             self._runner.leave(now, STOPPING)
         elif self._paused is not None:
@@ -292,7 +297,7 @@ class Daemon:
         # A change is looked at soon, but not for every one of a thousand events.
         if self._changed:
             self._next_scan = min(self._next_scan, time.monotonic() + SCAN_SECONDS)
-        due = [self._next_scan, *self._retry_delivery.values()]
+        due = [self._next_scan, self._runner.unload_at, *self._retry_delivery.values()]
         if self._held is not None:
             due.append(self._look_again)
         sources = self._runner.sources
@@ -365,15 +370,12 @@ class Daemon:
             except OSError as error:
                 self._retry_delivery[job.id] = now + RETRY_SECONDS
                 self._failed = True  # for --once, which does not wait for better times
-                log.error(  # noqa: TRY400 - the text says all; it is tried again
-                    "job %s: its files cannot be moved (%s: %s): trying again in %.0f s",
-                    job.id,
-                    error.strerror,
-                    error.filename2 or error.filename,
-                    RETRY_SECONDS,
-                )
+                where = f"{error.strerror}: {error.filename2 or error.filename}"
+                text = f"its files cannot be moved ({where}): trying again in {RETRY_SECONDS:.0f} s"
+                log.error("job %s: %s", job.id, text)  # noqa: TRY400 - it says all
             else:
                 self._failed |= fails
+                self._look_again = 0.0  # there may be room now
 
 
 @contextmanager
@@ -387,11 +389,8 @@ def _hearing_signals(daemon: Daemon) -> Iterator[None]:
         else:
             daemon.reload()
 
-    handlers = {
-        signal.SIGTERM: lambda *_: daemon.stop(),
-        signal.SIGINT: lambda *_: daemon.stop(),
-        signal.SIGHUP: hang_up,
-    }
+    stop = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: daemon.stop())
+    handlers = {**stop, signal.SIGHUP: hang_up}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

@@ -12,10 +12,12 @@ import torch
 import framepack_core
 from framepack_core import compiling, footprint, media, memory
 from framepack_core.attention import AUTO
+from framepack_core.encoders import Conditioning
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import FramePackError
 from framepack_core.magcache import load_ratios
-from framepack_core.progress import Progress
+from framepack_core.progress import HostCopy, Progress
+from framepack_core.request import Request
 from framepackd import files
 from framepackd.beside import Beside
 from framepackd.checkpoint import Checkpoints
@@ -26,6 +28,7 @@ from framepackd.worker import (
     Leave,
     Lowered,
     Message,
+    Next,
     Ready,
     Resumed,
     SectionDecoded,
@@ -44,10 +47,11 @@ class Engines:
         """Load nothing yet."""
         self._key: tuple[Any, ...] | None = None
         self._engine: Engine | None = None
+        self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
 
     def get(self, work: Work, rung: int) -> Engine:
         """Give the engine for a job, loaded if it is not yet."""
-        key = (work.spec, work.device, work.dtype, work.precision, work.attention, work.vae_tiling)
+        key = _engine_key(work)
         video = footprint.Video.asked_for(work.request, work.size)
         if (
             self._engine is not None
@@ -55,7 +59,7 @@ class Engines:
             and self._engine.prepare(video, work.keep_free, rung)
         ):
             return self._engine
-        self._engine = None  # first let go of the other model
+        self._engine = self._ahead = None  # first let go of the other model
         engine = Engine.load(
             work.spec,
             work.device,
@@ -69,6 +73,31 @@ class Engines:
         engine.take_rung(max(engine.rung, rung))
         self._engine, self._key = engine, key
         return engine
+
+    def encode(self, request: Request, engine: Engine) -> Conditioning:
+        """Encode the inputs of a job, unless that was done ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[:2] == (engine, request) and ahead[2] is not None:
+            return ahead[2]
+        return engine.encode(request)
+
+    def encode_ahead(self, work: Work) -> None:
+        """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself."""
+        engine = self._engine
+        if engine is None or _engine_key(work) != self._key or work.keep_only:
+            return
+        ahead = (engine, work.request)
+        if engine.rungs[engine.rung].placement != "all" or (self._ahead and self._ahead[:2] == ahead):
+            return
+        self._ahead = (*ahead, None)  # what fails is not tried again before its time
+        try:
+            self._ahead = (*ahead, engine.encode(work.request))
+        except Exception as error:  # no fault of the job that runs: the other one shows it when it starts
+            log.info("job %s: cannot be encoded ahead: %s", work.job_id, error)
+
+
+def _engine_key(work: Work) -> tuple[Any, ...]:
+    return (work.spec, work.device, work.dtype, work.precision, work.attention, work.vae_tiling)
 
 
 class Generation:
@@ -91,6 +120,7 @@ class Generation:
         if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
             work.preview.unlink(missing_ok=True)
         self._asked: Leave | None = None  # to leave the job
+        self._next: Work | None = None  # what comes after it
 
     def run(self) -> Message:
         """Generate what is missing, then write the video."""
@@ -151,35 +181,52 @@ class Generation:
 
     def _generate(self, engine: Engine) -> None:
         """Go on from the progress until the end, or until told to leave; everything reached is saved."""
-        conditioned = engine.encode(self._work.request)
+        conditioned = self._engines.encode(self._work.request, engine)
         self._clock.lap("encode")
         self._connection.send(Ready(str(engine.device)))
-        for event in engine.sample(self._work.request, conditioned, self._progress):
-            # At most one step may be lost: what came before is safe before this one counts as done.
+        try:
+            for event in engine.sample(self._work.request, conditioned, self._progress):
+                copied = event.progress.to_host()
+                # At most one step may be lost: what came before is safe before this one counts as done.
+                self._beside.wait()
+                self._progress = event.progress
+                if isinstance(event, Step):
+                    seconds = self._clock.lap("sample")
+                    self._connection.send(StepDone(event.section + 1, event.step, seconds))
+                    self._beside.start(partial(self._save, copied, self._notes()))
+                    if event.step == event.steps:
+                        self._beside.wait()  # whatever decoding does, even to this process: it is sampled
+                else:
+                    seconds = self._clock.lap("decode")
+                    self._beside.start(partial(self._keep, event, copied, self._notes()))
+                    self._connection.send(SectionDecoded(event.section + 1, seconds))
+                self._listen()
+                if self._asked is not None:
+                    break
+                if isinstance(event, Clip) and self._next is not None:
+                    self._engines.encode_ahead(self._next)
+        finally:
             self._beside.wait()
-            self._progress = event.progress.to(torch.device("cpu"))
-            if isinstance(event, Step):
-                seconds = self._clock.lap("sample")
-                self._connection.send(StepDone(event.section + 1, event.step, seconds))
-                self._beside.start(partial(self._checkpoints.save, self._progress, self._notes()))
-                if event.step == event.steps:
-                    self._beside.wait()  # whatever decoding does, it is not sampled again
-            else:
-                seconds = self._clock.lap("decode")
-                self._beside.start(partial(self._keep, event, self._progress, self._notes()))
-                self._connection.send(SectionDecoded(event.section + 1, seconds))
-            if self._connection.poll():
-                self._asked = self._connection.recv()
-                break
-        self._beside.wait()
 
-    def _keep(self, clip: Clip, progress: Progress, notes: dict[str, Any]) -> None:
+    def _listen(self) -> None:
+        """Take in what the daemon says meanwhile."""
+        while self._connection.poll():
+            message = self._connection.recv()
+            if isinstance(message, Next):
+                self._next = message.work
+            else:
+                self._asked = message
+
+    def _save(self, copied: HostCopy, notes: dict[str, Any], segment: bytes | None = None) -> None:
+        self._checkpoints.save(copied.wait(), notes, segment)
+
+    def _keep(self, clip: Clip, copied: HostCopy, notes: dict[str, Any]) -> None:
         """Keep what a section brought; all of it is durable before a checkpoint says that it is decoded."""
         self._measures.add(clip.frames, finite=clip.finite)
         notes["quality"] = self._measures.to_json()
-        self._checkpoints.save(progress, notes, self._video.encode(clip))
+        self._save(copied, notes, self._video.encode(clip))
         if clip.section + 1 < clip.sections:  # else the video itself comes at once
-            self._video.write_preview(progress.edge)
+            self._video.write_preview(clip.progress.edge)
 
     def _notes(self) -> dict[str, Any]:
         """Give, as JSON, what is kept beside the progress."""

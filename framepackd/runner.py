@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from typing import Any
 
@@ -15,6 +16,7 @@ log = logging.getLogger(__name__)
 
 STOPPING, CANCELLING = "stopped with the daemon", "cancelled"  # why a worker leaves its job
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
+LISTEN_SECONDS = 0.5  # to a worker that speaks faster than can be recorded; then others are heard
 ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
 # A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
@@ -45,6 +47,14 @@ class Runner:
         return self._worker is not None and self._worker.job is not None
 
     @property
+    def unload_at(self) -> float:
+        """When the worker has been idle for so long that it is ended, on the monotonic clock."""
+        seconds = self._config.gpu.idle_unload_seconds
+        if self._worker is None or self._worker.job is not None or not seconds:
+            return math.inf
+        return self._worker.idle_since + seconds
+
+    @property
     def sources(self) -> list[Any]:
         """What becomes ready when there is something to listen to."""
         return [] if self._worker is None else [self._worker.connection, self._worker.process.sentinel]
@@ -70,6 +80,7 @@ class Runner:
             self._worker = worker.start()
         self._worker.job = self._store.claim()  # last: what fails before leaves the job in the queue
         self._worker.quiet, self._worker.awaited, self._worker.slowest = 0.0, "start", {}
+        self._worker.told_next = None
         self._writes_what_exists = job.cancel is not None
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
@@ -116,13 +127,30 @@ class Runner:
         running = self._worker
         if running is None:
             return
+        until = time.monotonic() + LISTEN_SECONDS
         while self._unheard is not None or self._receive(running):
             self._hear(running, self._unheard)
             self._unheard = None
+            if time.monotonic() > until:
+                return
         if not running.process.is_alive():
             self._bury(running)
         elif running.job is not None:
             self._end_if_hung(running)
+            self._tell_next(running)
+        elif time.monotonic() >= self.unload_at:
+            log.info("the worker is ended: it had no work for %.0f s", self._config.gpu.idle_unload_seconds)
+            self.end_worker()
+
+    def _tell_next(self, running: worker.Handle) -> None:
+        """Have the worker know what comes next, so that it encodes nothing between two jobs."""
+        job = self._store.next_queued()
+        following = job.id if job else None
+        if following == running.told_next:
+            return
+        running.told_next = following
+        with contextlib.suppress(KeyError, ValueError, OSError):  # what is wrong with it shows when it starts
+            running.connection.send(worker.Next(self._work(job) if job else None))
 
     def _end_if_hung(self, running: worker.Handle) -> None:
         """End a worker that gives no sign of life for much longer than it ever needed."""
@@ -204,6 +232,7 @@ class Runner:
                 self._count_attempt(job, message.error)
         running.job = None
         running.stop_sent = None
+        running.idle_since = time.monotonic()
 
     def _bury(self, running: worker.Handle) -> None:
         """The worker is dead; so may be its attempt at a job."""

@@ -12,6 +12,7 @@ import multiprocessing.process
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -72,6 +73,13 @@ class Leave:
     """The worker is to leave its job at the next step; ``keep``: and to write what exists as a video."""
 
     keep: bool = False
+
+
+@dataclass(frozen=True)
+class Next:
+    """What comes after the job at hand, as far as is known: its inputs can be encoded between sections."""
+
+    work: Work | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +162,8 @@ class Handle:
     process: multiprocessing.process.BaseProcess
     connection: Connection
     job: Job | None = None
+    told_next: str | None = None  # the job that it knows to come next
+    idle_since: float = field(default_factory=time.monotonic)
     stop_sent: float | None = None
     quiet: float = 0.0  # seconds since the last sign of life
     awaited: str = "start"  # what the next sign is of: start, step, decode or end
@@ -203,7 +213,7 @@ def main(connection: Connection, parent: int) -> None:
             work = connection.recv()
         except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a word
             return
-        if isinstance(work, Work):  # else a wish to leave that came when the work was over
+        if isinstance(work, Work):  # else a word about work that is over
             connection.send(_answer(work, engines, connection))
 
 

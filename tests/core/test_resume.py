@@ -130,3 +130,9 @@ def test_sections_whose_latents_are_known_are_decoded_again_but_not_sampled_agai
     lost = replace(clips[-1].progress, decoded=1, edge=clips[0].progress.edge)
     again = list(engine.generate(request, resume=lost))
     assert everything(again) == everything(clips[1:])
+
+
+def test_a_copy_on_the_host_is_the_progress_itself(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+    engine = tiny_engine("framepack-i2v")
+    for event in engine.generate(request_for(tmp_path, cache="teacache")):
+        assert comparable(event.progress.to_host().wait()) == comparable(event.progress)

@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from framepack_core.engine import Clip, Engine
+from framepack_core.progress import Progress
 from framepack_core.request import Request
+from framepack_core.sampling import SolverState
 from tests.conftest import tiny_spec
 
 pytestmark = [
@@ -75,3 +77,22 @@ def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
     *_, clip = engine.generate(request)
     assert isinstance(clip, Clip)
     assert torch.equal(clip.history, expected)
+
+
+def test_a_copy_to_the_host_holds_what_was_computed_when_it_was_asked_for() -> None:
+    """It is made beside what is computed: neither too early nor of memory that is used again."""
+    latents = torch.randn(1, 16, 9, 80, 76, device="cuda")
+    copies, expected = [], []
+    for number in range(20):
+        for _ in range(50):
+            latents = latents.sin() + number
+        progress = Progress(Progress.start(1).noise, solver=SolverState(number, latents, (latents * 2,)))
+        copies.append(progress.to_host())
+        expected.append(latents.sum())
+        del progress
+    for copy, total in zip(copies, expected, strict=True):
+        solver = copy.wait().solver
+        assert solver is not None
+        assert solver.latents.device.type == "cpu"
+        assert torch.equal(solver.denoised[0], solver.latents * 2)
+        assert torch.isclose(solver.latents.cuda().sum(), total)

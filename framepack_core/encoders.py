@@ -1,0 +1,97 @@
+"""From a request's text and pictures to what steers its video, the same prompt and picture only once."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from framepack_core import conditioning, loading, memory, vae
+from framepack_core.buckets import output_size
+from framepack_core.conditioning import TextConditioning
+from framepack_core.media import Picture, crop_to, open_picture
+from framepack_core.places import Places
+from framepack_core.recent import Recent
+from framepack_core.request import Request
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Everything that stays the same for the whole video; latents float32 on the CPU."""
+
+    positive: TextConditioning
+    negative: TextConditioning | None  # only where the true CFG scale is not 1
+    image_embeds: torch.Tensor  # (1, tokens, C)
+    start_latents: torch.Tensor  # (1, 16, 1, h, w)
+    end_latents: torch.Tensor | None = None
+    keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
+
+
+class Encoders:
+    """The text encoders, the image encoder and the VAE's, with the last few things that they made."""
+
+    def __init__(self, models: loading.Models, places: Places) -> None:
+        """Use a model's components, wherever they are."""
+        self._models = models
+        self._places = places
+        # Of the VAE. Pictures are small; what they become must not depend on how far down the ladder it went.
+        self.tile: int | None = None
+        self._texts = Recent[TextConditioning]()
+        self._image_embeds = Recent[torch.Tensor]()
+        self._posteriors = Recent[torch.Tensor]()
+
+    @torch.inference_mode()
+    def encode(self, request: Request) -> Conditioning:
+        """Encode the request's text and pictures, as far as none of the last jobs had the same."""
+        self._models.spec.verify(end_image=bool(request.end_image), keyframes=bool(request.keyframes))
+        picture = open_picture(request.image)
+        size = output_size(request, picture.shape[:2], self._models.spec.buckets)
+        others = [*([request.end_image] if request.end_image else []), *request.keyframes.values()]
+        pictures = [crop_to(picture, size), *(crop_to(open_picture(path), size) for path in others)]
+        prompts = [request.prompt, *([request.negative_prompt] if request.true_cfg_scale != 1 else [])]
+        digests = [_digest(picture) for picture in pictures]
+        named = {f"{self.tile} {digest}": picture for digest, picture in zip(digests, pictures, strict=True)}
+        texts = self._texts.all({prompt: prompt for prompt in prompts}, self._encode_prompts)
+        (image_embeds,) = self._image_embeds.all({digests[0]: pictures[0]}, self._encode_images)
+        posteriors = dict(zip(named, self._posteriors.all(named, self._encode_pictures), strict=True))
+        # A generator of its own for each picture: the draw depends on the seed and on nothing before it.
+        latents = [
+            vae.draw(
+                posteriors[f"{self.tile} {digest}"],
+                self._models.vae.config.scaling_factor,
+                torch.Generator("cpu").manual_seed(request.seed),
+                self._places.device,
+            )
+            for digest in digests
+        ]
+        start = latents.pop(0)
+        end = latents.pop(0) if request.end_image else None
+        return Conditioning(
+            positive=texts[0],
+            negative=texts[-1] if request.true_cfg_scale != 1 else None,
+            image_embeds=image_embeds,
+            start_latents=start,
+            end_latents=end,
+            keyframe_latents=dict(zip(request.keyframes, latents, strict=True)),
+        )
+
+    def _encode_prompts(self, prompts: list[str]) -> list[TextConditioning]:
+        models = self._models
+        encoders = (models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2)
+        with self._places.on_device(models.text_encoder, models.text_encoder_2):
+            return [conditioning.encode_prompt(prompt, *encoders) for prompt in prompts]
+
+    def _encode_images(self, pictures: list[Picture]) -> list[torch.Tensor]:
+        encoder, processor = self._models.image_encoder, self._models.image_processor
+        with self._places.on_device(encoder):
+            return [conditioning.encode_image(picture, encoder, processor) for picture in pictures]
+
+    def _encode_pictures(self, pictures: list[Picture]) -> list[torch.Tensor]:
+        # Pictures are small, and what they become must not depend on how far down the ladder it went.
+        memory.set_tiles(self._models.vae, self.tile)
+        with self._places.on_device(self._models.vae):
+            return [vae.encode(picture, self._models.vae) for picture in pictures]
+
+
+def _digest(picture: Picture) -> str:
+    return f"{picture.shape} {hashlib.sha256(picture.tobytes()).hexdigest()}"
