@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from PIL import Image
 
 from benchmarks import Row
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.memory import Rung, ladder
+from framepack_core.footprint import Rung, Video
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sampling import SolverState
@@ -72,11 +73,16 @@ class FixedEngine:
     def __init__(self) -> None:
         """Make up frames that are not expensive to write."""
         self.device = torch.device("cpu")
-        self.rungs, self.rung = ladder(Rung(None, resident=True)), 0
+        self.rungs, self.rung = (Rung(None, "all"),), 0
+        self.compiled = SimpleNamespace(on=False)
         self._encoded: set[tuple[str, bytes]] = set()
         shade = np.linspace(0, 255, 73 * HEIGHT * WIDTH * 3).reshape(73, HEIGHT, WIDTH, 3)
         self._frames = shade.astype(np.uint8)
         self._edge = torch.zeros(1, 3, 4 * WINDOW - 3, HEIGHT, WIDTH, dtype=torch.float16)
+
+    def prepare(self, *_: Video | int) -> bool:
+        """Be prepared."""
+        return True
 
     def take_rung(self, number: int) -> bool:
         """Be on the only rung."""
@@ -114,7 +120,7 @@ class FixedEngine:
 
 def worker_main(connection: Connection, parent: int) -> None:
     """Be the worker, with the engine of fixed times."""
-    Engine.load = lambda *_: engine  # type: ignore[method-assign]
+    Engine.load = lambda *_, **__: engine  # type: ignore[method-assign]
     engine: Any = FixedEngine()
     run = Generation.run
 

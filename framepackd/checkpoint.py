@@ -120,7 +120,8 @@ class Checkpoints:
         assert made is not None, f"{name} was written when it was new"
         if isinstance(made, torch.Tensor):
             made = safetensors.torch.save({_kind(name): made.contiguous()})
-        files.write_bytes(self._folder / name, made)
+        # Its name becomes durable with that of the state, which is written next to it and names it.
+        files.write_bytes(self._folder / name, made, named=False)
         return {name: hashlib.sha256(made).hexdigest()}
 
     # reading

@@ -118,13 +118,14 @@ def rename_to_free_name(source: Path, target: Path) -> None:
             return
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; durable when it returns."""
+def write_bytes(path: Path, content: bytes, *, named: bool = True) -> None:
+    """Write a file whole or not at all; durable when it returns, its name only if ``named``."""
     part = path.with_name(f"{PART_PREFIX}{path.name}.part")
     part.write_bytes(content)
     sync_file(part)
     part.replace(path)
-    sync_folder(path.parent)
+    if named:
+        sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

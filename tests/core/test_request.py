@@ -31,7 +31,7 @@ def test_a_request_survives_json(seconds: float, seed: int, prompt: str, keyfram
         ({"seconds": float("nan")}, "seconds must be 1 to 120, got nan"),
         ({"width": 40, "height": 48}, "width must be 32 to 4096 in steps of 16, got 40"),
         ({"width": 48}, "width is set and height is not: set both, or neither"),
-        ({"cache": "magic"}, "cache input should be 'none' or 'teacache', got 'magic'"),
+        ({"cache": "magic"}, "cache input should be 'none', 'teacache' or 'magcache', got 'magic'"),
         ({"stepz": 1}, "unknown key 'stepz'"),
     ],
 )
