@@ -100,6 +100,9 @@ class Checkpoints:
         files.write_bytes(self._folder / own, hashlib.sha256(content).digest() + content)
         self._number, self._hashes = self._number + 1, hashes
         self._kept = [*self._kept[1 - KEPT_STATES :], {own, *hashes}]
+
+    def clear(self) -> None:
+        """Remove what no kept state needs; takes milliseconds, and is not urgent."""
         for path in self._folder.iterdir():
             if not any(path.name in names for names in self._kept):
                 path.unlink()

@@ -193,9 +193,10 @@ class Generation:
                 if isinstance(event, Step):
                     seconds = self._clock.lap("sample")
                     self._connection.send(StepDone(event.section + 1, event.step, seconds))
-                    self._beside.start(partial(self._save, copied, self._notes()))
-                    if event.step == event.steps:
-                        self._beside.wait()  # whatever decoding does, even to this process: it is sampled
+                    if event.step < event.steps:
+                        self._beside.start(partial(self._save, copied, self._notes()))
+                    else:  # at once: whatever decoding does, even to this process, the section is sampled
+                        self._checkpoints.save(copied.wait(), self._notes())
                 else:
                     seconds = self._clock.lap("decode")
                     self._beside.start(partial(self._keep, event, copied, self._notes()))
@@ -219,6 +220,7 @@ class Generation:
 
     def _save(self, copied: HostCopy, notes: dict[str, Any], segment: bytes | None = None) -> None:
         self._checkpoints.save(copied.wait(), notes, segment)
+        self._checkpoints.clear()
 
     def _keep(self, clip: Clip, copied: HostCopy, notes: dict[str, Any]) -> None:
         """Keep what a section brought; all of it is durable before a checkpoint says that it is decoded."""

@@ -66,6 +66,7 @@ def save_all(folder: Path, upto: int = 99) -> Checkpoints:
     checkpoints = Checkpoints(folder, IDENTITY)
     for number, (progress, made) in enumerate(saves()[:upto]):
         checkpoints.save(progress, {"number": number}, made)
+        checkpoints.clear()
     return checkpoints
 
 
@@ -94,6 +95,7 @@ def test_saving_goes_on_after_loading_and_keeps_no_more_than_two_states(tmp_path
     checkpoints.load()
     for progress, made in saves()[3:]:
         checkpoints.save(progress, {}, made)
+        checkpoints.clear()
     assert same(loaded(tmp_path).progress, saves()[-1][0])
     names = sorted(path.name for path in tmp_path.iterdir())
     assert [name for name in names if name.startswith("state")] == ["state-00000005", "state-00000006"]
@@ -134,6 +136,7 @@ def test_dying_at_any_call_leaves_the_newest_state_or_the_one_before(
                 progress, made = saves()[number]
                 try:
                     checkpoints.save(progress, {}, made)
+                    checkpoints.clear()
                     done = True
                 except DiedError:
                     done = False
@@ -171,6 +174,7 @@ def test_where_latents_are_damaged_it_begins_again_with_clean_hands(tmp_path: Pa
     checkpoints = Checkpoints(tmp_path, IDENTITY)
     assert checkpoints.load() is None
     checkpoints.save(saves()[0][0], {}, saves()[0][1])
+    checkpoints.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000007"]
 
 
@@ -193,6 +197,7 @@ def test_checkpoints_of_another_request_or_version_are_not_gone_on_from(
     assert checkpoints.load() is None
     assert "request (abc, now other)" in caplog.text
     checkpoints.save(saves()[0][0], {}, saves()[0][1])
+    checkpoints.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000003"]
 
 
@@ -206,6 +211,7 @@ def test_checkpoints_of_an_older_format_are_not_gone_on_from(
     assert checkpoints.load() is None
     assert "format (1, now 2)" in caplog.text
     checkpoints.save(saves()[0][0], {}, saves()[0][1])
+    checkpoints.clear()
     assert [path.name for path in tmp_path.iterdir()] == ["state-00000004"]
 
 
@@ -221,6 +227,7 @@ def test_a_full_disk_is_told_and_harms_no_checkpoint(tmp_path: Path, monkeypatch
             checkpoints.save(saves()[3][0], {}, None)
     assert same(loaded(tmp_path).progress, saves()[2][0])
     checkpoints.save(saves()[4][0], {}, None)  # there is room again
+    checkpoints.clear()
     assert same(loaded(tmp_path).progress, saves()[4][0])
 
 

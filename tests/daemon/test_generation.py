@@ -207,10 +207,12 @@ def test_a_disk_that_is_full_or_fails_is_not_the_jobs_fault(
 ) -> None:
     calls = iter(range(1000))
 
-    def failing(path: Path, content: bytes, write: Callable[..., None] = files.write_bytes) -> None:
+    def failing(
+        path: Path, content: bytes, write: Callable[..., None] = files.write_bytes, **named: bool
+    ) -> None:
         if next(calls) == 7:
             raise OSError(code, os.strerror(code), str(path))
-        write(path, content)
+        write(path, content, **named)
 
     with monkeypatch.context() as patched:
         patched.setattr(files, "write_bytes", failing)
@@ -240,7 +242,7 @@ def test_what_exists_is_kept_as_a_video_if_wished(
     def start_and_ask(self: Any, saving: Any, start: Any = generation.Beside.start) -> None:
         start(self, saving)
         sent[0] += 1
-        if sent[0] == 4:  # the first step of the second section
+        if sent[0] == 3:  # the first step of the second section: a section's last step is saved at once
             ears.ours.send(Leave(keep=where == "running"))
 
     with monkeypatch.context() as patched:
