@@ -120,7 +120,7 @@ class FixedEngine:
 
 def worker_main(connection: Connection, parent: int) -> None:
     """Be the worker, with the engine of fixed times."""
-    Engine.load = lambda *_, **__: engine  # type: ignore[method-assign]
+    Engine.load = lambda *_, **__: engine  # type: ignore[method-assign] # in place of the real one
     engine: Any = FixedEngine()
     run = Generation.run
 
@@ -130,7 +130,7 @@ def worker_main(connection: Connection, parent: int) -> None:
         note("finished")
         return answer
 
-    Generation.run = noted  # type: ignore[method-assign]
+    Generation.run = noted  # type: ignore[method-assign] # the same, with a note
     REAL_MAIN(connection, parent)
 
 

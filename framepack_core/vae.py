@@ -132,8 +132,10 @@ def blend(earlier: torch.Tensor, later: torch.Tensor, overlap: int) -> torch.Ten
         return torch.cat([earlier, later], dim=2)
     weights = torch.linspace(1, 0, overlap, dtype=earlier.dtype)  # on the CPU, so that every device has these
     weights = weights.reshape(1, 1, -1, 1, 1).to(earlier.device)
-    faded = weights * earlier[:, :, -overlap:] + (1 - weights) * later[:, :, :overlap]
-    return torch.cat([earlier[:, :, :-overlap], faded, later[:, :, overlap:]], dim=2)
+    joined = torch.cat([earlier, later[:, :, overlap:]], dim=2)
+    fading = joined[:, :, earlier.shape[2] - overlap : earlier.shape[2]]  # in place: 77 MB a copy at 640x608
+    fading.mul_(weights).add_((1 - weights) * later[:, :, :overlap])
+    return joined
 
 
 def join(

@@ -128,7 +128,8 @@ def test_a_lock_of_another_program_is_waited_for(
     if says is None:
         running = loop.daemon._runner._worker
         assert running is not None
-        running.process = SimpleNamespace(is_alive=lambda: False, exitcode=-9, join=lambda: None)  # type: ignore[assignment]
+        dead: Any = SimpleNamespace(is_alive=lambda: False, exitcode=-9, join=lambda: None)
+        running.process = dead
     else:
         loop.worker.send(says)
     with closing(sqlite3.connect(loop.place.config.database)) as other:

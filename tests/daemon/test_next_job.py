@@ -64,7 +64,8 @@ def test_a_next_job_that_does_not_fit_the_config_shows_it_when_it_starts(loop: L
     loop.place.drop("b")
     (loop.place.config.inbox / "b" / "cat.toml").write_text('model = "f1"')
     runner = loop.daemon._runner
-    runner._config = SimpleNamespace(**{**vars(runner._config), "spec": failing})  # type: ignore[assignment]
+    config: Any = SimpleNamespace(**{**vars(runner._config), "spec": failing})
+    runner._config = config
     loop.round()
     assert loop.counts() == {"running": 1, "queued": 1}
     assert told(loop) == []
