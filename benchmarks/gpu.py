@@ -1,7 +1,8 @@
 """What only a GPU can show, with random weights at the full shape: rows only where there is one.
 
-``python -m benchmarks gpu``; ``FRAMEPACKD_BENCHMARK=tiny`` runs it small, on the CPU if need be, to see that it
-runs. What stays on the card wants 32 GB of it; the streamed plans run under caps, from 26 GB of host memory.
+``python -m benchmarks gpu``; ``FRAMEPACKD_BENCHMARK=tiny`` runs it small, on the CPU if need be, to see
+that it runs. What stays on the card wants 32 GB of it; the streamed plans run under caps, from 26 GB of host
+memory.
 """
 
 import gc
