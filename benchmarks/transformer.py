@@ -91,14 +91,15 @@ class Pair:
             )
 
         self.whole: Callable[[], None] = whole
-        self._transformer = transformer
+        self.transformer = transformer
         self._tables = (text, image, steps, scale)
         self._section = (section, history)
         self._latents = latents
 
     def take_apart(self) -> Callable[[], None]:
-        """Give our step; from then on ``whole`` cannot be called."""
-        core, embedders = take_apart(self._transformer)
+        """Give our step, of ``core``; from then on ``whole`` cannot be called."""
+        core, embedders = take_apart(self.transformer)
+        self.core = core
         tables = embedders.tables(*self._tables, lambda _: nullcontext())
         look_back = core.look_back(*self._section)
         return lambda: core(self._latents, tables, 0, look_back, None)
