@@ -106,7 +106,7 @@ def ours(kind: Kind, seconds: float) -> Cost:
 
     segments.encode = counting
     with tempfile.TemporaryDirectory() as name:
-        work = _work(Path(name), kind, sections)
+        work = example_work(Path(name), kind, sections)
         work.result.mkdir()
         checkpoints = Checkpoints(work.checkpoint, {})
         video, progress = Video(work, checkpoints), Progress.start(1)
@@ -148,7 +148,7 @@ def plain(kind: Kind, seconds: float) -> Cost:
                 pixels = history.float().clamp(-1, 1) * 127.5 + 127.5
                 pictures = pixels.to(torch.uint8)[0].permute(1, 2, 3, 0).contiguous().numpy()
                 cost.encoded += len(pictures)
-                _encode_whole(Path(name) / "video.mp4", pictures)
+                encode_whole(Path(name) / "video.mp4", pictures)
                 del pixels, pictures
                 gc.collect()
     assert history is not None
@@ -167,18 +167,20 @@ def latents(kind: Kind, seconds: float) -> Cost:
     return Cost(frames=frame_count(len(sections), WINDOW))
 
 
-def _encode_whole(path: Path, pictures: np.ndarray) -> None:
+def encode_whole(path: Path, pictures: np.ndarray) -> None:
+    """Encode a video from its first frame on."""
     with av.open(path, mode="w", format="mp4") as container:
         options = {"crf": str(CRF), "x264-params": segments.EXACT}
         stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.height, stream.width, stream.pix_fmt = HEIGHT, WIDTH, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv420p"
         stream.codec_context.thread_count = segments.ENCODER_THREADS
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
 
 
-def _work(folder: Path, kind: Kind, sections: int) -> Work:
+def example_work(folder: Path, kind: Kind, sections: int) -> Work:
+    """Ask for a video."""
     return Work(
         job_id="job",
         request=Request(image=folder / "none.png", prompt="none"),
