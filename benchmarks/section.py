@@ -1,7 +1,7 @@
 """Two sections from noise to a file that plays, by our engine and writer, and by a loop like FramePack's.
 
-The plain loop calls diffusers' forward with everything in it at every step, decodes all latents that a section
-shares with its neighbour, keeps all pixels and encodes the whole history anew after each section.
+The plain loop calls diffusers' forward with everything in it at every step, decodes all latents that sections
+share, keeps all pixels and encodes the whole history anew after each section.
 
 ``python -m benchmarks section``: on a GPU, with random weights at the full shape, all of them on the card;
 ``FRAMEPACKD_BENCHMARK=tiny`` runs it small, on the CPU if need be, to see that it runs.
