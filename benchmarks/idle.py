@@ -114,8 +114,8 @@ class FixedEngine:
                 last = section == SECTIONS - 1
                 settled = self._frames if last else self._frames[: 36 if section else 0]
                 progress = replace(progress, decoded=section + 1, edge=None if last else self._edge.clone())
-                video = torch.cat(progress.sampled, dim=2)
-            yield Clip(section, SECTIONS, video, video, settled, True, self._frames[0], progress)
+            start = made[:, :, :1]
+            yield Clip(section, SECTIONS, settled, True, self._frames[0], progress, start, "framepack")
 
 
 def worker_main(connection: Connection, parent: int) -> None:

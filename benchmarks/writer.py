@@ -120,7 +120,7 @@ def ours(kind: Kind, seconds: float) -> Cost:
                 progress = Progress(progress.noise, (*progress.sampled, LATENTS), section + 1, edge)
                 pictures = vae.to_uint8(settled)
                 del settled
-                clip = Clip(section, sections, LATENTS, LATENTS, pictures, True, pictures[:1], progress)
+                clip = Clip(section, sections, pictures, True, pictures[:1], progress, LATENTS, kind)
                 checkpoints.save(progress, {}, video.encode(clip))
                 if edge is not None:
                     video.write_preview(edge)

@@ -5,12 +5,12 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_framepack import DEFAULT_PROMPT_TEMPLATE
+from PIL import Image
 
 from framepack_core.errors import ModelError
-from framepack_core.media import Picture
+from framepack_core.media import Picture, resize
 
 if TYPE_CHECKING:
     from transformers import (
@@ -144,7 +144,11 @@ def encode_image(
     picture: Picture, image_encoder: "SiglipVisionModel", processor: "SiglipImageProcessorPil"
 ) -> torch.Tensor:
     """Encode the cropped uint8 picture (H, W, 3) with SigLIP: (1, tokens, C), normed, on the CPU."""
-    pixels = processor.preprocess(images=np.asarray(picture), return_tensors="pt")["pixel_values"]
+    size, resample = processor.size, Image.Resampling(processor.resample)
+    resized = resize(
+        picture, (size["height"], size["width"]), resample=resample
+    )  # leaves it nothing to resize
+    pixels = processor.preprocess(images=resized, return_tensors="pt")["pixel_values"]
     output = image_encoder(pixels.to(image_encoder.device, image_encoder.dtype))
     states: torch.Tensor = output.last_hidden_state
     return states.cpu()

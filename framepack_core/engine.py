@@ -27,7 +27,7 @@ from framepack_core.precision import Precision, reduce
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
-from framepack_core.sections import Section, plan, section_count
+from framepack_core.sections import Kind, Section, chronological, plan, section_count
 from framepack_core.transformer import Tables, guidance, take_apart, timesteps
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,19 @@ class Clip:
 
     section: int
     sections: int
-    latents: torch.Tensor  # (1, 16, T, h, w), float32 on the CPU: all of the video so far
-    history: torch.Tensor  # (1, 16, T', h, w), float32 on the CPU: the buffer that sections look back on
     frames: Frames  # (T, H, W, 3), uint8: those that no later section changes; see sections.chronological
     finite: bool  # whether all their pixels were numbers
     still: Picture  # the section's own last frame
     progress: Progress  # what to resume from
+    start_latents: torch.Tensor  # (1, 16, 1, h, w), float32 on the CPU: of the picture
+    kind: Kind
+
+    @property
+    def latents(self) -> torch.Tensor:
+        """All of the video so far, (1, 16, T, h, w), float32 on the CPU; put together when asked for."""
+        pieces = chronological(self.kind, self.progress.sampled[: self.progress.decoded])
+        begins = self.kind == "f1" or self.progress.decoded == self.sections
+        return torch.cat([self.start_latents, *pieces] if begins else [*pieces], dim=2)
 
 
 Planner = Callable[[Video, int], Plan]
@@ -349,12 +356,12 @@ class Engine:
         return Clip(
             section=section.index,
             sections=sections,
-            latents=history.video,
-            history=history.latents,
             frames=vae.to_uint8(settled),
             finite=bool(settled.isfinite().all()),
             still=vae.to_uint8(decoded[:, :, history.still_index(section)].unsqueeze(2))[0],
             progress=replace(progress, decoded=section.index + 1, edge=edge),
+            start_latents=history.start,
+            kind=kind,
         )
 
 

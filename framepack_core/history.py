@@ -38,12 +38,12 @@ class Shared(NamedTuple):
 
 
 class History:
-    """The latents generated so far, float32 on the CPU, with 19 frames to look back on at first.
+    """The latents generated last, float32 on the CPU, with 19 frames to look back on at first.
 
     In ``framepack`` the newest material is at the front (it is the earliest of the video) and the
     end frame, if there is one, takes the place of the nearest of the 19; it stays in the buffer and is
     pushed back section by section, but is never decoded. In ``f1`` the newest is at the end, behind
-    the picture.
+    the picture. What no section looks back on any more, and none is decoded with, is let go.
     """
 
     def __init__(
@@ -56,22 +56,16 @@ class History:
         """Begin with nothing but the picture's latents (1, 16, 1, h, w)."""
         self._forward = kind == "f1"
         self._window = window
-        self._start = start_latents
+        self.start = start_latents
+        self._kept = max(HISTORY_FRAMES, 2 * window + 1)
         batch, channels, _, height, width = start_latents.shape
         self.latents = torch.zeros(batch, channels, HISTORY_FRAMES, height, width)
-        self.generated = 0  # latent frames of the video that the buffer holds
+        self.generated = 0  # latent frames of the video so far
         if self._forward:
             self.latents = torch.cat([self.latents, start_latents], dim=2)
             self.generated = 1
         elif end_latents is not None:
             self.latents[:, :, :1] = end_latents
-
-    @property
-    def video(self) -> torch.Tensor:
-        """The latents of the video so far, in the order of time."""
-        if self._forward:
-            return self.latents[:, :, -self.generated :]
-        return self.latents[:, :, : self.generated]
 
     def context(self, prefix: torch.Tensor) -> HistoryContext:
         """Give what the next section looks back on; ``prefix`` becomes the first clean latent."""
@@ -86,21 +80,19 @@ class History:
     def append(self, section: Section, latents: torch.Tensor) -> None:
         """Take in a finished section (1, 16, W, h, w); the last one backward brings the picture along."""
         if self._forward:
-            self.latents = torch.cat([self.latents, latents], dim=2)
+            self.latents = torch.cat([self.latents, latents], dim=2)[:, :, -self._kept :]
         else:
             if section.is_last:
-                latents = torch.cat([self._start, latents], dim=2)
-            self.latents = torch.cat([latents, self.latents], dim=2)
+                latents = torch.cat([self.start, latents], dim=2)
+            self.latents = torch.cat([latents, self.latents], dim=2)[:, :, : self._kept]
         self.generated += latents.shape[2]
 
     def decodable(self, section: Section) -> torch.Tensor:
         """Give the latents to decode after a section: its own and, to blend with, its neighbour's."""
+        frames = 2 * self._window + (1 if section.is_last and not self._forward else 0)
         if section.index == 0:
-            return self.video
-        if self._forward:
-            return self.video[:, :, -2 * self._window :]
-        frames = (2 * self._window + 1) if section.is_last else (2 * self._window)
-        return self.video[:, :, :frames]
+            frames = self.generated
+        return self.latents[:, :, -frames:] if self._forward else self.latents[:, :, :frames]
 
     def shared(self, section: Section, following: Section) -> Shared:
         """Say which of the latents decoded after a section are decoded again after the following one."""

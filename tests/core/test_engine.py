@@ -60,7 +60,7 @@ def test_the_same_request_gives_the_same_bits_and_another_seed_others(
 ) -> None:
     def latents(**settings: object) -> torch.Tensor:
         *_, last = tiny_engine("framepack-f1").generate(small(image, **settings))
-        return last.history
+        return last.latents
 
     assert torch.equal(latents(), latents())
     assert not torch.equal(latents(), latents(seed=1))

@@ -81,7 +81,7 @@ def test_history_holds_the_video_in_the_order_of_time(kind: Kind, sections: int,
         )
         assert still == first + window - 1, "a still shows the section it names"
     assert history.generated == total
-    assert history.latents.shape[2] == HISTORY_FRAMES + total
+    assert history.latents.shape[2] <= max(HISTORY_FRAMES, 2 * window + 1), "however long the video is"
 
 
 def test_what_a_section_looks_back_on_is_the_nearest_material_first() -> None:

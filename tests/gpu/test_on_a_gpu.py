@@ -38,13 +38,13 @@ def image(tmp_path: Path) -> Path:
 
 def test_in_float32_the_gpu_computes_what_the_cpu_computes(image: Path) -> None:
     on_gpu, on_cpu = last_clip(image, "cuda", "float32"), last_clip(image, "cpu", "float32")
-    assert (on_gpu.history - on_cpu.history).abs().max() < 1e-2
+    assert (on_gpu.latents - on_cpu.latents).abs().max() < 1e-2
 
 
 def test_in_the_dtypes_of_the_reference_it_runs_and_repeats_itself(image: Path) -> None:
     first, second = last_clip(image, "cuda", "auto"), last_clip(image, "cuda", "auto")
-    assert torch.isfinite(first.history).all()
-    assert torch.equal(first.history, second.history)
+    assert torch.isfinite(first.latents).all()
+    assert torch.equal(first.latents, second.latents)
 
 
 def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: 
                 assert engine.take_rung(number)
                 *_, clip = engine.generate(request)
                 assert isinstance(clip, Clip)
-                made.append(clip.history)
+                made.append(clip.latents)
         assert len(made) == 3
         assert all(torch.equal(made[0], other) for other in made[1:])
 
@@ -68,7 +68,7 @@ def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: 
 def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
     engine = Engine.load(tiny_spec(), device="cuda")
     assert engine._places._pinnable
-    expected = last_clip(image, "cuda", "auto").history
+    expected = last_clip(image, "cuda", "auto").latents
     engine.take_rung(len(engine.rungs) - 2)
     assert all(weight.is_pinned() for weight in engine.core.blocks.parameters())
     request = Request(
@@ -76,7 +76,7 @@ def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
     )
     *_, clip = engine.generate(request)
     assert isinstance(clip, Clip)
-    assert torch.equal(clip.history, expected)
+    assert torch.equal(clip.latents, expected)
 
 
 def test_a_copy_to_the_host_holds_what_was_computed_when_it_was_asked_for() -> None:
