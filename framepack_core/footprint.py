@@ -58,12 +58,12 @@ class Rung:
         return f"{decoding}, {placed[self.placement]}"
 
 
-def ladder(tiling: Tiling) -> tuple[Rung, ...]:
+def ladder(tiling: Tiling, *, streamable: bool = True) -> tuple[Rung, ...]:
     """List what to try one after the other; only the smaller tiles change pixels, slightly."""
-    placements: tuple[Placement, ...] = ("all", "core", "streamed")
+    placements: tuple[Placement, ...] = ("all", "core", "streamed") if streamable else ("all", "core")
     if tiling is False:
         return tuple(Rung(None, placement) for placement in placements)
-    tiled = (*(Rung(TILE, placement) for placement in placements), Rung(SMALL_TILE, "streamed"))
+    tiled = (*(Rung(TILE, placement) for placement in placements), Rung(SMALL_TILE, placements[-1]))
     return tiled if tiling is True else (Rung(None, "all"), *tiled)
 
 
@@ -99,11 +99,14 @@ class ItemBytes(NamedTuple):
     core: float = 2
     transformer: int = 2
     others: int = 2
+    # What 4-bit weights are scaled by is no part of their tensors: hooks that move these leave it behind.
+    streamable: bool = True
 
     @classmethod
     def of(cls, transformer: int, others: int, precision: str = "exact") -> "ItemBytes":
         """Give those of dtypes so wide, with the blocks' weights in a precision."""
-        return cls(CORE_BYTES.get(precision, transformer), transformer, others)
+        core = CORE_BYTES.get(precision, transformer)
+        return cls(core, transformer, others, streamable=precision != "nf4")
 
     def __call__(self, part: str) -> float:
         """Give that of a part of the model."""

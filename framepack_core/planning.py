@@ -106,7 +106,7 @@ def make_plan(
     if card is None:
         return _cpu_plan(weights, host, tiling, item_bytes)
     free = card.free - keep_free
-    rungs = ladder(tiling)
+    rungs = ladder(tiling, streamable=item_bytes.streamable)
     peaks = [peak_vram(weights, rung, video, item_bytes) for rung in rungs]
     fitting = [
         number
@@ -221,12 +221,14 @@ def _short_of_vram(
     item_bytes: ItemBytes,
 ) -> str:
     free = card.free - keep_free
-    smallest = ladder(tiling)[-1]
+    smallest = ladder(tiling, streamable=item_bytes.streamable)[-1]
     remedies = []
     if keep_free and needed <= card.free:
         remedies.append(f"lower gpu_memory_preservation, which keeps {keep_free / GIB:.1f} GiB")
     if tiling is False:
         remedies.append('set vae_tiling = "auto"')
+    if not item_bytes.streamable:
+        remedies.append('set precision = "exact" or "fp8", whose weights can be streamed')
     side = math.sqrt(video.height * video.width)
     for resolution in range(int(side) // 32 * 32, 224, -32):
         scaled = replace(
@@ -248,7 +250,7 @@ def _short_of_vram(
 
 
 def _cpu_plan(weights: Weights, host: Host, tiling: Tiling, item_bytes: ItemBytes) -> Plan:
-    placed = _placed(weights, ladder(tiling), 0, 0, host, item_bytes)
+    placed = _placed(weights, ladder(tiling, streamable=item_bytes.streamable), 0, 0, host, item_bytes)
     return replace(
         placed,
         places={name: (size, "in RAM") for name, (size, _) in placed.places.items()},

@@ -72,6 +72,17 @@ def test_too_small_a_card_is_refused_with_what_is_short_and_what_would_do() -> N
     assert make_plan(PUBLISHED, Card.assumed(4), Host.assumed(32), smaller).shortage is None
 
 
+def test_four_bit_weights_stay_on_the_card_or_are_refused() -> None:
+    small, host = ItemBytes.of(2, 2, "nf4"), Host.assumed(32)
+    plan = make_plan(PUBLISHED, Card.assumed(10), host, VIDEO, item_bytes=small)
+    assert plan.shortage is None
+    assert plan.rungs[plan.rung].placement == "core"
+    assert all(rung.placement != "streamed" for rung in plan.rungs)
+    plan = make_plan(PUBLISHED, Card.assumed(6), host, VIDEO, item_bytes=small)
+    assert plan.shortage is not None
+    assert 'set precision = "exact" or "fp8"' in plan.shortage
+
+
 def test_what_others_have_on_the_card_can_be_ended() -> None:
     card = replace(Card.assumed(24), free=3 * GIB)
     plan = make_plan(PUBLISHED, card, Host.assumed(32), VIDEO)
