@@ -1,17 +1,19 @@
 """What a checkpoint costs at FramePack's real size: bytes, time in its thread, time taken from the sampling.
 
-python benchmarks/checkpoints.py [FOLDER ON THE DISK TO MEASURE]
+python -m benchmarks.checkpoints [FOLDER ON THE DISK TO MEASURE]
 """
 
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from benchmarks import Row
 from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
@@ -42,17 +44,12 @@ def section(*, cached: bool) -> list[Progress]:
     ]
 
 
-def measure(folder: Path, *, cached: bool) -> None:
-    """Save a section's steps as the worker does, and print what it took."""
+def measure(folder: Path, *, cached: bool) -> Iterator[Row]:
+    """Save a section's steps as the worker does, beside steps that take a fixed time."""
     checkpoints, beside = Checkpoints(folder, {}), Beside()
-    copied, stalled, written = [], [], []
+    stalled, written = [], []
     for progress in section(cached=cached):
         time.sleep(STEP_SECONDS)
-        begun = time.perf_counter()
-        tensors = [*progress.solver.denoised, progress.solver.latents] if progress.solver else []
-        for tensor in tensors:
-            tensor.clone()  # stands for the copy from the device
-        copied.append(time.perf_counter() - begun)
         begun = time.perf_counter()
         beside.start(partial(checkpoints.save, progress, {}))
         stalled.append(time.perf_counter() - begun)
@@ -60,19 +57,26 @@ def measure(folder: Path, *, cached: bool) -> None:
         beside.wait()
         written.append(time.perf_counter() - begun)
     size = max(path.stat().st_size for path in folder.glob("state-*"))
-    print(
-        f"{'teacache' if cached else 'plain':9} {size / 1e6:6.1f} MB a step, "
-        f"stall {1e3 * statistics.median(stalled):5.2f} ms, "
-        f"copy on the host {1e3 * statistics.median(copied):.1f} ms, "
-        f"in the thread {1e3 * statistics.median(written):6.1f} ms, worst {1e3 * max(written):.0f} ms"
+    kind = "TeaCache" if cached else "no cache"
+    yield Row(f"a checkpoint, {kind}", size / 1e6, None, "MB", "small enough to write at every step")
+    yield Row(
+        f"taken from the sampling, {kind}",
+        1e3 * statistics.median(stalled),
+        1e3 * STEP_SECONDS,
+        "ms",
+        "beside a step, which is longer on any card",
     )
+    for name, value in (("median", statistics.median(written)), ("worst", max(written))):
+        yield Row(f"in the thread beside it, {kind}, {name}", 1e3 * value, None, "ms", "done before the next")
 
 
-def main() -> None:
-    """Measure with and without a step cache."""
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as folder:
+def rows(where: str | None = None) -> Iterator[Row]:
+    """Measure with and without a step cache, in a folder or in the one for temporary files."""
+    with tempfile.TemporaryDirectory(dir=where) as folder:
         for cached in (False, True):
-            measure(Path(folder) / str(cached), cached=cached)
+            yield from measure(Path(folder) / str(cached), cached=cached)
 
 
-main()
+if __name__ == "__main__":
+    for row in rows(*sys.argv[1:]):
+        print(f"{row.name:50} {row.ours:8.2f} {row.unit}   {row.proves}")

@@ -125,3 +125,11 @@ def test_functions_stay_short_enough_to_read() -> None:
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.FunctionDef):
                     assert (node.end_lineno or 0) - node.lineno <= 80, f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("[a-z]*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_gives_rows_and_measures_nothing_when_imported(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert "rows" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    calls = [node for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
+    assert not calls
