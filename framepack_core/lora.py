@@ -110,6 +110,11 @@ class Fit:
     changed: Mapping[str, int]  # weight -> its size, in numbers
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Count the keys that have found their place, and those that have not."""
+        return {"matched": self.matched, "unmatched": len(self.unmatched)}
+
+    @property
     def text(self) -> str:
         """Say in words how many keys have found their place."""
         told = f"{self.matched} keys matched, {len(self.unmatched)} not"

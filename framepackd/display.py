@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepack_core.footprint import GIB
+from framepackd import loras
 from framepackd.names import printable
 
 if TYPE_CHECKING:
@@ -205,9 +206,11 @@ def job(record: dict[str, Any]) -> RenderableType:
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        if key in ("history", *tables) or value in (None, ""):
+        if key in ("history", "loras", *tables) or value in (None, ""):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
+    for entry in record.get("loras", ()):
+        facts.add_row(Text("  lora", style="cyan"), _text(loras.in_words(entry)))
     for key in tables:
         for name, value in (record[key] or {}).items():
             text = value["file"] if isinstance(value, dict) else str(value)

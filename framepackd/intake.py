@@ -19,7 +19,7 @@ from typing import Any
 from framepack_core.buckets import covering_size, output_size
 from framepack_core.errors import RequestError
 from framepack_core.sections import frame_count, section_count
-from framepackd import files
+from framepackd import files, loras
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
 from framepackd.inbox import Group
@@ -270,7 +270,12 @@ def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> No
     job.sections = section_count(settings.seconds, settings.latent_window_size)
     job.frames = frame_count(job.sections, settings.latent_window_size)
     job.steps_total = job.sections * settings.steps
-    job.settings = settings.model_dump() | {"model": name, "width": job.width, "height": job.height}
+    job.settings = settings.model_dump() | {
+        "model": name,
+        "width": job.width,
+        "height": job.height,
+        "loras": loras.take_in(settings.loras, config.lora_dir, spec),
+    }
     job.fingerprint = _fingerprint(job)
 
 
@@ -326,7 +331,7 @@ def _read_prompt(path: Path) -> str:
 
 
 def _fingerprint(job: Job) -> str:
-    """Hash what decides the result: pictures, prompt and settings."""
+    """Hash what decides the result: pictures, prompt, settings and the content of LoRAs."""
     pictures = {role: job.inputs[role]["sha256"] for role in ("image", "end") if role in job.inputs}
-    decisive = json.dumps([pictures, job.settings], sort_keys=True)
+    decisive = json.dumps([pictures, loras.decisive(job.settings)], sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from framepack_core.request import GenerationSettings, Request
-from framepackd import delivery, intake, worker
+from framepackd import delivery, intake, loras, worker
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.jobs import CANCELLED, JobStore
@@ -97,6 +97,7 @@ class Runner:
                 end_image=inputs / job.inputs["end"]["file"] if "end" in job.inputs else None,
                 prompt=job.settings["prompt"],
                 seed=job.settings["seed"],
+                loras=loras.requested(job.settings, self._config.lora_dir),
                 **generation,
             ),
             spec=self._config.spec(job.settings["model"]),
@@ -209,9 +210,13 @@ class Runner:
             case worker.Finished():
                 spec = self._config.spec(job.settings["model"])
                 sources = ("transformer", "base", "image_encoder")
+                merged = job.settings.get("loras", [])
+                if message.loras:
+                    merged = loras.with_counts(merged, message.loras)
                 self._store.decide(
                     job.id,
                     State.DONE,
+                    settings=job.settings | {"loras": merged},
                     timings=message.timings,
                     versions=message.versions,
                     computation=message.computation,
