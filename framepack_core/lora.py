@@ -54,6 +54,13 @@ _BLOCKS = (
         _REFINER,
     ),
 )
+# ComfyUI's names of HunyuanVideo's modules, where they differ.
+_COMFYUI = {
+    "mlp_0": "mlp_fc1",
+    "mlp_2": "mlp_fc2",
+    "mod_lin": "mod_linear",
+    "modulation_lin": "modulation_linear",
+}
 # Its rows are shift and scale in HunyuanVideo, scale and shift in diffusers.
 _SWAPPED = "final_layer_adaLN_modulation_1"
 _OTHERS = {
@@ -82,6 +89,7 @@ _TEXT_ENCODER = re.compile(r"(lora_)?(te\d?|text_encoders?(_\d)?)[._]")
 _OTHER_METHODS = re.compile(
     r".+\.(dora_scale|lora_magnitude_vector.*|hada_\w+|lokr_\w+|b?oft_\w+|lora_mid.*|lora[._]\w+\.bias|diff|diff_b)"
 )
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 _SIDES = {"down": "down", "A": "down", "up": "up", "B": "up"}
 
 
@@ -206,7 +214,10 @@ def _renamed(module: str) -> tuple[str, ...]:
         return (_OTHERS[module],)
     for pattern, blocks, names in _BLOCKS:
         if found := pattern.fullmatch(module):
-            return tuple(f"{blocks}.{found[1]}.{name}" for name in names.get(found[2], ()))
+            name = found[2]
+            for theirs, ours in _COMFYUI.items():
+                name = re.sub(f"{theirs}$", ours, name)
+            return tuple(f"{blocks}.{found[1]}.{part}" for part in names.get(name, ()))
     return ()
 
 
@@ -222,6 +233,11 @@ def _parts(
     rows = [weight.shape[0] for weight in weights.values()]
     columns = next(iter(weights.values())).parameters // rows[0]
     rank = down[0] if down else 0
+    kinds = {lora.tensors[key].dtype for key in keys.values()} - _FLOATS
+    if kinds:
+        raise RequestError(
+            f"LoRA {name}: {keys['up']} holds numbers of kind {min(kinds)}: use one that is not quantized"
+        )
     fits = rank > 0 and _matrix(up) == (sum(rows), rank) and _matrix(down) == (rank, columns)
     if not fits or ("alpha" in keys and lora.tensors[keys["alpha"]].parameters != 1):
         first, shape = next((module, weight.shape) for module, weight in weights.items())

@@ -111,10 +111,11 @@ class Merger:
             rank = down.shape[0]
             alpha = files.read(lora.file, part.alpha).item() if part.alpha else fit.alpha
             value += (lora.weight * (rank if alpha is None else alpha) / rank) * (up @ down).view(value.shape)
-        if not value.isfinite().all():
+        merged = value.to(dtype)
+        if not merged.isfinite().all():
             names = ", ".join(lora.file.name for lora, *_ in sources)
             raise RequestError(f"LoRA {names} makes {name} something that is no number: get it again")
-        return value.to(dtype).cpu()
+        return merged.cpu()
 
     def _write(self, name: str, value: torch.Tensor, places: Places) -> None:
         layer = self._layer(name)

@@ -114,7 +114,7 @@ def take_in(chosen: Iterable[LoraSetting], lora_dir: Path, spec: ModelSpec) -> l
     except ModelError:
         return entries
     for entry, fit in zip(entries, fits, strict=True):
-        log.info("LoRA %s: %s", entry["file"], fit.text)
+        log.log(logging.WARNING if fit.unmatched else logging.INFO, "LoRA %s: %s", entry["file"], fit.text)
     return with_counts(entries, [fit.counts for fit in fits])
 
 

@@ -82,6 +82,13 @@ FAMILIES: dict[str, tuple[bool, Callable[[str], str], tuple[str, str]]] = {
     "kohya-hunyuan": (True, lambda name: "lora_unet_" + name.replace(".", "_"), ("lora_down", "lora_up")),
     "kohya-framepack": (False, lambda name: "lora_unet_" + name.replace(".", "_"), ("lora_down", "lora_up")),
     "diffusion-pipe": (True, lambda name: "diffusion_model." + name, ("lora_A", "lora_B")),
+    "comfyui": (
+        True,
+        lambda name: (
+            "diffusion_model." + re.sub(r"(?<=mlp)\.fc1", ".0", re.sub(r"(?<=mod)\.linear", ".lin", name))
+        ),
+        ("lora_A", "lora_B"),
+    ),
     "original-transformer": (
         True,
         lambda name: "transformer." + name.replace("_attn.", "_attn_"),

@@ -218,6 +218,12 @@ WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
         lambda width: {f"{Q}.lora_A.weight": torch.ones(2, width)},
         f"not whole: {Q}.lora_A.weight has no lora_up",
     ),
+    "quantized": (
+        lambda width: {
+            f"{Q}.{side}": tensor.to(torch.int8) for side, tensor in matrices(width, width).items()
+        },
+        f"{Q}.lora_B.weight holds numbers of kind I8",
+    ),
     "a DoRA": (
         lambda width: {
             **{f"{Q}.{side}": tensor for side, tensor in matrices(width, width).items()},

@@ -9,9 +9,10 @@ import pytest
 import torch
 from diffusers.hooks import group_offloading
 from safetensors import safe_open
+from torch import nn
 
 from framepack_core import footprint, loading, memory, merging, planning
-from framepack_core.engine import Engine
+from framepack_core.engine import Engine, Step
 from framepack_core.errors import RequestError
 from framepack_core.footprint import GIB, PUBLISHED, Video
 from framepack_core.models import BUILT_IN
@@ -21,7 +22,7 @@ from framepack_core.request import Lora, Request
 from tests.conftest import tiny_spec
 from tests.core.loras import RANK, differing, latents, make_lora, merge, stored, weights_of
 from tests.core.test_precision import needs_bitsandbytes
-from tests.core.test_resume import request_for
+from tests.core.test_resume import everything, request_for
 from tests.core.test_streaming import GPU, Diary, diary
 
 __all__ = ["diary"]  # a fixture
@@ -128,7 +129,16 @@ def test_a_switch_reads_only_what_it_changes_and_moves_nothing_else(
 
 
 @pytest.mark.parametrize("placement", ["all", "core", "streamed"])
-def test_wherever_the_weights_live_the_video_is_the_same(placement: str, tmp_path: Path) -> None:
+def test_wherever_the_weights_live_the_video_is_the_same(
+    placement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copy(tensor: torch.Tensor, _: torch.device) -> torch.Tensor:
+        """Copy, as to a GPU: what stays there does not see what is done to the host's."""
+        with torch.inference_mode(mode=False):
+            clone = tensor.data.clone()
+        return nn.Parameter(clone, requires_grad=False) if isinstance(tensor, nn.Parameter) else clone
+
+    monkeypatch.setattr(memory, "_copy", copy)
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
     plain = request_for(tmp_path, steps=1)
     merged = request_for(tmp_path, steps=1, loras=[{"file": tmp_path / "a.safetensors"}])
@@ -137,6 +147,16 @@ def test_wherever_the_weights_live_the_video_is_the_same(placement: str, tmp_pat
     engine.take_rung(next(n for n, rung in enumerate(engine.rungs) if rung.placement == placement))
     for request in (merged, plain, merged):
         assert torch.equal(latents(engine, request), latents(resident, request))
+
+
+def test_another_process_goes_on_with_the_same_loras_to_the_bit(tmp_path: Path) -> None:
+    make_lora(tmp_path / "a.safetensors", "diffusers", stored(tiny_spec()))
+    request = request_for(tmp_path, loras=[{"file": tmp_path / "a.safetensors", "weight": 0.8}])
+    events = list(Engine.load(tiny_spec(), device="cpu").generate(request))
+    third = events[2]
+    assert isinstance(third, Step)
+    rest = Engine.load(tiny_spec(), device="cpu").generate(request, resume=third.progress)
+    assert everything(list(rest)) == everything(events[3:])
 
 
 @pytest.mark.parametrize("precision", ["exact", "fp8"])

@@ -132,10 +132,13 @@ def test_check_says_which_are_there_and_misses_those_of_the_defaults(lora_dir: P
     config = tmp_path / "config.toml"
     text = f'model = "demo"\nstate_dir = "{tmp_path}"\n'
 
-    def said() -> str:
+    def said(*options: str) -> str:
         config.write_text(text)
-        return CliRunner().invoke(main, ["check", "--no-gpu", "--config", str(config)]).stdout
+        return CliRunner().invoke(main, ["check", "--no-gpu", "--config", str(config), *options]).stdout
 
     assert "there are styles/oil.safetensors" in said()
+    text += '[defaults]\nloras = ["styles/oil.safetensors"]\n'
+    assert "memory plan" in said("--vram", "24")
+    text = text.partition("[")[0]
     text += '[defaults]\nloras = [{file = "gone.safetensors"}]\n'
     assert "[defaults] loras: there is no gone.safetensors" in said()
