@@ -145,8 +145,10 @@ def test_wherever_the_weights_live_the_video_is_the_same(
     resident, engine = (Engine.load(tiny_spec(), device="cpu") for _ in range(2))
     latents(engine, merged)  # what is placed has a LoRA in it
     engine.take_rung(next(n for n, rung in enumerate(engine.rungs) if rung.placement == placement))
-    for request in (merged, plain, merged):
+    for request in (merged, plain, merged, plain):
         assert torch.equal(latents(engine, request), latents(resident, request))
+    engine.take_rung(len(engine.rungs) - 1)
+    assert torch.equal(latents(engine, plain), latents(resident, plain)), "the host has none of it either"
 
 
 def test_another_process_goes_on_with_the_same_loras_to_the_bit(tmp_path: Path) -> None:
