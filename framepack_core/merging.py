@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from framepack_core import precision
+from framepack_core import memory, precision
 from framepack_core.errors import ModelError, RequestError
 from framepack_core.headers import Tensor, read_headers
 from framepack_core.lora import Fit, Part, fit_all, sha256
@@ -83,6 +83,7 @@ class Merger:
                 self._write(name, merged, places)
                 if name not in sources:
                     self._changed.remove(name)
+        memory.release_unused(places.device)  # before the weights go there again
         self._merged = wanted
 
     def _layer(self, name: str) -> Any:
