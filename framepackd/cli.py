@@ -242,6 +242,23 @@ def download(config_file: Path | None, names: tuple[str, ...]) -> None:
 
 
 @main.command()
+@config_option
+@click.option("--server", metavar="ADDRESS", help="Address to listen on; else the config's, 127.0.0.1.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on; else the config's, 7860.")
+@click.option("--share", is_flag=True, help="Also at a public address, by gradio's servers; with a password.")
+def web(config_file: Path | None, server: str | None, port: int | None, *, share: bool) -> None:
+    """Serve the page and the API of FramePack's demo, which fill the inbox and show the queue."""
+    config = _load(config_file)
+    from framepackd.web.server import WebError, serve
+
+    _log_to_stderr()
+    try:
+        serve(config, server or config.web.server, port or config.web.port, share=share)
+    except WebError as error:
+        _fail(str(error), 1)
+
+
+@main.command()
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), help="Where to do it.")
 def demo(folder: Path) -> None:
     """Make a video with the bundled demo model: the whole way from inbox to outbox."""

@@ -46,6 +46,14 @@ class GpuConfig(_Section):
     idle_unload_seconds: float = Field(600.0, ge=0, le=31_536_000)  # 0: never
 
 
+class WebConfig(_Section):
+    """Where ``framepackd web`` listens."""
+
+    server: str = "127.0.0.1"
+    port: int = Field(7860, ge=1, le=65535)
+    password: str = ""  # needed wherever others can reach it
+
+
 class ModelConfig(_Section):
     """A model of one's own, or another source for a built-in one."""
 
@@ -109,6 +117,7 @@ class Config(BaseSettings):
     hang_seconds: float = Field(120.0, gt=0, le=86400)  # see runner.py
     models: dict[str, ModelConfig] = {}
     gpu: GpuConfig = GpuConfig()
+    web: WebConfig = WebConfig()
     defaults: dict[str, Any] = {}
 
     @field_validator("defaults")

@@ -1,0 +1,394 @@
+"""The page: a form that drops jobs into the inbox, the queue as it is, and what came out."""
+
+import html
+import shutil
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from framepack_core.errors import RequestError
+from framepackd import client
+from framepackd.config import Config
+from framepackd.control import AlreadyRunningError
+from framepackd.database import StoreError
+from framepackd.intake import PREVIEW
+from framepackd.web.api import add_endpoint
+from framepackd.web.drop import drop
+
+REFRESH_SECONDS = 2.0
+LATENT_PREVIEW = "preview.png"  # in a job's folder
+CACHE_SECONDS = (300, 1800)  # how often gradio looks through its copies, and how old they get
+QUICK_PROMPTS = [
+    "The girl dances gracefully, with clear movements, full of charm.",
+    "The man dances powerfully, with clear movements, full of energy.",
+    "The man dances energetically, leaping mid-air with fluid arm swings and quick footwork.",
+]
+HEAD = """
+<h1>framepackd</h1>
+<p class="lead">A picture and a sentence become a video. What you start here goes into the inbox:
+close this page whenever you like.</p>
+"""
+STYLE = """
+.gradio-container {max-width: 1280px !important; margin: auto}
+#now {border: 1px solid var(--border-color-primary); border-radius: 8px; padding: 12px 16px}
+#now .name {font-weight: 600; font-size: 1.1em}
+#now .bar {height: 10px; border-radius: 5px; background: var(--border-color-primary); margin: 8px 0}
+#now .bar div {height: 100%; border-radius: 5px; background: var(--primary-500)}
+#now .small, .lead {color: var(--body-text-color-subdued)}
+footer {display: none !important}
+"""
+ACTIVE, ENDED = ("running", "queued"), ("done", "failed", "cancelled", "skipped")
+
+
+def theme() -> gr.themes.Base:
+    """Give the look; with fonts that are on every machine: nothing is fetched from anywhere."""
+    return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+
+
+def build(config: Config) -> gr.Blocks:
+    """Build the page and the endpoint of scripts."""
+    shown = _Shown(config)
+    page: gr.Blocks
+    with gr.Blocks(title="framepackd", delete_cache=CACHE_SECONDS, analytics_enabled=False) as page:
+        gr.HTML(HEAD)
+        with gr.Row():
+            with gr.Column():
+                _form(config)
+            with gr.Column():
+                now = gr.HTML(elem_id="now")
+                preview = gr.Image(label="This section, as it is by now", interactive=False, visible=False)
+                growing = gr.Video(
+                    label="The video so far", interactive=False, visible=False, autoplay=True, loop=True
+                )
+        queue, waiting, results = _lists(config)
+        seen = gr.State({})
+        outputs = [seen, now, preview, growing, *queue, waiting, *results]
+        timer = gr.Timer(REFRESH_SECONDS)
+        for moment in (timer.tick, page.load):
+            moment(
+                shown.refresh,
+                [seen],
+                outputs,
+                show_progress="hidden",
+                api_visibility="private",
+                concurrency_limit=None,
+            )
+        add_endpoint(config)
+    page.queue(default_concurrency_limit=None)
+    return page
+
+
+def _form(config: Config) -> None:
+    picture = gr.Image(
+        type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=300
+    )
+    with gr.Accordion("End frame", open=False):
+        end = gr.Image(
+            type="filepath",
+            image_mode=None,
+            label="The video ends with it",
+            sources=["upload", "clipboard"],
+            height=200,
+        )
+    prompt = gr.Textbox(label="Prompt", lines=2, placeholder="Who moves, and how")
+    quick = gr.Dataset(
+        label="Quick prompts",
+        samples=[[text] for text in QUICK_PROMPTS],
+        components=[prompt],
+        samples_per_page=10,
+    )
+    quick.click(lambda sample: sample[0], [quick], [prompt], show_progress="hidden", api_visibility="private")
+    with gr.Row():
+        seconds = gr.Slider(1, 120, 5, step=0.1, label="Length (seconds)")
+        seed = gr.Number(31337, label="Seed", precision=0)
+        draw = gr.Checkbox(label="Random seed", value=False)
+    teacache = gr.Checkbox(
+        label="TeaCache: faster, but often makes hands and fingers slightly worse", value=True
+    )
+    with gr.Accordion("More settings", open=False):
+        steps = gr.Slider(1, 100, 25, step=1, label="Steps: changing this is not recommended")
+        gs = gr.Slider(1, 32, 10, step=0.1, label="Distilled guidance scale")
+        negative = gr.Textbox(label="Negative prompt: with a CFG scale above 1")
+        cfg = gr.Slider(1, 32, 1, step=0.1, label="CFG scale: above 1 each step takes twice as long")
+        rs = gr.Slider(0, 1, 0, step=0.01, label="CFG rescale")
+        crf = gr.Slider(
+            0, 51, 16, step=1, label="MP4 compression: lower is better; 16 if the video comes out black"
+        )
+        free = gr.Slider(0, 128, 6, step=0.1, label="GPU memory to leave to others (GB)")
+        stills = gr.Checkbox(label="Also a still of each section")
+    start = gr.Button("Generate", variant="primary")
+    told = gr.Markdown()
+
+    def submit(
+        picture: str | None,
+        end: str | None,
+        prompt: str,
+        *values: Any,
+    ) -> str:
+        names = ("seconds", "seed", "use_random_seed", "use_teacache", "steps", "gs", "n_prompt", "cfg", "rs")
+        settings = dict(
+            zip((*names, "mp4_crf", "gpu_memory_preservation", "save_section_frames"), values, strict=True)
+        )
+        if not picture:
+            raise gr.Error("Give a picture first.")
+        try:
+            name = drop(
+                config,
+                picture=Path(picture),
+                end_picture=Path(end) if end else None,
+                prompt=prompt,
+                settings={
+                    key: value
+                    for key, value in settings.items()
+                    if value not in (None, "", False) or key == "use_teacache"
+                },
+            )
+        except (RequestError, OSError) as error:
+            raise gr.Error(html.escape(str(error))) from error
+        return f"In the inbox as `{name}`; in the queue in {config.settle_seconds:g} seconds."
+
+    start.click(
+        submit,
+        [
+            picture,
+            end,
+            prompt,
+            seconds,
+            seed,
+            draw,
+            teacache,
+            steps,
+            gs,
+            negative,
+            cfg,
+            rs,
+            crf,
+            free,
+            stills,
+        ],
+        [told],
+        api_visibility="private",
+    )
+
+
+def _lists(config: Config) -> tuple[list[Any], Any, list[Any]]:
+    gr.Markdown("## Queue")
+    queue = gr.Dataframe(
+        headers=["name", "state", "progress", "ends"],
+        datatype="str",
+        interactive=False,
+        show_label=False,
+        wrap=True,
+    )
+    with gr.Row():
+        choice = gr.Dropdown(label="Job", choices=[], scale=3)
+        cancel, front = gr.Button("Cancel"), gr.Button("To the front")
+        pause, resume = gr.Button("Pause the queue"), gr.Button("Go on")
+    waiting = gr.HTML()
+    gr.Markdown("## Results")
+    ended = gr.Dataframe(
+        headers=["name", "state", "finished", "length", "note"],
+        datatype="str",
+        interactive=False,
+        show_label=False,
+        wrap=True,
+    )
+    with gr.Row():
+        result = gr.Dropdown(label="Result", choices=[], scale=3)
+        retry = gr.Button("Make it again")
+    with gr.Row():
+        video = gr.Video(label="Result", interactive=False, visible=False)
+        details = gr.JSON(label="How it was made", visible=False, max_height=400)
+    for button, command, of in (
+        (cancel, "cancel", [choice]),
+        (front, "top", [choice]),
+        (pause, "pause", []),
+        (resume, "resume", []),
+        (retry, "retry", [result]),
+    ):
+        button.click(_asking(config, command), of, None, api_visibility="private")
+    result.change(
+        _showing(config), [result], [video, details], show_progress="hidden", api_visibility="private"
+    )
+    return [queue, choice], waiting, [ended, result]
+
+
+def _asking(config: Config, command: str) -> Callable[..., None]:
+    """Have the daemon, or nobody else if none runs, do what a button says."""
+
+    def ask(job: str | None = None) -> None:
+        if command in ("cancel", "top", "retry") and not job:
+            raise gr.Error("Choose a job first.")
+        request: dict[str, Any] = {"command": command, **({"jobs": [job]} if job else {})}
+        try:
+            answer = client.ask(config, request) or client.do_without_daemon(config, request)
+        except (AlreadyRunningError, StoreError, LookupError, OSError) as error:
+            raise gr.Error(html.escape(str(error.args[0] if error.args else error))) from error
+        for told in answer["results"]:
+            text = html.escape(told["message"])
+            if not told["done"]:
+                raise gr.Error(text)
+            gr.Info(text)
+
+    return ask
+
+
+def _showing(config: Config) -> Callable[[str | None], tuple[Any, Any]]:
+    def show(job: str | None) -> tuple[Any, Any]:
+        if not job:
+            return gr.update(visible=False), gr.update(visible=False)
+        try:
+            answer = client.ask(config, {"command": "show", "job": job})
+            record = answer["job"] if answer is not None else client.find(config, job)
+        except (StoreError, OSError) as error:
+            raise gr.Error(html.escape(str(error))) from error
+        output = Path(record["output"]) if record and record["output"] else None
+        there = output is not None and output.exists()
+        return gr.update(value=str(output) if there else None, visible=there), gr.update(
+            value=record, visible=True
+        )
+
+    return show
+
+
+class _Shown:
+    """What is on the page; only what has changed is sent, so that nobody is disturbed."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._copies = Path(tempfile.mkdtemp(prefix="framepackd-web-"))
+
+    def refresh(self, seen: dict[str, Any]) -> tuple[Any, ...]:
+        report, _ = client.report(self._config)
+        active = [job for job in report["jobs"] if job["state"] in ACTIVE]
+        ended = [job for job in report["jobs"] if job["state"] in ENDED]
+        running = next((job for job in active if job["state"] == "running"), None)
+        folder = self._config.jobs_dir / running["id"] if running else None
+        contents = {
+            "now": _now(report, running),
+            "preview": self._copy(folder and folder / LATENT_PREVIEW),
+            "growing": self._copy(folder and folder / PREVIEW),
+            "queue": [
+                [_path(job), job["state"], _progress(job), _clock(job["eta_seconds"])] for job in active
+            ],
+            "choice": [(_path(job), job["id"]) for job in active],
+            "waiting": _waiting(report["waiting"]),
+            "ended": [
+                [_path(job), job["state"], _local(job["finished_at"]), _length(job), _note(job)]
+                for job in ended
+            ],
+            "result": [(f"{_path(job)} ({_local(job['finished_at'])})", job["id"]) for job in ended],
+        }
+        updates = {
+            key: _update(key, value) if seen.get(key) != value else gr.skip()
+            for key, value in contents.items()
+        }
+        return contents, *updates.values()
+
+    def _copy(self, path: Path | None) -> str | None:
+        """Give a copy of a file that is replaced at any time, under a name for each of its versions."""
+        if path is None:
+            return None
+        try:
+            status = path.stat()
+            copy = self._copies / f"{path.parent.name}-{status.st_mtime_ns}{path.suffix}"
+            if not copy.exists():
+                for old in self._copies.glob(f"*{path.suffix}"):
+                    old.unlink()
+                shutil.copyfile(path, copy)
+        except OSError:  # just now replaced, or removed with its job
+            return None
+        return str(copy)
+
+
+def _update(key: str, value: Any) -> Any:
+    if key in ("preview", "growing"):
+        return gr.update(value=value, visible=value is not None)
+    if key == "choice":
+        return gr.update(choices=value)
+    if key == "result":  # the newest is shown
+        return gr.update(choices=value, value=value[0][1] if value else None)
+    if key in ("queue", "ended"):
+        return gr.update(value=value, visible=bool(value))
+    return gr.update(value=value)
+
+
+def _now(report: dict[str, Any], running: dict[str, Any] | None) -> str:
+    daemon = report["daemon"]
+    lines = []
+    if daemon["state"] != "running":
+        told = (
+            daemon.get("error")
+            or "No daemon runs: what is in the queue waits until framepackd run is started."
+        )
+        lines.append(f"<div>{html.escape(told)}</div>")
+    if daemon.get("paused"):
+        lines.append(f"<div>Paused: {html.escape(str(daemon['paused']))}</div>")
+    if running is None:
+        lines.append("<div>Nothing is being made.</div>")
+    else:
+        share, ends = _share(running), _clock(running["eta_seconds"]) or "…"
+        lines += [
+            f"<div class='name'>{html.escape(_path(running))}</div>",
+            f"<div class='bar'><div style='width: {share:.0f}%'></div></div>",
+            f"<div>{share:.0f} %, {html.escape(_progress(running))}, done {ends}</div>",
+        ]
+    counts = [
+        f"{report['counts'][state]} {state}"
+        for state in ("queued", "waiting", "failed")
+        if report["counts"].get(state)
+    ]
+    if report["eta_seconds"] and report["counts"].get("queued"):
+        counts.append(f"all done {_clock(report['eta_seconds'])}")
+    lines.append(f"<div class='small'>{', '.join(counts)}</div>")
+    return "".join(lines)
+
+
+def _share(job: dict[str, Any]) -> float:
+    done: float = max(job["section"] - 1, 0) * job["steps"] + job["step"]
+    return 100 * done / max(job["sections"] * job["steps"], 1)
+
+
+def _progress(job: dict[str, Any]) -> str:
+    if job["state"] != "running":
+        return str(job["note"] or "")
+    if not job["section"]:
+        return "loading the model"
+    where = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
+    return f"section {job['section']}/{job['sections']}, {where}"
+
+
+def _waiting(entries: list[dict[str, Any]]) -> str:
+    if not entries:
+        return ""
+    lines = (
+        f"<li>{html.escape(_path(entry))}: waits for {html.escape(entry['missing'])}</li>"
+        for entry in entries
+    )
+    return f"<p>In the inbox, not a job yet:</p><ul>{''.join(lines)}</ul>"
+
+
+def _note(job: dict[str, Any]) -> str:
+    return job["error"] or (f"looks {job['quality']}" if job["quality"] else "") or ""
+
+
+def _length(job: dict[str, Any]) -> str:
+    return f"{job['frames'] / 30:.2f} s" if job["frames"] else ""
+
+
+def _path(job: dict[str, Any]) -> str:
+    return "/".join(filter(None, (job["folder"], job["name"])))
+
+
+def _local(when: str | None) -> str:
+    return f"{datetime.fromisoformat(when).astimezone():%Y-%m-%d %H:%M}" if when else ""
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    return f"{datetime.fromtimestamp(datetime.now(UTC).timestamp() + seconds, UTC).astimezone():%a %H:%M}"

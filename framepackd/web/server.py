@@ -1,0 +1,69 @@
+"""``framepackd web``: builds the page and serves it."""
+
+import ipaddress
+import logging
+import os
+
+from framepackd.config import Config
+
+
+class WebError(Exception):
+    """The page cannot be served; the text says why and what to do."""
+
+
+USER = "framepackd"
+
+
+def serve(config: Config, server: str, port: int, *, share: bool = False) -> None:
+    """Serve the page until interrupted.
+
+    Raises:
+        WebError: gradio is not installed, the address is open to others without a password, or taken.
+    """
+    password = config.web.password
+    if not password and (share or not _is_own(server)):
+        raise WebError(
+            f"{'--share' if share else server} lets others in: set a password "
+            '(password = "…" under [web] in the configuration, or FRAMEPACKD_WEB__PASSWORD)'
+        )
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        from framepackd.web.page import STYLE, build, theme
+    except ImportError as error:
+        raise WebError(
+            f'the page needs gradio, which cannot be imported ({error}): pip install "framepackd[web]"'
+        ) from error
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
+    page = build(config)
+    auth = (USER, password) if password else None
+    try:
+        page.launch(
+            server_name=server,
+            server_port=port,
+            share=share,
+            auth=auth,
+            auth_message=f"The user is {USER}." if auth else None,
+            theme=theme(),
+            css=STYLE,
+            allowed_paths=[str(config.outbox)],
+            ssr_mode=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            footer_links=[],
+            max_file_size="200mb",
+        )
+    except OSError as error:
+        raise WebError(f"{server}:{port} cannot be listened on ({error}): choose another --port") from error
+    print(f"framepackd's page: {page.local_url}", flush=True)
+    if share:
+        print(f"for others: {page.share_url}", flush=True)
+    page.block_thread()
+
+
+def _is_own(server: str) -> bool:
+    """Say whether an address is reached from this machine only."""
+    try:
+        return server == "localhost" or ipaddress.ip_address(server).is_loopback
+    except ValueError:
+        return False
