@@ -255,6 +255,8 @@ def web(config_file: Path | None, server: str | None, port: int | None, *, share
     try:
         serve(config, server or config.web.server, port or config.web.port, share=share)
     except WebError as error:
+        _fail(str(error), EXIT_USAGE)
+    except OSError as error:
         _fail(str(error), 1)
 
 

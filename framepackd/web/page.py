@@ -2,7 +2,6 @@
 
 import html
 import shutil
-import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,9 +48,9 @@ def theme() -> gr.themes.Base:
     return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def build(config: Config) -> gr.Blocks:
-    """Build the page and the endpoint of scripts."""
-    shown = _Shown(config)
+def build(config: Config, private: Path) -> gr.Blocks:
+    """Build the page and the endpoint of scripts; copies of what is shown lie in a ``private`` folder."""
+    shown = _Shown(config, private)
     page: gr.Blocks
     with gr.Blocks(title="framepackd", delete_cache=CACHE_SECONDS, analytics_enabled=False) as page:
         gr.HTML(HEAD)
@@ -258,9 +257,9 @@ def _showing(config: Config) -> Callable[[str | None], tuple[Any, Any]]:
 class _Shown:
     """What is on the page; only what has changed is sent, so that nobody is disturbed."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, copies: Path) -> None:
         self._config = config
-        self._copies = Path(tempfile.mkdtemp(prefix="framepackd-web-"))
+        self._copies = copies
 
     def refresh(self, seen: dict[str, Any]) -> tuple[Any, ...]:
         report, _ = client.report(self._config)
@@ -349,8 +348,8 @@ def _now(report: dict[str, Any], running: dict[str, Any] | None) -> str:
 
 
 def _share(job: dict[str, Any]) -> float:
-    done: float = max(job["section"] - 1, 0) * job["steps"] + job["step"]
-    return 100 * done / max(job["sections"] * job["steps"], 1)
+    done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
+    return float(100 * done / max(job["sections"] * job["steps"], 1))
 
 
 def _progress(job: dict[str, Any]) -> str:

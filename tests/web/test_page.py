@@ -105,7 +105,7 @@ EVERYBODY = "0.0.0.0"  # noqa: S104 - that is what is tested
 @pytest.mark.parametrize("options", [["--server", EVERYBODY], ["--share"]])
 def test_others_are_let_in_with_a_password_only(tiny_daemon: Daemon, options: list[str]) -> None:
     done = tiny_daemon.command("web", "--port", str(free_port()), *options)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "set a password" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -134,9 +134,10 @@ def test_files_outside_the_outbox_are_not_served(tiny_daemon: Daemon, web: Web, 
 def test_the_page_loads_no_model_and_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
+        "from pathlib import Path\n"
         "from framepackd.config import Config\n"
         "from framepackd.web.page import build\n"
-        f"build(Config(state_dir={str(tmp_path)!r}))\n"
+        f"build(Config(state_dir={str(tmp_path)!r}), Path({str(tmp_path)!r}))\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment(), check=True, timeout=120)
