@@ -110,7 +110,7 @@ def draw_page(page: Path) -> None:
     """Have a browser draw the results page; it takes a moment to hide what it shows while it loads."""
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1100, "height": 720})
+        tab = browser.new_page(viewport={"width": 1360, "height": 860})
         tab.goto(page.as_uri())
         tab.wait_for_timeout(4000)
         tab.screenshot(path=Path(folder) / "page.png")

@@ -183,7 +183,11 @@ def _draw(subtitle: str, results: list[Result], *, up: str = "", **shown: Any) -
 @cache
 def _template() -> Template:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"shown": _shown, "local": _local, "facts": _facts}
     template = resources.files("framepackd").joinpath("results_page.html")
