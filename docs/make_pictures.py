@@ -1,4 +1,4 @@
-"""Take the README's pictures from a real run: status in the middle of its work, and a result.
+"""Take the README's pictures from a real run: status in the middle of its work, a result, the results page.
 
     python docs/make_pictures.py
 
@@ -19,6 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
+from playwright.sync_api import sync_playwright
 from rich.console import Console
 
 from framepackd import control, display
@@ -53,15 +54,19 @@ def main() -> None:
             draw_status(root / "state")
             wait_until(root / "state", name="lake", section=None)
             draw_result(root / "state/outbox/trip/lake.mp4")
+            wait_until(root / "state", name="beach", section=None)
         finally:
             daemon.send_signal(signal.SIGTERM)
             daemon.wait()
+        draw_page(root / "state/outbox/index.html")
 
 
 def drop(inbox: Path) -> None:
-    for name, settings in JOBS.items():
+    lake = Image.open(DEMO / "lake.png")
+    for number, (name, settings) in enumerate(JOBS.items()):
         (inbox / name).parent.mkdir(exist_ok=True)
-        shutil.copy(DEMO / "lake.png", inbox / f"{name}.png")
+        left, top = 12 * number % 40, 9 * number % 40
+        lake.crop((left, top, lake.width - 40 + left, lake.height - 40 + top)).save(inbox / f"{name}.png")
         (inbox / f"{name}.txt").write_text((DEMO / "lake.txt").read_text())
         if settings:
             (inbox / f"{name}.toml").write_text(settings)
@@ -99,6 +104,20 @@ def draw_result(video: Path) -> None:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, 8).round().astype(int)]
     Image.fromarray(np.hstack(chosen)).save(PICTURES / "result.png", optimize=True)
+
+
+def draw_page(page: Path) -> None:
+    """Have a browser draw the results page; it takes a moment to hide what it shows while it loads."""
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1360, "height": 860})
+        tab.goto(page.as_uri())
+        tab.wait_for_timeout(4000)
+        tab.screenshot(path=Path(folder) / "page.png")
+        browser.close()
+        with Image.open(Path(folder) / "page.png") as picture:
+            small = picture.convert("RGB").quantize(96, dither=Image.Dither.NONE)
+            small.save(PICTURES / "results-page.png", optimize=True)
 
 
 if __name__ == "__main__":

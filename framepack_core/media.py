@@ -1,16 +1,19 @@
 """Pictures: reading, cropping and writing, with Pillow; and a look at a video. No torch here."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from framepack_core.buckets import Size, covering_size
 from framepack_core.errors import RequestError
+
+if TYPE_CHECKING:
+    from av import VideoFrame
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
@@ -157,13 +160,18 @@ def write_picture(file: Path | BinaryIO, picture: Picture) -> None:
     Image.fromarray(picture).save(file, format="PNG")
 
 
-def count_frames(path: Path) -> int:
-    """Decode a video to its end and count its frames.
+def count_frames(path: Path, look: "Callable[[int, VideoFrame], None] | None" = None) -> int:
+    """Decode a video to its end and count its frames; ``look`` is shown each, with its number from 0.
 
     Raises:
         OSError, av.FFmpegError: it cannot be read.
     """
     import av
 
+    count = 0
     with av.open(path) as container:
-        return sum(1 for _ in container.decode(video=0))
+        for frame in container.decode(video=0):
+            if look is not None:
+                look(count, frame)
+            count += 1
+    return count

@@ -37,6 +37,11 @@ class Progress:
         """How many steps of the section at hand are done."""
         return self.solver.step if self.solver else 0
 
+    @property
+    def newest(self) -> torch.Tensor:
+        """Give what the section of the last step looks like by now, (1, 16, W, h, w), float32."""
+        return self.solver.denoised[-1] if self.solver else self.sampled[-1]
+
     def to(self, device: torch.device) -> "Progress":
         """Have what a section goes on from, solver and cache, on a device."""
         return self._with(lambda tensor: tensor.to(device))

@@ -115,6 +115,7 @@ class Config(BaseSettings):
     max_attempts: int = Field(3, ge=1, le=100)
     on_duplicate: Literal["run", "skip"] = "run"
     hang_seconds: float = Field(120.0, gt=0, le=86400)  # see runner.py
+    results_page: bool = True
     models: dict[str, ModelConfig] = {}
     gpu: GpuConfig = GpuConfig()
     web: WebConfig = WebConfig()

@@ -8,11 +8,10 @@ import logging
 import multiprocessing.connection
 import os
 import queue
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +22,9 @@ from framepackd.inbox import Inbox, Scan, Waiting
 from framepackd.jobs import JobStore
 from framepackd.notify import Reporter
 from framepackd.readiness import missing_model, missing_room
+from framepackd.results_page import ResultsPage
 from framepackd.runner import CANCELLING, ROUND_SECONDS, STOPPING, Runner
+from framepackd.signals import hearing_signals
 from framepackd.status import in_one_line, snapshot, whole
 from framepackd.watching import watching
 
@@ -52,7 +53,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
             daemon = Daemon(
                 config, JobStore(config.database), once=once, load_again=load_again or (lambda: config)
             )
-            stack.enter_context(_hearing_signals(daemon))
+            stack.enter_context(hearing_signals(daemon.stop, daemon.reload))
             stack.enter_context(control.serve(config.state_dir, daemon.answer))
             stack.enter_context(watching(config, daemon.wake))
             return daemon.run()
@@ -75,6 +76,7 @@ class Daemon:
         self._load_again = load_again
         self._runner = Runner(config, store)
         self._reporter = Reporter(lambda: in_one_line(self._snapshot(), datetime.now(UTC)))
+        self._results_page = ResultsPage()
         self._waiting: tuple[Waiting, ...] = ()
         self._since = utc_now()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -153,6 +155,7 @@ class Daemon:
     def run(self) -> int:
         """Go round until stopped, or, once, until all is done; returns the exit code."""
         self._take_up_leftovers()
+        self._results_page.refresh(self._config)
         notify.notify("READY=1")
         log.info("watching %s (%s)", self._config.inbox, filesystem_type(self._config.inbox) or "unknown")
         try:
@@ -162,6 +165,7 @@ class Daemon:
                 self._round()
         finally:
             self._runner.end_worker()
+            self._results_page.close()
         if self._once and not self.stopping and self._store.has_queued():
             self._failed = True
             log.error("jobs are left in the queue: %s", self._describe()["paused"])
@@ -287,6 +291,7 @@ class Daemon:
             self._inbox.settle_seconds = self._config.settle_seconds
             self._inbox.prompted = "prompt" in self._config.defaults
             self._look_again = 0.0  # what the queue waits for may be configured now
+            self._results_page.refresh(self._config)
             log.info("configuration read again: %s", f"new {', '.join(taken)}" if taken else "nothing new")
             if fixed:
                 log.warning("%s: new in the configuration, but holds only after a restart", ", ".join(fixed))
@@ -376,24 +381,4 @@ class Daemon:
             else:
                 self._failed |= fails
                 self._look_again = 0.0  # there may be room now
-
-
-@contextmanager
-def _hearing_signals(daemon: Daemon) -> Iterator[None]:
-    """Have SIGTERM, SIGINT and SIGHUP set the flags the loop looks at."""
-    in_terminal = os.isatty(2)
-
-    def hang_up(*_: object) -> None:
-        if in_terminal and not os.isatty(2):
-            daemon.stop()  # its window was closed
-        else:
-            daemon.reload()
-
-    stop = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: daemon.stop())
-    handlers = {**stop, signal.SIGHUP: hang_up}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+                self._results_page.refresh(self._config)

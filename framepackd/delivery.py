@@ -16,6 +16,7 @@ from framepackd.database import Job, State, utc_now
 from framepackd.intake import INPUTS, clear_work_folder
 from framepackd.jobs import JobStore
 from framepackd.names import rest_of_name
+from framepackd.results import STRIP, keep_strip
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ def deliver(job: Job, config: Config, store: JobStore) -> None:
             names = [*(path.name for path in outgoing.iterdir()), *_parts(job, target)]
             files.write_text(stem_file, free_stem(job.name, names, target, after=stem))
     output = target / f"{stem}{VIDEO}" if state is State.DONE else None
+    if output is not None:
+        keep_strip(work / RESULT / STRIP, config.outbox, job.id)
     store.finish(
         job.id, state, error=job.delivery["error"], output=str(output) if output else None, stem=stem
     )

@@ -22,6 +22,7 @@ from framepack_core.request import Request
 from framepackd import files
 from framepackd.beside import Beside
 from framepackd.checkpoint import Checkpoints
+from framepackd.previews import Previews
 from framepackd.quality import Measures
 from framepackd.video import Video
 from framepackd.worker import (
@@ -114,20 +115,25 @@ class Generation:
         self._checkpoints = Checkpoints(work.checkpoint, _identity(work) | self._computation)
         self._video = Video(work, self._checkpoints)
         self._beside = Beside()
+        self._previews = Previews(work)
         found = self._checkpoints.load()
         self._progress = found.progress if found else Progress.start(work.request.seed)
         notes = found.notes if found else {}
         self._clock = _PhaseClock(notes.get("seconds", {}))
         self._measures = Measures.from_json(notes["quality"]) if self._progress.decoded else Measures()
         if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
-            work.preview.unlink(missing_ok=True)
+            for preview in (work.preview, self._previews.file):
+                preview.unlink(missing_ok=True)
         self._loras: tuple[dict[str, int], ...] = ()
         self._asked: Leave | None = None  # to leave the job
         self._next: Work | None = None  # what comes after it
 
     def run(self) -> Message:
         """Generate what is missing, then write the video."""
-        with self._beside:  # whoever takes up the job next must not find it still being written
+        with (
+            self._previews,
+            self._beside,
+        ):  # whoever takes up the job next must not find it still being written
             return self._run()
 
     def _run(self) -> Message:
@@ -187,6 +193,7 @@ class Generation:
     def _generate(self, engine: Engine) -> None:
         """Go on from the progress until the end, or until told to leave; everything reached is saved."""
         conditioned = self._engines.encode(self._work.request, engine)
+        self._previews.fit_to(conditioned.start_latents)
         self._clock.lap("encode")
         self._connection.send(Ready(str(engine.device)))
         try:
@@ -196,6 +203,7 @@ class Generation:
                 self._beside.wait()
                 self._progress = event.progress
                 if isinstance(event, Step):
+                    self._previews.offer(copied)
                     seconds = self._clock.lap("sample")
                     self._connection.send(StepDone(event.section + 1, event.step, seconds))
                     if event.step < event.steps:

@@ -38,9 +38,13 @@ def snapshot(store: JobStore | None, waiting: tuple[Waiting, ...], daemon: dict[
 
 
 def whole(job: Job, config: Config) -> dict[str, Any]:
-    """Give one job whole, as ``show --json`` prints it; while it lasts, with the video of what exists."""
-    preview = config.jobs_dir / job.id / PREVIEW
-    return {**job.record(), "preview": str(preview) if preview.exists() else None}
+    """Give one job whole, as ``show --json`` prints it; while it lasts, with what exists to look at.
+
+    ``preview`` is the video so far, ``preview_picture`` the section being sampled.
+    """
+    video = config.jobs_dir / job.id / PREVIEW
+    previews = {"preview": video, "preview_picture": video.with_suffix(".png")}
+    return job.record() | {key: str(path) if path.exists() else None for key, path in previews.items()}
 
 
 def _summary(job: Job, eta: float | None) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from framepack_core import media, segments, vae
 from framepack_core.engine import Clip
 from framepackd import files
 from framepackd.checkpoint import Checkpoints, DamagedError
+from framepackd.results import STRIP
+from framepackd.strip import Strip
 from framepackd.worker import Work
 
 log = logging.getLogger(__name__)
@@ -68,14 +70,24 @@ class Video:
         """
         part = self._work.result / f"{files.PART_PREFIX}video.part"
         joined = segments.join(part, self._pieces(edge, segments.EXACT))
-        written = media.count_frames(part)
+        strip = Strip(joined)
+        written = media.count_frames(part, strip.look if self._work.strip else None)
         if written != joined or joined != (frames or joined):
             raise OSError(f"the video has {written} frames where {frames or joined} were generated")
+        if self._work.strip:
+            self._save(strip)
         for path in self._work.result.iterdir():
             files.sync_file(path)
         part.rename(self._work.result / ".mp4")
         files.sync_folder(self._work.result)
         files.sync_folder(self._work.result.parent)
+
+    def _save(self, strip: Strip) -> None:
+        try:
+            strip.save(self._work.result / STRIP)
+        except OSError as error:  # the video does without
+            log.warning("there is no picture of the video's frames: %s", error)
+            (self._work.result / STRIP).unlink(missing_ok=True)
 
     def _pieces(self, edge: torch.Tensor | None, options: str) -> Iterator[bytes]:
         """Give the video's segments in the order of time, with one more of the frames at its edge."""

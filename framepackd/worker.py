@@ -66,6 +66,7 @@ class Work:
     vae_tiling: Tiling = "auto"
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
+    strip: bool = False  # make a picture of the video's frames for the results page
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def test_the_core_knows_nothing_of_the_daemon(path: Path) -> None:
     assert not roots & {"framepackd", "sqlalchemy", "watchdog", "click", "rich", "pydantic_settings", "tests"}
 
 
-IN_THE_WORKER = {"generation", "checkpoint", "video"}  # imported in its process only
+IN_THE_WORKER = {"generation", "checkpoint", "previews", "video"}  # imported in its process only
 IN_ITS_COMMAND = {"calibrate"}  # likewise
 
 

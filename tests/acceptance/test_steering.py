@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from framepack_core.media import count_frames
+from framepack_core.media import count_frames, picture_size
 from tests.acceptance.conftest import LONG, Daemon, MakeDaemon
 
 SEED = "random"
@@ -73,7 +73,8 @@ def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daem
     daemon.start()
     for name in ("running", "queued"):
         daemon.until(lambda name=name: second_section(daemon, name), f"{name} to be half done")
-        preview = Path(shown(daemon, name)["preview"])
+        preview, picture = (Path(shown(daemon, name)[key]) for key in ("preview", "preview_picture"))
+        assert picture_size(picture) > (0, 0)
         assert count_frames(preview) in range(4 * 3 - 3, 2 * 30, 4 * 3)
         if name == "queued":
             daemon.stop()
@@ -86,7 +87,9 @@ def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daem
         assert (daemon.failed / f"{name}.cancelled.txt").exists()
         daemon.until(lambda name=name: state_of(daemon, name) == "cancelled", "the job to end")
         assert not preview.exists()
+        assert not picture.exists()
         assert shown(daemon, name)["preview"] is None
+        assert shown(daemon, name)["preview_picture"] is None
     assert not list(daemon.outbox.glob("*"))
 
 

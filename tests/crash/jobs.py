@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from framepackd.results import FOLDER
+from framepackd.results_page import INDEX
 from tests.acceptance.conftest import TINY, picture
 from tests.golden import TINY_MODELS
 
@@ -95,8 +97,12 @@ def drop(folders: Folders, name: str) -> None:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Give the SHA-256 of every file in a folder."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+    """Give the SHA-256 of every file in a folder; not of the results page, which tells the time and ids."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.name not in (INDEX, FOLDER)
+    }
 
 
 @dataclass
@@ -127,6 +133,9 @@ def seen_too_early(folders: Folders, expected: dict[str, str]) -> list[str]:
     """Name what can be seen in the outbox, at any moment, without being whole."""
     wrong = []
     seen = hashes(folders.outbox)
+    page = folders.outbox / INDEX
+    if page.exists() and not page.read_text().endswith("</html>\n"):
+        wrong.append(f"{page.name} is not whole")
     for name in expected.keys() - seen.keys():
         video = f"{name.partition('.')[0]}.mp4"
         if video in seen and video in expected:

@@ -1,0 +1,80 @@
+"""What the section being sampled looks like by now: a picture in the job's work folder, drawn anew and anew.
+
+In a thread of its own, from the copies of the latents that checkpoints are written from. While it is slow, or
+fails, pictures are left out: the sampling never waits for one, and the video does not depend on it.
+"""
+
+import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+import torch
+from PIL import Image
+
+from framepack_core import media
+from framepack_core.preview import Colours, contact_sheet
+from framepack_core.progress import HostCopy
+from framepackd import files
+from framepackd.worker import Work
+
+log = logging.getLogger(__name__)
+
+EVERY_SECONDS = 2.0  # at most; a step of a real model takes about as long, or longer
+
+
+class Previews:
+    """Draws one picture after the other; whoever offers latents goes on at once."""
+
+    def __init__(self, work: Work) -> None:
+        """Draw nothing yet."""
+        self._work = work
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="preview")
+        self._drawing: Future[None] | None = None
+        self._next_at = 0.0
+        self._start_latents: torch.Tensor | None = None
+        self._colours: Colours | None = None  # fitted in the thread
+        self._told = False  # that there is none
+
+    @property
+    def file(self) -> Path:
+        """The picture, beside the video of what exists."""
+        return self._work.preview.with_suffix(".png")
+
+    def fit_to(self, start_latents: torch.Tensor) -> None:
+        """Have the colours be those of the start picture, whose latents (1, 16, 1, h, w) these are."""
+        self._start_latents = start_latents
+
+    def offer(self, copied: HostCopy) -> None:
+        """Draw the section at hand from a step's progress, unless the last picture is new or not done."""
+        now = time.monotonic()
+        busy = self._drawing is not None and not self._drawing.done()
+        if busy or self._start_latents is None or now < self._next_at:
+            return
+        self._next_at = now + EVERY_SECONDS
+        self._drawing = self._thread.submit(partial(self._draw, self._start_latents, copied))
+
+    def _draw(self, start_latents: torch.Tensor, copied: HostCopy) -> None:
+        part = self.file.with_name(f"{files.PART_PREFIX}{self.file.name}.part")
+        try:
+            if self._colours is None:
+                picture = media.crop_to(media.open_picture(self._work.request.image), self._work.size)
+                self._colours = Colours.fit(start_latents.numpy(), picture)
+            frames = self._colours.frames(copied.wait().newest.numpy())
+            # Quickly: at 640x608 a third of the time, for a third more bytes.
+            Image.fromarray(contact_sheet(frames)).save(part, "PNG", compress_level=1)
+            part.replace(self.file)
+        except Exception as error:  # a picture less, whatever it is
+            if not self._told:
+                log.warning("there is no preview of what is sampled: %s: %s", type(error).__name__, error)
+            self._told = True
+            part.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the last picture be done: the work folder may be removed then."""
+        self._thread.shutdown()

@@ -1,0 +1,27 @@
+"""What signals tell the daemon: to stop, or to read its configuration again."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def hearing_signals(stop: Callable[[], None], reload: Callable[[], None]) -> Iterator[None]:
+    """Have SIGTERM, SIGINT and SIGHUP set the flags the loop looks at."""
+    in_terminal = os.isatty(2)
+
+    def hang_up(*_: object) -> None:
+        if in_terminal and not os.isatty(2):
+            stop()  # its window was closed
+        else:
+            reload()
+
+    stops = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: stop())
+    handlers = {**stops, signal.SIGHUP: hang_up}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
