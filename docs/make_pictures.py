@@ -1,4 +1,4 @@
-"""Take the README's pictures from a real run: status in the middle of its work, a result, the results page.
+"""Take the README's pictures from a real run: status in the middle of its work, a result, both pages.
 
     python docs/make_pictures.py
 
@@ -6,24 +6,29 @@ Nothing is posed: a daemon with the demo model, jobs dropped into its inbox, wha
 comes out.
 """
 
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
 import av
 import numpy as np
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Error, Page, sync_playwright
 from rich.console import Console
 
 from framepackd import control, display
 
+PORT = 7877
 PICTURES = Path(__file__).parent / "pictures"
 DEMO = Path(str(files("framepackd").joinpath("demo")))
 JOBS = {
@@ -47,8 +52,12 @@ def main() -> None:
             "FRAMEPACKD_DEFAULTS__STEPS": "8",
         }
         (root / "state/inbox").mkdir(parents=True)
-        daemon = subprocess.Popen([sys.executable, "-m", "framepackd", "run"], env=environment)
+        command = [sys.executable, "-m", "framepackd"]
+        daemon = subprocess.Popen([*command, "run"], env=environment)  # noqa: S603 - our own command
+        serving = [*command, "web", "--port", str(PORT)]
+        web = subprocess.Popen(serving, env=environment)  # noqa: S603 - our own command
         try:
+            draw_web(root / "state")
             drop(root / "state/inbox")
             wait_until(root / "state", name="lake", section=2)
             draw_status(root / "state")
@@ -56,9 +65,12 @@ def main() -> None:
             draw_result(root / "state/outbox/trip/lake.mp4")
             wait_until(root / "state", name="beach", section=None)
         finally:
-            daemon.send_signal(signal.SIGTERM)
-            daemon.wait()
-        draw_page(root / "state/outbox/index.html")
+            for process in (web, daemon):
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+        with browser_tab(720) as tab:
+            tab.goto((root / "state/outbox/index.html").as_uri())
+            take(tab, "results-page")
 
 
 def drop(inbox: Path) -> None:
@@ -106,18 +118,40 @@ def draw_result(video: Path) -> None:
     Image.fromarray(np.hstack(chosen)).save(PICTURES / "result.png", optimize=True)
 
 
-def draw_page(page: Path) -> None:
-    """Have a browser draw the results page; it takes a moment to hide what it shows while it loads."""
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
+def draw_web(state: Path) -> None:
+    """Use framepackd web as a person would."""
+    with browser_tab(1180) as tab:
+        while True:
+            try:
+                tab.goto(f"http://localhost:{PORT}/")
+                break
+            except Error:  # it is just starting
+                time.sleep(1)
+        tab.get_by_text("Nothing is being made").wait_for()
+        take(tab, "page-rest")
+        tab.locator("input[type=file]").first.set_input_files(DEMO / "lake.png")
+        tab.get_by_label("Prompt", exact=True).first.fill("The waves roll gently, the sun goes down.")
+        tab.get_by_role("button", name="Generate").click()
+        tab.locator("#now", has_text=re.compile("section [34]/")).wait_for(timeout=300_000)
+        take(tab, "page-running", whole=True, settled=1000)
+        tab.get_by_text("How it was made").wait_for(timeout=300_000)
+        take(tab, "page-results", whole=True)
+
+
+@contextmanager
+def browser_tab(height: int) -> Iterator[Page]:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1360, "height": 860})
-        tab.goto(page.as_uri())
-        tab.wait_for_timeout(4000)
-        tab.screenshot(path=Path(folder) / "page.png")
+        yield browser.new_page(viewport={"width": 1100, "height": height})
         browser.close()
-        with Image.open(Path(folder) / "page.png") as picture:
-            small = picture.convert("RGB").quantize(96, dither=Image.Dither.NONE)
-            small.save(PICTURES / "results-page.png", optimize=True)
+
+
+def take(tab: Page, name: str, *, whole: bool = False, settled: float = 4000) -> None:
+    """Take a picture of a page; pages take a moment (milliseconds) to hide what they show while they load."""
+    tab.wait_for_timeout(settled)
+    with Image.open(io.BytesIO(tab.screenshot(full_page=whole))) as picture:
+        small = picture.convert("RGB").quantize(96, dither=Image.Dither.NONE)
+        small.save(PICTURES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
