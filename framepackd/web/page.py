@@ -191,6 +191,7 @@ def _lists(config: Config) -> tuple[list[Any], Any, list[Any]]:
     gr.Markdown("## Results")
     ended = gr.Dataframe(
         headers=["name", "state", "finished", "length", "note"],
+        column_widths=["34%", "9%", "16%", "10%", "31%"],
         datatype="str",
         interactive=False,
         show_label=False,
