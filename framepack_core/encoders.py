@@ -25,6 +25,7 @@ class Conditioning:
     start_latents: torch.Tensor  # (1, 16, 1, h, w)
     end_latents: torch.Tensor | None = None
     keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    timed: tuple[TextConditioning, ...] = ()  # of the timed prompts
 
 
 class Encoders:
@@ -48,10 +49,13 @@ class Encoders:
         size = output_size(request, picture.shape[:2], self._models.spec.buckets)
         others = [*([request.end_image] if request.end_image else []), *request.keyframes.values()]
         pictures = [crop_to(picture, size), *(crop_to(open_picture(path), size) for path in others)]
-        prompts = [request.prompt, *([request.negative_prompt] if request.true_cfg_scale != 1 else [])]
+        prompts = [request.prompt, *(timed.text for timed in request.prompts)]
+        if request.true_cfg_scale != 1:
+            prompts.append(request.negative_prompt)
         digests = [_digest(picture) for picture in pictures]
         named = {f"{self.tile} {digest}": picture for digest, picture in zip(digests, pictures, strict=True)}
-        texts = self._texts.all({prompt: prompt for prompt in prompts}, self._encode_prompts)
+        named_texts = {prompt: prompt for prompt in prompts}
+        texts = dict(zip(named_texts, self._texts.all(named_texts, self._encode_prompts), strict=True))
         (image_embeds,) = self._image_embeds.all({digests[0]: pictures[0]}, self._encode_images)
         posteriors = dict(zip(named, self._posteriors.all(named, self._encode_pictures), strict=True))
         # A generator of its own for each picture: the draw depends on the seed and on nothing before it.
@@ -67,12 +71,13 @@ class Encoders:
         start = latents.pop(0)
         end = latents.pop(0) if request.end_image else None
         return Conditioning(
-            positive=texts[0],
-            negative=texts[-1] if request.true_cfg_scale != 1 else None,
+            positive=texts[request.prompt],
+            negative=texts[request.negative_prompt] if request.true_cfg_scale != 1 else None,
             image_embeds=image_embeds,
             start_latents=start,
             end_latents=end,
             keyframe_latents=dict(zip(request.keyframes, latents, strict=True)),
+            timed=tuple(texts[timed.text] for timed in request.prompts),
         )
 
     def _encode_prompts(self, prompts: list[str]) -> list[TextConditioning]:

@@ -5,7 +5,7 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -15,6 +15,7 @@ from framepack_core import footprint, loading, memory, planning, vae
 from framepack_core.attention import AUTO, choose_attention, use_attention
 from framepack_core.cache import StepCache, TeaCache
 from framepack_core.compiling import CompiledBlocks
+from framepack_core.conditioning import TextConditioning
 from framepack_core.encoders import Conditioning, Encoders
 from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
@@ -25,6 +26,7 @@ from framepack_core.places import Places
 from framepack_core.planning import Plan, PlanError
 from framepack_core.precision import Precision, reduce
 from framepack_core.progress import Progress
+from framepack_core.prompts import sections_of
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Kind, Section, chronological, plan, section_count
@@ -226,12 +228,15 @@ class Engine:
         progress = resume or Progress.start(request.seed)
         height, width = conditioned.start_latents.shape[-2:]
         sigmas = flow_sigmas(request.steps, schedule_mu(window * height * width // 4))
-        tables: dict[str, Tables] = {}
-        if len(progress.sampled) < len(sections):
-            tables = self._tables(request, conditioned, sigmas)
+        texts = self._texts(request, conditioned, len(sections))
+        text, tables = None, dict[str, Tables]()  # of one section at a time: 4 MB a step
         tiles = vae.Tiles()  # no part of the progress: where they are missing they are decoded again
         for section, following in zip_longest(sections, sections[1:]):
             if section.index == len(progress.sampled):
+                if texts[section.index] is not text:
+                    text = texts[section.index]
+                    tables.pop("positive", None)  # first let go of the other text's
+                    tables |= self._tables(request, conditioned, sigmas, text, known=tables)
                 prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
                 progress = yield from self._sample_section(
                     request,
@@ -275,11 +280,28 @@ class Engine:
             return lambda: MagCache(request.steps, ratios)
         return lambda: None
 
-    def _tables(self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor) -> dict[str, Tables]:
-        """Compute what is the same in every section, by guidance branch."""
+    def _texts(self, request: Request, conditioned: Conditioning, sections: int) -> list[TextConditioning]:
+        """Give the text of each section, in generation order."""
+        texts = [conditioned.positive] * sections
+        kind, window = self.models.spec.kind, request.latent_window_size
+        acting = sections_of(request.prompts, kind, sections, window, asked=request.seconds)
+        for timed, numbers in zip(conditioned.timed, acting, strict=True):
+            for number in numbers:
+                texts[number] = timed
+        return texts
+
+    def _tables(
+        self,
+        request: Request,
+        conditioned: Conditioning,
+        sigmas: torch.Tensor,
+        text: TextConditioning,
+        known: Container[str],
+    ) -> dict[str, Tables]:
+        """Compute what is the same in every section with a text, by guidance branch; none that is known."""
         dtype, device = self.models.dtype, self.device
-        branches = {"positive": conditioned.positive}
-        if conditioned.negative is not None:
+        branches = {"positive": text}
+        if conditioned.negative is not None and "negative" not in known:
             branches["negative"] = conditioned.negative
         tables = {
             name: self.embedders.tables(

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from annotated_types import Ge, Le, MultipleOf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from framepack_core.prompts import TimedPrompts
+
 MAX_MISTAKES = 10  # told in one message
 MAX_SHOWN = 100  # characters of a wrong value in a message
 MAX_SEED = 2**32 - 1  # what the published programs draw from
@@ -48,6 +50,7 @@ class GenerationSettings(BaseModel):
     height: Integer | None = Field(None, ge=32, le=4096, multiple_of=16)
     # None: the resolution the model was made for, 640 for the published ones.
     resolution: Integer | None = Field(None, ge=64, le=2048)
+    prompts: TimedPrompts = ()  # elsewhere the prompt itself holds
 
     @model_validator(mode="after")
     def _width_and_height_belong_together(self) -> Self:

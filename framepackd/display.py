@@ -205,9 +205,13 @@ def job(record: dict[str, Any]) -> RenderableType:
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        if key in ("history", *tables) or value in (None, ""):
+        if key in ("history", "prompts", *tables) or value in (None, "", [], {}):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
+    for timed in record.get("prompts", []):
+        sections = ", ".join(map(str, timed["sections"]))
+        span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"
+        facts.add_row(Text("  timed prompt", style="cyan"), _text(f"{timed['text']} ({span})"))
     for key in tables:
         for name, value in (record[key] or {}).items():
             text = value["file"] if isinstance(value, dict) else str(value)

@@ -18,7 +18,8 @@ from typing import Any
 
 from framepack_core.buckets import covering_size, output_size
 from framepack_core.errors import RequestError
-from framepack_core.sections import frame_count, section_count
+from framepack_core.prompts import sections_of
+from framepack_core.sections import Kind, frame_count, section_count
 from framepackd import files
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
@@ -37,6 +38,7 @@ CHECKPOINT = "checkpoint"  # what the worker goes on from
 PREVIEW = "preview.mp4"  # what exists of the video
 KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
 MAX_TEXT_BYTES = 1 << 16
+ADDED_SETTINGS = ("prompts",)
 
 
 class ChangedError(OSError):
@@ -270,8 +272,23 @@ def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> No
     job.sections = section_count(settings.seconds, settings.latent_window_size)
     job.frames = frame_count(job.sections, settings.latent_window_size)
     job.steps_total = job.sections * settings.steps
-    job.settings = settings.model_dump() | {"model": name, "width": job.width, "height": job.height}
+    job.settings = settings.model_dump(mode="json") | {
+        "model": name,
+        "width": job.width,
+        "height": job.height,
+        "prompts": _timed_prompts(settings, spec.kind, job.sections),
+    }
     job.fingerprint = _fingerprint(job)
+
+
+def _timed_prompts(settings: JobSettings, kind: Kind, sections: int) -> list[dict[str, Any]]:
+    """Give the timed prompts, each with the sections in which it acts."""
+    window = settings.latent_window_size
+    acting = sections_of(settings.prompts, kind, sections, window, asked=settings.seconds)
+    return [
+        {**timed.model_dump(), "sections": numbers}
+        for timed, numbers in zip(settings.prompts, acting, strict=True)
+    ]
 
 
 def _settings(work: Path, manifest: dict[str, Any], job: Job, config: Config) -> JobSettings:
@@ -328,5 +345,7 @@ def _read_prompt(path: Path) -> str:
 def _fingerprint(job: Job) -> str:
     """Hash what decides the result: pictures, prompt and settings."""
     pictures = {role: job.inputs[role]["sha256"] for role in ("image", "end") if role in job.inputs}
-    decisive = json.dumps([pictures, job.settings], sort_keys=True)
+    # What came later counts only where it is used: earlier jobs are still recognised.
+    settings = {key: value for key, value in job.settings.items() if value or key not in ADDED_SETTINGS}
+    decisive = json.dumps([pictures, settings], sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()

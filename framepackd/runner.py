@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+from framepack_core.prompts import TimedPrompt
 from framepack_core.request import GenerationSettings, Request
 from framepackd import delivery, intake, worker
 from framepackd.config import Config
@@ -89,7 +90,8 @@ class Runner:
     def _work(self, job: Job) -> worker.Work:
         folder = self._config.jobs_dir / job.id
         inputs = folder / intake.INPUTS
-        generation = {key: job.settings[key] for key in GenerationSettings.model_fields}
+        generation = {key: job.settings[key] for key in GenerationSettings.model_fields if key != "prompts"}
+        prompts = job.settings.get("prompts", [])  # not in jobs from before there were any
         return worker.Work(
             job_id=job.id,
             request=Request(
@@ -97,6 +99,9 @@ class Runner:
                 end_image=inputs / job.inputs["end"]["file"] if "end" in job.inputs else None,
                 prompt=job.settings["prompt"],
                 seed=job.settings["seed"],
+                prompts=tuple(
+                    TimedPrompt(**{k: timed[k] for k in ("from", "to", "text")}) for timed in prompts
+                ),
                 **generation,
             ),
             spec=self._config.spec(job.settings["model"]),
