@@ -1,8 +1,9 @@
 """Timed prompts: each section takes the one in whose span its middle lies."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_the_length_that_was_asked_for_may_be_named_though_the_video_is_shorter(
 def test_what_is_there_already_comes_first() -> None:
     assert acting([(4.8, 6.1)], before=4.8, sections=2) == [[0]]
     with pytest.raises(
-        RequestError, match="from = 0, to = 3 acts in no section: what is made lies from 4.80"
+        RequestError, match=r"from = 0, to = 3 acts in no section: what is made lies from 4\.80"
     ):
         acting([(0, 3)], before=4.8, sections=2)
 
@@ -79,12 +80,10 @@ def test_neighbouring_spans_share_the_sections_out(
     length = frame_count(sections, window) / 30
     edges = [0, *sorted(cut * length for cut in cuts), length]
     found: list[int] = []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         prompt = TimedPrompt.model_construct(start=start, end=end, text="x")
-        try:
+        with contextlib.suppress(RequestError):  # between two middles
             found += sections_of([prompt], kind, sections, window)[0]
-        except RequestError as error:
-            assert "acts in no section" in str(error)
     assert sorted(found) == list(range(sections)), "every section is one prompt's"
 
 

@@ -27,7 +27,7 @@ text = "the cat runs"
 
 
 def taken(folder: Path, settings: str, model: str = "demo") -> tuple[Place, Job]:
-    place = Place(folder / "place")
+    place = Place(folder)
     place.drop()
     (place.config.inbox / "cat.toml").write_text(f'model = "{model}"\n{settings}')
     place.take()
@@ -58,7 +58,7 @@ def test_the_record_says_at_which_sections_each_acts_in_the_order_in_which_they_
 
 
 def test_show_tells_them_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, job = taken(tmp_path, TWO)
+    _, job = taken(tmp_path / "place", TWO)
     console = Console(width=200)
     console.print(display.job(job.record()))
     shown = capsys.readouterr().out
@@ -87,7 +87,7 @@ def test_a_text_file_is_the_prompt_verbatim_and_no_times_are_read_out_of_it(tmp_
     ],
 )
 def test_what_cannot_be_is_told_at_once(tmp_path: Path, settings: str, told: str) -> None:
-    _, job = taken(tmp_path, settings)
+    _, job = taken(tmp_path / "place", settings)
     assert job.delivery is not None
     assert told in job.delivery["error"]
 
