@@ -5,8 +5,9 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 """
 
 import logging
-from collections.abc import Callable, Container, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 
 import torch
@@ -16,7 +17,7 @@ from framepack_core.attention import AUTO, choose_attention, use_attention
 from framepack_core.cache import StepCache, TeaCache
 from framepack_core.compiling import CompiledBlocks
 from framepack_core.conditioning import TextConditioning
-from framepack_core.encoders import Conditioning, Encoders
+from framepack_core.encoders import Before, Conditioning, Encoders
 from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
 from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
@@ -26,10 +27,10 @@ from framepack_core.places import Places
 from framepack_core.planning import Plan, PlanError
 from framepack_core.precision import Precision, reduce
 from framepack_core.progress import Progress
-from framepack_core.prompts import sections_of
 from framepack_core.request import Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Kind, Section, chronological, plan, section_count
+from framepack_core.texts import SectionTexts
 from framepack_core.transformer import Tables, guidance, take_apart, timesteps
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,9 @@ class Clip:
     finite: bool  # whether all their pixels were numbers
     still: Picture  # the section's own last frame
     progress: Progress  # what to resume from
-    start_latents: torch.Tensor  # (1, 16, 1, h, w), float32 on the CPU: of the picture
+    start_latents: (
+        torch.Tensor
+    )  # (1, 16, T, h, w), float32 on the CPU: of the picture, or of what was gone on with
     kind: Kind
 
     @property
@@ -195,6 +198,9 @@ class Engine:
     def generate(self, request: Request, resume: Progress | None = None) -> Iterator[Step | Clip]:
         """Generate a video: yields every step, and a clip after every section. Leave the loop to cancel.
 
+        Of a video that is gone on with, the clips begin :func:`framepack_core.footage.remade` frames before
+        its end, over the last of which they fade in.
+
         With ``resume``, the progress of an event of the same request, what follows that event is generated,
         and is the same to the bit.
 
@@ -224,33 +230,34 @@ class Engine:
         new_cache = new_cache or self._caches(request)
         kind, window = self.models.spec.kind, request.latent_window_size
         sections = plan(kind, section_count(request.seconds, window), window)
-        history = History(kind, window, conditioned.start_latents, conditioned.end_latents)
+        before = conditioned.before
+        known = before.latents if before else None
+        history = History(kind, window, conditioned.start_latents, conditioned.end_latents, known)
         progress = resume or Progress.start(request.seed)
         height, width = conditioned.start_latents.shape[-2:]
         sigmas = flow_sigmas(request.steps, schedule_mu(window * height * width // 4))
-        texts = self._texts(request, conditioned, len(sections))
-        text, tables = None, dict[str, Tables]()  # of one section at a time: 4 MB a step
+        make_tables = partial(self._tables, request, conditioned, sigmas)
+        texts = SectionTexts(request, conditioned, kind, len(sections), make_tables)
         tiles = vae.Tiles()  # no part of the progress: where they are missing they are decoded again
         for section, following in zip_longest(sections, sections[1:]):
             if section.index == len(progress.sampled):
-                if texts[section.index] is not text:
-                    text = texts[section.index]
-                    tables.pop("positive", None)  # first let go of the other text's
-                    tables |= self._tables(request, conditioned, sigmas, text, known=tables)
                 prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
                 progress = yield from self._sample_section(
                     request,
-                    tables,
+                    texts.tables(section.index),
                     sigmas,
                     section,
                     len(sections),
                     history.context(prefix),
                     progress,
                     new_cache(),
+                    skipped=before.sections(window) if before and section.index == 0 else 0,
                 )
             history.append(section, progress.sampled[section.index])
             if section.index < progress.decoded:
                 continue
+            if before and section.index == 0:
+                progress = replace(progress, edge=self._edge(before, window))
             shared = history.shared(section, following) if following else None
             clip = self._decode(history, section, len(sections), progress, tiles, shared)
             progress = clip.progress
@@ -280,39 +287,18 @@ class Engine:
             return lambda: MagCache(request.steps, ratios)
         return lambda: None
 
-    def _texts(self, request: Request, conditioned: Conditioning, sections: int) -> list[TextConditioning]:
-        """Give the text of each section, in generation order."""
-        texts = [conditioned.positive] * sections
-        kind, window = self.models.spec.kind, request.latent_window_size
-        acting = sections_of(request.prompts, kind, sections, window, asked=request.seconds)
-        for timed, numbers in zip(conditioned.timed, acting, strict=True):
-            for number in numbers:
-                texts[number] = timed
-        return texts
-
     def _tables(
-        self,
-        request: Request,
-        conditioned: Conditioning,
-        sigmas: torch.Tensor,
-        text: TextConditioning,
-        known: Container[str],
-    ) -> dict[str, Tables]:
-        """Compute what is the same in every section with a text, by guidance branch; none that is known."""
+        self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor, text: TextConditioning
+    ) -> Tables:
+        """Compute what is the same in every section with a text."""
         dtype, device = self.models.dtype, self.device
-        branches = {"positive": text}
-        if conditioned.negative is not None and "negative" not in known:
-            branches["negative"] = conditioned.negative
-        tables = {
-            name: self.embedders.tables(
-                text.to(device, dtype),
-                conditioned.image_embeds.to(device, dtype),
-                timesteps(sigmas, dtype).to(device),
-                guidance(request.guidance_scale, dtype).to(device),
-                self._places.for_a_moment,
-            )
-            for name, text in branches.items()
-        }
+        tables = self.embedders.tables(
+            text.to(device, dtype),
+            conditioned.image_embeds.to(device, dtype),
+            timesteps(sigmas, dtype).to(device),
+            guidance(request.guidance_scale, dtype).to(device),
+            self._places.for_a_moment,
+        )
         if self.rungs[self.rung].placement != "all":
             memory.release_unused(device)
         return tables
@@ -327,13 +313,19 @@ class Engine:
         history: HistoryContext,
         progress: Progress,
         cache: StepCache | None,
+        *,
+        skipped: int,
     ) -> Generator[Step, None, Progress]:
-        """Sample one section, from its start or from where it was left; returns the progress it makes."""
+        """Sample one section, from its start or from where it was left; returns the progress it makes.
+
+        ``skipped`` sections come before it, of a video that is gone on with: their noise is let go.
+        """
         dtype = self.models.dtype
         generator = torch.Generator("cpu")
         generator.set_state(progress.noise)
         size = history.latents_clean.shape[-2:]
-        noise = torch.randn((1, 16, request.latent_window_size, *size), generator=generator)
+        for _ in range(1 + skipped):
+            noise = torch.randn((1, 16, request.latent_window_size, *size), generator=generator)
         with self._places.on_device(self.core):
             look_back = self.core.look_back(
                 section, HistoryContext(*(latents.to(self.device, dtype) for latents in history))
@@ -359,6 +351,19 @@ class Engine:
                 computed = cache is None or cache.computed()[-1]
                 yield Step(section.index, sections, solver.step, request.steps, denoised, computed, progress)
         return progress
+
+    def _edge(self, before: Before, window: int) -> torch.Tensor:
+        """Give the last frames of a video that is gone on with, as its sections would have left them."""
+        if before.pixels is not None:
+            return before.pixels
+        memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
+        latents = before.latents
+        with self._places.on_device(self.models.vae):
+            last = vae.decode(latents[:, :, -2 * window :], self.models.vae)
+            if latents.shape[2] <= 2 * window:
+                return last
+            earlier = vae.decode(latents[:, :, :-window][:, :, -2 * window :], self.models.vae)
+        return vae.blend(earlier, last, 4 * window - 3)[:, :, -last.shape[2] :]
 
     def _decode(
         self,

@@ -65,6 +65,11 @@ class Request(GenerationSettings):
 
     ``keyframes`` maps section numbers, counted in generation order (0 is made first: the end of the
     video), to pictures. All pictures are resized and cropped to the size chosen for ``image``.
+
+    ``continue_from`` is a video to go on with, which takes a model of kind ``f1``: its latents (.safetensors,
+    with float32 of (1, 16, T, h, w) under the name "latents"), which say what size it has, or an mp4. Then
+    ``seconds`` is what is added, the times of ``prompts`` count from where the video ends, and ``image`` is
+    the picture that it began with.
     """
 
     image: Path
@@ -72,6 +77,7 @@ class Request(GenerationSettings):
     seed: Integer = Field(31337, ge=0, le=MAX_SEED)
     end_image: Path | None = None
     keyframes: dict[Annotated[int, Field(ge=0)], Path] = {}
+    continue_from: Path | None = None
 
 
 def explain(error: ValidationError, fields: type[BaseModel]) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -169,21 +168,22 @@ def test_tables_are_those_of_one_text_at_a_time_and_made_again_only_for_another(
 ) -> None:
     """At full size those of one text take 100 MB on the device."""
     engine = tiny_engine("framepack-f1")
-    made: list[set[str]] = []
+    made: list[Any] = []
     tables = engine._tables
 
-    def noting(*args: Any, known: dict[str, object], **named: Any) -> Any:
-        made.append(set(known))
-        return tables(*args, known=known, **named)
+    def noting(*args: Any) -> Any:
+        made.append(args[-1])
+        return tables(*args)
 
     monkeypatch.setattr(engine, "_tables", noting)
     spans = [timed(0, 0.8), timed(0.8, 1.2, "a bird")]  # then the job's own
-    guided = {"true_cfg_scale": 2.0}
-    request = request_for(tmp_path, seconds=1.6, prompts=spans, **guided)
-    events = list(engine.generate(request))
-    assert made == [set(), {"negative"}, {"negative"}]
+    request = request_for(tmp_path, seconds=1.6, prompts=spans, true_cfg_scale=2.0)
+    conditioned = engine.encode(request)
+    events = list(engine.sample(request, conditioned))
     assert sum(isinstance(event, Step) for event in events) == 12
-    assert replace(engine.encode(request), timed=()).negative is not None
+    dog, bird = conditioned.timed
+    expected = [dog, conditioned.negative, bird, conditioned.positive]
+    assert [id(text) for text in made] == [id(text) for text in expected]
 
 
 def test_each_text_is_encoded_once(tiny_engine: TinyEngine, tmp_path: Path) -> None:
