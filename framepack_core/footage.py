@@ -81,18 +81,21 @@ def opened(path: Path) -> "Iterator[InputContainer]":
     """
     import av
 
-    with path.open("rb") as file, _explained(path):
-        # From an open file and with its format said: whatever is in it, no other file is opened for it.
-        with av.open(file, format="mp4", mode="r", metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise RequestError(f"{path.name} holds no video: {REMEDY}")
-            context = container.streams.video[0].codec_context
-            if context.width * context.height > MAX_PIXELS:
-                raise RequestError(
-                    f"{path.name} has frames of {context.width}x{context.height}: at most "
-                    f"{MAX_PIXELS // 10**6} megapixels: scale it down and drop it again"
-                )
-            yield container
+    # From an open file and with its format said: whatever is in it, no other file is opened for it.
+    with (
+        path.open("rb") as file,
+        _explained(path),
+        av.open(file, format="mp4", mode="r", metadata_errors="ignore") as container,
+    ):
+        if not container.streams.video:
+            raise RequestError(f"{path.name} holds no video: {REMEDY}")
+        context = container.streams.video[0].codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise RequestError(
+                f"{path.name} has frames of {context.width}x{context.height}: at most "
+                f"{MAX_PIXELS // 10**6} megapixels: scale it down and drop it again"
+            )
+        yield container
 
 
 @contextmanager

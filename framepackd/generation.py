@@ -18,7 +18,7 @@ from framepack_core.errors import FramePackError
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import HostCopy, Progress
 from framepack_core.request import Request
-from framepackd import files
+from framepackd import files, source_video
 from framepackd.beside import Beside
 from framepackd.checkpoint import Checkpoints
 from framepackd.quality import Measures
@@ -84,7 +84,7 @@ class Engines:
     def encode_ahead(self, work: Work) -> None:
         """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself."""
         engine = self._engine
-        if engine is None or _engine_key(work) != self._key or work.keep_only:
+        if engine is None or _engine_key(work) != self._key or work.keep_only or work.continued:
             return
         ahead = (engine, work.request)
         if engine.rungs[engine.rung].placement != "all" or (self._ahead and self._ahead[:2] == ahead):
@@ -130,6 +130,8 @@ class Generation:
     def _run(self) -> Message:
         work = self._work
         files.make_folder(work.result)
+        if work.continued is not None:
+            source_video.make_ready(work.continued)
         self._connection.send(Resumed(len(self._progress.sampled) * work.request.steps + self._progress.step))
         if work.keep_only:
             self._asked = Leave(keep=True)

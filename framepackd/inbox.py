@@ -22,6 +22,9 @@ from framepackd.settings import DEFAULTS_FILE, read_settings_file
 log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+VIDEO = ".mp4"  # one to be made longer; with it, as they were delivered, NAME.json and the latents
+LATENTS = ".latents"
+OF_A_VIDEO = ("video", "latents", "record")
 MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on the way
 # A name may hold line breaks, and end in one.
 END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
@@ -45,7 +48,7 @@ class Group:
     @property
     def paths(self) -> list[str]:
         """Give all files, the picture and its text first."""
-        order = ("image", "text", "end", "settings", "diff", "chain", "unknown")
+        order = ("image", "video", "text", "end", "settings", "latents", "record", "diff", "chain", "unknown")
         return [path for role in order for path in sorted(self.files.get(role, []))]
 
     def only(self, role: str) -> str | None:
@@ -101,7 +104,7 @@ class Inbox:
         self.settle_seconds = settle_seconds
         self._now = now
         self._still_since: dict[str, tuple[Signature, float]] = {}
-        self._read: dict[str, tuple[Signature, bool | RequestError]] = {}  # settings files, see _prompts
+        self._read: dict[str, tuple[Signature, frozenset[str] | RequestError]] = {}  # see _keys
         self._missed: dict[str, tuple[dict[str, Signature], str | None]] = {}  # answers to missed_job
         self.held: dict[tuple[str, str], str] = {}  # groups that could not be taken, and why
 
@@ -114,17 +117,18 @@ class Inbox:
         all_defaults = [path for path in found if _is_defaults(path)]
         ready, waiting = [], []
         unsettled = False
-        for group in group_files(found):
-            defaults = group.defaults = defaults_above(group.folder, all_defaults)
-            group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
-            if any(path in moving for path in (*group.paths, *defaults)):
+        for whole in group_files(found):
+            defaults = whole.defaults = defaults_above(whole.folder, all_defaults)
+            if any(path in moving for path in (*whole.paths, *defaults)):
                 unsettled = True
                 continue
-            missing = self._missing(group, found, missed_job)
-            if missing is None:
-                ready.append(group)
-            else:
-                waiting.append(_waiting(group, missing, found))
+            for group in self._parted(whole, found):
+                group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
+                missing = self._missing(group, found, missed_job)
+                if missing is None:
+                    ready.append(group)
+                else:
+                    waiting.append(_waiting(group, missing, found))
         ready.sort(key=lambda group: max(found[path].arrived for path in group.paths))
         return Scan(tuple(ready), tuple(waiting), unsettled)
 
@@ -139,6 +143,17 @@ class Inbox:
             for path, entry in found.items()
         }
         return {path for path, (_, since) in self._still_since.items() if now - since < self.settle_seconds}
+
+    def _parted(self, group: Group, found: dict[str, Found]) -> list[Group]:
+        """Part a video that is not to become longer from a picture, which is a job without it."""
+        if not group.files.get("video") or not group.files.get("image"):
+            return [group]
+        said = [self._keys(path, found) for path in (*group.files.get("settings", []), *group.defaults)]
+        if any(isinstance(keys, RequestError) or "more" in keys for keys in said):
+            return [group]
+        video = Group(group.folder, group.name, defaults=group.defaults)
+        video.files |= {role: group.files.pop(role) for role in OF_A_VIDEO if role in group.files}
+        return [group, video]
 
     def _missing(
         self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
@@ -157,32 +172,40 @@ class Inbox:
     def _missing_partner(
         self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
     ) -> str | None:
-        if not group.files.get("image"):
+        own = group.only("settings")
+        keys = self._keys(own, found) if own else frozenset[str]()
+        video = bool(group.files.get("video"))
+        extends = not isinstance(keys, RequestError) and "more" in keys
+        if not video and (extends or not group.files.get("image")):
             first = group.paths[0]
             if first not in self._missed or self._missed[first][0] != group.signatures:
                 # Asked only when the files are new: there may be thousands, at every look.
                 self._missed[first] = group.signatures, missed_job(group.folder, group.name)
             job = self._missed[first][1]
-            return f"{group.name}.png" + (f" (job {job} was taken before this came)" if job else "")
-        prompted = self.prompted or bool(group.files.get("text"))
+            missing = f"{group.name}.mp4" if extends else f"{group.name}.png"
+            return missing + (f" (job {job} was taken before this came)" if job else "")
+        prompted = self.prompted or bool(group.files.get("text") or group.files.get("record"))
         for path in group.defaults:
-            prompts = self._prompts(path, found)
-            if isinstance(prompts, RequestError):
-                return str(prompts)  # one mistake there must not fail every job below
-            prompted |= prompts
-        own = group.only("settings")
-        if prompted or own is None:
-            return None if prompted else f"{group.name}.txt"
-        # A mistake in the job's own settings: it is taken, and fails with the reason.
-        return None if self._prompts(own, found) else f"{group.name}.txt"
+            said = self._keys(path, found)
+            if isinstance(said, RequestError):
+                return str(said)  # one mistake there must not fail every job below
+            prompted |= "prompt" in said
+            extends |= "more" in said
+        if isinstance(keys, RequestError):
+            return None  # it is taken, and fails with the reason
+        if video and not extends:
+            return f"more = 3.0 in {group.name}.toml, to make {group.name}.mp4 longer by so many seconds"
+        return None if prompted or "prompt" in keys else f"{group.name}.txt"
 
-    def _prompts(self, path: str, found: dict[str, Found]) -> bool | RequestError:
-        """Say whether a settings file holds a prompt, or what is wrong with it; reads each version once."""
+    def _keys(self, path: str, found: dict[str, Found]) -> frozenset[str] | RequestError:
+        """Name what a settings file sets, or say what is wrong with it; reads each version once."""
         signature = found[path].signature
         if path not in self._read or self._read[path][0] != signature:
             try:
                 with folder_below(self.root, _folder(path)) as folder:
-                    result: bool | RequestError = "prompt" in read_settings_file(folder / _name(path), path)
+                    result: frozenset[str] | RequestError = frozenset(
+                        read_settings_file(folder / _name(path), path)
+                    )
             except RequestError as error:
                 result = error
             except OSError as error:
@@ -208,7 +231,7 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
         )
     if group.files.get("chain"):
         return f"{group.name}_frame_N: videos from a chain of frames cannot be made yet"
-    for role in ("image", "text", "end", "settings", "diff"):
+    for role in ("image", "text", "end", "settings", "diff", "video", "latents", "record"):
         several = group.files.get(role, [])
         if len(several) > 1:
             names = sorted(map(_name, several))
@@ -243,19 +266,26 @@ def group_files(paths: Iterable[str]) -> list[Group]:
 
 def _group_folder(folder: str, paths: list[str]) -> Iterable[Group]:
     own_names = {_stem(path) for path in paths if _suffix(path) in (".txt", ".toml")}
+    videos = {_stem(path) for path in paths if _suffix(path) == VIDEO}
     groups: dict[tuple[str, bool], Group] = {}
     for path in sorted(paths):
         if _is_defaults(path):
             continue
-        name, role = _owner(path, own_names)
+        name, role = _owner(path, own_names, videos)
         # A file of another kind shares its fate with nobody, whatever its name.
         groups.setdefault((name, role == "unknown"), Group(folder, name)).files[role].append(path)
     return groups.values()
 
 
-def _owner(path: str, own_names: set[str]) -> tuple[str, str]:
+def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
     """Say to which NAME a file belongs, and as what."""
     stem, suffix = _stem(path), _suffix(path)
+    if suffix == VIDEO:
+        return stem, "video"
+    if suffix == ".json" and stem in videos:
+        return stem, "record"
+    if suffix == ".safetensors" and stem.removesuffix(LATENTS) in videos - {stem}:
+        return stem.removesuffix(LATENTS), "latents"
     if suffix == ".toml":
         return stem, "settings"
     if suffix == ".txt":

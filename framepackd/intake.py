@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from framepack_core.buckets import covering_size, output_size
+from framepack_core.buckets import Size, covering_size, output_size
 from framepack_core.errors import RequestError
 from framepack_core.prompts import sections_of
-from framepack_core.sections import Kind, frame_count, section_count
+from framepack_core.sections import FPS, Kind, frame_count, section_count
 from framepackd import files
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
+from framepackd.extending import Record, Source, choose_model, look, read_record
 from framepackd.inbox import Group
 from framepackd.jobs import JobStore
 from framepackd.listing import Signature
@@ -36,9 +37,10 @@ MANIFEST = "manifest.json"
 INPUTS = "inputs"
 CHECKPOINT = "checkpoint"  # what the worker goes on from
 PREVIEW = "preview.mp4"  # what exists of the video
+CONTINUED = "continued"  # what is made ready of a video that the job goes on with
 KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
 MAX_TEXT_BYTES = 1 << 16
-ADDED_SETTINGS = ("prompts",)
+ADDED_SETTINGS = ("prompts", "more", "continues")
 
 
 class ChangedError(OSError):
@@ -255,43 +257,85 @@ def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> No
     job.inputs = {entry["role"]: {"file": _file_name(entry), "sha256": None} for entry in manifest["files"]}
     for entry in job.inputs.values():
         entry["sha256"] = files.sha256(work / INPUTS / entry["file"])
-    settings = _settings(work, manifest, job, config).with_drawn_seed()
+    record = (
+        read_record(work / INPUTS / job.inputs["record"]["file"]) if "record" in job.inputs else Record({})
+    )
+    own = _own_settings(work, job)
+    settings = _settings(work, manifest, job, config, own, record).with_drawn_seed()
     name = config.model if settings.model is None else settings.model
     if name not in config.model_names():
         raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
+    if "video" in job.inputs:
+        name = choose_model(own.get("model"), name, record, config)
     spec = config.spec(name)
-    spec.verify(end_image="end" in job.inputs)
-    sizes = {
+    # The end frame of the video as it was says nothing of what is added.
+    aims = "end" in job.inputs and job.inputs["end"]["sha256"] != record.end
+    spec.verify(end_image=aims, continues="video" in job.inputs)
+    sizes: dict[str, Size] = {
         role: picture_size(work / INPUTS / job.inputs[role]["file"])
         for role in ("image", "end")
         if role in job.inputs
     }
-    job.height, job.width = output_size(settings, sizes["image"], spec.buckets)
+    source = None
+    if "video" in job.inputs:
+        source = look(work / INPUTS, job, record, str(spec.base))
+        sizes["video"] = source.video.size
+    job.height, job.width = output_size(settings, sizes.get("video") or sizes["image"], spec.buckets)
+    if source is not None and source.latents is not None:
+        if (job.height, job.width) != source.size and own.keys() & {"width", "height", "resolution"}:
+            raise RequestError(
+                f"{job.inputs['video']['file']} is of {source.size[1]}x{source.size[0]}, from its latents it "
+                f"cannot go on as {job.width}x{job.height}: leave the size out, or leave out the latents"
+            )
+        job.height, job.width = source.size
     for size in sizes.values():
         covering_size(size, (job.height, job.width))
-    job.sections = section_count(settings.seconds, settings.latent_window_size)
-    job.frames = frame_count(job.sections, settings.latent_window_size)
+    window, before = settings.latent_window_size, source.video.frames if source else 0
+    seconds = settings.seconds if source is None or settings.more is None else settings.more
+    job.sections = section_count(seconds, window)
+    job.frames = before + frame_count(job.sections, window) - (1 if before else 0)
     job.steps_total = job.sections * settings.steps
     job.settings = settings.model_dump(mode="json") | {
         "model": name,
         "width": job.width,
         "height": job.height,
-        "prompts": _timed_prompts(settings, spec.kind, job.sections),
+        "prompts": _timed_prompts(settings, spec.kind, job.sections, before, seconds),
+        "more": settings.more if source else None,  # of a folder's pictures it says nothing
+        "continues": _continues(job, source) if source else None,
     }
     job.fingerprint = _fingerprint(job)
 
 
-def _timed_prompts(settings: JobSettings, kind: Kind, sections: int) -> list[dict[str, Any]]:
-    """Give the timed prompts, each with the sections in which it acts."""
+def _continues(job: Job, source: Source) -> dict[str, Any]:
+    """Say what a job goes on with."""
+    return {**job.inputs["video"], "frames": source.video.frames, "latents": source.latents}
+
+
+def _timed_prompts(
+    settings: JobSettings, kind: Kind, sections: int, before: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Give the timed prompts, each with the sections in which it acts; ``before``: frames that are there."""
     window = settings.latent_window_size
-    acting = sections_of(settings.prompts, kind, sections, window, asked=settings.seconds)
+    acting = sections_of(
+        settings.prompts, kind, sections, window, asked=seconds, before=max(before - 1, 0) / FPS
+    )
     return [
         {**timed.model_dump(), "sections": numbers}
         for timed, numbers in zip(settings.prompts, acting, strict=True)
     ]
 
 
-def _settings(work: Path, manifest: dict[str, Any], job: Job, config: Config) -> JobSettings:
+def _own_settings(work: Path, job: Job) -> dict[str, Any]:
+    """Give what NAME.toml sets."""
+    if "settings" not in job.inputs:
+        return {}
+    file = job.inputs["settings"]["file"]
+    return read_settings_file(work / INPUTS / file, file)
+
+
+def _settings(
+    work: Path, manifest: dict[str, Any], job: Job, config: Config, own: dict[str, Any], record: Record
+) -> JobSettings:
     """Lay the settings over each other: config, defaults of the folders, the job's own, and its text."""
     layers = [config.defaults]
     for path in manifest["defaults"]:
@@ -299,11 +343,7 @@ def _settings(work: Path, manifest: dict[str, Any], job: Job, config: Config) ->
             folder, _, name = path.rpartition("/")
             with files.folder_below(config.inbox, folder) as opened:
                 layers.append(read_settings_file(opened / name, path))
-    own: dict[str, Any] = {}
-    if "settings" in job.inputs:
-        file = job.inputs["settings"]["file"]
-        own = read_settings_file(work / INPUTS / file, file)
-    layers.append(own)
+    layers += [record.settings, own]
     if "text" in job.inputs:
         prompt = _read_prompt(work / INPUTS / job.inputs["text"]["file"])
         if not prompt and "prompt" not in own:
@@ -343,8 +383,9 @@ def _read_prompt(path: Path) -> str:
 
 
 def _fingerprint(job: Job) -> str:
-    """Hash what decides the result: pictures, prompt and settings."""
-    pictures = {role: job.inputs[role]["sha256"] for role in ("image", "end") if role in job.inputs}
+    """Hash what decides the result: pictures, prompt and settings; and what the job goes on with."""
+    roles = ("image", "end", "video", "latents")
+    pictures = {role: job.inputs[role]["sha256"] for role in roles if role in job.inputs}
     # What came later counts only where it is used: earlier jobs are still recognised.
     settings = {key: value for key, value in job.settings.items() if value or key not in ADDED_SETTINGS}
     decisive = json.dumps([pictures, settings], sort_keys=True)

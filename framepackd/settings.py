@@ -43,6 +43,7 @@ class JobSettings(GenerationSettings):
 
     model: str | None = None  # None: the config's
     prompt: str | None = None
+    more: Number | None = Field(None, ge=1, le=120)  # seconds that a finished video is to become longer
     seed: Annotated[Integer | None, BeforeValidator(_read_seed)] = Field(31337, ge=0, le=MAX_SEED)
     crf: Integer = Field(16, ge=0, le=51)
     save_section_frames: bool = False

@@ -84,6 +84,8 @@ class Video:
         if edge is not None:
             frames = vae.to_uint8(edge)
             unfinished = segments.encode(frames, size=self._work.size, crf=self._work.crf, options=options)
+        if self._work.continued is not None:
+            yield self._work.continued.old()
         if kind == "framepack":
             yield unfinished
         yield from self._checkpoints.segments(kind)

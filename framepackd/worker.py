@@ -26,6 +26,7 @@ from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
 from framepack_core.request import Request
 from framepackd.database import Job
+from framepackd.source_video import Continued
 
 if TYPE_CHECKING:
     from framepack_core.precision import Precision
@@ -66,6 +67,7 @@ class Work:
     vae_tiling: Tiling = "auto"
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
+    continued: Continued | None = None  # a video that becomes longer
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""A job that makes a finished video longer: what it goes on with, and what its NAME.json says.
+
+``NAME.mp4`` with ``more`` in ``NAME.toml``: gone on with from its latents if they lie beside it, else from
+its last frames. All of it was dropped by whoever: it is looked at without being trusted.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framepack_core import footage
+from framepack_core.buckets import Size
+from framepack_core.errors import FramePackError, RequestError
+from framepack_core.footage import LATENT_PIXELS, Footage
+from framepack_core.models import find
+from framepackd.config import Config
+from framepackd.database import Job
+from framepackd.pictures import look_at_video
+from framepackd.settings import JobSettings, parse_settings
+
+MAX_RECORD_BYTES = 1 << 18  # a job's record has some 5 KiB, and its prompts
+# What is taken over from NAME.json; the length and the timed prompts are those of the video that is there.
+TAKEN_OVER = (
+    *("prompt", "negative_prompt", "seed", "latent_window_size", "steps", "true_cfg_scale", "guidance_scale"),
+    *("guidance_rescale", "cache", "crf", "save_section_frames", "keep_latents", "width", "height", "loras"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What NAME.json says of a video."""
+
+    settings: dict[str, Any]
+    model: str | None = None
+    base: str | None = None  # where its VAE was from
+    end: str | None = None  # SHA-256 of its end frame
+
+
+def read_record(path: Path) -> Record:
+    """Read what is known to stand in a NAME.json, and pass over the rest.
+
+    Raises:
+        RequestError: it is too large, not JSON, or says something that cannot be.
+    """
+    if path.stat().st_size > MAX_RECORD_BYTES:
+        raise RequestError(f"{path.name} has more than {MAX_RECORD_BYTES} bytes: leave it out")
+    try:
+        said = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path.name} is not JSON ({str(error)[:100]}): leave it out") from error
+    if not isinstance(said, dict):
+        raise RequestError(f"{path.name} is not what is delivered beside a video: leave it out")
+    known = [key for key in TAKEN_OVER if key in JobSettings.model_fields and said.get(key) is not None]
+    sources, inputs = said.get("model_sources"), said.get("inputs")
+    end = inputs.get("end") if isinstance(inputs, dict) else None
+    return Record(
+        settings=parse_settings({key: said[key] for key in known}, path.name),
+        model=_text(said.get("model")),
+        base=_text(sources.get("base")) if isinstance(sources, dict) else None,
+        end=_text(end.get("sha256")) if isinstance(end, dict) else None,
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def choose_model(named: str | None, otherwise: str, record: Record, config: Config) -> str:
+    """Choose the model to go on with: as the job names it, else one that goes forward and is here.
+
+    Args:
+        named: by the job's own settings.
+        otherwise: what would be taken for a picture.
+        record: of the video.
+        config: with the models.
+
+    Raises:
+        RequestError: the one that is named goes backward, or there is none.
+    """
+    if named is not None:
+        return named
+    for name in (record.model, otherwise):
+        if name in config.model_names() and config.spec(name).kind == "f1":
+            return name
+    for name in sorted(config.model_names(), key=lambda name: name not in config.models):
+        if config.spec(name).kind == "f1" and _is_here(name, config):
+            return name
+    raise RequestError(
+        f"extending needs a model of kind f1, and {otherwise} is of kind {config.spec(otherwise).kind}: "
+        'run framepackd models download f1, or set model = "…" in NAME.toml to one of your own'
+    )
+
+
+def _is_here(name: str, config: Config) -> bool:
+    try:
+        find(config.spec(name))
+    except FramePackError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Source:
+    """The video that a job goes on with."""
+
+    video: Footage
+    latents: int | None  # how many of its end are there; None: it is gone on with from its frames
+    size: Size  # of what is added, if that is decided
+
+
+def look(inputs: Path, job: Job, record: Record, base: str) -> Source:
+    """Look at the video, and at its latents if there are any.
+
+    Raises:
+        RequestError: it cannot be gone on with, or they are not its latents.
+    """
+    name = job.inputs["video"]["file"]
+    video = look_at_video(inputs / name)
+    if "latents" not in job.inputs:
+        return Source(video, None, video.size)
+    file = job.inputs["latents"]["file"]
+    frames, rows, columns = footage.latents_shape(inputs / file)
+    size = rows * LATENT_PIXELS, columns * LATENT_PIXELS
+    if size != video.size or footage.frames_of(frames) > video.frames:
+        raise RequestError(
+            f"{file} is of {footage.frames_of(frames)} frames of {size[1]}x{size[0]}, {name} has "
+            f"{video.frames} of {video.width}x{video.height}: these are not its latents: {footage.NO_LATENTS}"
+        )
+    if record.base is not None and record.base != base:
+        raise RequestError(f"{file} was made with {record.base}, not with {base}: {footage.NO_LATENTS}")
+    return Source(video, frames, size)
