@@ -9,11 +9,11 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from framepack_core import conditioning, footage, loading, memory, vae
+from framepack_core import conditioning, continuing, footage, loading, memory, vae
 from framepack_core.buckets import Size, output_size
 from framepack_core.conditioning import TextConditioning
+from framepack_core.continuing import LATENT_PIXELS
 from framepack_core.errors import RequestError
-from framepack_core.footage import LATENT_PIXELS
 from framepack_core.footprint import TILE
 from framepack_core.media import Picture, crop_to, open_picture
 from framepack_core.places import Places
@@ -115,7 +115,7 @@ class Encoders:
         memory.set_tiles(self._models.vae, TILE)
         with self._places.on_device(self._models.vae):
             latents = self._draw(vae.encode(frames, self._models.vae), request.seed)
-        count = footage.remade(latents.shape[2], request.latent_window_size)
+        count = continuing.remade(latents.shape[2], request.latent_window_size)
         return Before(latents, vae.to_pixels(frames[-count:]))
 
     def _draw(self, posterior: torch.Tensor, seed: int) -> torch.Tensor:
@@ -147,10 +147,10 @@ def continued_latents(path: Path) -> torch.Tensor:
     Raises:
         RequestError: that is not what is in the file.
     """
-    footage.latents_shape(path)
+    continuing.latents_shape(path)
     latents = safetensors.torch.load_file(path)["latents"]
     if not latents.isfinite().all():
-        raise RequestError(f"{path.name} holds numbers that are none: {footage.NO_LATENTS}")
+        raise RequestError(f"{path.name} holds numbers that are none: {continuing.NO_LATENTS}")
     return latents
 
 

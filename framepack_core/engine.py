@@ -198,8 +198,8 @@ class Engine:
     def generate(self, request: Request, resume: Progress | None = None) -> Iterator[Step | Clip]:
         """Generate a video: yields every step, and a clip after every section. Leave the loop to cancel.
 
-        Of a video that is gone on with, the clips begin :func:`framepack_core.footage.remade` frames before
-        its end, over the last of which they fade in.
+        Of a video that is gone on with, the clips begin before its end, by as many frames as
+        :func:`framepack_core.continuing.remade` says, over the last of which they fade in.
 
         With ``resume``, the progress of an event of the same request, what follows that event is generated,
         and is the same to the bit.

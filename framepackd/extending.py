@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framepack_core import footage
+from framepack_core import continuing
 from framepack_core.buckets import Size
+from framepack_core.continuing import LATENT_PIXELS, Footage
 from framepack_core.errors import FramePackError, RequestError
-from framepack_core.footage import LATENT_PIXELS, Footage
 from framepack_core.models import find
 from framepackd.config import Config
 from framepackd.database import Job
@@ -120,13 +120,14 @@ def look(inputs: Path, job: Job, record: Record, base: str) -> Source:
     if "latents" not in job.inputs:
         return Source(video, None, video.size)
     file = job.inputs["latents"]["file"]
-    frames, rows, columns = footage.latents_shape(inputs / file)
+    frames, rows, columns = continuing.latents_shape(inputs / file)
     size = rows * LATENT_PIXELS, columns * LATENT_PIXELS
-    if size != video.size or footage.frames_of(frames) > video.frames:
+    if size != video.size or continuing.frames_of(frames) > video.frames:
         raise RequestError(
-            f"{file} is of {footage.frames_of(frames)} frames of {size[1]}x{size[0]}, {name} has "
-            f"{video.frames} of {video.width}x{video.height}: these are not its latents: {footage.NO_LATENTS}"
+            f"{file} is of {continuing.frames_of(frames)} frames of {size[1]}x{size[0]}, {name} has "
+            f"{video.frames} of {video.width}x{video.height}: they do not belong together: "
+            f"{continuing.NO_LATENTS}"
         )
     if record.base is not None and record.base != base:
-        raise RequestError(f"{file} was made with {record.base}, not with {base}: {footage.NO_LATENTS}")
+        raise RequestError(f"{file} was made with {record.base}, not with {base}: {continuing.NO_LATENTS}")
     return Source(video, frames, size)

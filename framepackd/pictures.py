@@ -12,10 +12,9 @@ import sys
 from dataclasses import astuple
 from pathlib import Path
 
-from framepack_core import footage
 from framepack_core.buckets import Size
+from framepack_core.continuing import REMEDY, Footage
 from framepack_core.errors import RequestError
-from framepack_core.footage import Footage
 
 DECODE_SECONDS = 15  # a hundred megapixels take two
 MEMORY_BYTES = 2 << 30  # address space of the process
@@ -39,7 +38,7 @@ def look_at_video(path: Path) -> Footage:
     Raises:
         RequestError: it cannot be used; says why and what to do.
     """
-    return Footage(*_answer(path, "video", footage.REMEDY))
+    return Footage(*_answer(path, "video", REMEDY))
 
 
 def _answer(path: Path, what: str, remedy: str) -> list[int]:
@@ -97,7 +96,7 @@ def _end() -> int | None:
 
 def _main() -> None:
     """Answer one line with one line: what is wanted of which path, with that or an error."""
-    from framepack_core import media
+    from framepack_core import footage, media
 
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon decides when this ends
         signal.signal(ignored, signal.SIG_IGN)

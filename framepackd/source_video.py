@@ -15,15 +15,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from framepack_core import footage, media, segments
+from framepack_core import continuing
 from framepack_core.buckets import Size
 from framepack_core.errors import RequestError
-from framepack_core.media import Picture
 from framepackd import files
+
+if TYPE_CHECKING:
+    from framepack_core.media import Picture
 
 OLD, TAIL, START = "old.mp4", "tail.mp4", "start.png"
 SECONDS, FRAMES_PER_SECOND = (
@@ -49,12 +49,12 @@ class Continued:
     @property
     def known(self) -> int:
         """How many latents of its end there are, or are made."""
-        return footage.tail_latents(self.frames) if self.latents is None else self.latents
+        return continuing.tail_latents(self.frames) if self.latents is None else self.latents
 
     @property
     def stays(self) -> int:
         """How many frames stay as they are; the others come with what is added."""
-        return self.frames - footage.remade(self.known, self.window)
+        return self.frames - continuing.remade(self.known, self.window)
 
     def old(self) -> bytes:
         """Give the part that stays as it is, as a segment; b"" if there is none."""
@@ -82,9 +82,9 @@ def make_ready(continued: Continued) -> None:
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise RequestError(f"{name} takes more than {limit:.0f} s to decode: {footage.REMEDY}") from error
+        raise RequestError(f"{name} takes more than {limit:.0f} s to decode: {continuing.REMEDY}") from error
     if not done.stdout:
-        raise RequestError(f"{name} breaks its decoder (exit code {done.returncode}): {footage.REMEDY}")
+        raise RequestError(f"{name} breaks its decoder (exit code {done.returncode}): {continuing.REMEDY}")
     answer: dict[str, Any] = json.loads(done.stdout)
     if "errno" in answer:
         raise OSError(answer["errno"], answer["error"], str(folder))
@@ -113,17 +113,19 @@ def _main() -> None:
 
 def _take_apart(continued: Continued) -> None:
     """Decode a video once, from its start to its end, and write what is wanted of it."""
+    from framepack_core import footage, media, segments
+
     path, folder = Path(continued.video), Path(continued.folder)
     height, width = continued.size
     size = height, width
     like = segments.encode([_black(size)], size=size, crf=continued.crf)
     copied = segments.head(path.read_bytes(), like, continued.stays)
     there = segments.count(copied)
-    first = continued.frames - footage.frames_of(continued.known)
+    first = continued.frames - continuing.frames_of(continued.known)
     tail: list[Picture] = []
     decoded = 0
 
-    def encoded_anew() -> Iterator[Picture]:
+    def encoded_anew() -> "Iterator[Picture]":
         nonlocal decoded
         for number, frame in enumerate(footage.pictures(path)):
             decoded = number + 1
@@ -139,7 +141,7 @@ def _take_apart(continued: Continued) -> None:
     if decoded != continued.frames:
         raise RequestError(
             f"{path.name} is damaged: {decoded} of its {continued.frames} frames can be decoded: "
-            f"{footage.REMEDY}"
+            f"{continuing.REMEDY}"
         )
     if tail:
         files.write_bytes(folder / TAIL, segments.encode_exactly(tail))
@@ -153,7 +155,9 @@ def _take_apart(continued: Continued) -> None:
     files.sync_folder(folder)
 
 
-def _black(size: Size) -> Picture:
+def _black(size: Size) -> "Picture":
+    import numpy as np
+
     return np.zeros((*size, 3), np.uint8)
 
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from framepack_core import footage, segments
+from framepack_core import continuing, footage, segments
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import RequestError
 from framepack_core.request import Request
@@ -47,7 +47,7 @@ def test_from_its_latents_a_video_goes_on_as_if_it_had_been_longer_from_the_star
     latents = kept(tmp_path / "cat.latents.safetensors", short[-1].latents)
     added = clips(engine, lasting(request, 2, continue_from=latents))
     assert torch.equal(added[-1].latents, long[-1].latents)
-    seam = len(whole_video(engine, short)) - footage.remade(short[-1].latents.shape[2], 3)
+    seam = len(whole_video(engine, short)) - continuing.remade(short[-1].latents.shape[2], 3)
     together = np.concatenate([whole_video(engine, short)[:seam], whole_video(engine, added)])
     assert np.array_equal(together, whole_video(engine, long))
 
@@ -61,7 +61,7 @@ def test_what_a_model_that_goes_backward_made_can_be_gone_on_with(
     engine = tiny_engine("framepack-f1")
     added = clips(engine, lasting(request, 1, continue_from=latents))
     assert added[-1].latents.shape[2] == 1 + 4 * 3
-    assert len(whole_video(engine, added)) == footage.remade(10, 3) + 12
+    assert len(whole_video(engine, added)) == continuing.remade(10, 3) + 12
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 7])
@@ -76,7 +76,7 @@ def test_another_window_than_the_videos_own_gives_the_right_length(
     )
     added = clips(engine, changed)
     assert added[-1].latents.shape[2] == 7 + 2 * window
-    assert len(whole_video(engine, added)) == footage.remade(7, window) + 2 * 4 * window
+    assert len(whole_video(engine, added)) == continuing.remade(7, window) + 2 * 4 * window
 
 
 def film(path: Path, frames: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
@@ -96,13 +96,13 @@ def test_a_video_of_somebody_elses_goes_on_from_its_last_frames_without_doubling
     shown = film(tmp_path / "a.mp4", frames)
     request = lasting(request_for(tmp_path, continue_from=tmp_path / "a.mp4"), 2)
     added = clips(engine, request)
-    known = footage.tail_latents(frames)
+    known = continuing.tail_latents(frames)
     assert added[-1].latents.shape[2] == known + 2 * 3
-    remade = footage.remade(known, 3)
+    remade = continuing.remade(known, 3)
     video = np.concatenate([shown[: frames - remade], whole_video(engine, added)])
     assert len(video) == frames + 2 * 12
     # What comes with the new frames is the old video's own until it fades.
-    untouched = remade - footage.frames_of(min(known, 3))
+    untouched = remade - continuing.frames_of(min(known, 3))
     assert np.array_equal(video[: frames - remade + untouched + 1], shown[: frames - remade + untouched + 1])
 
 
@@ -168,11 +168,15 @@ def test_what_are_no_latents_is_told_by_the_header_alone(tmp_path: Path, content
     path = tmp_path / "cat.latents.safetensors"
     path.write_bytes(content)
     with pytest.raises(RequestError, match=rf"cat\.latents\.safetensors.*{told}.*leave it out"):
-        footage.latents_shape(path)
+        continuing.latents_shape(path)
 
 
 def test_latents_are_read_and_numbers_that_are_none_refused(tiny_engine: TinyEngine, tmp_path: Path) -> None:
-    assert footage.latents_shape(kept(tmp_path / "a.safetensors", torch.zeros(1, 16, 3, 4, 6))) == (3, 4, 6)
+    assert continuing.latents_shape(kept(tmp_path / "a.safetensors", torch.zeros(1, 16, 3, 4, 6))) == (
+        3,
+        4,
+        6,
+    )
     spoilt = kept(tmp_path / "b.safetensors", torch.full((1, 16, 3, 4, 6), torch.nan))
     with pytest.raises(RequestError, match=r"b\.safetensors holds numbers that are none"):
         tiny_engine("framepack-f1").encode(request_for(tmp_path, continue_from=spoilt))
@@ -208,7 +212,7 @@ def test_each_30th_of_a_second_has_the_frame_that_is_shown_then(
     shot(tmp_path / "a.mp4", times, base)
     frames = list(footage.pictures(tmp_path / "a.mp4"))
     assert [round(float(frame.mean()) / 10) for frame in frames] == expected
-    assert footage.look(tmp_path / "a.mp4") == footage.Footage(len(expected), 32, 32)
+    assert footage.look(tmp_path / "a.mp4") == continuing.Footage(len(expected), 32, 32)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from framepack_core import footage
+from framepack_core import continuing, footage
 from framepack_core.errors import RequestError
 from framepack_core.media import crop_to
 from framepackd import delivery, intake, retry
@@ -137,7 +137,7 @@ def test_extended_from_its_latents_a_video_is_what_it_would_have_been(studio: St
     assert frames(short).shape == frames(long).shape == (61, 32, 48, 3)
     assert difference(frames(short), frames(long)) < 2, "encoded in other pieces"
     # Up to the last section of the old video not one packet is another: encoded once, and copied.
-    copied = 61 - 24 - footage.remade(10, 3)
+    copied = 61 - 24 - continuing.remade(10, 3)
     assert packets(short)[:copied] == packets(long)[:copied] == before[:copied]
     record = json.loads((studio.outbox / "cat.json").read_text())
     assert record["continues"] == {"file": "cat.mp4", "sha256": sha, "frames": 37, "latents": 10}
@@ -190,7 +190,7 @@ def test_a_video_of_somebody_elses_goes_on_from_its_last_frames(
     assert made.shape == (expected + 2 * 12, 32, 48, 3)
     # The old part is as it was, scaled; what fades in begins behind it, and no frame comes twice.
     scaled = [crop_to(frame, (32, 48)) for frame in shown]
-    untouched = expected - footage.frames_of(min(footage.tail_latents(expected), 3)) + 1
+    untouched = expected - continuing.frames_of(min(continuing.tail_latents(expected), 3)) + 1
     for number in range(untouched):
         near = [difference(made[number], frame) for frame in scaled]
         assert near[number] < 3
@@ -217,7 +217,7 @@ def test_one_of_our_own_without_latents_is_not_encoded_again(studio: Studio) -> 
     studio.settings(more=1)
     _, answer = studio.make()
     assert isinstance(answer, Finished)
-    kept = 61 - footage.remade(footage.tail_latents(61), 3)
+    kept = 61 - continuing.remade(continuing.tail_latents(61), 3)
     assert packets(studio.outbox / "cat.mp4")[:kept] == before[:kept]
     assert kept == 40, "where the last but one of its pieces ends"
 
@@ -236,7 +236,7 @@ def test_the_whole_set_may_be_dropped_again_and_again(studio: Studio) -> None:
         assert isinstance(answer, Finished)
         length += 24
         assert len(frames(studio.outbox / "cat.mp4")) == length
-        assert footage.latents_shape(studio.outbox / "cat.latents.safetensors")[0] == (length - 1) // 4 + 1
+        assert continuing.latents_shape(studio.outbox / "cat.latents.safetensors")[0] == (length - 1) // 4 + 1
 
 
 def test_interrupted_it_goes_on_and_gives_the_same_bytes(studio: Studio, tmp_path: Path) -> None:
