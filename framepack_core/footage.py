@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
 
-MAX_SECONDS = 3600  # of a video to go on with
+MAX_SECONDS = 600  # of a video to go on with
 MAX_PIXELS = 50_000_000  # of one of its frames: 8K has 33
 
 

@@ -205,9 +205,13 @@ def job(record: dict[str, Any]) -> RenderableType:
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        if key in ("history", "prompts", *tables) or value in (None, "", [], {}):
+        if key in ("history", "prompts", "continues", *tables) or value in (None, "", [], {}):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
+    if continued := record.get("continues"):
+        known = "frames" if continued["latents"] is None else "latents"
+        told = f"{continued['file']}, {continued['frames']} frames, from its {known}"
+        facts.add_row(Text("  continues", style="cyan"), _text(told))
     for timed in record.get("prompts", []):
         sections = ", ".join(map(str, timed["sections"]))
         span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"

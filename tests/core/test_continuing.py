@@ -216,6 +216,37 @@ def test_each_30th_of_a_second_has_the_frame_that_is_shown_then(
 
 
 @pytest.mark.parametrize(
+    ("matrix", "turned"),
+    [((0, 1, 0, -1, 0, 0), 3), ((-1, 0, 0, 0, -1, 0), 2), ((0, -1, 0, 1, 0, 0), 1), ((1, 0, 0, 0, 1, 0), 0)],
+)
+def test_a_video_that_a_phone_held_sideways_is_read_upright(
+    tmp_path: Path, matrix: tuple[int, ...], turned: int
+) -> None:
+    halves = np.zeros((3, 32, 64, 3), np.uint8)
+    halves[:, :16, :32] = 250
+    content = bytearray(segments.encode(halves, size=(32, 64), crf=10))
+    place = content.index(b"tkhd") + 44
+    content[place : place + 24] = b"".join(
+        (16**4 * number).to_bytes(4, "big", signed=True) for number in matrix
+    )
+    (tmp_path / "a.mp4").write_bytes(content)
+    frame = next(footage.pictures(tmp_path / "a.mp4"))
+    assert np.abs(frame.astype(int) - np.rot90(halves[0], turned)).max() < 20
+    assert footage.look(tmp_path / "a.mp4").size == frame.shape[:2]
+
+
+def test_one_that_is_too_long_or_whose_frames_are_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shot(tmp_path / "a.mp4", [0, 601], Fraction(1))
+    with pytest.raises(RequestError, match=r"a\.mp4 is 601 s long: at most 600 s can be: cut it"):
+        footage.look(tmp_path / "a.mp4")
+    monkeypatch.setattr(footage, "MAX_PIXELS", 1000)
+    with pytest.raises(RequestError, match=r"a\.mp4 has frames of 32x32: at most"):
+        footage.look(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
     "content",
     [b"", b"no video", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", b"ffconcat version 1.0\nfile a.mp4\n"],
 )
