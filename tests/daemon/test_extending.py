@@ -16,7 +16,7 @@ from PIL import Image
 from framepack_core import continuing, footage
 from framepack_core.errors import RequestError
 from framepack_core.media import crop_to
-from framepackd import delivery, intake, retry
+from framepackd import delivery, intake, retry, space
 from framepackd.config import Config, load_config
 from framepackd.database import Job, State
 from framepackd.extending import MAX_RECORD_BYTES, Record, read_record
@@ -244,6 +244,7 @@ def test_interrupted_it_goes_on_and_gives_the_same_bytes(studio: Studio, tmp_pat
     for steps_before_the_end in (None, 0, 1, 3):
         root = Studio(tmp_path / str(steps_before_the_end))
         film(root.inbox / "dog.mp4")
+        film_size = (root.inbox / "dog.mp4").stat().st_size
         (root.inbox / "dog.txt").write_text("a dog")
         root.settings("dog", more=1)
         job = root.take()
@@ -256,6 +257,8 @@ def test_interrupted_it_goes_on_and_gives_the_same_bytes(studio: Studio, tmp_pat
                 _answer(work, ENGINES, stopping)  # type: ignore[arg-type]  # as far as it is used
         ears = Ears()
         assert isinstance(_answer(work, ENGINES, ears.theirs), Finished)
+        used = sum(path.stat().st_size for path in work.result.parent.rglob("*") if path.is_file())
+        assert used - film_size < sum(space.needed(job).values())
         results.append(
             ((work.result / ".mp4").read_bytes(), (work.result / ".latents.safetensors").read_bytes())
         )
