@@ -351,8 +351,18 @@ def crowds() -> Iterator[Case]:
     yield Case("a text alone", put("x.txt", b"pan left"), WAITING, "x.png")
     yield Case("settings alone", put("x.toml", b"prompt = 'a'"), WAITING, "x.png")
     yield Case("an end frame alone", put("x_end.png"), WAITING, "x.png")
-    for name in ("x.gif", "x.heic", "x.svg", "x.exe", "x", "x.png.gpg", "x.mp4", "x.json", "x.txt.zip"):
+    for name in ("x.gif", "x.heic", "x.svg", "x.exe", "x", "x.png.gpg", "x.mov", "x.json", "x.txt.zip"):
         yield Case(f"a file called {name}", put(name), WAITING, "is not of a known type")
+    yield Case("a video alone", put("x.mp4"), WAITING, "more = 3.0 in x.toml, to make x.mp4 longer")
+    longer = put("x.toml", b"more = 3\nprompt = 'a'\nmodel = 'f1'")
+    for what, content in (
+        ("nothing", b""),
+        ("a picture", GOOD),
+        ("a playlist", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"),
+        ("a head of mp4", b"\0\0\0\x18ftypmp42" + bytes(100)),
+    ):
+        video = several(put("x.mp4", content), longer)
+        yield Case(f"{what} called a video", video, FAILED, "x.mp4 cannot be read as mp4")
     chain = several(*(put(f"x_frame_{number}.png") for number in range(1000)), put("x.txt", b"pan left"))
     yield Case("a chain of 1000 frames", chain, WAITING, "chain of frames cannot be made yet")
     texts = several(*(put(f"{number}.txt", b"pan left") for number in range(1000)))
