@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks import Row
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.footprint import Rung, Video
+from framepack_core.footprint import Rung
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sampling import SolverState
@@ -80,7 +80,7 @@ class FixedEngine:
         self._frames = shade.astype(np.uint8)
         self._edge = torch.zeros(1, 3, 4 * WINDOW - 3, HEIGHT, WIDTH, dtype=torch.float16)
 
-    def prepare(self, *_: Video | int) -> bool:
+    def prepare(self, *_: object) -> bool:
         """Be prepared."""
         return True
 

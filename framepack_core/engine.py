@@ -5,7 +5,7 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -22,12 +22,13 @@ from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
 from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
 from framepack_core.media import Frames, Picture
+from framepack_core.merging import Merger
 from framepack_core.models import ModelSpec, find
 from framepack_core.places import Places
 from framepack_core.planning import Plan, PlanError
 from framepack_core.precision import Precision, reduce
 from framepack_core.progress import Progress
-from framepack_core.request import Request
+from framepack_core.request import Lora, Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Kind, Section, chronological, plan, section_count
 from framepack_core.texts import SectionTexts
@@ -74,7 +75,7 @@ class Clip:
         return torch.cat([self.start_latents, *pieces] if begins else [*pieces], dim=2)
 
 
-Planner = Callable[[Video, int], Plan]
+Planner = Callable[[Video, int, Mapping[str, int]], Plan]
 
 
 class Engine:
@@ -95,7 +96,7 @@ class Engine:
         Args:
             models: the components, in host memory.
             device: where to compute.
-            planner: makes the memory plan for a video, with bytes to leave to others.
+            planner: makes the memory plan for a video, with bytes to leave to others, and what LoRAs change.
             pinnable: whether blocks, if they are streamed, are to come from page-locked memory.
             precision: of the blocks' weights.
             attention: the backend of the blocks' attention, as :func:`choose_attention` gives it.
@@ -105,11 +106,13 @@ class Engine:
         """
         self.models = models
         self.device = device
+        self.merger = Merger(models.transformer, models.spec, models.dtype)
         self.core, self.embedders = take_apart(models.transformer)
         blocks = self.core.blocks
         self.compiled = CompiledBlocks(*blocks.transformer_blocks, *blocks.single_transformer_blocks)
         use_attention(models.transformer, attention)
         reduce(self.core.blocks, precision, models.dtype)
+        self.merger.follow(self.core.blocks)
         self._planner = planner
         self._places = Places(
             device,
@@ -132,6 +135,7 @@ class Engine:
         video: Video = PUBLISHED_VIDEO,
         tiling: Tiling = "auto",
         keep_free: int = 0,
+        loras: Sequence[Lora] = (),
     ) -> "Engine":
         """Load a model; on a GPU in the reference's dtypes, on the CPU in float32 unless told otherwise.
 
@@ -144,9 +148,11 @@ class Engine:
             video: the first one to make, for the memory plan.
             tiling: of the VAE; ``auto``: as the reference, whole frames where more than 60 GiB are free.
             keep_free: bytes of the device to leave to others.
+            loras: of that video; merged when it is made.
 
         Raises:
             ModelError: a file is missing or not what it should be, or the device is not there.
+            RequestError: a LoRA cannot be read, or does not fit.
             PlanError: it cannot fit into the memory of this machine.
         """
         chosen = memory.choose_device(device)
@@ -156,7 +162,7 @@ class Engine:
         find(spec)  # what is missing is to be told, rather than planned with the published sizes
         weights, host = footprint.weights(spec), planning.host_memory()
 
-        def plan(video: Video, keep_free: int) -> Plan:
+        def plan(video: Video, keep_free: int, changed: Mapping[str, int]) -> Plan:
             return planning.make_plan(
                 weights,
                 memory.card(chosen),
@@ -165,22 +171,24 @@ class Engine:
                 tiling=tiling,
                 keep_free=keep_free,
                 item_bytes=ItemBytes.of(dtypes[0].itemsize, dtypes[1].itemsize, precision),
+                changed=changed,
             )
 
-        first = plan(video, keep_free)
+        first = plan(video, keep_free, footprint.changed(loras, spec))
         _accept(first)
         models = loading.load(spec, dtype=dtypes[0], encoder_dtype=dtypes[1])
         engine = cls(models, chosen, plan, pinnable=first.pinnable, precision=precision, attention=attention)
-        engine.prepare(video, keep_free)
+        engine.prepare(video, keep_free, loras=loras)
         return engine
 
-    def prepare(self, video: Video, keep_free: int = 0, rung: int = 0) -> bool:
+    def prepare(self, video: Video, keep_free: int = 0, rung: int = 0, loras: Sequence[Lora] = ()) -> bool:
         """Plan for a video, which may take no more than a rung; False if only a newly loaded engine can.
 
         Raises:
+            RequestError: a LoRA cannot be read, or does not fit.
             PlanError: it cannot fit into the memory of this machine.
         """
-        plan = self._planner(video, keep_free)
+        plan = self._planner(video, keep_free, footprint.changed(loras, self.models.spec))
         _accept(plan)
         self.rungs = plan.rungs
         # Pictures are small, and what they become must not depend on how far down the ladder it went.
@@ -226,7 +234,11 @@ class Engine:
         *,
         new_cache: Callable[[], StepCache | None] | None = None,
     ) -> Iterator[Step | Clip]:
-        """Generate a video from what :meth:`encode` gave; with ``new_cache``, another than the request's."""
+        """Generate a video from what :meth:`encode` gave; with ``new_cache``, another than the request's.
+
+        Raises:
+            RequestError: a LoRA cannot be read, has changed, or does not fit.
+        """
         new_cache = new_cache or self._caches(request)
         kind, window = self.models.spec.kind, request.latent_window_size
         sections = plan(kind, section_count(request.seconds, window), window)
@@ -238,6 +250,8 @@ class Engine:
         sigmas = flow_sigmas(request.steps, schedule_mu(window * height * width // 4))
         make_tables = partial(self._tables, request, conditioned, sigmas)
         texts = SectionTexts(request, conditioned, kind, len(sections), make_tables)
+        if len(progress.sampled) < len(sections):
+            self.merger.merge(request.loras, self._places)
         tiles = vae.Tiles()  # no part of the progress: where they are missing they are decoded again
         for section, following in zip_longest(sections, sections[1:]):
             if section.index == len(progress.sampled):
@@ -357,13 +371,8 @@ class Engine:
         if before.pixels is not None:
             return before.pixels
         memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
-        latents = before.latents
         with self._places.on_device(self.models.vae):
-            last = vae.decode(latents[:, :, -2 * window :], self.models.vae)
-            if latents.shape[2] <= 2 * window:
-                return last
-            earlier = vae.decode(latents[:, :, :-window][:, :, -2 * window :], self.models.vae)
-        return vae.blend(earlier, last, 4 * window - 3)[:, :, -last.shape[2] :]
+            return vae.end_of(before.latents, window, self.models.vae)
 
     def _decode(
         self,

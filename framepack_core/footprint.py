@@ -4,19 +4,19 @@ Of activations two pieces grow with the picture: the transformer's with its toke
 that it decodes at once. No torch here.
 """
 
-import json
 import math
-import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from framepack_core.buckets import Size
 from framepack_core.errors import ModelError
+from framepack_core.headers import read_headers
+from framepack_core.lora import fit_all
 from framepack_core.models import ModelSpec, find
-from framepack_core.request import GenerationSettings
+from framepack_core.request import GenerationSettings, Lora
 
 GIB = 1 << 30
 Placement = Literal["all", "core", "streamed"]
@@ -189,24 +189,28 @@ Tensor = tuple[str, int, int]  # name, parameters, bytes of one
 
 
 def _tensors(folder: Path) -> Iterator[Tensor]:
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with file.open("rb") as stream:
-                (length,) = struct.unpack("<Q", stream.read(8))
-                header = json.loads(stream.read(length))
-            for name, told in header.items():
-                if name != "__metadata__":
-                    start, end = told["data_offsets"]
-                    count = math.prod(told["shape"])
-                    yield name, count, (end - start) // max(count, 1)
-        except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
-            raise ModelError(f"{file} is damaged ({error!r}): download it again") from error
+    for name, tensor in read_headers(folder).items():
+        yield name, tensor.parameters, tensor.nbytes // max(tensor.parameters, 1)
 
 
 def _is_embedder(name: str) -> bool:
     return name.startswith(("time_text_embed.", "context_embedder.", "image_projection.")) or any(
         f"{norm}.linear." in name for norm in ("norm", "norm1", "norm1_context", "norm_out")
     )
+
+
+def changed(loras: Sequence[Lora], spec: ModelSpec) -> dict[str, int]:
+    """Count the parameters that LoRAs are merged into, by the part that they are in.
+
+    Raises:
+        RequestError: a LoRA cannot be read, or does not fit.
+        ModelError: the model's files are missing or damaged.
+    """
+    weights = {name: size for fit in fit_all(loras, spec) for name, size in fit.changed.items()}
+    sums = Counter[str]()
+    for name, parameters in weights.items():
+        sums["embedders" if _is_embedder(name) else "core"] += parameters
+    return dict(sums)
 
 
 def _component(tensors: list[Tensor], depth: int | None = 0) -> Component:

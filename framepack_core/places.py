@@ -1,6 +1,6 @@
 """Which modules are on the device, and when: as a rung of the ladder says."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
@@ -31,7 +31,8 @@ class Places:
         self._pinnable = pinnable and device.type == "cuda"
         self._placement = "all"
         self._hooked: set[nn.Module] = set()  # these are moved by hooks of their own
-        self._staying, self._stays = ExitStack(), set[nn.Module]()  # what does not leave the device again
+        self._streamed = dict[nn.Parameter, torch.Tensor]()  # what they fetch
+        self._stays = dict[nn.Module, ExitStack]()  # what does not leave the device again
 
     def take(self, rung: Rung) -> bool:
         """Place modules as a rung says; False if that is too far up for modules that are streamed."""
@@ -42,8 +43,7 @@ class Places:
             return False
         self._placement = rung.placement
         if not all(self._may_stay(module) for module in self._stays):
-            self._staying.close()
-            self._stays.clear()
+            self._drop(list(self._stays))
             memory.release_unused(self.device)
         for module in streamed:
             if module not in self._hooked:
@@ -57,7 +57,21 @@ class Places:
             return
         if self._pinnable:
             memory.lock(module)
+        if self.device.type != "cpu":
+            self._streamed = {parameter: parameter.data for parameter in module.parameters()}
         memory.stream_blocks(module, self.device)
+
+    def _drop(self, modules: Iterable[nn.Module]) -> None:
+        for module in modules:
+            self._stays.pop(module).close()
+
+    def leave(self, *modules: nn.Module) -> None:
+        """Have what stays on the device leave it until it is used again, if it holds one of some modules."""
+        self._drop([whole for whole in self._stays if not set(modules).isdisjoint(whole.modules())])
+
+    def fetched_from(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """Give the tensor in host memory that a streamed parameter is fetched from; None if it is its own."""
+        return self._streamed.get(parameter)
 
     def _may_stay(self, module: nn.Module) -> bool:
         return self._placement == "all" or (self._placement == "core" and module in (self._core, self._vae))
@@ -74,8 +88,9 @@ class Places:
             if module in self._hooked or module in self._stays:
                 continue
             if self._may_stay(module):
-                self._staying.enter_context(memory.visiting(module, device=self.device))
-                self._stays.add(module)
+                with ExitStack() as stack:
+                    stack.enter_context(memory.visiting(module, device=self.device))
+                    self._stays[module] = stack.pop_all()
             else:
                 visitors.append(module)
         try:

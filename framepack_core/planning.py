@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from framepack_core.errors import FramePackError
 from framepack_core.footprint import (
@@ -91,6 +92,7 @@ def make_plan(
     tiling: Tiling = "auto",
     keep_free: int = 0,
     item_bytes: ItemBytes = HALF,
+    changed: Mapping[str, int] = MappingProxyType({}),
 ) -> Plan:
     """Choose what lives where.
 
@@ -102,9 +104,10 @@ def make_plan(
         tiling: of the VAE; ``auto``: as the reference, whole frames where more than 60 GiB are free.
         keep_free: bytes to leave on the card to others.
         item_bytes: of a parameter.
+        changed: parameters, by part, that LoRAs are merged into.
     """
     if card is None:
-        return _cpu_plan(weights, host, tiling, item_bytes)
+        return _cpu_plan(weights, host, tiling, item_bytes, changed)
     free = card.free - keep_free
     rungs = ladder(tiling, streamable=item_bytes.streamable)
     peaks = [peak_vram(weights, rung, video, item_bytes) for rung in rungs]
@@ -114,7 +117,7 @@ def make_plan(
         if peaks[number] <= free and not (rung.tile is None and tiling == "auto" and free <= UNTILED_FREE)
     ]
     chosen = fitting[0] if fitting else len(rungs) - 1
-    placed = _placed(weights, rungs, chosen, peaks[chosen], host, item_bytes)
+    placed = _placed(weights, rungs, chosen, peaks[chosen], host, item_bytes, changed)
     if not fitting:
         short = _short_of_vram(weights, card, video, tiling, keep_free, peaks[-1], item_bytes)
         return replace(placed, shortage=short, hopeless=peaks[-1] > card.total)
@@ -128,6 +131,7 @@ def _placed(
     vram: int,
     host: Host,
     item_bytes: ItemBytes,
+    changed: Mapping[str, int],
 ) -> Plan:
     placement = rungs[chosen].placement
     streamed = placement == "streamed"
@@ -138,6 +142,9 @@ def _placed(
         for name, part in parts(weights)
         if part.item_bytes != item_bytes(name)
     }
+    # Nor is what LoRAs are merged into, whatever its file holds.
+    merged = {name: int(count * item_bytes(name)) for name, count in changed.items()}
+    converted = merged | converted
     mapped = sum(part.stored_bytes for _, part in parts(weights))
     ram = BASE_RAM + sum(converted.values())
     with_pinned = ram + int(core * PINNED_WASTE) - converted.get("core", 0)
@@ -249,8 +256,11 @@ def _short_of_vram(
     )
 
 
-def _cpu_plan(weights: Weights, host: Host, tiling: Tiling, item_bytes: ItemBytes) -> Plan:
-    placed = _placed(weights, ladder(tiling, streamable=item_bytes.streamable), 0, 0, host, item_bytes)
+def _cpu_plan(
+    weights: Weights, host: Host, tiling: Tiling, item_bytes: ItemBytes, changed: Mapping[str, int]
+) -> Plan:
+    rungs = ladder(tiling, streamable=item_bytes.streamable)
+    placed = _placed(weights, rungs, 0, 0, host, item_bytes, changed)
     return replace(
         placed,
         places={name: (size, "in RAM") for name, (size, _) in placed.places.items()},

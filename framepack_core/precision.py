@@ -44,7 +44,15 @@ def _to_nf4(blocks: nn.Module, dtype: torch.dtype) -> None:
                 small: Any = bnb.Linear4bit(
                     linear.in_features, linear.out_features, bias=False, compute_dtype=dtype, quant_type="nf4"
                 )
-                small.weight = bnb.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+                small.weight = quantize(linear.weight.data)
                 small.bias = linear.bias
-                # One at a time: it is when they are moved that they are quantized.
-                setattr(parent, name, small.to(linear.weight.device).eval())
+                setattr(parent, name, small.eval())  # one at a time
+
+
+def quantize(weight: torch.Tensor) -> nn.Parameter:
+    """Give a weight in nf4, where it is."""
+    import bitsandbytes.nn as bnb
+
+    # It is when it is moved that it is quantized.
+    small: nn.Parameter = bnb.Params4bit(weight, requires_grad=False, quant_type="nf4").to(weight.device)
+    return small

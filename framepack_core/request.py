@@ -60,6 +60,16 @@ class GenerationSettings(BaseModel):
         return self
 
 
+class Lora(BaseModel):
+    """A LoRA file to merge into the transformer, and how strongly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    file: Path
+    weight: Number = Field(1.0, ge=-4, le=4)
+    sha256: str | None = None  # of what the file must hold; None: whatever it holds
+
+
 class Request(GenerationSettings):
     """One video to generate.
 
@@ -77,6 +87,7 @@ class Request(GenerationSettings):
     seed: Integer = Field(31337, ge=0, le=MAX_SEED)
     end_image: Path | None = None
     keyframes: dict[Annotated[int, Field(ge=0)], Path] = {}
+    loras: tuple[Lora, ...] = ()
     continue_from: Path | None = None
 
 

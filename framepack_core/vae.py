@@ -164,6 +164,18 @@ def join(
     return joined[:, :, overlap:], joined[:, :, :overlap].clone()
 
 
+def end_of(latents: torch.Tensor, window: int, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
+    """Decode the end of a video as its last section left it, blended into the section before if there is one.
+
+    Gives the pixels of at most ``2 * window`` latents.
+    """
+    last = decode(latents[:, :, -2 * window :], vae)
+    if latents.shape[2] <= 2 * window:
+        return last
+    earlier = decode(latents[:, :, :-window][:, :, -2 * window :], vae)
+    return blend(earlier, last, 4 * window - 3)[:, :, -last.shape[2] :]
+
+
 def to_uint8(pixels: torch.Tensor) -> Frames:
     """Convert pixels (1, 3, T, H, W) to frames (T, H, W, 3); truncated, not rounded, as the reference.
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from framepack_core import footprint, models, planning
 from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
-from framepack_core.errors import FramePackError
+from framepack_core.errors import FramePackError, RequestError
 from framepack_core.footprint import GIB, ItemBytes, Video, Weights
 from framepack_core.planning import Card, Host, Plan
+from framepack_core.request import Lora
+from framepackd import loras
 from framepackd.config import Config, filesystem_type, poll_seconds
 from framepackd.database import StoreError
 from framepackd.jobs import JobStore
@@ -37,6 +39,7 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     yield _database(config)
     for name in dict.fromkeys([config.model, *config.models]):
         yield _model(config, name)
+    yield _loras(config)
     yield _disk(config.state_dir)
     if gpu:
         yield from _device(config)
@@ -71,6 +74,15 @@ def _model(config: Config, name: str) -> Check:
     except FramePackError as error:
         return False, f"model {name}", str(error)
     return True, f"model {name}", "every file is here"
+
+
+def _loras(config: Config) -> Check:
+    try:
+        for entry in JobSettings(**config.defaults).loras:
+            loras.find(entry.file, config.lora_dir)
+    except RequestError as error:
+        return False, "lora_dir", f"[defaults] {error}"
+    return None, "lora_dir", f"{config.lora_dir}: {loras.listing(config.lora_dir)}"
 
 
 def _disk(path: Path) -> Check:
@@ -149,6 +161,7 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
     video = max((Video.asked_for(settings, size) for size in sizes), key=lambda video: video.tokens)
     host = planning.host_memory() if ram is None else Host.assumed(ram)
     weights = footprint.weights(spec)
+    merged = [Lora(file=loras.find(entry.file, config.lora_dir)) for entry in settings.loras]
     plan = planning.make_plan(
         weights,
         card,
@@ -157,5 +170,6 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
         tiling=config.gpu.vae_tiling,
         keep_free=int((settings.gpu_memory_preservation or 0) * GIB),
         item_bytes=ItemBytes.of(*widths, config.gpu.precision),
+        changed=footprint.changed(merged, spec) if weights.on_disk else {},
     )
     return Forecast(spec.name, weights, card, host, video, plan)

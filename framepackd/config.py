@@ -100,6 +100,7 @@ class Config(BaseSettings):
     inbox: Path = Path("inbox")  # these three: in the state folder unless set
     outbox: Path = Path("outbox")
     failed: Path = Path("failed")
+    lora_dir: Path = Path("loras")  # likewise
     settle_seconds: float = Field(5.0, ge=0, le=3600)
     poll_seconds: float | None = Field(None, gt=0, le=86400)  # None: 60, or 10 where events cannot be trusted
     model: str = "framepack"
@@ -153,6 +154,12 @@ class Config(BaseSettings):
     def jobs_dir(self) -> Path:
         """The work folders, one a job."""
         return self.state_dir / "jobs"
+
+    @property
+    def made_folders(self) -> list[Path]:
+        """All folders that the daemon makes where they are missing."""
+        own = [self.lora_dir] if self.lora_dir.is_relative_to(self.state_dir) else []  # else read only
+        return [*self.folders.values(), self.jobs_dir, *own]
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -237,7 +244,7 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
     state_dir = base / config.state_dir.expanduser()
     others = {
         name: (base if name in config.model_fields_set else state_dir) / getattr(config, name).expanduser()
-        for name in ("inbox", "outbox", "failed")
+        for name in ("inbox", "outbox", "failed", "lora_dir")
     }
     models = {name: model.with_absolute_paths(base) for name, model in config.models.items()}
     absolute = config.model_copy(update={"state_dir": state_dir, **others, "models": models})
@@ -247,7 +254,7 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
 
 def _refuse_nested(config: Config) -> None:
     """Keep results from being taken in again as jobs."""
-    for name in ("outbox", "failed", "state_dir"):
+    for name in ("outbox", "failed", "state_dir", "lora_dir"):
         if getattr(config, name).resolve().is_relative_to(config.inbox.resolve()):
             where = f"{name} ({getattr(config, name)}) lies in the inbox ({config.inbox})"
             raise ConfigError(f"{where}: move one of them")

@@ -44,7 +44,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
         StoreError: the database cannot be used.
         OSError: a folder cannot be made or read.
     """
-    for folder in (*config.folders.values(), config.jobs_dir):
+    for folder in config.made_folders:
         files.make_folder(folder)
     lock = control.Lock(config.state_dir)
     try:

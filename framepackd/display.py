@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepack_core.footprint import GIB
+from framepackd import loras
 from framepackd.names import printable
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def job(record: dict[str, Any]) -> RenderableType:
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        if key in ("history", "prompts", "continues", *tables) or value in (None, "", [], {}):
+        if key in ("history", "prompts", "continues", "loras", *tables) or value in (None, "", [], {}):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
     if continued := record.get("continues"):
@@ -216,6 +217,8 @@ def job(record: dict[str, Any]) -> RenderableType:
         sections = ", ".join(map(str, timed["sections"]))
         span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"
         facts.add_row(Text("  timed prompt", style="cyan"), _text(f"{timed['text']} ({span})"))
+    for entry in record.get("loras", ()):
+        facts.add_row(Text("  lora", style="cyan"), _text(loras.in_words(entry)))
     for key in tables:
         for name, value in (record[key] or {}).items():
             text = value["file"] if isinstance(value, dict) else str(value)

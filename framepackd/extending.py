@@ -17,7 +17,7 @@ from framepack_core.models import find
 from framepackd.config import Config
 from framepackd.database import Job
 from framepackd.pictures import look_at_video
-from framepackd.settings import JobSettings, parse_settings
+from framepackd.settings import parse_settings
 
 MAX_RECORD_BYTES = 1 << 18  # a job's record has some 5 KiB, and its prompts
 # What is taken over from NAME.json; the length and the timed prompts are those of the video that is there.
@@ -51,15 +51,21 @@ def read_record(path: Path) -> Record:
         raise RequestError(f"{path.name} is not JSON ({str(error)[:100]}): leave it out") from error
     if not isinstance(said, dict):
         raise RequestError(f"{path.name} is not what is delivered beside a video: leave it out")
-    known = [key for key in TAKEN_OVER if key in JobSettings.model_fields and said.get(key) is not None]
+    known = {key: said[key] for key in TAKEN_OVER if said.get(key) is not None}
+    if isinstance(known.get("loras"), list):  # which tells more than it takes
+        known["loras"] = [_only(entry, ("file", "weight")) for entry in known["loras"]]
     sources, inputs = said.get("model_sources"), said.get("inputs")
     end = inputs.get("end") if isinstance(inputs, dict) else None
     return Record(
-        settings=parse_settings({key: said[key] for key in known}, path.name),
+        settings=parse_settings(known, path.name),
         model=_text(said.get("model")),
         base=_text(sources.get("base")) if isinstance(sources, dict) else None,
         end=_text(end.get("sha256")) if isinstance(end, dict) else None,
     )
+
+
+def _only(entry: object, keys: tuple[str, ...]) -> object:
+    return {key: entry[key] for key in keys if key in entry} if isinstance(entry, dict) else entry
 
 
 def _text(value: object) -> str | None:

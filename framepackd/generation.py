@@ -15,6 +15,7 @@ from framepack_core.attention import AUTO
 from framepack_core.encoders import Conditioning
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import FramePackError
+from framepack_core.lora import fit_all
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import HostCopy, Progress
 from framepack_core.request import Request
@@ -56,7 +57,7 @@ class Engines:
         if (
             self._engine is not None
             and key == self._key
-            and self._engine.prepare(video, work.keep_free, rung)
+            and self._engine.prepare(video, work.keep_free, rung, work.request.loras)
         ):
             return self._engine
         self._engine = self._ahead = None  # first let go of the other model
@@ -69,6 +70,7 @@ class Engines:
             video=video,
             tiling=work.vae_tiling,
             keep_free=work.keep_free,
+            loras=work.request.loras,
         )
         engine.take_rung(max(engine.rung, rung))
         self._engine, self._key = engine, key
@@ -119,6 +121,7 @@ class Generation:
         self._measures = Measures.from_json(notes["quality"]) if self._progress.decoded else Measures()
         if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
             work.preview.unlink(missing_ok=True)
+        self._loras: tuple[dict[str, int], ...] = ()
         self._asked: Leave | None = None  # to leave the job
         self._next: Work | None = None  # what comes after it
 
@@ -148,6 +151,7 @@ class Generation:
             _versions(),
             self._computation,
             self._measures.verdict(picture),
+            self._loras,
         )
 
     def _generate_within_memory(self) -> None:
@@ -157,6 +161,7 @@ class Generation:
         if self._work.vae_tiling != "auto":  # another ladder
             key += "|tiles" if self._work.vae_tiling else "|whole"
         engine = self._engines.get(self._work, self._work.rungs.get(key, 0))
+        self._loras = tuple(fit.counts for fit in fit_all(self._work.request.loras, self._work.spec))
         engine.compiled.on = self._computation["compiled"] is True
         if engine.compiled.on:
             compiling.set_up(self._work.compile_cache)
@@ -252,7 +257,7 @@ class _PhaseClock:
 
 
 def _identity(work: Work) -> dict[str, Any]:
-    """Name all that the bits of the video depend on."""
+    """Name all that the bits of the video depend on; what LoRAs hold is in the fingerprint."""
     return {
         "request": work.fingerprint,
         "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],

@@ -20,7 +20,7 @@ from framepack_core.buckets import Size, covering_size, output_size
 from framepack_core.errors import RequestError
 from framepack_core.prompts import sections_of
 from framepack_core.sections import FPS, Kind, frame_count, section_count
-from framepackd import files
+from framepackd import files, loras
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
 from framepackd.extending import Record, Source, choose_model, look, read_record
@@ -302,6 +302,7 @@ def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> No
         "prompts": _timed_prompts(settings, spec.kind, job.sections, before, seconds),
         "more": settings.more if source else None,  # of a folder's pictures it says nothing
         "continues": _continues(job, source) if source else None,
+        "loras": loras.take_in(settings.loras, config.lora_dir, spec),
     }
     job.fingerprint = _fingerprint(job)
 
@@ -383,10 +384,11 @@ def _read_prompt(path: Path) -> str:
 
 
 def _fingerprint(job: Job) -> str:
-    """Hash what decides the result: pictures, prompt and settings; and what the job goes on with."""
+    """Hash what decides the result: pictures, prompt, settings, LoRAs, and what the job goes on with."""
     roles = ("image", "end", "video", "latents")
     pictures = {role: job.inputs[role]["sha256"] for role in roles if role in job.inputs}
     # What came later counts only where it is used: earlier jobs are still recognised.
-    settings = {key: value for key, value in job.settings.items() if value or key not in ADDED_SETTINGS}
+    settings = loras.decisive(job.settings)
+    settings = {key: value for key, value in settings.items() if value or key not in ADDED_SETTINGS}
     decisive = json.dumps([pictures, settings], sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()

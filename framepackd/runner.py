@@ -10,7 +10,7 @@ from typing import Any
 from framepack_core.prompts import TimedPrompt
 from framepack_core.request import GenerationSettings, Request
 from framepack_core.sections import FPS
-from framepackd import delivery, intake, worker
+from framepackd import delivery, intake, loras, worker
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.jobs import CANCELLED, JobStore
@@ -111,6 +111,7 @@ class Runner:
                 seed=job.settings["seed"],
                 prompts=_prompts(job),
                 continue_from=self._continue_from(job, folder),
+                loras=loras.requested(job.settings, self._config.lora_dir),
                 **generation,
             ),
             spec=self._config.spec(job.settings["model"]),
@@ -242,9 +243,13 @@ class Runner:
             case worker.Finished():
                 spec = self._config.spec(job.settings["model"])
                 sources = ("transformer", "base", "image_encoder")
+                merged = job.settings.get("loras", [])
+                if message.loras:
+                    merged = loras.with_counts(merged, message.loras)
                 self._store.decide(
                     job.id,
                     State.DONE,
+                    settings=job.settings | {"loras": merged},
                     timings=message.timings,
                     versions=message.versions,
                     computation=message.computation,

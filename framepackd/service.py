@@ -216,6 +216,7 @@ def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
             for model in config.models.values()
             for place in (model.transformer, model.base, model.image_encoder)
         ]
+        sources.append(config.lora_dir)
         _refuse_hidden([*folders, *sources], f"Name another place in {service.config}.")
     try:
         pwd.getpwnam(USER)

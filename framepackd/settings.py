@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from framepack_core.errors import RequestError
 from framepack_core.request import MAX_SEED, GenerationSettings, Integer, Number, explain, shown
 from framepackd.files import open_regular
+from framepackd.loras import LoraSettings
 
 DEFAULTS_FILE = "_defaults.toml"
 MAX_SETTINGS_BYTES = 1 << 13  # for the worst of 64 KiB tomllib takes 17 s and 4 GB, for this 0.1 s and 64 MB
@@ -48,6 +49,7 @@ class JobSettings(GenerationSettings):
     crf: Integer = Field(16, ge=0, le=51)
     save_section_frames: bool = False
     keep_latents: bool = False
+    loras: LoraSettings = Field(default_factory=list)
     gpu_memory_preservation: Number | None = Field(None, ge=0, le=128)
 
     def with_drawn_seed(self) -> "JobSettings":

@@ -132,6 +132,7 @@ class Finished:
     versions: dict[str, str]
     computation: dict[str, str | bool]  # how it was computed, where there is a choice
     quality: str | None  # what is suspect about the pictures
+    loras: tuple[dict[str, int], ...] = ()  # how many keys of each matched; none if nothing was generated
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from framepack_core.engine import Clip, Engine
 from framepack_core.errors import ModelError
 from framepack_core.request import Request
 from tests.conftest import tiny_spec
+from tests.core.loras import make_lora, stored
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -69,8 +70,10 @@ def test_compiled_blocks_compute_the_same_within_rounding(
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "image.png")
     engine = Engine.load(tiny_spec(), device="cpu")
 
-    def latents(width: int) -> torch.Tensor:
-        small = {"seconds": 1, "latent_window_size": 1, "steps": 1, "width": width, "height": 32}
+    make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
+
+    def latents(width: int, **settings: object) -> torch.Tensor:
+        small = settings | {"seconds": 1, "latent_window_size": 1, "steps": 1, "width": width, "height": 32}
         request = Request.model_validate({"image": tmp_path / "image.png", "prompt": "a cat", **small})
         for event in engine.generate(request):
             if isinstance(event, Clip):
@@ -85,6 +88,10 @@ def test_compiled_blocks_compute_the_same_within_rounding(
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     latents(64)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "one serves all sizes"
+    merged = latents(48, loras=[{"file": tmp_path / "a.safetensors"}])
+    assert (merged - compiled).abs().max() > 1e-3
+    assert torch.equal(latents(48), compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "merging compiles nothing anew"
     engine.take_rung(len(engine.rungs) - 1)
     assert torch.equal(latents(48), compiled), "streamed as well"
     engine.compiled.on = False

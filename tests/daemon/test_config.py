@@ -29,7 +29,7 @@ def written(tmp_path: Path, text: str) -> Path:
 def test_the_example_is_the_defaults() -> None:
     example, defaults = load_config(EXAMPLE), load_config()
     for name in Config.model_fields:
-        if name not in ("state_dir", "inbox", "outbox", "failed", "defaults"):
+        if name not in ("state_dir", "inbox", "outbox", "failed", "lora_dir", "defaults"):
             assert getattr(example, name) == getattr(defaults, name), name
     assert JobSettings(**example.defaults) == JobSettings()
 

@@ -9,9 +9,10 @@ from PIL import Image
 
 from framepack_core.engine import Clip, Engine
 from framepack_core.progress import Progress
-from framepack_core.request import Request
+from framepack_core.request import Lora, Request
 from framepack_core.sampling import SolverState
 from tests.conftest import tiny_spec
+from tests.core.loras import make_lora, stored
 
 pytestmark = [
     pytest.mark.gpu,
@@ -63,6 +64,26 @@ def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: 
                 made.append(clip.latents)
         assert len(made) == 3
         assert all(torch.equal(made[0], other) for other in made[1:])
+
+
+def test_merged_loras_reach_the_gpu_wherever_weights_live(image: Path, tmp_path: Path) -> None:
+    make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
+    plain = Request(
+        image=image, prompt="a cat", seconds=1, latent_window_size=3, steps=4, width=48, height=32
+    )
+    merged = plain.model_copy(update={"loras": (Lora(file=tmp_path / "a.safetensors", weight=0.8),)})
+    for precision in ("exact", "fp8"):
+        engine = Engine.load(tiny_spec(), device="cuda", precision=precision)
+        made = []
+        for number, rung in enumerate(engine.rungs):
+            if rung.tile != 128:
+                assert engine.take_rung(number)
+                for request in (plain, merged, plain, merged):
+                    *_, clip = engine.generate(request)
+                    assert isinstance(clip, Clip)
+                    made.append(clip.latents)
+        assert not torch.equal(made[0], made[1])
+        assert all(torch.equal(made[number % 2], other) for number, other in enumerate(made))
 
 
 def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:

@@ -1,0 +1,297 @@
+"""LoRA files (Hu et al. 2021, arXiv:2106.09685): what is in them, and which weights that belongs to.
+
+Trainers name the same weights in four ways: by HunyuanVideo's modules or by diffusers', each with dots or, as
+kohya's programs do, with underscores. Without dots there are two ways left. No torch here: that a file fits
+can be seen from its header, before anything is loaded.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from framepack_core.errors import RequestError
+from framepack_core.headers import Header, Tensor, read_header, read_headers
+from framepack_core.models import ModelSpec, find
+from framepack_core.request import Lora
+
+NAMED = 3  # keys in a message
+
+_Names = Mapping[str, tuple[str, ...]]  # HunyuanVideo's, without dots -> diffusers', whose rows it stacks
+_DOUBLE: _Names = {
+    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "img_attn_proj": ("attn.to_out.0",),
+    "img_mlp_fc1": ("ff.net.0.proj",),
+    "img_mlp_fc2": ("ff.net.2",),
+    "img_mod_linear": ("norm1.linear",),
+    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "txt_attn_proj": ("attn.to_add_out",),
+    "txt_mlp_fc1": ("ff_context.net.0.proj",),
+    "txt_mlp_fc2": ("ff_context.net.2",),
+    "txt_mod_linear": ("norm1_context.linear",),
+}
+_SINGLE: _Names = {
+    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+    "linear2": ("proj_out",),
+    "modulation_linear": ("norm.linear",),
+}
+_REFINER: _Names = {
+    "self_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+    "self_attn_proj": ("attn.to_out.0",),
+    "mlp_fc1": ("ff.net.0.proj",),
+    "mlp_fc2": ("ff.net.2",),
+    "adaLN_modulation_1": ("norm_out.linear",),
+}
+_BLOCKS = (
+    (re.compile(r"double_blocks_(\d+)_(\w+)"), "transformer_blocks", _DOUBLE),
+    (re.compile(r"single_blocks_(\d+)_(\w+)"), "single_transformer_blocks", _SINGLE),
+    (
+        re.compile(r"txt_in_individual_token_refiner_blocks_(\d+)_(\w+)"),
+        "context_embedder.token_refiner.refiner_blocks",
+        _REFINER,
+    ),
+)
+# ComfyUI's names of HunyuanVideo's modules, where they differ.
+_COMFYUI = {
+    "mlp_0": "mlp_fc1",
+    "mlp_2": "mlp_fc2",
+    "mod_lin": "mod_linear",
+    "modulation_lin": "modulation_linear",
+}
+# Its rows are shift and scale in HunyuanVideo, scale and shift in diffusers.
+_SWAPPED = "final_layer_adaLN_modulation_1"
+_OTHERS = {
+    "img_in_proj": "x_embedder.proj",
+    "txt_in_input_embedder": "context_embedder.proj_in",
+    "txt_in_t_embedder_mlp_0": "context_embedder.time_text_embed.timestep_embedder.linear_1",
+    "txt_in_t_embedder_mlp_2": "context_embedder.time_text_embed.timestep_embedder.linear_2",
+    "txt_in_c_embedder_linear_1": "context_embedder.time_text_embed.text_embedder.linear_1",
+    "txt_in_c_embedder_linear_2": "context_embedder.time_text_embed.text_embedder.linear_2",
+    "time_in_mlp_0": "time_text_embed.timestep_embedder.linear_1",
+    "time_in_mlp_2": "time_text_embed.timestep_embedder.linear_2",
+    "vector_in_in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in_out_layer": "time_text_embed.text_embedder.linear_2",
+    "guidance_in_mlp_0": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in_mlp_2": "time_text_embed.guidance_embedder.linear_2",
+    "final_layer_linear": "proj_out",
+    _SWAPPED: "norm_out.linear",
+}
+
+_KEY = re.compile(r"(.+?)\.(?:lora[._](down|up|A|B)(?:\.default)?\.weight|(alpha))")
+_PREFIXES = re.compile(
+    r"^(base_model\.model\.|diffusion_model\.|transformer\.|unet\.|lora_unet_|lora_transformer_)*"
+)
+_TEXT_ENCODER = re.compile(r"(lora_)?(te\d?|text_encoders?(_\d)?)[._]")
+# Other ways to change weights: part of such a file without the rest would be something nobody has trained.
+_OTHER_METHODS = re.compile(
+    r".+\.(dora_scale|lora_magnitude_vector.*|hada_\w+|lokr_\w+|b?oft_\w+|lora_mid.*|lora[._]\w+\.bias|diff|diff_b)"
+)
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_SIDES = {"down": "down", "A": "down", "up": "up", "B": "up"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a LoRA adds to one weight: up @ down, scaled by alpha / rank."""
+
+    weight: str  # of the transformer, by its name in the files
+    down: str  # key, (rank, columns)
+    up: str  # key, (rows, rank)
+    alpha: str | None  # key
+    first: int  # of the rows of ``up`` that belong to this weight
+    rows: int
+    swapped: bool = False  # halves of the rows are exchanged
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Where the keys of a LoRA belong in a transformer."""
+
+    parts: tuple[Part, ...]
+    matched: int  # keys
+    unmatched: tuple[str, ...]
+    ignored: int  # keys for text encoders, which stay as they are
+    alpha: float | None  # of what has no key for it; None: the rank
+    changed: Mapping[str, int]  # weight -> its size, in numbers
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Count the keys that have found their place, and those that have not."""
+        return {"matched": self.matched, "unmatched": len(self.unmatched)}
+
+    @property
+    def text(self) -> str:
+        """Say in words how many keys have found their place."""
+        told = f"{self.matched} keys matched, {len(self.unmatched)} not"
+        if self.unmatched:
+            told += f" ({_some(self.unmatched)})"
+        return told + (f", {self.ignored} for text encoders ignored" if self.ignored else "")
+
+
+def fit_all(loras: Iterable[Lora], spec: ModelSpec) -> list[Fit]:
+    """Find what LoRAs change in a model, from the headers of their files and the model's.
+
+    Raises:
+        RequestError: one cannot be read, or does not fit.
+        ModelError: the model's files are missing or damaged.
+    """
+    loras = list(loras)
+    base = read_headers(find(spec).transformer) if loras else {}
+    return [fit(lora.file.name, read_lora(lora.file), base) for lora in loras]
+
+
+def read_lora(file: Path) -> Header:
+    """Read what a LoRA file holds.
+
+    Raises:
+        RequestError: it cannot be read, or is no safetensors file.
+    """
+    if file.suffix != ".safetensors":
+        raise RequestError(f"LoRA {file.name} is no .safetensors file: convert it; no other format is read")
+    try:
+        return read_header(file)
+    except OSError as error:
+        raise RequestError(
+            f"LoRA {file} cannot be read ({error.strerror}): put it there, or leave it out of loras"
+        ) from error
+    except ValueError as error:
+        raise RequestError(f"LoRA {file.name} cannot be used ({error}): download or save it again") from error
+
+
+def fit(name: str, lora: Header, base: Mapping[str, Tensor]) -> Fit:
+    """Find the weights that a LoRA's keys belong to.
+
+    Args:
+        name: of the LoRA, for messages.
+        lora: what its file holds.
+        base: the transformer's tensors, as its files have them.
+
+    Raises:
+        RequestError: no key belongs anywhere, shapes do not fit, or it is another thing than a LoRA.
+    """
+    own = {key.removesuffix(".weight"): tensor for key, tensor in base.items() if len(tensor.shape) > 1}
+    flat = {module.replace(".", "_"): module for module in own}
+    modules = dict[str, dict[str, str]]()  # as the file names it -> side -> key
+    unmatched, ignored, matched = list[str](), 0, 0
+    for key in lora.tensors:
+        read = _KEY.fullmatch(key)
+        if _TEXT_ENCODER.match(key):
+            ignored += 1
+        elif read:
+            modules.setdefault(read[1], {})[_SIDES.get(read[2], "alpha")] = key
+        elif _OTHER_METHODS.fullmatch(key):
+            raise RequestError(
+                f"LoRA {name} is not a plain LoRA ({key}): DoRA, LoHa, LoKr and differences are not "
+                "supported, use one with lora_up and lora_down, or lora_A and lora_B"
+            )
+        else:
+            unmatched.append(key)
+    parts = list[Part]()
+    for module, keys in modules.items():
+        flattened = _PREFIXES.sub("", module, count=1).replace(".", "_")
+        weights = (flat[flattened],) if flattened in flat else _renamed(flattened)
+        if not weights or not all(weight in own for weight in weights):
+            unmatched += keys.values()
+            continue
+        parts += _parts(name, keys, {weight: own[weight] for weight in weights}, lora, flattened == _SWAPPED)
+        matched += len(keys)
+    if not parts:
+        raise RequestError(
+            f"LoRA {name} does not fit the model: none of its {len(lora.tensors)} keys does "
+            f"({_some(list(lora.tensors)) or 'it has none'}): use one for HunyuanVideo or FramePack, with "
+            "the names of musubi-tuner, diffusion-pipe or diffusers"
+        )
+    changed = {part.weight: base[part.weight].parameters for part in parts}
+    return Fit(tuple(parts), matched, tuple(unmatched), ignored, _told_alpha(name, lora.metadata), changed)
+
+
+def _renamed(module: str) -> tuple[str, ...]:
+    """Give diffusers' names of one of HunyuanVideo's modules; none if it has no such module."""
+    if module in _OTHERS:
+        return (_OTHERS[module],)
+    for pattern, blocks, names in _BLOCKS:
+        if found := pattern.fullmatch(module):
+            name = found[2]
+            for theirs, ours in _COMFYUI.items():
+                name = re.sub(f"{theirs}$", ours, name)
+            return tuple(f"{blocks}.{found[1]}.{part}" for part in names.get(name, ()))
+    return ()
+
+
+def _parts(
+    name: str, keys: Mapping[str, str], weights: Mapping[str, Tensor], lora: Header, swapped: bool
+) -> Iterator[Part]:
+    """Divide what belongs to several weights that are one in HunyuanVideo: below each other in its rows."""
+    for side, other in (("up", "down"), ("down", "up")):
+        if side not in keys:
+            key = keys.get(other) or keys["alpha"]
+            raise RequestError(f"LoRA {name} is not whole: {key} has no lora_{side} beside it: get it again")
+    up, down = lora.tensors[keys["up"]].shape, lora.tensors[keys["down"]].shape
+    rows = [weight.shape[0] for weight in weights.values()]
+    columns = next(iter(weights.values())).parameters // rows[0]
+    rank = down[0] if down else 0
+    kinds = {lora.tensors[key].dtype for key in keys.values()} - _FLOATS
+    if kinds:
+        raise RequestError(
+            f"LoRA {name}: {keys['up']} holds numbers of kind {min(kinds)}: use one that is not quantized"
+        )
+    fits = rank > 0 and _matrix(up) == (sum(rows), rank) and _matrix(down) == (rank, columns)
+    if not fits or ("alpha" in keys and lora.tensors[keys["alpha"]].parameters != 1):
+        first, shape = next((module, weight.shape) for module, weight in weights.items())
+        wanted = f"{first} {shape}" if len(rows) == 1 else f"{' + '.join(weights)} {(sum(rows), columns)}"
+        raise RequestError(
+            f"LoRA {name} does not fit the model: {keys['up']} {up} times {keys['down']} {down} is to change "
+            f"{wanted}: use one that was made for this model"
+        )
+    first_row = 0
+    for weight, count in zip(weights, rows, strict=True):
+        yield Part(f"{weight}.weight", keys["down"], keys["up"], keys.get("alpha"), first_row, count, swapped)
+        first_row += count
+
+
+def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Give a shape as that of a matrix: convolutions are flattened."""
+    rows, *others = shape or (0,)
+    columns = 1
+    for size in others:
+        columns *= size
+    return rows, columns
+
+
+def _told_alpha(name: str, metadata: Mapping[str, str]) -> float | None:
+    """Read the alpha that diffusers writes beside the tensors, of all of them."""
+    try:
+        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        values = {key.removeprefix("transformer."): value for key, value in told.items()}
+        alpha = values.get("lora_alpha")
+        alpha = None if alpha is None else float(alpha)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(f"LoRA {name} has damaged metadata ({error!r}): get it again") from error
+    for key in ("alpha_pattern", "use_rslora", "use_dora"):
+        if values.get(key):
+            raise RequestError(f"LoRA {name} was made with {key}, which is not supported: use another")
+    return alpha
+
+
+def _some(keys: list[str] | tuple[str, ...]) -> str:
+    more = len(keys) - NAMED
+    return ", ".join(key[:100] for key in keys[:NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def sha256(file: Path) -> str:
+    """Give the hex SHA-256 of a file's content, computed once for as long as the file stands still.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = file.stat()
+    return _sha256(file, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=64)
+def _sha256(file: Path, *_: int) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
