@@ -14,13 +14,13 @@ import torch
 
 from framepack_core import footprint, loading, memory, planning, vae
 from framepack_core.attention import AUTO, choose_attention, use_attention
-from framepack_core.cache import StepCache, TeaCache
+from framepack_core.cache import StepCache
 from framepack_core.compiling import CompiledBlocks
 from framepack_core.conditioning import TextConditioning
 from framepack_core.encoders import Before, Conditioning, Encoders
 from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
-from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
+from framepack_core.magcache import Calibration, step_caches
 from framepack_core.media import Frames, Picture
 from framepack_core.merging import Merger
 from framepack_core.models import ModelSpec, find
@@ -239,7 +239,7 @@ class Engine:
         Raises:
             RequestError: a LoRA cannot be read, has changed, or does not fit.
         """
-        new_cache = new_cache or self._caches(request)
+        new_cache = new_cache or step_caches(request, self.models.spec)
         kind, window = self.models.spec.kind, request.latent_window_size
         sections = plan(kind, section_count(request.seconds, window), window)
         before = conditioned.before
@@ -290,16 +290,6 @@ class Engine:
             if len(calibration.ratios) == request.steps:
                 break
         return calibration.ratios
-
-    def _caches(self, request: Request) -> Callable[[], StepCache | None]:
-        """Say how the cache of a section is made."""
-        if request.cache == "teacache":
-            return lambda: TeaCache(request.steps)
-        if request.cache == "magcache":
-            spec = self.models.spec
-            ratios = load_ratios(spec.mag_ratios) if spec.mag_ratios else BUILT_IN_RATIOS[spec.kind]
-            return lambda: MagCache(request.steps, ratios)
-        return lambda: None
 
     def _tables(
         self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor, text: TextConditioning
