@@ -3,6 +3,7 @@
 Only looks, never touches. Events of the file system wake a scan; a scan decides.
 """
 
+import itertools
 import logging
 import re
 import time
@@ -26,8 +27,10 @@ MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on
 # A name may hold line breaks, and end in one.
 END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
 FIRST_FRAME = re.compile(r"(?P<name>.+)_first_frame\Z", re.DOTALL)
-CHAIN = re.compile(r"(?P<name>.+)_frame_\d+\Z", re.DOTALL)
+FRAME = re.compile(r"(?P<name>.+)_frame_(?P<number>[0-9]+)\Z", re.DOTALL)  # of a chain
 FRAME_DIFF = re.compile(r"(?P<name>.+)_frame_diff\Z", re.DOTALL)
+# In the order in which they are told.
+ROLES = ("image", "frame", "text", "end", "settings", "diff", "unknown")
 
 
 @dataclass
@@ -45,8 +48,22 @@ class Group:
     @property
     def paths(self) -> list[str]:
         """Give all files, the picture and its text first."""
-        order = ("image", "text", "end", "settings", "diff", "chain", "unknown")
-        return [path for role in order for path in sorted(self.files.get(role, []))]
+        return [path for role in self.roles for path in sorted(self.files[role])]
+
+    @property
+    def roles(self) -> list[str]:
+        """Give the roles of its files, the picture first; frames of a chain by their numbers."""
+
+        def place(role: str) -> tuple[int, int]:
+            kind, _, number = role.partition("-")
+            return ROLES.index(kind), int(number or 0)
+
+        return sorted((role for role in self.files if self.files[role]), key=place)
+
+    @property
+    def frames(self) -> list[str]:
+        """Give the roles of a chain's frames, frame-0 first."""
+        return [role for role in self.roles if role.startswith("frame-")]
 
     def only(self, role: str) -> str | None:
         """Give the file of a role that exists once, if at all."""
@@ -157,13 +174,14 @@ class Inbox:
     def _missing_partner(
         self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
     ) -> str | None:
-        if not group.files.get("image"):
+        picture = _missing_picture(group)
+        if picture is not None:
             first = group.paths[0]
             if first not in self._missed or self._missed[first][0] != group.signatures:
                 # Asked only when the files are new: there may be thousands, at every look.
                 self._missed[first] = group.signatures, missed_job(group.folder, group.name)
             job = self._missed[first][1]
-            return f"{group.name}.png" + (f" (job {job} was taken before this came)" if job else "")
+            return picture + (f" (job {job} was taken before this came)" if job else "")
         prompted = self.prompted or bool(group.files.get("text"))
         for path in group.defaults:
             prompts = self._prompts(path, found)
@@ -206,17 +224,29 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
         return (
             f"{_name(group.files['unknown'][0])} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
         )
-    if group.files.get("chain"):
-        return f"{group.name}_frame_N: videos from a chain of frames cannot be made yet"
-    for role in ("image", "text", "end", "settings", "diff"):
-        several = group.files.get(role, [])
+    for role in group.roles:
+        several = group.files[role]
         if len(several) > 1:
             names = sorted(map(_name, several))
             alike = len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
             hint = " (the accents are written in two ways)" if alike else ""
             return f"only one of {' and '.join(names)} may stay{hint}"
+    other = group.only("image") or group.only("end")
+    if group.frames and other:
+        return f"{_name(other)} and the chain {group.name}_frame_N are in each other's way: only one may stay"
     empty = [path for path in group.paths if _is_picture(path) and found[path].signature.size == 0]
     return f"{_name(empty[0])} is empty (0 bytes)" if empty else None
+
+
+def _missing_picture(group: Group) -> str | None:
+    """Name the picture without which a group is no job: the one of its NAME, or the next one of its chain."""
+    if not group.frames:
+        return None if group.files.get("image") else f"{group.name}.png"
+    following = next(number for number in itertools.count() if f"frame-{number}" not in group.frames)
+    if following == len(group.frames) > 1:
+        return None
+    suffix = PurePosixPath(group.files[group.frames[0]][0]).suffix
+    return f"{group.name}_frame_{following}{suffix}"
 
 
 def _waiting(group: Group, missing: str, found: dict[str, Found]) -> Waiting:
@@ -264,10 +294,11 @@ def _owner(path: str, own_names: set[str]) -> tuple[str, str]:
     if suffix not in PICTURES:
         return _name(path), "unknown"
     if stem not in own_names:  # a text of exactly this name wins over the suffixes
-        for pattern, role in ((END_FRAME, "end"), (FIRST_FRAME, "image"), (CHAIN, "chain")):
+        for pattern, role in ((END_FRAME, "end"), (FIRST_FRAME, "image"), (FRAME, "frame")):
             match = pattern.match(stem)
             if match:
-                return match["name"], role
+                number = f"-{int(match['number'])}" if "number" in match.groupdict() else ""
+                return match["name"], role + number
     return stem, "image"
 
 

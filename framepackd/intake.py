@@ -120,7 +120,9 @@ def clear_work_folder(work: Path, state: State) -> None:
 
 
 def _days_since(path: Path) -> float:
-    return (time.time() - path.stat().st_mtime) / 86400
+    """Say how long ago anything was written to a folder; a chain has one for each clip in it."""
+    latest = max(each.stat().st_mtime for each in (path, *path.iterdir()))
+    return (time.time() - latest) / 86400
 
 
 def _new_id() -> str:
@@ -258,17 +260,20 @@ def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> No
     if name not in config.model_names():
         raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
     spec = config.spec(name)
+    if "frame-0" in job.inputs and spec.kind == "f1":
+        raise RequestError(
+            f"model {name} generates forward and cannot aim at the next frame of a chain: "
+            "use a model of kind framepack"
+        )
     spec.verify(end_image="end" in job.inputs)
-    sizes = {
-        role: picture_size(work / INPUTS / job.inputs[role]["file"])
-        for role in ("image", "end")
-        if role in job.inputs
-    }
-    job.height, job.width = output_size(settings, sizes["image"], spec.buckets)
-    for size in sizes.values():
+    sizes = [picture_size(work / INPUTS / job.inputs[role]["file"]) for role in _pictures(job)]
+    job.height, job.width = output_size(settings, sizes[0], spec.buckets)
+    for size in sizes:
         covering_size(size, (job.height, job.width))
-    job.sections = section_count(settings.seconds, settings.latent_window_size)
-    job.frames = frame_count(job.sections, settings.latent_window_size)
+    sections = section_count(settings.seconds, settings.latent_window_size)
+    job.sections = job.clips * sections
+    # Each clip begins with the frame that the one before ends with.
+    job.frames = job.clips * (frame_count(sections, settings.latent_window_size) - 1) + 1
     job.steps_total = job.sections * settings.steps
     job.settings = settings.model_dump() | {
         "model": name,
@@ -330,8 +335,13 @@ def _read_prompt(path: Path) -> str:
     return text.replace("\r\n", "\n").strip()
 
 
+def _pictures(job: Job) -> list[str]:
+    """Give the roles of a job's pictures; the first one decides the size."""
+    return [role for role in job.inputs if role.startswith(("image", "frame-", "end"))]
+
+
 def _fingerprint(job: Job) -> str:
     """Hash what decides the result: pictures, prompt, settings and the content of LoRAs."""
-    pictures = {role: job.inputs[role]["sha256"] for role in ("image", "end") if role in job.inputs}
+    pictures = {role: job.inputs[role]["sha256"] for role in _pictures(job)}
     decisive = json.dumps([pictures, loras.decisive(job.settings)], sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()

@@ -28,7 +28,7 @@ def obstacle(job: Job, config: Config) -> str | None:
     They must be what they were: it is the job that is recorded which runs again. Only one that never passed
     the checks of its files is checked anew, and may have been put right.
     """
-    if "image" not in job.inputs:
+    if not job.inputs:
         return "its files were never read: drop them into the inbox again"
     for source, _, sha256 in _moves(job, config):
         if source.is_symlink() or not source.is_file():

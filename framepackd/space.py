@@ -35,7 +35,7 @@ def needed(job: Job) -> dict[str, int]:
     latent_frame = FLOAT32 * LATENT_CHANNELS * pixels // LATENT_PIXELS**2
     raw = job.frames * pixels * RGB
     video = int(raw * NOISE_SHARE * (1 - crf / WORST_CRF))
-    latents = (job.sections * window + 1) * latent_frame
+    latents = (job.sections * window + job.clips) * latent_frame
     return {
         "segments": video,
         "preview": video,

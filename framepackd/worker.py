@@ -66,6 +66,12 @@ class Work:
     vae_tiling: Tiling = "auto"
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
+    following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
+
+    @property
+    def clips(self) -> tuple[Request, ...]:
+        """All clips, in the order of time; the video is their frames, a shared one only once."""
+        return self.request, *self.following
 
 
 @dataclass(frozen=True)
