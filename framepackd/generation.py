@@ -265,7 +265,6 @@ class Generation:
         return replace(
             clip,
             section=self._sections_before + clip.section,
-            sections=self._work.sections,
             frames=clip.frames[1:] if ends and self._clip else clip.frames,
         )
 
@@ -292,7 +291,7 @@ class Generation:
         self._measures.add(clip.frames, finite=clip.finite)
         notes["quality"] = self._measures.to_json()
         self._save(copied, notes, self._video.encode(clip))
-        if clip.section + 1 < clip.sections:  # else the video itself comes at once
+        if clip.section + 1 < self._work.sections:  # else the video itself comes at once
             self._video.write_preview(clip.progress.edge)
 
     def _notes(self) -> dict[str, Any]:

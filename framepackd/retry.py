@@ -14,10 +14,11 @@ from framepackd import files
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.inbox import defaults_above
-from framepackd.intake import INPUTS, MANIFEST, check
+from framepackd.intake import INPUTS, MANIFEST
 from framepackd.jobs import JobStore
 from framepackd.listing import list_files
 from framepackd.names import rest_of_name
+from framepackd.resolving import resolve
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,12 @@ def bring_back(job: Job, config: Config, store: JobStore) -> None:
     _remove_reason(job, config)
     job.delivery = None
     if not job.settings:
-        check(job, work, manifest, config, store)
+        settings = resolve(job, work / INPUTS, manifest, config, store)
+        if settings is not None and settings.seeds > 1:
+            error = (
+                f"seeds = {settings.seeds} asks for several jobs, and a retry is of one: drop the files again"
+            )
+            job.settings, job.delivery = {}, {"state": State.FAILED, "error": error}
     elif (problem := _damage(job, config)) is not None:
         job.delivery = {"state": State.FAILED, "error": problem}
     store.brought_back(job)
@@ -81,6 +87,7 @@ def _manifest(job: Job, config: Config) -> dict[str, Any]:
     """Say of the work folder what intake says: with it, and without the database, the job is not lost."""
     prefix = f"{job.folder}/" if job.folder else ""
     return {
+        **({"seed": job.settings["seed"]} if _checked(job) else {}),
         "folder": job.folder,
         "name": job.name,
         "defaults": [] if _checked(job) else defaults_above(job.folder, list_files(config.inbox)),

@@ -45,6 +45,7 @@ class JobSettings(GenerationSettings):
     model: str | None = None  # None: the config's
     prompt: str | None = None
     seed: Annotated[Integer | None, BeforeValidator(_read_seed)] = Field(31337, ge=0, le=MAX_SEED)
+    seeds: Integer = Field(1, ge=1, le=64)  # variations, each a job with a seed of its own
     crf: Integer = Field(16, ge=0, le=51)
     save_section_frames: bool = False
     keep_latents: bool = False

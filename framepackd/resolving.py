@@ -1,0 +1,164 @@
+"""What a job's files ask for: settings laid over each other, which pictures, what size and length."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from framepack_core.buckets import covering_size, output_size
+from framepack_core.errors import RequestError
+from framepack_core.sections import frame_count, section_count
+from framepackd import files, loras
+from framepackd.config import Config
+from framepackd.database import Job, State, StoreError
+from framepackd.jobs import JobStore
+from framepackd.names import printable
+from framepackd.pictures import picture_size
+from framepackd.settings import JobSettings, parse_settings, read_settings_file
+from framepackd.variations import seed_in
+
+log = logging.getLogger(__name__)
+
+MAX_TEXT_BYTES = 1 << 16
+
+
+def resolve(
+    job: Job, inputs: Path, manifest: dict[str, Any], config: Config, store: JobStore
+) -> JobSettings | None:
+    """Work out from a job's files what is to be made; if nothing can, its end is decided in ``delivery``.
+
+    Gives the settings, if they can be read: where they ask for several seeds, the job is to become several.
+    """
+    try:
+        settings = _resolve(job, inputs, manifest, config)
+        skips = config.on_duplicate == "skip" and settings.seeds == 1
+        earlier = store.find_done(job.fingerprint) if skips else None
+        if earlier is not None:
+            job.delivery = {
+                "state": State.SKIPPED,
+                "error": f"the same as job {earlier.id}: {earlier.output}",
+            }
+    except RequestError as error:
+        job.delivery = {"state": State.FAILED, "error": printable(str(error))}
+    except OSError as error:
+        name = Path(error.filename or inputs).name
+        remedy = "correct its permissions and drop the files again"
+        reason = f"{name} cannot be read ({error.strerror}): {remedy}"
+        job.delivery = {"state": State.FAILED, "error": printable(reason)}
+    except StoreError:
+        raise
+    except Exception as error:
+        # Whatever a file can do to us, it must not stop the queue, now or at the next start.
+        log.exception("job %s: %s cannot be taken in", job.id, job.path)
+        reason = f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
+        job.delivery = {"state": State.FAILED, "error": printable(reason)}
+    else:
+        return settings
+    return None
+
+
+def _resolve(job: Job, inputs: Path, manifest: dict[str, Any], config: Config) -> JobSettings:
+    job.inputs = {
+        entry["role"]: {"file": Path(entry["path"]).name, "sha256": None} for entry in manifest["files"]
+    }
+    for entry in job.inputs.values():
+        entry["sha256"] = files.sha256(inputs / entry["file"])
+    settings = _settings(inputs, manifest, job, config)
+    # A variation is one, also when it is dropped again with the settings of all.
+    seed = manifest.get("seed", seed_in(job.name) if settings.seeds > 1 else None)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed, "seeds": 1})
+    if settings.seeds == 1:
+        settings = settings.with_drawn_seed()
+    name = config.model if settings.model is None else settings.model
+    if name not in config.model_names():
+        raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
+    spec = config.spec(name)
+    if "frame-0" in job.inputs and spec.kind == "f1":
+        raise RequestError(
+            f"model {name} generates forward and cannot aim at the next frame of a chain: "
+            "use a model of kind framepack"
+        )
+    spec.verify(end_image="end" in job.inputs)
+    sizes = [picture_size(inputs / job.inputs[role]["file"]) for role in _pictures(job)]
+    job.height, job.width = output_size(settings, sizes[0], spec.buckets)
+    for size in sizes:
+        covering_size(size, (job.height, job.width))
+    sections = section_count(settings.seconds, settings.latent_window_size)
+    job.sections = job.clips * sections
+    # Each clip begins with the frame that the one before ends with.
+    job.frames = job.clips * (frame_count(sections, settings.latent_window_size) - 1) + 1
+    job.steps_total = job.sections * settings.steps
+    job.settings = settings.model_dump(exclude={"seeds"}) | {
+        "model": name,
+        "width": job.width,
+        "height": job.height,
+        "loras": loras.take_in(settings.loras, config.lora_dir, spec),
+    }
+    job.fingerprint = _fingerprint(job)
+    return settings
+
+
+def _settings(inputs: Path, manifest: dict[str, Any], job: Job, config: Config) -> JobSettings:
+    """Lay the settings over each other: config, defaults of the folders, the job's own, and its text."""
+    layers = [config.defaults]
+    for path in manifest["defaults"]:
+        with contextlib.suppress(FileNotFoundError):  # taken away since
+            folder, _, name = path.rpartition("/")
+            with files.folder_below(config.inbox, folder) as opened:
+                layers.append(read_settings_file(opened / name, path))
+    own: dict[str, Any] = {}
+    if "settings" in job.inputs:
+        file = job.inputs["settings"]["file"]
+        own = read_settings_file(inputs / file, file)
+    layers.append(own)
+    if "text" in job.inputs:
+        prompt = _read_prompt(inputs / job.inputs["text"]["file"])
+        if not prompt and "prompt" not in own:
+            raise RequestError(
+                f"{job.inputs['text']['file']} is empty: write what is to happen, or, for no prompt at all, "
+                f'put prompt = "" into {job.name}.toml'
+            )
+        if prompt:
+            layers.append({"prompt": prompt})
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if "resolution" in layer:  # the nearer wish counts, whichever way the size is said
+            merged = {key: value for key, value in merged.items() if key not in ("width", "height")}
+        merged |= layer
+    settings = JobSettings.model_validate(parse_settings(merged, f"the settings of {job.name} together"))
+    if settings.prompt is None:
+        raise RequestError(f"{job.name} has no prompt: add {job.name}.txt")
+    return settings
+
+
+def _read_prompt(path: Path) -> str:
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise RequestError(f"{path.name} has {path.stat().st_size} bytes: a prompt may have {MAX_TEXT_BYTES}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{path.name} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): "
+            "save it as UTF-8 and drop the files again"
+        ) from error
+    if "\0" in text:
+        raise RequestError(
+            f"{path.name} holds null characters, so it is no text, or one in UTF-16: "
+            "save it as UTF-8 and drop the files again"
+        )
+    return text.replace("\r\n", "\n").strip()
+
+
+def _pictures(job: Job) -> list[str]:
+    """Give the roles of a job's pictures; the first one decides the size."""
+    return [role for role in job.inputs if role.startswith(("image", "frame-", "end"))]
+
+
+def _fingerprint(job: Job) -> str:
+    """Hash what decides the result: pictures, prompt, settings and the content of LoRAs."""
+    pictures = {role: job.inputs[role]["sha256"] for role in _pictures(job)}
+    decisive = json.dumps([pictures, loras.decisive(job.settings)], sort_keys=True)
+    return hashlib.sha256(decisive.encode()).hexdigest()
