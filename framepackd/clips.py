@@ -17,6 +17,8 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
     files = {role: inputs / entry["file"] for role, entry in job.inputs.items()}
     frames = [files[f"frame-{number}"] for number in range(job.clips + 1) if "frame-0" in files]
     pairs = list(pairwise(frames)) or [(files["image"], files.get("end"))]
+    keyframes = {int(section): inputs / file for section, file in job.settings.get("keyframes", {}).items()}
+    sections = job.sections // job.clips
     generation = {key: job.settings[key] for key in GenerationSettings.model_fields}
     merged = loras.requested(job.settings, lora_dir)
     return [
@@ -26,7 +28,12 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
             prompt=job.settings["prompt"],
             seed=job.settings["seed"],
             loras=merged,
+            keyframes={
+                section - first: file
+                for section, file in keyframes.items()
+                if first <= section < first + sections
+            },
             **generation,
         )
-        for image, end in pairs
+        for first, (image, end) in zip(range(0, job.sections, sections), pairs, strict=True)
     ]

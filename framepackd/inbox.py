@@ -3,16 +3,18 @@
 Only looks, never touches. Events of the file system wake a scan; a scan decides.
 """
 
+import contextlib
 import itertools
 import logging
 import re
 import time
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from framepack_core.errors import RequestError
 from framepackd.files import folder_below
@@ -28,9 +30,11 @@ MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on
 END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
 FIRST_FRAME = re.compile(r"(?P<name>.+)_first_frame\Z", re.DOTALL)
 FRAME = re.compile(r"(?P<name>.+)_frame_(?P<number>[0-9]+)\Z", re.DOTALL)  # of a chain
+KEYFRAME = re.compile(r"(?P<name>.+)_section_(?P<number>[0-9]+)\Z", re.DOTALL)
 FRAME_DIFF = re.compile(r"(?P<name>.+)_frame_diff\Z", re.DOTALL)
+SUFFIXES = {END_FRAME: "end", FIRST_FRAME: "image", FRAME: "frame", KEYFRAME: "keyframe"}
 # In the order in which they are told.
-ROLES = ("image", "frame", "text", "end", "settings", "diff", "unknown")
+ROLES = ("image", "frame", "text", "end", "keyframe", "settings", "diff", "unknown")
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Group:
     defaults: list[str] = field(
         default_factory=list
     )  # _defaults.toml files that hold for it, outermost first
+    keyframes: Mapping[int, str] = field(default_factory=dict)  # files its settings name, by section
     signatures: dict[str, Signature] = field(default_factory=dict)  # of all of them, when they had settled
 
     @property
@@ -118,7 +123,8 @@ class Inbox:
         self.settle_seconds = settle_seconds
         self._now = now
         self._still_since: dict[str, tuple[Signature, float]] = {}
-        self._read: dict[str, tuple[Signature, bool | RequestError]] = {}  # settings files, see _prompts
+        # Settings files, see _settings.
+        self._read: dict[str, tuple[Signature, dict[str, Any] | RequestError]] = {}
         self._missed: dict[str, tuple[dict[str, Signature], str | None]] = {}  # answers to missed_job
         self.held: dict[tuple[str, str], str] = {}  # groups that could not be taken, and why
 
@@ -131,7 +137,7 @@ class Inbox:
         all_defaults = [path for path in found if _is_defaults(path)]
         ready, waiting = [], []
         unsettled = False
-        for group in group_files(found):
+        for group in group_files(found, self._keyframes(found, moving)):
             defaults = group.defaults = defaults_above(group.folder, all_defaults)
             group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
             if any(path in moving for path in (*group.paths, *defaults)):
@@ -184,23 +190,36 @@ class Inbox:
             return picture + (f" (job {job} was taken before this came)" if job else "")
         prompted = self.prompted or bool(group.files.get("text"))
         for path in group.defaults:
-            prompts = self._prompts(path, found)
-            if isinstance(prompts, RequestError):
-                return str(prompts)  # one mistake there must not fail every job below
-            prompted |= prompts
+            defaults = self._settings(path, found)
+            if isinstance(defaults, RequestError):
+                return str(defaults)  # one mistake there must not fail every job below
+            prompted |= "prompt" in defaults
         own = group.only("settings")
-        if prompted or own is None:
-            return None if prompted else f"{group.name}.txt"
-        # A mistake in the job's own settings: it is taken, and fails with the reason.
-        return None if self._prompts(own, found) else f"{group.name}.txt"
+        if not prompted and own is not None:
+            settings = self._settings(own, found)
+            # A mistake in the job's own settings: it is taken, and fails with the reason.
+            prompted = isinstance(settings, RequestError) or "prompt" in settings
+        return _missing_keyframe(group, found) if prompted else f"{group.name}.txt"
 
-    def _prompts(self, path: str, found: dict[str, Found]) -> bool | RequestError:
-        """Say whether a settings file holds a prompt, or what is wrong with it; reads each version once."""
+    def _keyframes(self, found: dict[str, Found], moving: set[str]) -> dict[str, Mapping[int, str]]:
+        """Give the pictures that settings name as keyframes, by the settings' paths."""
+        named: dict[str, Mapping[int, str]] = {}
+        for path, entry in found.items():
+            own = _suffix(path) == ".toml" and not _is_defaults(path)
+            if own and path not in moving and entry.problem is None and as_utf8(path) == path:
+                with contextlib.suppress(Exception):  # which shows when the group is looked at
+                    settings = self._settings(path, found)
+                    if not isinstance(settings, RequestError) and "keyframes" in settings:
+                        named[path] = settings["keyframes"]
+        return named
+
+    def _settings(self, path: str, found: dict[str, Found]) -> dict[str, Any] | RequestError:
+        """Give what a settings file holds, or what is wrong with it; reads each version once."""
         signature = found[path].signature
         if path not in self._read or self._read[path][0] != signature:
             try:
                 with folder_below(self.root, _folder(path)) as folder:
-                    result: bool | RequestError = "prompt" in read_settings_file(folder / _name(path), path)
+                    result: dict[str, Any] | RequestError = read_settings_file(folder / _name(path), path)
             except RequestError as error:
                 result = error
             except OSError as error:
@@ -249,6 +268,17 @@ def _missing_picture(group: Group) -> str | None:
     return f"{group.name}_frame_{following}{suffix}"
 
 
+def _missing_keyframe(group: Group, found: dict[str, Found]) -> str | None:
+    """Name a picture that the group's settings name and that is not there, or somebody else's."""
+    for number, file in group.keyframes.items():
+        if _is_picture(file) and not group.files.get(f"keyframe-{number}"):
+            path = unicodedata.normalize("NFC", f"{group.folder}/{file}".lstrip("/"))
+            if all(unicodedata.normalize("NFC", other) != path for other in found):
+                return file
+            return f"{file} is used already: give keyframe {number} of {group.name} a picture of its own"
+    return None
+
+
 def _waiting(group: Group, missing: str, found: dict[str, Found]) -> Waiting:
     since = max(found[path].arrived for path in group.paths)
     return Waiting(
@@ -260,26 +290,44 @@ def _waiting(group: Group, missing: str, found: dict[str, Found]) -> Waiting:
     )
 
 
-def group_files(paths: Iterable[str]) -> list[Group]:
+def group_files(
+    paths: Iterable[str], keyframes: Mapping[str, Mapping[int, str]] | None = None
+) -> list[Group]:
     """Sort files into groups of one NAME each, by the naming rules; ``_defaults.toml`` belongs to none.
 
-    Names are compared as NFC: macOS sends them decomposed.
+    ``keyframes`` are the pictures that settings name, by the settings' paths: those that belong to nothing
+    else go to their NAME. Names are compared as NFC: macOS sends them decomposed.
     """
+    keyframes = keyframes or {}
     by_folder: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         by_folder[_folder(path)].append(path)
-    return [group for folder in sorted(by_folder) for group in _group_folder(folder, by_folder[folder])]
+    return [
+        group for folder in sorted(by_folder) for group in _group_folder(folder, by_folder[folder], keyframes)
+    ]
 
 
-def _group_folder(folder: str, paths: list[str]) -> Iterable[Group]:
+def _group_folder(
+    folder: str, paths: list[str], keyframes: Mapping[str, Mapping[int, str]]
+) -> Iterable[Group]:
     own_names = {_stem(path) for path in paths if _suffix(path) in (".txt", ".toml")}
+    named = {
+        unicodedata.normalize("NFC", file): (_stem(path), f"keyframe-{number}")
+        for path in sorted(paths, reverse=True)
+        for number, file in keyframes.get(path, {}).items()
+    }
     groups: dict[tuple[str, bool], Group] = {}
     for path in sorted(paths):
         if _is_defaults(path):
             continue
         name, role = _owner(path, own_names)
+        claim = named.get(unicodedata.normalize("NFC", _name(path)))
+        if claim and _is_picture(path) and (name not in own_names or (name == claim[0] and "-" in role)):
+            name, role = claim
         # A file of another kind shares its fate with nobody, whatever its name.
-        groups.setdefault((name, role == "unknown"), Group(folder, name)).files[role].append(path)
+        group = groups.setdefault((name, role == "unknown"), Group(folder, name))
+        group.files[role].append(path)
+        group.keyframes = keyframes.get(path, group.keyframes)
     return groups.values()
 
 
@@ -294,7 +342,7 @@ def _owner(path: str, own_names: set[str]) -> tuple[str, str]:
     if suffix not in PICTURES:
         return _name(path), "unknown"
     if stem not in own_names:  # a text of exactly this name wins over the suffixes
-        for pattern, role in ((END_FRAME, "end"), (FIRST_FRAME, "image"), (FRAME, "frame")):
+        for pattern, role in SUFFIXES.items():
             match = pattern.match(stem)
             if match:
                 number = f"-{int(match['number'])}" if "number" in match.groupdict() else ""

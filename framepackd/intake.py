@@ -15,12 +15,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from framepack_core.buckets import Size
 from framepackd import files, variations
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, utc_now
 from framepackd.inbox import Group
 from framepackd.jobs import JobStore
 from framepackd.listing import Signature
+from framepackd.names import taken_name
 from framepackd.resolving import resolve
 
 log = logging.getLogger(__name__)
@@ -55,6 +57,7 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
         "defaults": group.defaults,
         "files": [
             {"path": path, "role": roles[path], "signature": list(group.signatures[path])}
+            | _name_of_keyframe(group.name, path, roles[path])
             for path in group.paths
         ],
     }
@@ -72,10 +75,17 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
         raise
 
 
+def _name_of_keyframe(name: str, path: str, role: str) -> dict[str, str]:
+    """Have a keyframe travel under NAME, whatever it was called."""
+    kind, _, number = role.partition("-")
+    return {"file": f"{name}_section_{number}{Path(path).suffix}"} if kind == "keyframe" else {}
+
+
 def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
     """Finish, at start-up, what a crash interrupted between the inbox and the database, or at a job's end."""
     known = store.states()
     adopted: list[Job] = []
+    sizes: dict[str, Size] = {}
     for work in sorted(path for path in config.jobs_dir.iterdir() if path.is_dir()):
         manifest_file = work / MANIFEST
         if known.get(work.name) in ENDED:
@@ -92,7 +102,7 @@ def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
             except ChangedError:
                 _put_back(work, manifest, config.inbox)
                 continue
-            jobs = _record(work, manifest, config, store, known)
+            jobs = _record(work, manifest, config, store, known, sizes)
         except OSError as error:
             log.error(  # noqa: TRY400 - the text says all
                 "job %s: its intake cannot be finished: %s: trying again at the next start", work.name, error
@@ -137,13 +147,13 @@ def _signature(path: Path) -> list[int] | None:
     return list(Signature(status.st_size, status.st_mtime_ns, status.st_ino))
 
 
-def _file_name(entry: dict[str, Any]) -> str:
+def _dropped_name(entry: dict[str, Any]) -> str:
     return Path(entry["path"]).name
 
 
 def _claimed(folder: Path, work: Path, entry: dict[str, Any]) -> Path:
     """Give the hidden name that a file has in its folder while it is taken in."""
-    return folder / f"{files.PART_PREFIX}{work.name}-{_file_name(entry)}.part"
+    return folder / f"{files.PART_PREFIX}{work.name}-{_dropped_name(entry)}.part"
 
 
 def _bring_in(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
@@ -157,21 +167,21 @@ def _bring_in(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
         with files.folder_below(inbox, manifest["folder"]) as folder:
             _claim(folder, work, manifest)
             for entry in manifest["files"]:
-                _copy(_claimed(folder, work, entry), inputs / _file_name(entry), entry)
+                _copy(_claimed(folder, work, entry), inputs / taken_name(entry), entry)
             files.sync_folder(inputs)
             for entry in manifest["files"]:
                 _claimed(folder, work, entry).unlink(missing_ok=True)
             files.sync_folder(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         # The folder is gone; which is as it should be if all was taken before a crash.
-        if not all((inputs / _file_name(entry)).exists() for entry in manifest["files"]):
+        if not all((inputs / taken_name(entry)).exists() for entry in manifest["files"]):
             raise ChangedError(manifest["folder"]) from error
 
 
 def _claim(folder: Path, work: Path, manifest: dict[str, Any]) -> None:
     for entry in manifest["files"]:
-        source, claimed = folder / _file_name(entry), _claimed(folder, work, entry)
-        copied = (work / INPUTS / source.name).exists()
+        source, claimed = folder / _dropped_name(entry), _claimed(folder, work, entry)
+        copied = (work / INPUTS / taken_name(entry)).exists()
         if _signature(claimed) is None and (not copied or _signature(source) == entry["signature"]):
             source.rename(claimed)
         if not copied and _signature(claimed) != entry["signature"]:
@@ -194,11 +204,12 @@ def _put_back(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
     try:
         with files.folder_below(inbox, manifest["folder"]) as folder:
             for entry in manifest["files"]:
-                source, claimed = folder / _file_name(entry), _claimed(folder, work, entry)
+                source, claimed = folder / _dropped_name(entry), _claimed(folder, work, entry)
+                copy = copies.get(taken_name(entry))
                 if _signature(claimed) is not None:
                     files.rename_to_free_name(claimed, source)
-                elif source.name in copies and _signature(source) is None:  # the copy is all there is
-                    files.move(copies[source.name], source, part=f"back-{work.name}-{source.name}")
+                elif copy is not None and _signature(source) is None:  # the copy is all there is
+                    files.move(copy, source, part=f"back-{work.name}-{source.name}")
             files.sync_folder(folder)
     except (FileNotFoundError, NotADirectoryError):
         if copies:
@@ -207,16 +218,22 @@ def _put_back(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
 
 
 def _record(
-    work: Path, manifest: dict[str, Any], config: Config, store: JobStore, known: Collection[str] = ()
+    work: Path,
+    manifest: dict[str, Any],
+    config: Config,
+    store: JobStore,
+    known: Collection[str] = (),
+    sizes: dict[str, Size] | None = None,
 ) -> list[Job]:
     """Check what was taken and write the job's row, or those of its variations, except what is known.
 
     Raises:
         OSError: there is no room for the variations; no row is written.
     """
+    sizes = {} if sizes is None else sizes
     if "variations" not in manifest:
         job = _new_job(work, manifest)
-        settings = resolve(job, work / INPUTS, manifest, config, store)
+        settings = resolve(job, work / INPUTS, manifest, config, store, sizes)
         if job.delivery is not None or settings is None or settings.seeds == 1:
             return [_add(job, store)]
         seeds = variations.choose_seeds(settings.seed, settings.seeds)
@@ -229,7 +246,7 @@ def _record(
             folder = config.jobs_dir / variation["id"]
             own = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             job = _new_job(folder, own)
-            resolve(job, folder / INPUTS, own, config, store)
+            resolve(job, folder / INPUTS, own, config, store, sizes)
             jobs.append(_add(job, store))
     return jobs
 

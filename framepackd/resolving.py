@@ -7,14 +7,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from framepack_core.buckets import covering_size, output_size
+from framepack_core.buckets import Size, covering_size, output_size
 from framepack_core.errors import RequestError
 from framepack_core.sections import frame_count, section_count
 from framepackd import files, loras
 from framepackd.config import Config
 from framepackd.database import Job, State, StoreError
 from framepackd.jobs import JobStore
-from framepackd.names import printable
+from framepackd.names import printable, taken_name
 from framepackd.pictures import picture_size
 from framepackd.settings import JobSettings, parse_settings, read_settings_file
 from framepackd.variations import seed_in
@@ -25,14 +25,20 @@ MAX_TEXT_BYTES = 1 << 16
 
 
 def resolve(
-    job: Job, inputs: Path, manifest: dict[str, Any], config: Config, store: JobStore
+    job: Job,
+    inputs: Path,
+    manifest: dict[str, Any],
+    config: Config,
+    store: JobStore,
+    sizes: dict[str, Size] | None = None,
 ) -> JobSettings | None:
     """Work out from a job's files what is to be made; if nothing can, its end is decided in ``delivery``.
 
     Gives the settings, if they can be read: where they ask for several seeds, the job is to become several.
+    ``sizes`` are those of pictures that were looked at, by SHA-256; variations have the same.
     """
     try:
-        settings = _resolve(job, inputs, manifest, config)
+        settings = _resolve(job, inputs, manifest, config, {} if sizes is None else sizes)
         skips = config.on_duplicate == "skip" and settings.seeds == 1
         earlier = store.find_done(job.fingerprint) if skips else None
         if earlier is not None:
@@ -59,10 +65,10 @@ def resolve(
     return None
 
 
-def _resolve(job: Job, inputs: Path, manifest: dict[str, Any], config: Config) -> JobSettings:
-    job.inputs = {
-        entry["role"]: {"file": Path(entry["path"]).name, "sha256": None} for entry in manifest["files"]
-    }
+def _resolve(
+    job: Job, inputs: Path, manifest: dict[str, Any], config: Config, sizes: dict[str, Size]
+) -> JobSettings:
+    job.inputs = {entry["role"]: {"file": taken_name(entry), "sha256": None} for entry in manifest["files"]}
     for entry in job.inputs.values():
         entry["sha256"] = files.sha256(inputs / entry["file"])
     settings = _settings(inputs, manifest, job, config)
@@ -81,13 +87,22 @@ def _resolve(job: Job, inputs: Path, manifest: dict[str, Any], config: Config) -
             f"model {name} generates forward and cannot aim at the next frame of a chain: "
             "use a model of kind framepack"
         )
-    spec.verify(end_image="end" in job.inputs)
-    sizes = [picture_size(inputs / job.inputs[role]["file"]) for role in _pictures(job)]
-    job.height, job.width = output_size(settings, sizes[0], spec.buckets)
-    for size in sizes:
-        covering_size(size, (job.height, job.width))
+    keyframes = _keyframes(job, settings)
+    spec.verify(end_image="end" in job.inputs, keyframes=bool(keyframes))
+    pictures = [job.inputs[role] for role in _pictures(job)]
+    for picture in pictures:
+        if picture["sha256"] not in sizes:
+            sizes[picture["sha256"]] = picture_size(inputs / picture["file"])
+    job.height, job.width = output_size(settings, sizes[pictures[0]["sha256"]], spec.buckets)
+    for picture in pictures:
+        covering_size(sizes[picture["sha256"]], (job.height, job.width))
     sections = section_count(settings.seconds, settings.latent_window_size)
     job.sections = job.clips * sections
+    if max(keyframes, default=0) >= job.sections:
+        raise RequestError(
+            f"{keyframes[max(keyframes)]} is for section {max(keyframes)}, but the video has {job.sections}: "
+            f"0, its end, to {job.sections - 1}; sections are counted as they are made"
+        )
     # Each clip begins with the frame that the one before ends with.
     job.frames = job.clips * (frame_count(sections, settings.latent_window_size) - 1) + 1
     job.steps_total = job.sections * settings.steps
@@ -95,6 +110,7 @@ def _resolve(job: Job, inputs: Path, manifest: dict[str, Any], config: Config) -
         "model": name,
         "width": job.width,
         "height": job.height,
+        "keyframes": {str(number): file for number, file in keyframes.items()},
         "loras": loras.take_in(settings.loras, config.lora_dir, spec),
     }
     job.fingerprint = _fingerprint(job)
@@ -154,11 +170,28 @@ def _read_prompt(path: Path) -> str:
 
 def _pictures(job: Job) -> list[str]:
     """Give the roles of a job's pictures; the first one decides the size."""
-    return [role for role in job.inputs if role.startswith(("image", "frame-", "end"))]
+    return [role for role in job.inputs if role.startswith(("image", "frame-", "end", "keyframe-"))]
+
+
+def _keyframes(job: Job, settings: JobSettings) -> dict[int, str]:
+    """Give the files of a job's keyframes by section."""
+    files = {
+        int(role.removeprefix("keyframe-")): entry["file"]
+        for role, entry in job.inputs.items()
+        if role.startswith("keyframe-")
+    }
+    for number, file in settings.keyframes.items():
+        if number not in files:
+            raise RequestError(
+                f"keyframes names {file}, and no such picture came with {job.name}.toml: "
+                "correct the name, or drop the picture too"
+            )
+    return files
 
 
 def _fingerprint(job: Job) -> str:
     """Hash what decides the result: pictures, prompt, settings and the content of LoRAs."""
     pictures = {role: job.inputs[role]["sha256"] for role in _pictures(job)}
-    decisive = json.dumps([pictures, loras.decisive(job.settings)], sort_keys=True)
+    settings = {key: value for key, value in job.settings.items() if key != "keyframes"}  # only their names
+    decisive = json.dumps([pictures, loras.decisive(settings)], sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()

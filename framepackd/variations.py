@@ -14,7 +14,7 @@ from typing import Any
 
 from framepack_core.request import MAX_SEED
 from framepackd import files
-from framepackd.names import rest_of_name
+from framepackd.names import rest_of_name, taken_name
 
 # As delivered: beside others of the name it got a number.
 VARIATION = re.compile(r".+_seed_(?P<seed>[0-9]{1,10})(_[0-9]{3})?", re.DOTALL)
@@ -72,10 +72,11 @@ def spread(work: Path, manifest: dict[str, Any], known: Collection[str], *, inpu
         (folder / inputs).mkdir(parents=True)
         entries = []
         for entry in manifest["files"]:
-            path = Path(entry["path"])
-            name = variation["name"] + rest_of_name(path.name, manifest["name"])
-            files.copy(work / inputs / path.name, folder / inputs / name)
-            entries.append({"path": str(path.with_name(name)), "role": entry["role"], "signature": []})
+            taken = taken_name(entry)
+            name = variation["name"] + rest_of_name(taken, manifest["name"])
+            files.copy(work / inputs / taken, folder / inputs / name)
+            path = str(Path(manifest["folder"]) / name)
+            entries.append({"path": path, "role": entry["role"], "signature": []})
         files.sync_folder(folder / inputs)
         own = {key: value for key, value in manifest.items() if key != "variations"}
         own |= {"name": variation["name"], "seed": variation["seed"], "files": entries}
