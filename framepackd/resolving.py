@@ -22,6 +22,7 @@ from framepackd.variations import seed_in
 log = logging.getLogger(__name__)
 
 MAX_TEXT_BYTES = 1 << 16
+MAX_FRAMES = 256  # of a chain; each is decoded once at intake, which takes up to 0.2 s of the daemon's time
 
 
 def resolve(
@@ -71,6 +72,11 @@ def _resolve(
     job.inputs = {entry["role"]: {"file": taken_name(entry), "sha256": None} for entry in manifest["files"]}
     for entry in job.inputs.values():
         entry["sha256"] = files.sha256(inputs / entry["file"])
+    if job.clips >= MAX_FRAMES:
+        raise RequestError(
+            f"{job.name} is a chain of {job.clips + 1} frames, of which one may have {MAX_FRAMES}: "
+            "drop it as several, each beginning with the frame that the one before ends with"
+        )
     settings = _settings(inputs, manifest, job, config)
     # A variation is one, also when it is dropped again with the settings of all.
     seed = manifest.get("seed", seed_in(job.name) if settings.seeds > 1 else None)

@@ -19,7 +19,7 @@ from rich.console import Console
 from framepack_core.engine import Engine
 from framepack_core.media import count_frames
 from framepack_core.sections import frame_count
-from framepackd import commands, display, generation, intake, video
+from framepackd import commands, display, generation, intake, resolving, video
 from framepackd.clips import clips
 from framepackd.database import Job, State
 from framepackd.generation import Engines, Generation
@@ -291,6 +291,16 @@ def test_a_chain_on_a_model_that_generates_forward_fails_with_what_to_do(place: 
     assert job.delivery is not None
     assert "model f1 generates forward" in job.delivery["error"]
     assert "use a model of kind framepack" in job.delivery["error"]
+
+
+def test_a_chain_of_too_many_frames_fails_with_what_to_do(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolving, "MAX_FRAMES", 3)
+    assert drop(place, *["red"] * 3).delivery is None
+    job = drop(place, *["red"] * 4)
+    assert job.delivery is not None
+    assert "cat is a chain of 4 frames, of which one may have 3" in job.delivery["error"]
 
 
 def test_any_frame_of_a_chain_makes_it_another_job(place: Place) -> None:
