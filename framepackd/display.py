@@ -206,7 +206,7 @@ def job(record: dict[str, Any]) -> RenderableType:
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        if key in ("history", "loras", *tables) or value in (None, ""):
+        if key in ("history", "loras", *tables) or value in (None, "", [], {}):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
     for entry in record.get("loras", ()):
