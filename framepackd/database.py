@@ -159,7 +159,8 @@ class Job(Base):
     @property
     def clips(self) -> int:
         """How many clips the video is joined of: of a chain one for each pair of frames."""
-        return max(sum(role.startswith("frame-") for role in self.inputs) - 1, 1)
+        roles = self.inputs or {}  # none before it is recorded
+        return max(sum(role.startswith("frame-") for role in roles) - 1, 1)
 
     @property
     def work_units(self) -> float:
