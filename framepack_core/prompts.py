@@ -52,6 +52,7 @@ def sections_of(
     *,
     asked: float = 0.0,
     before: float = 0.0,
+    clips: int = 1,
 ) -> list[list[int]]:
     """Say of each prompt in which sections it acts; sections are numbered in the order they are made in.
 
@@ -61,22 +62,24 @@ def sections_of(
     Args:
         prompts: in any order, none over another.
         kind: of the model.
-        sections: how many are made.
+        sections: how many are made, of a clip.
         window: latent frames in each of them.
         asked: seconds the video was asked to have; its true length may be a little less.
         before: seconds of video that are there already and in front of what is made.
+        clips: how many are made one after the other, each beginning with the last frame of the one before.
 
     Raises:
         RequestError: one ends behind the video, or acts in no section.
     """
-    length = before + frame_count(sections, window) / FPS
+    length = before + frame_count(clips * sections, window) / FPS
     own = 4 * window / FPS
     # Rounded: 1.2 * 1.5 is a little less than the 1.8 that people write.
-    middles = [round(before + own * (number + 0.5), 6) for number in range(sections)]
-    numbers = chronological(kind, range(sections))  # in the order of time
+    middles = [round(before + own * (number + 0.5), 6) for number in range(clips * sections)]
+    order = chronological(kind, range(sections))  # of a clip, in the order of time
+    numbers = [first + number for first in range(0, clips * sections, sections) for number in order]
     acting = []
     for prompt in prompts:
-        if prompt.end > max(length, before + asked) + 1e-6:
+        if prompt.end > max(length, before + clips * asked) + 1e-6:
             raise RequestError(
                 f"prompts: {prompt.span} ends behind the video, which has {length:.2f} s: "
                 "'to' must not be greater, or the video longer (seconds)"

@@ -14,6 +14,7 @@ from rich.text import Text
 from framepack_core.footprint import GIB
 from framepackd import loras
 from framepackd.names import printable
+from framepackd.stage import stage
 
 if TYPE_CHECKING:
     from framepackd.check import Forecast
@@ -95,8 +96,7 @@ def _running(job: dict[str, Any], now: datetime) -> RenderableType:
         else Text(_finish(job["eta_seconds"], now), style="cyan")
     )
     at_end.no_wrap = True
-    step = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
-    where = f"section {job['section']}/{job['sections']}  {step}" if job["section"] else "loading the model"
+    where = "  ".join(stage(job)) if job["section"] else "loading the model"
     grid.add_row(
         Text("  now", style="cyan"),
         Text(_path(job), style="bold", overflow="ellipsis", no_wrap=True),
@@ -116,7 +116,7 @@ def _queue(queued: list[dict[str, Any]], report: dict[str, Any], now: datetime) 
         grid.add_row(
             Text("  queue" if position == 0 else "", style="blue"),
             escape(_path(job)),
-            f"{job['frames']} frames",
+            f"{job['frames']} frames" + (f" ({job['clips']} clips)" if job["clips"] > 1 else ""),
             eta,
             Text(note, style="yellow"),
         )

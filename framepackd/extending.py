@@ -34,7 +34,7 @@ class Record:
     settings: dict[str, Any]
     model: str | None = None
     base: str | None = None  # where its VAE was from
-    end: str | None = None  # SHA-256 of its end frame
+    pictures: frozenset[str] = frozenset()  # SHA-256 of what it was made from
 
 
 def read_record(path: Path) -> Record:
@@ -55,12 +55,13 @@ def read_record(path: Path) -> Record:
     if isinstance(known.get("loras"), list):  # which tells more than it takes
         known["loras"] = [_only(entry, ("file", "weight")) for entry in known["loras"]]
     sources, inputs = said.get("model_sources"), said.get("inputs")
-    end = inputs.get("end") if isinstance(inputs, dict) else None
+    entries = inputs.values() if isinstance(inputs, dict) else ()
+    hashes = (_text(entry.get("sha256")) for entry in entries if isinstance(entry, dict))
     return Record(
         settings=parse_settings(known, path.name),
         model=_text(said.get("model")),
         base=_text(sources.get("base")) if isinstance(sources, dict) else None,
-        end=_text(end.get("sha256")) if isinstance(end, dict) else None,
+        pictures=frozenset(filter(None, hashes)),
     )
 
 
@@ -112,7 +113,26 @@ class Source:
 
     video: Footage
     latents: int | None  # how many of its end are there; None: it is gone on with from its frames
-    size: Size  # of what is added, if that is decided
+    size: Size  # of what is added, if it goes on from latents
+
+    def decided(self, size: Size, job: Job, own: dict[str, Any]) -> Size:
+        """Give the size of what is added: that of the latents, or else ``size``.
+
+        Raises:
+            RequestError: the job's ``own`` settings want another than that of the latents.
+        """
+        if self.latents is None:
+            return size
+        if size != self.size and own.keys() & {"width", "height", "resolution"}:
+            raise RequestError(
+                f"{job.inputs['video']['file']} is of {self.size[1]}x{self.size[0]}, from its latents it "
+                f"cannot go on as {size[1]}x{size[0]}: leave the size out, or leave out the latents"
+            )
+        return self.size
+
+    def as_json(self, job: Job) -> dict[str, Any]:
+        """Say in the job's record what it goes on with."""
+        return {**job.inputs["video"], "frames": self.video.frames, "latents": self.latents}
 
 
 def look(inputs: Path, job: Job, record: Record, base: str) -> Source:

@@ -4,17 +4,13 @@ import contextlib
 import logging
 import math
 import time
-from pathlib import Path
 from typing import Any
 
-from framepack_core.prompts import TimedPrompt
-from framepack_core.request import GenerationSettings, Request
-from framepack_core.sections import FPS
 from framepackd import delivery, intake, loras, worker
+from framepackd.clips import clips, continued
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.jobs import CANCELLED, JobStore
-from framepackd.source_video import START, TAIL, Continued
 
 log = logging.getLogger(__name__)
 
@@ -92,28 +88,11 @@ class Runner:
 
     def _work(self, job: Job) -> worker.Work:
         folder = self._config.jobs_dir / job.id
-        inputs = folder / intake.INPUTS
-        generation = {key: job.settings[key] for key in GenerationSettings.model_fields if key != "prompts"}
-        source, continued = job.settings.get("continues"), None
-        if source is not None:
-            generation["seconds"] = job.settings["more"]
-            continued = self._continued(job, source, folder)
+        request, *following = clips(job, folder, self._config.lora_dir)
         return worker.Work(
             job_id=job.id,
-            request=Request(
-                image=inputs / job.inputs["image"]["file"]
-                if "image" in job.inputs
-                else folder / intake.CONTINUED / START,
-                end_image=inputs / job.inputs["end"]["file"]
-                if "end" in job.inputs and continued is None
-                else None,
-                prompt=job.settings["prompt"],
-                seed=job.settings["seed"],
-                prompts=_prompts(job),
-                continue_from=self._continue_from(job, folder),
-                loras=loras.requested(job.settings, self._config.lora_dir),
-                **generation,
-            ),
+            request=request,
+            following=tuple(following),
             spec=self._config.spec(job.settings["model"]),
             fingerprint=job.fingerprint,
             result=folder / delivery.RESULT,
@@ -135,25 +114,7 @@ class Runner:
             vae_tiling=self._config.gpu.vae_tiling,
             keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
             keep_only=job.cancel is not None,
-            continued=continued,
-        )
-
-    def _continue_from(self, job: Job, folder: Path) -> Path | None:
-        if job.settings.get("continues") is None:
-            return None
-        if "latents" in job.inputs:
-            return folder / intake.INPUTS / str(job.inputs["latents"]["file"])
-        return folder / intake.CONTINUED / TAIL
-
-    def _continued(self, job: Job, source: dict[str, Any], folder: Path) -> Continued:
-        return Continued(
-            video=str(folder / intake.INPUTS / source["file"]),
-            folder=str(folder / intake.CONTINUED),
-            frames=source["frames"],
-            latents=source["latents"],
-            window=job.settings["latent_window_size"],
-            size=(job.height, job.width),
-            crf=job.settings["crf"],
+            continued=continued(job, folder),
         )
 
     def listen(self) -> None:
@@ -340,12 +301,3 @@ class Runner:
             self._worker.process.kill()
             self._worker.process.join()
         self._worker = None
-
-
-def _prompts(job: Job) -> tuple[TimedPrompt, ...]:
-    """Give a job's timed prompts; their times count from where what is generated begins."""
-    before = max((job.settings.get("continues") or {}).get("frames", 0) - 1, 0) / FPS
-    return tuple(
-        TimedPrompt(start=max(timed["from"] - before, 0.0), end=timed["to"] - before, text=timed["text"])
-        for timed in job.settings.get("prompts", [])  # not in jobs from before there were any
-    )

@@ -38,7 +38,7 @@ def needed(job: Job) -> dict[str, int]:
     video = int(raw * NOISE_SHARE * (1 - crf / WORST_CRF))
     continued = job.settings.get("continues") or {}
     tail = frames_of(tail_latents(continued["frames"])) if continued else 0
-    latents = (job.sections * window + 1 + (continued.get("latents") or 0)) * latent_frame
+    latents = (job.sections * window + job.clips + (continued.get("latents") or 0)) * latent_frame
     return {
         "segments": video,
         "preview": video,

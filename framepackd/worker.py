@@ -68,6 +68,12 @@ class Work:
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
     continued: Continued | None = None  # a video that becomes longer
+    following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
+
+    @property
+    def clips(self) -> tuple[Request, ...]:
+        """All clips, in the order of time; the video is their frames, a shared one only once."""
+        return self.request, *self.following
 
 
 @dataclass(frozen=True)

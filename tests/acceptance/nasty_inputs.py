@@ -150,7 +150,7 @@ def bad_settings() -> Iterator[tuple[str, str | bytes, str]]:
         yield f"model = {value[:20]}", f"model = {value}", "model must be one of"
     for value in ("1", '["demo"]', "{a = 1}"):
         yield f"model = {value}", f"model = {value}", "model"
-    for key in ("image", "output", "inbox", "transformer", "end_image", "keyframes", "device", "__class__"):
+    for key in ("image", "output", "inbox", "transformer", "end_image", "device", "__class__"):
         yield f"{key} = path", f'{key} = "/etc/passwd"', f"unknown key '{key}'"
     for wrong in (
         *("seed = -1", "seed = 4294967296", "seed = true", 'seed = "abc"', "seed = 2001-01-01"),
@@ -364,7 +364,19 @@ def crowds() -> Iterator[Case]:
         video = several(put("x.mp4", content), longer)
         yield Case(f"{what} called a video", video, FAILED, "x.mp4 cannot be read as mp4")
     chain = several(*(put(f"x_frame_{number}.png") for number in range(1000)), put("x.txt", b"pan left"))
-    yield Case("a chain of 1000 frames", chain, WAITING, "chain of frames cannot be made yet")
+    yield Case("a chain of 1000 frames", chain, FAILED, "a chain of 1000 frames, of which one may have 256")
+    gap = several(*(put(f"x_frame_{number}.png") for number in (0, 2)), put("x.txt", b"pan left"))
+    yield Case("a chain with a gap", gap, WAITING, "x_frame_1.png")
+    both = several(pair(), *(put(f"x_frame_{number}.png") for number in (0, 1)))
+    yield Case("a picture beside a chain", both, WAITING, "in each other's way")
+    for file in ("/etc/hostname", "../swapped/x.png", ".x.png", "x.png/../y.png", "y.svg"):
+        named_by = pair(toml=f'keyframes = {{"0" = "{file}"}}'.encode())
+        yield Case(f"a keyframe called {file}", named_by, FAILED, "keyframes")
+    linked = several(
+        pair(toml=b'keyframes = {"0" = "y.png"}'),
+        lambda path, out: (path / "y.png").symlink_to(out / "secret.png"),
+    )
+    yield Case("a keyframe that is a link", linked, WAITING, "y.png is not a regular file")
     texts = several(*(put(f"{number}.txt", b"pan left") for number in range(1000)))
     yield Case("1000 texts", texts, WAITING, ".png")
     folders = several(*(put(f"{number}/{number}/x.png") for number in range(200)))

@@ -1,4 +1,4 @@
-"""The mixed queue: seven jobs that take every way through the daemon, and what must have become of them."""
+"""The mixed queue: eight jobs that take every way through the daemon, and what must have become of them."""
 
 import hashlib
 import json
@@ -13,10 +13,11 @@ from typing import Any
 from tests.acceptance.conftest import TINY, picture
 from tests.golden import TINY_MODELS
 
-# By name: settings of the job, on the demo model if none is named. Each has two sections.
+# By name: settings of the job, on the demo model if none is named. Each has two sections, or clips of two.
 JOBS: dict[str, dict[str, Any]] = {
     "plain": {"steps": 3},
     "end": {"steps": 2, "save_section_frames": True},
+    "chain": {"steps": 2, "save_section_frames": True},
     "guided": {
         "model": "tiny",
         "steps": 2,
@@ -30,6 +31,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "wrong": {"steps": 0},
 }
 FAILING = ("wrong",)
+CHAIN_FRAMES = 3
 MODELS = f"""
 [models.tiny]
 kind = "framepack"
@@ -91,7 +93,11 @@ def drop(folders: Folders, name: str) -> None:
     (folders.inbox / f"{name}.txt").write_text(f"a lake, {name}")
     if name == "end":
         picture(folders.inbox / f"{name}.end.png", seed=100 + seed)
-    picture(folders.inbox / f"{name}.png", seed=seed)
+    if name == "chain":
+        for number in range(CHAIN_FRAMES):
+            picture(folders.inbox / f"{name}_frame_{number}.png", seed=200 + number)
+    else:
+        picture(folders.inbox / f"{name}.png", seed=seed)
 
 
 def hashes(folder: Path) -> dict[str, str]:

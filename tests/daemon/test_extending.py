@@ -69,7 +69,8 @@ class Studio:
 
     def take(self) -> Job:
         (group,) = Inbox(self.inbox, 0).scan().ready
-        return intake.take(group, self.config, self.store)
+        (job,) = intake.take(group, self.config, self.store)
+        return job
 
     def refusal(self) -> str:
         delivery = self.take().delivery
@@ -292,7 +293,7 @@ def test_what_belongs_together_and_what_waits_for_what(studio: Studio) -> None:
     assert studio.waiting()["cat"] == "cat.mp4"
     (studio.inbox / "cat.mp4").touch()
     (group,) = Inbox(studio.inbox, 0).scan().ready
-    assert sorted(group.files) == ["image", "latents", "record", "settings", "text", "video"]
+    assert sorted(group.roles) == ["image", "latents", "record", "settings", "text", "video"]
 
 
 def test_a_video_beside_a_picture_is_in_nobodys_way(studio: Studio) -> None:
@@ -308,7 +309,7 @@ def test_a_folders_videos_are_made_longer_by_its_defaults_and_its_pictures_are_n
     (studio.inbox / "_defaults.toml").write_text('more = 1\nprompt = "it runs"\n')
     studio.picture(seconds=1)
     ready = {group.name: group for group in Inbox(studio.inbox, 0).scan().ready}
-    jobs = {name: intake.take(group, studio.config, studio.store) for name, group in ready.items()}
+    jobs = {name: intake.take(group, studio.config, studio.store)[0] for name, group in ready.items()}
     assert (jobs["dog"].frames, jobs["dog"].settings["more"]) == (40 + 24, 1)
     assert (jobs["cat"].frames, jobs["cat"].settings["more"]) == (25, None)
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from framepackd import database, display, intake
+from framepack_core.prompts import sections_of
+from framepackd import database, display, resolving
 from framepackd.database import Job
 from framepackd.delivery import final_record
 from framepackd.runner import Runner
@@ -107,6 +109,29 @@ def test_a_job_without_them_is_recognised_as_one_from_before_there_were_any(tmp_
     place, job = taken(tmp_path / "with", "prompts = []")
     before = {key: value for key, value in job.settings.items() if key != "prompts"}
     earlier = database.Job(inputs=job.inputs, settings=before)
-    assert intake._fingerprint(earlier) == job.fingerprint
+    assert resolving._fingerprint(earlier) == job.fingerprint
     job.settings = before
     assert Runner(place.config, place.store)._work(job).request.prompts == ()
+
+
+def test_in_a_chain_times_and_sections_count_over_all_clips(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    for number in range(3):
+        Image.new("RGB", (32, 32), (90 * number, 0, 0)).save(place.config.inbox / f"dog_frame_{number}.png")
+    (place.config.inbox / "dog.toml").write_text(
+        'prompt = "a dog"\nseconds = 2.4\n'  # two clips of two sections
+        '[[prompts]]\nfrom = 1.2\nto = 3.6\ntext = "it turns"\n'
+        '[[prompts]]\nfrom = 3.6\nto = 4.8\ntext = "it sits"\n'
+    )
+    place.take()
+    (job,) = place.store.matching("dog")
+    assert told(job) == [(1.2, 3.6, "it turns", [0, 3]), (3.6, 4.8, "it sits", [2])]
+    work = Runner(place.config, place.store)._work(job)
+    spans = [
+        [(round(timed.start, 6), round(timed.end, 6), timed.text) for timed in clip.prompts]
+        for clip in work.clips
+    ]
+    assert spans[0] == [(1.2, pytest.approx(2.4, abs=0.04), "it turns")]
+    assert spans[1] == [(0, 1.2, "it turns"), (1.2, 2.4, "it sits")]
+    for clip, sections in zip(work.clips, ([[0]], [[1], [0]]), strict=True):
+        assert sections_of(clip.prompts, "framepack", 2, 9, asked=clip.seconds) == sections
