@@ -336,8 +336,8 @@ def _group_folder(
     own_names = {_stem(path) for path in paths if _suffix(path) in (".txt", ".toml")}
     named = {
         unicodedata.normalize("NFC", file): (_stem(path), f"keyframe-{number}")
-        for path in sorted(paths, reverse=True)
-        for number, file in keyframes.get(path, {}).items()
+        for path in sorted(keyframes.keys() & set(paths), reverse=True)
+        for number, file in keyframes[path].items()
     }
     videos = {_stem(path) for path in paths if _suffix(path) == VIDEO}
     groups: dict[tuple[str, bool], Group] = {}
@@ -345,13 +345,14 @@ def _group_folder(
         if _is_defaults(path):
             continue
         name, role = _owner(path, own_names, videos)
-        claim = named.get(unicodedata.normalize("NFC", _name(path)))
+        claim = named.get(unicodedata.normalize("NFC", _name(path))) if named else None
         if claim and _is_picture(path) and (name not in own_names or (name == claim[0] and "-" in role)):
             name, role = claim
         # A file of another kind shares its fate with nobody, whatever its name.
         group = groups.setdefault((name, role == "unknown"), Group(folder, name))
         group.files[role].append(path)
-        group.keyframes = keyframes.get(path, group.keyframes)
+        if path in keyframes:
+            group.keyframes = keyframes[path]
     return groups.values()
 
 
