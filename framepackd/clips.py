@@ -12,16 +12,15 @@ from framepackd.intake import CONTINUED, INPUTS
 from framepackd.source_video import START, TAIL, Continued
 
 
-def clips(job: Job, work: Path, lora_dir: Path) -> list[Request]:
-    """Say what is to be generated for a job with its work folder.
+def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
+    """Say what is to be generated for a job whose files lie in ``inputs``, in its work folder.
 
     Raises:
         KeyError, ValueError: its settings were made by another version.
     """
-    inputs = work / INPUTS
     files = {role: inputs / str(entry["file"]) for role, entry in job.inputs.items()}
     generation = {key: job.settings[key] for key in GenerationSettings.model_fields if key != "prompts"}
-    source = continued(job, work)
+    source = continued(job, inputs.parent)
     if source is not None:
         folder = Path(source.folder)
         generation["seconds"] = job.settings["more"]

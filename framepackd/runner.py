@@ -88,7 +88,7 @@ class Runner:
 
     def _work(self, job: Job) -> worker.Work:
         folder = self._config.jobs_dir / job.id
-        request, *following = clips(job, folder, self._config.lora_dir)
+        request, *following = clips(job, folder / intake.INPUTS, self._config.lora_dir)
         return worker.Work(
             job_id=job.id,
             request=request,
