@@ -1,14 +1,20 @@
 """From a request's text and pictures to what steers its video, the same prompt and picture only once."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import safetensors.torch
 import torch
 
-from framepack_core import conditioning, loading, memory, vae
-from framepack_core.buckets import output_size
+from framepack_core import conditioning, continuing, footage, loading, memory, vae
+from framepack_core.buckets import Size, output_size
 from framepack_core.conditioning import TextConditioning
+from framepack_core.continuing import LATENT_PIXELS
+from framepack_core.errors import RequestError
+from framepack_core.footprint import TILE
 from framepack_core.media import Picture, crop_to, open_picture
 from framepack_core.places import Places
 from framepack_core.recent import Recent
@@ -25,6 +31,20 @@ class Conditioning:
     start_latents: torch.Tensor  # (1, 16, 1, h, w)
     end_latents: torch.Tensor | None = None
     keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    timed: tuple[TextConditioning, ...] = ()  # of the timed prompts
+    before: "Before | None" = None
+
+
+@dataclass(frozen=True)
+class Before:
+    """A video that is gone on with; on the CPU."""
+
+    latents: torch.Tensor  # (1, 16, T, h, w), float32: of all of it, or of its end
+    pixels: torch.Tensor | None = None  # (1, 3, T', H, W): its last frames, if not from the latents
+
+    def sections(self, window: int) -> int:
+        """Say how many sections it has taken, the picture or frame that it began with left out."""
+        return math.ceil((self.latents.shape[2] - 1) / window)
 
 
 class Encoders:
@@ -43,37 +63,65 @@ class Encoders:
     @torch.inference_mode()
     def encode(self, request: Request) -> Conditioning:
         """Encode the request's text and pictures, as far as none of the last jobs had the same."""
-        self._models.spec.verify(end_image=bool(request.end_image), keyframes=bool(request.keyframes))
+        self._models.spec.verify(
+            end_image=bool(request.end_image),
+            keyframes=bool(request.keyframes),
+            continues=request.continue_from is not None,
+        )
         picture = open_picture(request.image)
         size = output_size(request, picture.shape[:2], self._models.spec.buckets)
+        before = None
+        if request.continue_from is not None:
+            before = self._before(request, request.continue_from, size)
+            size = before.latents.shape[3] * LATENT_PIXELS, before.latents.shape[4] * LATENT_PIXELS
         others = [*([request.end_image] if request.end_image else []), *request.keyframes.values()]
         pictures = [crop_to(picture, size), *(crop_to(open_picture(path), size) for path in others)]
-        prompts = [request.prompt, *([request.negative_prompt] if request.true_cfg_scale != 1 else [])]
+        prompts = [request.prompt, *(timed.text for timed in request.prompts)]
+        if request.true_cfg_scale != 1:
+            prompts.append(request.negative_prompt)
         digests = [_digest(picture) for picture in pictures]
         named = {f"{self.tile} {digest}": picture for digest, picture in zip(digests, pictures, strict=True)}
-        texts = self._texts.all({prompt: prompt for prompt in prompts}, self._encode_prompts)
+        named_texts = {prompt: prompt for prompt in prompts}
+        texts = dict(zip(named_texts, self._texts.all(named_texts, self._encode_prompts), strict=True))
         (image_embeds,) = self._image_embeds.all({digests[0]: pictures[0]}, self._encode_images)
         posteriors = dict(zip(named, self._posteriors.all(named, self._encode_pictures), strict=True))
-        # A generator of its own for each picture: the draw depends on the seed and on nothing before it.
-        latents = [
-            vae.draw(
-                posteriors[f"{self.tile} {digest}"],
-                self._models.vae.config.scaling_factor,
-                torch.Generator("cpu").manual_seed(request.seed),
-                self._places.device,
-            )
-            for digest in digests
-        ]
+        latents = [self._draw(posteriors[f"{self.tile} {digest}"], request.seed) for digest in digests]
         start = latents.pop(0)
         end = latents.pop(0) if request.end_image else None
         return Conditioning(
-            positive=texts[0],
-            negative=texts[-1] if request.true_cfg_scale != 1 else None,
+            positive=texts[request.prompt],
+            negative=texts[request.negative_prompt] if request.true_cfg_scale != 1 else None,
             image_embeds=image_embeds,
             start_latents=start,
             end_latents=end,
             keyframe_latents=dict(zip(request.keyframes, latents, strict=True)),
+            timed=tuple(texts[timed.text] for timed in request.prompts),
+            before=before,
         )
+
+    def _before(self, request: Request, path: Path, size: Size) -> Before:
+        """Read a video to go on with: its latents as they are, or the latents that its last frames become."""
+        if path.suffix == ".safetensors":
+            latents = continued_latents(path)
+            own = (latents.shape[3] * LATENT_PIXELS, latents.shape[4] * LATENT_PIXELS)
+            if request.width is not None and size != own:
+                raise RequestError(
+                    f"{path.name} is of {own[1]}x{own[0]}, what is added cannot be of {size[1]}x{size[0]}: "
+                    "leave width and height out, or leave out the latents"
+                )
+            return Before(latents)
+        frames = footage.last_frames(path, size)
+        # In tiles wherever it is: it takes much memory, and what it becomes must not depend on the ladder.
+        memory.set_tiles(self._models.vae, TILE)
+        with self._places.on_device(self._models.vae):
+            latents = self._draw(vae.encode(frames, self._models.vae), request.seed)
+        count = continuing.remade(latents.shape[2], request.latent_window_size)
+        return Before(latents, vae.to_pixels(frames[-count:]))
+
+    def _draw(self, posterior: torch.Tensor, seed: int) -> torch.Tensor:
+        """Draw with a generator of its own: the draw depends on the seed and on nothing before it."""
+        scaling = self._models.vae.config.scaling_factor
+        return vae.draw(posterior, scaling, torch.Generator("cpu").manual_seed(seed), self._places.device)
 
     def _encode_prompts(self, prompts: list[str]) -> list[TextConditioning]:
         models = self._models
@@ -90,7 +138,20 @@ class Encoders:
         # Pictures are small, and what they become must not depend on how far down the ladder it went.
         memory.set_tiles(self._models.vae, self.tile)
         with self._places.on_device(self._models.vae):
-            return [vae.encode(picture, self._models.vae) for picture in pictures]
+            return [vae.encode(picture[None], self._models.vae) for picture in pictures]
+
+
+def continued_latents(path: Path) -> torch.Tensor:
+    """Read latents (1, 16, T, h, w), float32, that were kept of a video.
+
+    Raises:
+        RequestError: that is not what is in the file.
+    """
+    continuing.latents_shape(path)
+    latents = safetensors.torch.load_file(path)["latents"]
+    if not latents.isfinite().all():
+        raise RequestError(f"{path.name} holds numbers that are none: {continuing.NO_LATENTS}")
+    return latents
 
 
 def _digest(picture: Picture) -> str:

@@ -7,18 +7,20 @@ Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one sec
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 
 import torch
 
 from framepack_core import footprint, loading, memory, planning, vae
 from framepack_core.attention import AUTO, choose_attention, use_attention
-from framepack_core.cache import StepCache, TeaCache
+from framepack_core.cache import StepCache
 from framepack_core.compiling import CompiledBlocks
-from framepack_core.encoders import Conditioning, Encoders
+from framepack_core.conditioning import TextConditioning
+from framepack_core.encoders import Before, Conditioning, Encoders
 from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
-from framepack_core.magcache import BUILT_IN_RATIOS, Calibration, MagCache, load_ratios
+from framepack_core.magcache import Calibration, step_caches
 from framepack_core.media import Frames, Picture
 from framepack_core.merging import Merger
 from framepack_core.models import ModelSpec, find
@@ -29,6 +31,7 @@ from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request
 from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Kind, Section, chronological, plan, section_count
+from framepack_core.texts import SectionTexts
 from framepack_core.transformer import Tables, guidance, take_apart, timesteps
 
 log = logging.getLogger(__name__)
@@ -59,7 +62,9 @@ class Clip:
     finite: bool  # whether all their pixels were numbers
     still: Picture  # the section's own last frame
     progress: Progress  # what to resume from
-    start_latents: torch.Tensor  # (1, 16, 1, h, w), float32 on the CPU: of the picture
+    start_latents: (
+        torch.Tensor
+    )  # (1, 16, T, h, w), float32 on the CPU: of the picture, or of what was gone on with
     kind: Kind
 
     @property
@@ -201,6 +206,9 @@ class Engine:
     def generate(self, request: Request, resume: Progress | None = None) -> Iterator[Step | Clip]:
         """Generate a video: yields every step, and a clip after every section. Leave the loop to cancel.
 
+        Of a video that is gone on with, the clips begin before its end, by as many frames as
+        :func:`framepack_core.continuing.remade` says, over the last of which they fade in.
+
         With ``resume``, the progress of an event of the same request, what follows that event is generated,
         and is the same to the bit.
 
@@ -231,34 +239,39 @@ class Engine:
         Raises:
             RequestError: a LoRA cannot be read, has changed, or does not fit.
         """
-        new_cache = new_cache or self._caches(request)
+        new_cache = new_cache or step_caches(request, self.models.spec)
         kind, window = self.models.spec.kind, request.latent_window_size
         sections = plan(kind, section_count(request.seconds, window), window)
-        history = History(kind, window, conditioned.start_latents, conditioned.end_latents)
+        before = conditioned.before
+        known = before.latents if before else None
+        history = History(kind, window, conditioned.start_latents, conditioned.end_latents, known)
         progress = resume or Progress.start(request.seed)
         height, width = conditioned.start_latents.shape[-2:]
         sigmas = flow_sigmas(request.steps, schedule_mu(window * height * width // 4))
-        tables: dict[str, Tables] = {}
+        make_tables = partial(self._tables, request, conditioned, sigmas)
+        texts = SectionTexts(request, conditioned, kind, len(sections), make_tables)
         if len(progress.sampled) < len(sections):
             self.merger.merge(request.loras, self._places)
-            tables = self._tables(request, conditioned, sigmas)
         tiles = vae.Tiles()  # no part of the progress: where they are missing they are decoded again
         for section, following in zip_longest(sections, sections[1:]):
             if section.index == len(progress.sampled):
                 prefix = prefix_for(section, conditioned.start_latents, conditioned.keyframe_latents)
                 progress = yield from self._sample_section(
                     request,
-                    tables,
+                    texts.tables(section.index),
                     sigmas,
                     section,
                     len(sections),
                     history.context(prefix),
                     progress,
                     new_cache(),
+                    skipped=before.sections(window) if before and section.index == 0 else 0,
                 )
             history.append(section, progress.sampled[section.index])
             if section.index < progress.decoded:
                 continue
+            if before and section.index == 0:
+                progress = replace(progress, edge=self._edge(before, window))
             shared = history.shared(section, following) if following else None
             clip = self._decode(history, section, len(sections), progress, tiles, shared)
             progress = clip.progress
@@ -278,32 +291,18 @@ class Engine:
                 break
         return calibration.ratios
 
-    def _caches(self, request: Request) -> Callable[[], StepCache | None]:
-        """Say how the cache of a section is made."""
-        if request.cache == "teacache":
-            return lambda: TeaCache(request.steps)
-        if request.cache == "magcache":
-            spec = self.models.spec
-            ratios = load_ratios(spec.mag_ratios) if spec.mag_ratios else BUILT_IN_RATIOS[spec.kind]
-            return lambda: MagCache(request.steps, ratios)
-        return lambda: None
-
-    def _tables(self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor) -> dict[str, Tables]:
-        """Compute what is the same in every section, by guidance branch."""
+    def _tables(
+        self, request: Request, conditioned: Conditioning, sigmas: torch.Tensor, text: TextConditioning
+    ) -> Tables:
+        """Compute what is the same in every section with a text."""
         dtype, device = self.models.dtype, self.device
-        branches = {"positive": conditioned.positive}
-        if conditioned.negative is not None:
-            branches["negative"] = conditioned.negative
-        tables = {
-            name: self.embedders.tables(
-                text.to(device, dtype),
-                conditioned.image_embeds.to(device, dtype),
-                timesteps(sigmas, dtype).to(device),
-                guidance(request.guidance_scale, dtype).to(device),
-                self._places.for_a_moment,
-            )
-            for name, text in branches.items()
-        }
+        tables = self.embedders.tables(
+            text.to(device, dtype),
+            conditioned.image_embeds.to(device, dtype),
+            timesteps(sigmas, dtype).to(device),
+            guidance(request.guidance_scale, dtype).to(device),
+            self._places.for_a_moment,
+        )
         if self.rungs[self.rung].placement != "all":
             memory.release_unused(device)
         return tables
@@ -318,13 +317,19 @@ class Engine:
         history: HistoryContext,
         progress: Progress,
         cache: StepCache | None,
+        *,
+        skipped: int,
     ) -> Generator[Step, None, Progress]:
-        """Sample one section, from its start or from where it was left; returns the progress it makes."""
+        """Sample one section, from its start or from where it was left; returns the progress it makes.
+
+        ``skipped`` sections come before it, of a video that is gone on with: their noise is let go.
+        """
         dtype = self.models.dtype
         generator = torch.Generator("cpu")
         generator.set_state(progress.noise)
         size = history.latents_clean.shape[-2:]
-        noise = torch.randn((1, 16, request.latent_window_size, *size), generator=generator)
+        for _ in range(1 + skipped):
+            noise = torch.randn((1, 16, request.latent_window_size, *size), generator=generator)
         with self._places.on_device(self.core):
             look_back = self.core.look_back(
                 section, HistoryContext(*(latents.to(self.device, dtype) for latents in history))
@@ -350,6 +355,14 @@ class Engine:
                 computed = cache is None or cache.computed()[-1]
                 yield Step(section.index, sections, solver.step, request.steps, denoised, computed, progress)
         return progress
+
+    def _edge(self, before: Before, window: int) -> torch.Tensor:
+        """Give the last frames of a video that is gone on with, as its sections would have left them."""
+        if before.pixels is not None:
+            return before.pixels
+        memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
+        with self._places.on_device(self.models.vae):
+            return vae.end_of(before.latents, window, self.models.vae)
 
     def _decode(
         self,

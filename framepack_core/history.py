@@ -52,18 +52,23 @@ class History:
         window: int,
         start_latents: torch.Tensor,
         end_latents: torch.Tensor | None = None,
+        before: torch.Tensor | None = None,
     ) -> None:
-        """Begin with nothing but the picture's latents (1, 16, 1, h, w)."""
+        """Begin with the picture's latents (1, 16, 1, h, w).
+
+        With ``before``, (1, 16, T, h, w), which only goes forward, begin with these instead: a video that is
+        gone on with.
+        """
         self._forward = kind == "f1"
         self._window = window
-        self.start = start_latents
+        self.start = start_latents if before is None else before
         self._kept = max(HISTORY_FRAMES, 2 * window + 1)
         batch, channels, _, height, width = start_latents.shape
         self.latents = torch.zeros(batch, channels, HISTORY_FRAMES, height, width)
         self.generated = 0  # latent frames of the video so far
         if self._forward:
-            self.latents = torch.cat([self.latents, start_latents], dim=2)
-            self.generated = 1
+            self.latents = torch.cat([self.latents, self.start], dim=2)[:, :, -self._kept :]
+            self.generated = self.start.shape[2]
         elif end_latents is not None:
             self.latents[:, :, :1] = end_latents
 
@@ -90,8 +95,7 @@ class History:
     def decodable(self, section: Section) -> torch.Tensor:
         """Give the latents to decode after a section: its own and, to blend with, its neighbour's."""
         frames = 2 * self._window + (1 if section.is_last and not self._forward else 0)
-        if section.index == 0:
-            frames = self.generated
+        frames = min(frames, self.generated)
         return self.latents[:, :, -frames:] if self._forward else self.latents[:, :, :frames]
 
     def shared(self, section: Section, following: Section) -> Shared:

@@ -6,13 +6,15 @@ which steps to skip. So the steps that are skipped are the same for every video 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
-from framepack_core.cache import Branch, StepCache
+from framepack_core.cache import Branch, StepCache, TeaCache
 from framepack_core.errors import ModelError
+from framepack_core.models import ModelSpec
+from framepack_core.request import GenerationSettings
 from framepack_core.sections import Kind
 
 # What the skipped steps' changes may add up to, how many may be skipped in a row, which share of the steps at
@@ -101,3 +103,13 @@ def load_ratios(file: Path) -> tuple[float, ...]:
     if not ratios or not all(0 < ratio < float("inf") for ratio in ratios):
         raise ModelError(f"mag_ratios {file} holds no ratios above 0: run framepackd calibrate")
     return ratios
+
+
+def step_caches(request: GenerationSettings, spec: ModelSpec) -> Callable[[], StepCache | None]:
+    """Say how the cache of a section is made, if there is to be one."""
+    if request.cache == "teacache":
+        return lambda: TeaCache(request.steps)
+    if request.cache == "magcache":
+        ratios = load_ratios(spec.mag_ratios) if spec.mag_ratios else BUILT_IN_RATIOS[spec.kind]
+        return lambda: MagCache(request.steps, ratios)
+    return lambda: None

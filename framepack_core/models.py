@@ -61,12 +61,17 @@ class ModelSpec:
     buckets: tuple[Size, ...] = BUCKETS
     mag_ratios: Path | None = None  # a calibration of one's own for MagCache; else those of the kind
 
-    def verify(self, *, end_image: bool, keyframes: bool = False) -> None:
+    def verify(self, *, end_image: bool, keyframes: bool = False, continues: bool = False) -> None:
         """Check that the model can do what is asked.
 
         Raises:
-            RequestError: it generates forward and was given a picture to arrive at.
+            RequestError: it generates forward and was given a picture to arrive at, or backward and was given
+                a video to go on with.
         """
+        if self.kind != "f1" and continues:
+            raise RequestError(
+                f"model {self.name} generates backward and cannot go on with a video: use a model of kind f1"
+            )
         if self.kind == "f1" and (end_image or keyframes):
             raise RequestError(
                 f"model {self.name} generates forward and cannot aim at an end frame or keyframes: "

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from annotated_types import Ge, Le, MultipleOf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from framepack_core.prompts import TimedPrompts
+
 MAX_MISTAKES = 10  # told in one message
 MAX_SHOWN = 100  # characters of a wrong value in a message
 MAX_SEED = 2**32 - 1  # what the published programs draw from
@@ -48,6 +50,7 @@ class GenerationSettings(BaseModel):
     height: Integer | None = Field(None, ge=32, le=4096, multiple_of=16)
     # None: the resolution the model was made for, 640 for the published ones.
     resolution: Integer | None = Field(None, ge=64, le=2048)
+    prompts: TimedPrompts = ()  # elsewhere the prompt itself holds
 
     @model_validator(mode="after")
     def _width_and_height_belong_together(self) -> Self:
@@ -72,6 +75,11 @@ class Request(GenerationSettings):
 
     ``keyframes`` maps section numbers, counted in generation order (0 is made first: the end of the
     video), to pictures. All pictures are resized and cropped to the size chosen for ``image``.
+
+    ``continue_from`` is a video to go on with, which takes a model of kind ``f1``: its latents (.safetensors,
+    with float32 of (1, 16, T, h, w) under the name "latents"), which say what size it has, or an mp4. Then
+    ``seconds`` is what is added, the times of ``prompts`` count from where the video ends, and ``image`` is
+    the picture that it began with.
     """
 
     image: Path
@@ -80,6 +88,7 @@ class Request(GenerationSettings):
     end_image: Path | None = None
     keyframes: dict[Annotated[int, Field(ge=0)], Path] = {}
     loras: tuple[Lora, ...] = ()
+    continue_from: Path | None = None
 
 
 def explain(error: ValidationError, fields: type[BaseModel]) -> str:

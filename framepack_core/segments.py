@@ -5,7 +5,7 @@ of the same size and quality can be joined in any order: packets are copied, onl
 """
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -48,6 +48,27 @@ def encode(frames: Iterable[Picture], *, size: Size, crf: int, options: str = EX
     return file.getvalue() if given else b""
 
 
+def encode_exactly(frames: Sequence[Picture]) -> bytes:
+    """Encode frames without loss, not one pixel: for going on from them, not for people."""
+    file = io.BytesIO()
+    with av.open(file, mode="w", format="mp4") as container:
+        stream = container.add_stream("libx264rgb", rate=FPS, options={"qp": "0"})
+        stream.height, stream.width, _ = frames[0].shape
+        stream.pix_fmt = "rgb24"
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def count(segment: bytes) -> int:
+    """Count the frames of a segment, without decoding it."""
+    if not segment:
+        return 0
+    with _opened(segment) as piece:
+        return sum(1 for packet in piece.demux(piece.streams.video[0]) if packet.size)
+
+
 def join(path: Path, segments: Iterable[bytes]) -> int:
     """Write segments, given in the order of time, as an mp4 with its index in front; gives its frames.
 
@@ -77,6 +98,32 @@ def join(path: Path, segments: Iterable[bytes]) -> int:
         if not frames:
             raise SegmentError("there are no frames to make a video of")
     return frames
+
+
+def head(segment: bytes, like: bytes, most: int) -> bytes:
+    """Give as much of the start of a video as can be joined with a segment; b"" for none.
+
+    It ends where a picture begins that needs no other, after ``most`` frames at the latest.
+    """
+    try:
+        with _opened(segment) as piece, _opened(like) as other:
+            source = piece.streams.video[0]
+            if source.codec_context.extradata != other.streams.video[0].codec_context.extradata:
+                return b""
+            packets = [packet for packet in piece.demux(source) if packet.size]
+            places = _order(packets)
+            ends = [len(places)] + [number for number, packet in enumerate(packets) if packet.is_keyframe]
+            # Where all that is decoded before is shown before, too.
+            whole = [end for end in ends if end <= most and sorted(places[:end]) == list(range(end))]
+            file = io.BytesIO()
+            with av.open(file, mode="w", format="mp4") as container:
+                stream = container.add_stream_from_template(source)
+                for packet in packets[: max(whole)]:
+                    packet.stream = stream
+                    container.mux(packet)
+            return file.getvalue() if max(whole) else b""
+    except SegmentError:
+        return b""
 
 
 @contextmanager

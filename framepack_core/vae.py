@@ -13,18 +13,22 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from einops import rearrange
 
 from framepack_core.history import Shared
-from framepack_core.media import Frames, Picture
+from framepack_core.media import Frames
 from framepack_core.sections import Kind
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLHunyuanVideo
 
 
-def encode(picture: Picture, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
-    """Encode a picture (H, W, 3) to a posterior (1, 32, 1, H/8, W/8), means and variances, on the CPU."""
-    pixels = rearrange(torch.from_numpy(picture.copy()), "h w c -> 1 c 1 h w").float() / 127.5 - 1
-    posterior: torch.Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.parameters
+def encode(frames: Frames, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
+    """Encode frames (4T-3, H, W, 3) to a posterior (1, 32, T, H/8, W/8), means and variances, on the CPU."""
+    posterior: torch.Tensor = vae.encode(to_pixels(frames).to(vae.device, vae.dtype)).latent_dist.parameters
     return posterior.cpu()
+
+
+def to_pixels(frames: Frames) -> torch.Tensor:
+    """Convert frames (T, H, W, 3) to pixels (1, 3, T, H, W) in [-1, 1], float32 on the CPU."""
+    return rearrange(torch.from_numpy(frames.copy()), "t h w c -> 1 c t h w").float() / 127.5 - 1
 
 
 def draw(
@@ -144,18 +148,32 @@ def join(
     """Join a decoded section to the video's edge: the ``overlap`` frames next to it, of the one before.
 
     Gives the pixels that no later section changes, and the new edge; after the last section there is none.
+    Forward, the edge may be longer or, of a short video that is gone on with, shorter.
     """
     forward = kind == "f1"
     if edge is None:
         joined = decoded
     else:
         edge = edge.to(decoded.device)  # of a video that is gone on with it comes from a file
-        joined = blend(edge, decoded, overlap) if forward else blend(decoded, edge, overlap)
+        own = overlap + 3  # frames of the section, behind those that it shares with the edge
+        joined = blend(edge, decoded, decoded.shape[2] - own) if forward else blend(decoded, edge, overlap)
     if is_last:
         return joined, None
     if forward:
         return joined[:, :, :-overlap], joined[:, :, -overlap:].clone()
     return joined[:, :, overlap:], joined[:, :, :overlap].clone()
+
+
+def end_of(latents: torch.Tensor, window: int, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
+    """Decode the end of a video as its last section left it, blended into the section before if there is one.
+
+    Gives the pixels of at most ``2 * window`` latents.
+    """
+    last = decode(latents[:, :, -2 * window :], vae)
+    if latents.shape[2] <= 2 * window:
+        return last
+    earlier = decode(latents[:, :, :-window][:, :, -2 * window :], vae)
+    return blend(earlier, last, 4 * window - 3)[:, :, -last.shape[2] :]
 
 
 def to_uint8(pixels: torch.Tensor) -> Frames:

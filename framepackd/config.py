@@ -18,7 +18,7 @@ from framepack_core.errors import RequestError
 from framepack_core.models import BUILT_IN, ModelSpec, Source
 from framepack_core.request import explain
 from framepack_core.sections import Kind
-from framepackd.settings import parse_settings
+from framepackd.settings import parse_settings, refuse_shared
 
 ENV_PREFIX = "FRAMEPACKD_"
 CONFIG_VARIABLE = "FRAMEPACKD_CONFIG"
@@ -125,9 +125,11 @@ class Config(BaseSettings):
     @classmethod
     def _check_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         try:
-            return parse_settings(values, "[defaults]")
+            parsed = parse_settings(values, "[defaults]")
+            refuse_shared(parsed, "[defaults]")
         except RequestError as error:
             raise ValueError(str(error)) from error
+        return parsed
 
     @model_validator(mode="after")
     def _check_model(self) -> "Config":

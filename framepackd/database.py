@@ -157,6 +157,14 @@ class Job(Base):
         return self.steps_total // self.sections if self.sections else 0
 
     @property
+    def clips(self) -> int:
+        """How many clips the video is joined of: of a chain one for each pair of frames."""
+        roles = self.inputs or {}  # none before it is recorded
+        if "video" in roles:  # which is gone on with, whatever it was made from
+            return 1
+        return max(sum(role.startswith("frame-") for role in roles) - 1, 1)
+
+    @property
     def work_units(self) -> float:
         """A measure of what one step costs: tokens, twice where guidance calls the model twice."""
         calls = 2 if self.settings.get("true_cfg_scale", 1) != 1 else 1
@@ -177,7 +185,7 @@ class Job(Base):
             "stem",
         ):
             del columns[internal]
-        return {**columns, **self.settings, "fps": 30}
+        return {**columns, **self.settings, "clips": self.clips, "fps": 30}
 
 
 class Meta(Base):

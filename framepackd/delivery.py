@@ -13,6 +13,7 @@ from typing import Any
 from framepackd import files
 from framepackd.config import Config
 from framepackd.database import Job, State, utc_now
+from framepackd.inbox import OF_A_VIDEO
 from framepackd.intake import INPUTS, clear_work_folder
 from framepackd.jobs import JobStore
 from framepackd.names import rest_of_name
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 RESULT = "result"  # what the worker wrote: .mp4 and stills, named by what follows NAME
 OUTGOING = "outgoing"  # everything to deliver, under its final name
 VIDEO = ".mp4"
+SOURCE = ".source"  # NAME.source.mp4: the video as it was before
 
 
 def deliver(job: Job, config: Config, store: JobStore) -> None:
@@ -63,8 +65,12 @@ def _prepare(job: Job, state: State, work: Path, target: Path) -> None:
     """Gather what is to be delivered, and fix the name it goes under."""
     staging = work / f"{files.PART_PREFIX}{OUTGOING}"
     staging.mkdir(exist_ok=True)
+    rests = {
+        entry["file"]: name_of_input(job, role, entry["file"], state) for role, entry in job.inputs.items()
+    }
     for path in (work / INPUTS).glob("*"):
-        path.rename(staging / (job.name + rest_of_name(path.name, job.name)))
+        rest = rest_of_name(path.name, job.name)
+        path.rename(staging / (job.name + rests.get(path.name, rest)))
     if state is State.DONE or (state is State.CANCELLED and job.cancel == "keep"):
         for path in (work / RESULT).glob(".*"):
             if not path.name.startswith(files.PART_PREFIX):
@@ -78,6 +84,14 @@ def _prepare(job: Job, state: State, work: Path, target: Path) -> None:
     files.sync_folder(staging)
     staging.rename(work / OUTGOING)
     files.sync_folder(work)
+
+
+def name_of_input(job: Job, role: str, file: str, state: State) -> str:
+    """Say what follows NAME where an input is delivered: a video that was made longer gives its name away."""
+    rest = rest_of_name(file, job.name)
+    if role not in OF_A_VIDEO or state is State.FAILED or (state is State.CANCELLED and job.cancel != "keep"):
+        return rest
+    return f"{SOURCE}{rest}"
 
 
 def free_stem(name: str, names: list[str], target: Path, after: str | None = None) -> str:

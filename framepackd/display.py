@@ -14,6 +14,7 @@ from rich.text import Text
 from framepack_core.footprint import GIB
 from framepackd import loras
 from framepackd.names import printable
+from framepackd.stage import stage
 
 if TYPE_CHECKING:
     from framepackd.check import Forecast
@@ -95,8 +96,7 @@ def _running(job: dict[str, Any], now: datetime) -> RenderableType:
         else Text(_finish(job["eta_seconds"], now), style="cyan")
     )
     at_end.no_wrap = True
-    step = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
-    where = f"section {job['section']}/{job['sections']}  {step}" if job["section"] else "loading the model"
+    where = "  ".join(stage(job)) if job["section"] else "loading the model"
     grid.add_row(
         Text("  now", style="cyan"),
         Text(_path(job), style="bold", overflow="ellipsis", no_wrap=True),
@@ -116,7 +116,7 @@ def _queue(queued: list[dict[str, Any]], report: dict[str, Any], now: datetime) 
         grid.add_row(
             Text("  queue" if position == 0 else "", style="blue"),
             escape(_path(job)),
-            f"{job['frames']} frames",
+            f"{job['frames']} frames" + (f" ({job['clips']} clips)" if job["clips"] > 1 else ""),
             eta,
             Text(note, style="yellow"),
         )
@@ -206,9 +206,17 @@ def job(record: dict[str, Any]) -> RenderableType:
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        if key in ("history", "loras", *tables) or value in (None, ""):
+        if key in ("history", "prompts", "continues", "loras", *tables) or value in (None, "", [], {}):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
+    if continued := record.get("continues"):
+        known = "frames" if continued["latents"] is None else "latents"
+        told = f"{continued['file']}, {continued['frames']} frames, from its {known}"
+        facts.add_row(Text("  continues", style="cyan"), _text(told))
+    for timed in record.get("prompts", []):
+        sections = ", ".join(map(str, timed["sections"]))
+        span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"
+        facts.add_row(Text("  timed prompt", style="cyan"), _text(f"{timed['text']} ({span})"))
     for entry in record.get("loras", ()):
         facts.add_row(Text("  lora", style="cyan"), _text(loras.in_words(entry)))
     for key in tables:

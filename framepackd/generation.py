@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -19,7 +20,7 @@ from framepack_core.lora import fit_all
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import HostCopy, Progress
 from framepack_core.request import Request
-from framepackd import files
+from framepackd import files, source_video
 from framepackd.beside import Beside
 from framepackd.checkpoint import Checkpoints
 from framepackd.previews import Previews
@@ -87,7 +88,7 @@ class Engines:
     def encode_ahead(self, work: Work) -> None:
         """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself."""
         engine = self._engine
-        if engine is None or _engine_key(work) != self._key or work.keep_only:
+        if engine is None or _engine_key(work) != self._key or work.keep_only or work.continued:
             return
         ahead = (engine, work.request)
         if engine.rungs[engine.rung].placement != "all" or (self._ahead and self._ahead[:2] == ahead):
@@ -112,39 +113,40 @@ class Generation:
         self._engines = engines
         self._connection = connection
         self._computation = _computation(work)
-        self._checkpoints = Checkpoints(work.checkpoint, _identity(work) | self._computation)
-        self._video = Video(work, self._checkpoints)
+        self._identity = _identity(work) | self._computation
+        self._clips: list[Checkpoints] = []  # of the clips up to the one at hand
+        self._video = Video(work, self._clips)
         self._beside = Beside()
         self._previews = Previews(work)
-        found = self._checkpoints.load()
-        self._progress = found.progress if found else Progress.start(work.request.seed)
-        notes = found.notes if found else {}
-        self._clock = _PhaseClock(notes.get("seconds", {}))
-        self._measures = Measures.from_json(notes["quality"]) if self._progress.decoded else Measures()
+        self._clock = _PhaseClock()
+        self._measures = Measures()
+        self._enter_next()
         if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
             for preview in (work.preview, self._previews.file):
                 preview.unlink(missing_ok=True)
+        self._has_more()  # goes to where the chain was left
         self._loras: tuple[dict[str, int], ...] = ()
         self._asked: Leave | None = None  # to leave the job
         self._next: Work | None = None  # what comes after it
 
     def run(self) -> Message:
         """Generate what is missing, then write the video."""
-        with (
-            self._previews,
-            self._beside,
-        ):  # whoever takes up the job next must not find it still being written
+        with self._previews, self._beside:  # whoever takes up the job next must not find either at work
             return self._run()
 
     def _run(self) -> Message:
         work = self._work
         files.make_folder(work.result)
-        self._connection.send(Resumed(len(self._progress.sampled) * work.request.steps + self._progress.step))
+        if work.continued is not None:
+            source_video.make_ready(work.continued)
+        sampled = self._sections_before + len(self._progress.sampled)
+        self._connection.send(Resumed(sampled * work.request.steps + self._progress.step))
         if work.keep_only:
             self._asked = Leave(keep=True)
-        while self._asked is None and self._progress.decoded < work.sections:
+        while self._asked is None and self._has_more():
             self._generate_within_memory()
-        if self._asked is not None and not (self._asked.keep and self._progress.decoded):
+        exists = self._sections_before + self._progress.decoded
+        if self._asked is not None and not (self._asked.keep and exists):
             return Stopped()
         self._video.write(self._progress.edge, None if self._asked else work.frames)
         self._clock.lap("write")
@@ -157,6 +159,41 @@ class Generation:
             self._measures.verdict(picture),
             self._loras,
         )
+
+    @property
+    def _clip(self) -> int:
+        """Which clip is at hand, from 0."""
+        return len(self._clips) - 1
+
+    @property
+    def _sections_per_clip(self) -> int:
+        return self._work.sections // len(self._work.clips)
+
+    @property
+    def _sections_before(self) -> int:
+        """How many sections the clips before the one at hand have."""
+        return self._clip * self._sections_per_clip
+
+    def _has_more(self) -> bool:
+        """Say whether anything is left to generate, and go on to the clip in which that is."""
+        while self._progress.decoded == self._sections_per_clip:
+            if len(self._clips) == len(self._work.clips):
+                return False
+            self._enter_next()
+        return True
+
+    def _enter_next(self) -> None:
+        """Take up the next clip where it was left; what it was measured by includes the clips before it."""
+        folder = self._work.checkpoint
+        if self._work.following:
+            folder /= f"clip-{len(self._clips) + 1:04}"
+        self._clips.append(Checkpoints(folder, self._identity))
+        found = self._clips[-1].load()
+        self._progress = found.progress if found else Progress.start(self._work.request.seed)
+        if found is not None:
+            self._clock.seconds = dict(found.notes["seconds"])
+            if self._progress.decoded:
+                self._measures = Measures.from_json(found.notes["quality"])
 
     def _generate_within_memory(self) -> None:
         """Generate; where the device has not enough memory, take one rung down the ladder."""
@@ -191,36 +228,57 @@ class Generation:
         )
 
     def _generate(self, engine: Engine) -> None:
-        """Go on from the progress until the end, or until told to leave; everything reached is saved."""
-        conditioned = self._engines.encode(self._work.request, engine)
-        self._previews.fit_to(conditioned.start_latents)
+        """Go on from the progress until the end, or until told to leave."""
+        while self._asked is None and self._has_more():
+            self._generate_clip(engine)
+
+    def _generate_clip(self, engine: Engine) -> None:
+        """Generate what is missing of the clip at hand; everything reached is saved."""
+        request = self._work.clips[self._clip]
+        conditioned = self._engines.encode(request, engine)
+        self._previews.fit_to(request.image, conditioned.start_latents)
         self._clock.lap("encode")
         self._connection.send(Ready(str(engine.device)))
         try:
-            for event in engine.sample(self._work.request, conditioned, self._progress):
+            for event in engine.sample(request, conditioned, self._progress):
                 copied = event.progress.to_host()
                 # At most one step may be lost: what came before is safe before this one counts as done.
                 self._beside.wait()
                 self._progress = event.progress
+                section = self._sections_before + event.section
                 if isinstance(event, Step):
                     self._previews.offer(copied)
                     seconds = self._clock.lap("sample")
-                    self._connection.send(StepDone(event.section + 1, event.step, seconds))
+                    self._connection.send(StepDone(section + 1, event.step, seconds))
                     if event.step < event.steps:
                         self._beside.start(partial(self._save, copied, self._notes()))
                     else:  # at once: whatever decoding does, even to this process, the section is sampled
-                        self._checkpoints.save(copied.wait(), self._notes())
+                        self._clips[-1].save(copied.wait(), self._notes())
                 else:
                     seconds = self._clock.lap("decode")
-                    self._beside.start(partial(self._keep, event, copied, self._notes()))
-                    self._connection.send(SectionDecoded(event.section + 1, seconds))
+                    self._beside.start(partial(self._keep, self._in_chain(event), copied, self._notes()))
+                    self._connection.send(SectionDecoded(section + 1, seconds))
                 self._listen()
                 if self._asked is not None:
                     break
-                if isinstance(event, Clip) and self._next is not None:
-                    self._engines.encode_ahead(self._next)
+                if isinstance(event, Clip) and (coming := self._coming()) is not None:
+                    self._engines.encode_ahead(coming)
         finally:
             self._beside.wait()
+
+    def _in_chain(self, clip: Clip) -> Clip:
+        """Count a clip's section among all of the chain, and leave out the frame that two clips share."""
+        ends = clip.section + 1 == clip.sections
+        return replace(
+            clip,
+            section=self._sections_before + clip.section,
+            frames=clip.frames[1:] if ends and self._clip else clip.frames,
+        )
+
+    def _coming(self) -> Work | None:
+        """Say whose inputs are needed next: those of the next clip, or of the next job."""
+        following = self._work.clips[self._clip + 1 :]
+        return replace(self._work, request=following[0], following=()) if following else self._next
 
     def _listen(self) -> None:
         """Take in what the daemon says meanwhile."""
@@ -232,15 +290,15 @@ class Generation:
                 self._asked = message
 
     def _save(self, copied: HostCopy, notes: dict[str, Any], segment: bytes | None = None) -> None:
-        self._checkpoints.save(copied.wait(), notes, segment)
-        self._checkpoints.clear()
+        self._clips[-1].save(copied.wait(), notes, segment)
+        self._clips[-1].clear()
 
     def _keep(self, clip: Clip, copied: HostCopy, notes: dict[str, Any]) -> None:
         """Keep what a section brought; all of it is durable before a checkpoint says that it is decoded."""
         self._measures.add(clip.frames, finite=clip.finite)
         notes["quality"] = self._measures.to_json()
         self._save(copied, notes, self._video.encode(clip))
-        if clip.section + 1 < clip.sections:  # else the video itself comes at once
+        if clip.section + 1 < self._work.sections:  # else the video itself comes at once
             self._video.write_preview(clip.progress.edge)
 
     def _notes(self) -> dict[str, Any]:
@@ -251,8 +309,8 @@ class Generation:
 class _PhaseClock:
     """Adds up how long each phase of a job took, over all its runs."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
         self._last = time.monotonic()
 
     def lap(self, phase: str) -> float:

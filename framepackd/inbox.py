@@ -3,15 +3,18 @@
 Only looks, never touches. Events of the file system wake a scan; a scan decides.
 """
 
+import contextlib
+import itertools
 import logging
 import re
 import time
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from framepack_core.errors import RequestError
 from framepackd.files import folder_below
@@ -26,8 +29,18 @@ MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on
 # A name may hold line breaks, and end in one.
 END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
 FIRST_FRAME = re.compile(r"(?P<name>.+)_first_frame\Z", re.DOTALL)
-CHAIN = re.compile(r"(?P<name>.+)_frame_\d+\Z", re.DOTALL)
+FRAME = re.compile(r"(?P<name>.+)_frame_(?P<number>[0-9]+)\Z", re.DOTALL)  # of a chain
+KEYFRAME = re.compile(r"(?P<name>.+)_section_(?P<number>[0-9]+)\Z", re.DOTALL)
 FRAME_DIFF = re.compile(r"(?P<name>.+)_frame_diff\Z", re.DOTALL)
+SUFFIXES = {END_FRAME: "end", FIRST_FRAME: "image", FRAME: "frame", KEYFRAME: "keyframe"}
+# In the order in which they are told.
+ROLES = (
+    *("image", "frame", "video", "text", "end", "keyframe", "settings", "latents", "record", "diff"),
+    "unknown",
+)
+VIDEO = ".mp4"  # one to be made longer; with it, as they were delivered, NAME.json and the latents
+LATENTS = ".latents"
+OF_A_VIDEO = ("video", "latents", "record")
 
 
 @dataclass
@@ -40,13 +53,28 @@ class Group:
     defaults: list[str] = field(
         default_factory=list
     )  # _defaults.toml files that hold for it, outermost first
+    keyframes: Mapping[int, str] = field(default_factory=dict)  # files its settings name, by section
     signatures: dict[str, Signature] = field(default_factory=dict)  # of all of them, when they had settled
 
     @property
     def paths(self) -> list[str]:
         """Give all files, the picture and its text first."""
-        order = ("image", "text", "end", "settings", "diff", "chain", "unknown")
-        return [path for role in order for path in sorted(self.files.get(role, []))]
+        return [path for role in self.roles for path in sorted(self.files[role])]
+
+    @property
+    def roles(self) -> list[str]:
+        """Give the roles of its files, the picture first; frames of a chain by their numbers."""
+
+        def place(role: str) -> tuple[int, int]:
+            kind, _, number = role.partition("-")
+            return ROLES.index(kind), int(number or 0)
+
+        return sorted((role for role in self.files if self.files[role]), key=place)
+
+    @property
+    def frames(self) -> list[str]:
+        """Give the roles of a chain's frames, frame-0 first."""
+        return [role for role in self.roles if role.startswith("frame-")]
 
     def only(self, role: str) -> str | None:
         """Give the file of a role that exists once, if at all."""
@@ -101,7 +129,8 @@ class Inbox:
         self.settle_seconds = settle_seconds
         self._now = now
         self._still_since: dict[str, tuple[Signature, float]] = {}
-        self._read: dict[str, tuple[Signature, bool | RequestError]] = {}  # settings files, see _prompts
+        # Settings files, see _settings.
+        self._read: dict[str, tuple[Signature, dict[str, Any] | RequestError]] = {}
         self._missed: dict[str, tuple[dict[str, Signature], str | None]] = {}  # answers to missed_job
         self.held: dict[tuple[str, str], str] = {}  # groups that could not be taken, and why
 
@@ -114,17 +143,18 @@ class Inbox:
         all_defaults = [path for path in found if _is_defaults(path)]
         ready, waiting = [], []
         unsettled = False
-        for group in group_files(found):
-            defaults = group.defaults = defaults_above(group.folder, all_defaults)
-            group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
-            if any(path in moving for path in (*group.paths, *defaults)):
+        for whole in group_files(found, self._keyframes(found, moving)):
+            defaults = whole.defaults = defaults_above(whole.folder, all_defaults)
+            if any(path in moving for path in (*whole.paths, *defaults)):
                 unsettled = True
                 continue
-            missing = self._missing(group, found, missed_job)
-            if missing is None:
-                ready.append(group)
-            else:
-                waiting.append(_waiting(group, missing, found))
+            for group in self._parted(whole, found):
+                group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
+                missing = self._missing(group, found, missed_job)
+                if missing is None:
+                    ready.append(group)
+                else:
+                    waiting.append(_waiting(group, missing, found))
         ready.sort(key=lambda group: max(found[path].arrived for path in group.paths))
         return Scan(tuple(ready), tuple(waiting), unsettled)
 
@@ -139,6 +169,17 @@ class Inbox:
             for path, entry in found.items()
         }
         return {path for path, (_, since) in self._still_since.items() if now - since < self.settle_seconds}
+
+    def _parted(self, group: Group, found: dict[str, Found]) -> list[Group]:
+        """Part a video that is not to become longer from pictures, which are a job without it."""
+        if not group.files.get("video") or not (group.files.get("image") or group.frames):
+            return [group]
+        said = [self._settings(path, found) for path in (*group.files.get("settings", []), *group.defaults)]
+        if any(isinstance(settings, RequestError) or "more" in settings for settings in said):
+            return [group]
+        video = Group(group.folder, group.name, defaults=group.defaults)
+        video.files |= {role: group.files.pop(role) for role in OF_A_VIDEO if role in group.files}
+        return [group, video]
 
     def _missing(
         self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
@@ -157,32 +198,49 @@ class Inbox:
     def _missing_partner(
         self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
     ) -> str | None:
-        if not group.files.get("image"):
+        own = group.only("settings")
+        settings = self._settings(own, found) if own else {}
+        extends = not isinstance(settings, RequestError) and "more" in settings
+        missing = _missing_picture(group, extends=extends)
+        if missing is not None:
             first = group.paths[0]
             if first not in self._missed or self._missed[first][0] != group.signatures:
                 # Asked only when the files are new: there may be thousands, at every look.
                 self._missed[first] = group.signatures, missed_job(group.folder, group.name)
             job = self._missed[first][1]
-            return f"{group.name}.png" + (f" (job {job} was taken before this came)" if job else "")
-        prompted = self.prompted or bool(group.files.get("text"))
+            return missing + (f" (job {job} was taken before this came)" if job else "")
+        prompted = self.prompted or bool(group.files.get("text") or group.files.get("record"))
         for path in group.defaults:
-            prompts = self._prompts(path, found)
-            if isinstance(prompts, RequestError):
-                return str(prompts)  # one mistake there must not fail every job below
-            prompted |= prompts
-        own = group.only("settings")
-        if prompted or own is None:
-            return None if prompted else f"{group.name}.txt"
+            defaults = self._settings(path, found)
+            if isinstance(defaults, RequestError):
+                return str(defaults)  # one mistake there must not fail every job below
+            prompted |= "prompt" in defaults
+            extends |= "more" in defaults
         # A mistake in the job's own settings: it is taken, and fails with the reason.
-        return None if self._prompts(own, found) else f"{group.name}.txt"
+        prompted |= isinstance(settings, RequestError) or "prompt" in settings
+        if group.files.get("video") and not extends and not isinstance(settings, RequestError):
+            return f"more = 3.0 in {group.name}.toml, to make {group.name}.mp4 longer by so many seconds"
+        return _missing_keyframe(group, found) if prompted else f"{group.name}.txt"
 
-    def _prompts(self, path: str, found: dict[str, Found]) -> bool | RequestError:
-        """Say whether a settings file holds a prompt, or what is wrong with it; reads each version once."""
+    def _keyframes(self, found: dict[str, Found], moving: set[str]) -> dict[str, Mapping[int, str]]:
+        """Give the pictures that settings name as keyframes, by the settings' paths."""
+        named: dict[str, Mapping[int, str]] = {}
+        for path, entry in found.items():
+            own = _suffix(path) == ".toml" and not _is_defaults(path)
+            if own and path not in moving and entry.problem is None and as_utf8(path) == path:
+                with contextlib.suppress(Exception):  # which shows when the group is looked at
+                    settings = self._settings(path, found)
+                    if not isinstance(settings, RequestError) and "keyframes" in settings:
+                        named[path] = settings["keyframes"]
+        return named
+
+    def _settings(self, path: str, found: dict[str, Found]) -> dict[str, Any] | RequestError:
+        """Give what a settings file holds, or what is wrong with it; reads each version once."""
         signature = found[path].signature
         if path not in self._read or self._read[path][0] != signature:
             try:
                 with folder_below(self.root, _folder(path)) as folder:
-                    result: bool | RequestError = "prompt" in read_settings_file(folder / _name(path), path)
+                    result: dict[str, Any] | RequestError = read_settings_file(folder / _name(path), path)
             except RequestError as error:
                 result = error
             except OSError as error:
@@ -206,17 +264,42 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
         return (
             f"{_name(group.files['unknown'][0])} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
         )
-    if group.files.get("chain"):
-        return f"{group.name}_frame_N: videos from a chain of frames cannot be made yet"
-    for role in ("image", "text", "end", "settings", "diff"):
-        several = group.files.get(role, [])
+    for role in group.roles:
+        several = group.files[role]
         if len(several) > 1:
             names = sorted(map(_name, several))
             alike = len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
             hint = " (the accents are written in two ways)" if alike else ""
             return f"only one of {' and '.join(names)} may stay{hint}"
+    other = group.only("image") or group.only("end")
+    if group.frames and other and not group.files.get("video"):
+        return f"{_name(other)} and the chain {group.name}_frame_N are in each other's way: only one may stay"
     empty = [path for path in group.paths if _is_picture(path) and found[path].signature.size == 0]
     return f"{_name(empty[0])} is empty (0 bytes)" if empty else None
+
+
+def _missing_picture(group: Group, *, extends: bool = False) -> str | None:
+    """Name what a group is no job without: the picture of its NAME, the next one of its chain, or a video."""
+    if group.files.get("video") or extends:
+        return None if group.files.get("video") else f"{group.name}{VIDEO}"
+    if not group.frames:
+        return None if group.files.get("image") else f"{group.name}.png"
+    following = next(number for number in itertools.count() if f"frame-{number}" not in group.frames)
+    if following == len(group.frames) > 1:
+        return None
+    suffix = PurePosixPath(group.files[group.frames[0]][0]).suffix
+    return f"{group.name}_frame_{following}{suffix}"
+
+
+def _missing_keyframe(group: Group, found: dict[str, Found]) -> str | None:
+    """Name a picture that the group's settings name and that is not there, or somebody else's."""
+    for number, file in group.keyframes.items():
+        if _is_picture(file) and not group.files.get(f"keyframe-{number}"):
+            path = unicodedata.normalize("NFC", f"{group.folder}/{file}".lstrip("/"))
+            if all(unicodedata.normalize("NFC", other) != path for other in found):
+                return file
+            return f"{file} is used already: give keyframe {number} of {group.name} a picture of its own"
+    return None
 
 
 def _waiting(group: Group, missing: str, found: dict[str, Found]) -> Waiting:
@@ -230,32 +313,58 @@ def _waiting(group: Group, missing: str, found: dict[str, Found]) -> Waiting:
     )
 
 
-def group_files(paths: Iterable[str]) -> list[Group]:
+def group_files(
+    paths: Iterable[str], keyframes: Mapping[str, Mapping[int, str]] | None = None
+) -> list[Group]:
     """Sort files into groups of one NAME each, by the naming rules; ``_defaults.toml`` belongs to none.
 
-    Names are compared as NFC: macOS sends them decomposed.
+    ``keyframes`` are the pictures that settings name, by the settings' paths: those that belong to nothing
+    else go to their NAME. Names are compared as NFC: macOS sends them decomposed.
     """
+    keyframes = keyframes or {}
     by_folder: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         by_folder[_folder(path)].append(path)
-    return [group for folder in sorted(by_folder) for group in _group_folder(folder, by_folder[folder])]
+    return [
+        group for folder in sorted(by_folder) for group in _group_folder(folder, by_folder[folder], keyframes)
+    ]
 
 
-def _group_folder(folder: str, paths: list[str]) -> Iterable[Group]:
+def _group_folder(
+    folder: str, paths: list[str], keyframes: Mapping[str, Mapping[int, str]]
+) -> Iterable[Group]:
     own_names = {_stem(path) for path in paths if _suffix(path) in (".txt", ".toml")}
+    named = {
+        unicodedata.normalize("NFC", file): (_stem(path), f"keyframe-{number}")
+        for path in sorted(keyframes.keys() & set(paths), reverse=True)
+        for number, file in keyframes[path].items()
+    }
+    videos = {_stem(path) for path in paths if _suffix(path) == VIDEO}
     groups: dict[tuple[str, bool], Group] = {}
     for path in sorted(paths):
         if _is_defaults(path):
             continue
-        name, role = _owner(path, own_names)
+        name, role = _owner(path, own_names, videos)
+        claim = named.get(unicodedata.normalize("NFC", _name(path))) if named else None
+        if claim and _is_picture(path) and (name not in own_names or (name == claim[0] and "-" in role)):
+            name, role = claim
         # A file of another kind shares its fate with nobody, whatever its name.
-        groups.setdefault((name, role == "unknown"), Group(folder, name)).files[role].append(path)
+        group = groups.setdefault((name, role == "unknown"), Group(folder, name))
+        group.files[role].append(path)
+        if path in keyframes:
+            group.keyframes = keyframes[path]
     return groups.values()
 
 
-def _owner(path: str, own_names: set[str]) -> tuple[str, str]:
+def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
     """Say to which NAME a file belongs, and as what."""
     stem, suffix = _stem(path), _suffix(path)
+    if suffix == VIDEO:
+        return stem, "video"
+    if suffix == ".json" and stem in videos:
+        return stem, "record"
+    if suffix == ".safetensors" and stem.removesuffix(LATENTS) in videos - {stem}:
+        return stem.removesuffix(LATENTS), "latents"
     if suffix == ".toml":
         return stem, "settings"
     if suffix == ".txt":
@@ -264,10 +373,11 @@ def _owner(path: str, own_names: set[str]) -> tuple[str, str]:
     if suffix not in PICTURES:
         return _name(path), "unknown"
     if stem not in own_names:  # a text of exactly this name wins over the suffixes
-        for pattern, role in ((END_FRAME, "end"), (FIRST_FRAME, "image"), (CHAIN, "chain")):
+        for pattern, role in SUFFIXES.items():
             match = pattern.match(stem)
             if match:
-                return match["name"], role
+                number = f"-{int(match['number'])}" if "number" in match.groupdict() else ""
+                return match["name"], role + number
     return stem, "image"
 
 

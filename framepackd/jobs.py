@@ -307,6 +307,7 @@ class JobStore:
             Job.name == wanted,
             Job.id.startswith(wanted, autoescape=True) & (wanted != ""),
             (Job.folder == folder) & (Job.name == name),
+            (Job.folder == folder) & _variation_of(name),
         )
         with self._looking() as session:
             for condition in conditions:
@@ -316,9 +317,9 @@ class JobStore:
         return []
 
     def latest(self, folder: str, name: str) -> Job | None:
-        """Give the latest job taken from a folder under a name."""
+        """Give the latest job taken from a folder under a name, or of its variations."""
         with self._looking() as session:
-            same = select(Job).where(Job.folder == folder, Job.name == name)
+            same = select(Job).where(Job.folder == folder, (Job.name == name) | _variation_of(name))
             return session.scalars(same.order_by(Job.seq.desc())).first()
 
     def has_queued(self) -> bool:
@@ -349,6 +350,10 @@ class JobStore:
         """Give the state of every job, by id."""
         with self._looking() as session:
             return {row[0]: row[1] for row in session.execute(select(Job.id, Job.state))}
+
+
+def _variation_of(name: str) -> Any:
+    return Job.name.startswith(f"{name}_seed_", autoescape=True)
 
 
 def _following(what: Any) -> Any:

@@ -18,6 +18,8 @@ IGNORED = re.compile(
 IGNORED_FOLDERS = re.compile(r"^\.|^(@eaDir|__MACOSX|lost\+found)\Z")
 MAX_FOLDER = 1024  # bytes of a folder's path in the inbox, of the 4096 there are for a whole one
 MAX_FILE_BYTES = 256 << 20  # a hundred megapixels take 300 MB as BMP, much less as anything else
+MAX_VIDEO_BYTES = 2 << 30  # 120 s of latents at 640x640 take 370 MB, the video less
+VIDEO_SUFFIXES = (".mp4", ".safetensors")
 MAX_FILES = 50_000  # 130 MB of memory to look at
 
 
@@ -77,7 +79,7 @@ def _list_folder(root: Path, folder: str, folders: dict[str, Found], limit: int)
                 if not IGNORED_FOLDERS.search(entry.name):
                     folders[path] = _found(status)
             elif not IGNORED.search(entry.name):
-                found[path] = _found(status)
+                found[path] = _found(status, entry.name)
             if len(found) + len(folders) > limit:
                 raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
     return found
@@ -91,10 +93,11 @@ def _why_not_listed(error: OSError) -> str:
     return f"cannot be looked into ({error.strerror}): correct its permissions"
 
 
-def _found(status: os.stat_result) -> Found:
+def _found(status: os.stat_result, name: str = "") -> Found:
     problem = None
+    most = MAX_VIDEO_BYTES if name.lower().endswith(VIDEO_SUFFIXES) else MAX_FILE_BYTES
     if not stat.S_ISREG(status.st_mode):
         problem = "is not a regular file: copy the file itself here"
-    elif status.st_size > MAX_FILE_BYTES:
-        problem = f"has {status.st_size} bytes: files of more than {MAX_FILE_BYTES >> 20} MiB are not taken"
+    elif status.st_size > most:
+        problem = f"has {status.st_size} bytes: files of more than {most >> 20} MiB are not taken"
     return Found(Signature(status.st_size, status.st_mtime_ns, status.st_ino), status.st_ctime, problem)

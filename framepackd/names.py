@@ -33,6 +33,11 @@ def rest_of_name(file: str, name: str) -> str:
     return unicodedata.normalize("NFC", file)[len(unicodedata.normalize("NFC", name)) :]
 
 
+def taken_name(entry: dict[str, Any]) -> str:
+    """Give the name that a file of a manifest has in the work folder: a keyframe may have had another."""
+    return str(entry.get("file") or entry["path"].rpartition("/")[2])
+
+
 def printable_json(value: object) -> str:
     r"""Write JSON for people and programs: what would speak to a terminal is written as an escape.
 

@@ -1,6 +1,6 @@
-"""Dropped pictures are decoded in a process of their own, for what breaks a decoder or fills memory.
+"""Dropped pictures and videos are decoded in a process of their own: some break decoders or fill memory.
 
-The process is started when the first picture is looked at and ends with the daemon.
+The process is started when the first of them is looked at and ends with the daemon.
 """
 
 import atexit
@@ -9,9 +9,11 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import astuple
 from pathlib import Path
 
 from framepack_core.buckets import Size
+from framepack_core.continuing import REMEDY, Footage
 from framepack_core.errors import RequestError
 
 DECODE_SECONDS = 15  # a hundred megapixels take two
@@ -26,23 +28,39 @@ def picture_size(path: Path) -> Size:
     Raises:
         RequestError: it cannot be used; says why and what to do.
     """
-    line, code = _ask(path)
+    height, width = _answer(path, "size", "save it again as PNG or JPEG and drop it again")
+    return height, width
+
+
+def look_at_video(path: Path) -> Footage:
+    """Read a video's index and its first frame.
+
+    Raises:
+        RequestError: it cannot be used; says why and what to do.
+    """
+    return Footage(*_answer(path, "video", REMEDY))
+
+
+def _answer(path: Path, what: str, remedy: str) -> list[int]:
+    line, code = _ask(path, what)
     if not line and code != -signal.SIGALRM:
-        line, code = _ask(path)  # somebody else may have ended the process; a second time it is the picture
+        line, code = _ask(
+            path, what
+        )  # somebody else may have ended the process; a second time it is the file
     if line:
         answer = json.loads(line)
         if "error" in answer:
             raise RequestError(answer["error"])
-        height, width = answer["size"]
-        return height, width
+        found: list[int] = answer[what]
+        return found
     if code == -signal.SIGALRM:
         fault = f"takes more than {DECODE_SECONDS} s to decode"
     else:
         fault = f"breaks its decoder (exit code {code})"
-    raise RequestError(f"{path.name} {fault}: save it again as PNG or JPEG and drop it again")
+    raise RequestError(f"{path.name} {fault}: {remedy}")
 
 
-def _ask(path: Path) -> tuple[bytes, int | None]:
+def _ask(path: Path, what: str) -> tuple[bytes, int | None]:
     """Give what the process answers; nothing, and how it ended, if it died over it."""
     global _running
     if _running is None:
@@ -56,7 +74,7 @@ def _ask(path: Path) -> tuple[bytes, int | None]:
     assert _running.stdin is not None
     assert _running.stdout is not None
     try:
-        _running.stdin.write(json.dumps(str(path)).encode() + b"\n")
+        _running.stdin.write(json.dumps([what, str(path)]).encode() + b"\n")
         line = _running.stdout.readline()
     except BrokenPipeError:
         line = b""
@@ -77,8 +95,8 @@ def _end() -> int | None:
 
 
 def _main() -> None:
-    """Answer one line with one line: a path with a size or an error."""
-    from framepack_core import media
+    """Answer one line with one line: what is wanted of which path, with that or an error."""
+    from framepack_core import footage, media
 
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon decides when this ends
         signal.signal(ignored, signal.SIG_IGN)
@@ -86,8 +104,10 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
         signal.alarm(DECODE_SECONDS)  # it ends the process, even in the middle of a decoder
+        what, name = json.loads(line)
         try:
-            answer: dict[str, object] = {"size": media.picture_size(Path(json.loads(line)))}
+            found = media.picture_size(Path(name)) if what == "size" else astuple(footage.look(Path(name)))
+            answer: dict[str, object] = {what: found}
         except RequestError as error:
             answer = {"error": str(error)}
         signal.alarm(0)

@@ -6,8 +6,9 @@ fails, pictures are left out: the sampling never waits for one, and the video do
 
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Self
 
@@ -34,8 +35,7 @@ class Previews:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="preview")
         self._drawing: Future[None] | None = None
         self._next_at = 0.0
-        self._start_latents: torch.Tensor | None = None
-        self._colours: Colours | None = None  # fitted in the thread
+        self._colours: Callable[[], Colours] | None = None  # fitted once, in the thread
         self._told = False  # that there is none
 
     @property
@@ -43,26 +43,28 @@ class Previews:
         """The picture, beside the video of what exists."""
         return self._work.preview.with_suffix(".png")
 
-    def fit_to(self, start_latents: torch.Tensor) -> None:
-        """Have the colours be those of the start picture, whose latents (1, 16, 1, h, w) these are."""
-        self._start_latents = start_latents
+    def fit_to(self, image: Path, start_latents: torch.Tensor) -> None:
+        """Have the colours be those of a picture, whose latents (1, 16, 1, h, w) these are."""
+
+        def fit() -> Colours:
+            picture = media.crop_to(media.open_picture(image), self._work.size)
+            return Colours.fit(start_latents.numpy(), picture)
+
+        self._colours = cache(fit)
 
     def offer(self, copied: HostCopy) -> None:
         """Draw the section at hand from a step's progress, unless the last picture is new or not done."""
         now = time.monotonic()
         busy = self._drawing is not None and not self._drawing.done()
-        if busy or self._start_latents is None or now < self._next_at:
+        if busy or self._colours is None or now < self._next_at:
             return
         self._next_at = now + EVERY_SECONDS
-        self._drawing = self._thread.submit(partial(self._draw, self._start_latents, copied))
+        self._drawing = self._thread.submit(partial(self._draw, self._colours, copied))
 
-    def _draw(self, start_latents: torch.Tensor, copied: HostCopy) -> None:
+    def _draw(self, colours: Callable[[], Colours], copied: HostCopy) -> None:
         part = self.file.with_name(f"{files.PART_PREFIX}{self.file.name}.part")
         try:
-            if self._colours is None:
-                picture = media.crop_to(media.open_picture(self._work.request.image), self._work.size)
-                self._colours = Colours.fit(start_latents.numpy(), picture)
-            frames = self._colours.frames(copied.wait().newest.numpy())
+            frames = colours().frames(copied.wait().newest.numpy())
             # Quickly: at 640x608 a third of the time, for a third more bytes.
             Image.fromarray(contact_sheet(frames)).save(part, "PNG", compress_level=1)
             part.replace(self.file)

@@ -13,11 +13,13 @@ from typing import Any
 from framepackd import files
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.inbox import defaults_above
-from framepackd.intake import INPUTS, MANIFEST, check
+from framepackd.delivery import SOURCE
+from framepackd.inbox import OF_A_VIDEO, defaults_above
+from framepackd.intake import INPUTS, MANIFEST
 from framepackd.jobs import JobStore
 from framepackd.listing import list_files
 from framepackd.names import rest_of_name
+from framepackd.resolving import resolve
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ def obstacle(job: Job, config: Config) -> str | None:
     They must be what they were: it is the job that is recorded which runs again. Only one that never passed
     the checks of its files is checked anew, and may have been put right.
     """
-    if "image" not in job.inputs:
+    if not job.inputs:
         return "its files were never read: drop them into the inbox again"
     for source, _, sha256 in _moves(job, config):
         if source.is_symlink() or not source.is_file():
@@ -57,7 +59,12 @@ def bring_back(job: Job, config: Config, store: JobStore) -> None:
     _remove_reason(job, config)
     job.delivery = None
     if not job.settings:
-        check(job, work, manifest, config, store)
+        settings = resolve(job, work / INPUTS, manifest, config, store)
+        if settings is not None and settings.seeds > 1:
+            error = (
+                f"seeds = {settings.seeds} asks for several jobs, and a retry is of one: drop the files again"
+            )
+            job.settings, job.delivery = {}, {"state": State.FAILED, "error": error}
     elif (problem := _damage(job, config)) is not None:
         job.delivery = {"state": State.FAILED, "error": problem}
     store.brought_back(job)
@@ -70,9 +77,12 @@ def _checked(job: Job) -> bool:
 
 def _moves(job: Job, config: Config) -> Iterator[tuple[Path, Path, str | None]]:
     """Name each file where it was delivered, where it belongs, and its SHA-256 if it must be that."""
-    for entry in job.inputs.values():
-        name = (job.stem or job.name) + rest_of_name(entry["file"], job.name)
-        source = config.failed / job.folder / name
+    for role, entry in job.inputs.items():
+        stem, rest = job.stem or job.name, rest_of_name(entry["file"], job.name)
+        source = config.failed / job.folder / f"{stem}{rest}"
+        given_way = source.with_name(f"{stem}{SOURCE}{rest}")
+        if role in OF_A_VIDEO and given_way.exists():
+            source = given_way
         target = config.jobs_dir / job.id / INPUTS / entry["file"]
         yield source, target, entry["sha256"] if _checked(job) else None
 
@@ -81,6 +91,7 @@ def _manifest(job: Job, config: Config) -> dict[str, Any]:
     """Say of the work folder what intake says: with it, and without the database, the job is not lost."""
     prefix = f"{job.folder}/" if job.folder else ""
     return {
+        **({"seed": job.settings["seed"]} if _checked(job) else {}),
         "folder": job.folder,
         "name": job.name,
         "defaults": [] if _checked(job) else defaults_above(job.folder, list_files(config.inbox)),

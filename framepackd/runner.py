@@ -6,8 +6,8 @@ import math
 import time
 from typing import Any
 
-from framepack_core.request import GenerationSettings, Request
 from framepackd import delivery, intake, loras, worker
+from framepackd.clips import clips, continued
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.jobs import CANCELLED, JobStore
@@ -88,18 +88,11 @@ class Runner:
 
     def _work(self, job: Job) -> worker.Work:
         folder = self._config.jobs_dir / job.id
-        inputs = folder / intake.INPUTS
-        generation = {key: job.settings[key] for key in GenerationSettings.model_fields}
+        request, *following = clips(job, folder / intake.INPUTS, self._config.lora_dir)
         return worker.Work(
             job_id=job.id,
-            request=Request(
-                image=inputs / job.inputs["image"]["file"],
-                end_image=inputs / job.inputs["end"]["file"] if "end" in job.inputs else None,
-                prompt=job.settings["prompt"],
-                seed=job.settings["seed"],
-                loras=loras.requested(job.settings, self._config.lora_dir),
-                **generation,
-            ),
+            request=request,
+            following=tuple(following),
             spec=self._config.spec(job.settings["model"]),
             fingerprint=job.fingerprint,
             result=folder / delivery.RESULT,
@@ -122,6 +115,7 @@ class Runner:
             keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
             keep_only=job.cancel is not None,
             strip=self._config.results_page,
+            continued=continued(job, folder),
         )
 
     def listen(self) -> None:

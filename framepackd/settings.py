@@ -4,6 +4,7 @@ Settings come in layers (config, ``_defaults.toml`` of each folder, ``NAME.toml`
 so that a mistake is reported with the file it is in.
 """
 
+import re
 import secrets
 import tomllib
 from collections.abc import Mapping
@@ -39,12 +40,46 @@ def _read_seed(value: object) -> object:
     return None if value == "random" else value
 
 
+def _read_keyframes(value: object) -> dict[int, str]:
+    """Check a table of section numbers and plain names of files."""
+    if not isinstance(value, dict):
+        raise ValueError('must be a table of sections and pictures, as { "0" = "pose.png" }')  # noqa: TRY004 - as above
+    read: dict[int, str] = {}
+    for section, file in value.items():
+        if not re.fullmatch("[0-9]{1,9}", str(section)):
+            raise ValueError(
+                f'must count sections from 0, as in {{ "0" = "pose.png" }}; {shown(section)} is none'
+            )
+        if not isinstance(file, str) or not re.fullmatch(r"[^./\\\0][^/\\\0]*", file):
+            raise ValueError(
+                f"must name pictures in the folder of the settings, without a path; {shown(file)} is none"
+            )
+        if int(section) in read or file in read.values():
+            raise ValueError(f"must name each section and each picture once; {shown(file)} is one too many")
+        read[int(section)] = file
+    return read
+
+
+def refuse_shared(values: Mapping[str, Any], origin: str) -> None:
+    """Check that settings of many jobs set nothing that only one can have.
+
+    Raises:
+        RequestError: they name a file of one job.
+    """
+    if "keyframes" in values:
+        raise RequestError(f"{origin}: keyframes names the pictures of one job: put it into its NAME.toml")
+
+
 class JobSettings(GenerationSettings):
     """All that ``NAME.toml`` may hold."""
 
     model: str | None = None  # None: the config's
     prompt: str | None = None
+    more: Number | None = Field(None, ge=1, le=120)  # seconds that a finished video is to become longer
     seed: Annotated[Integer | None, BeforeValidator(_read_seed)] = Field(31337, ge=0, le=MAX_SEED)
+    seeds: Integer = Field(1, ge=1, le=64)  # variations, each a job with a seed of its own
+    # Section, counted as they are made -> file beside the settings.
+    keyframes: Annotated[dict[int, str], BeforeValidator(_read_keyframes)] = Field({})
     crf: Integer = Field(16, ge=0, le=51)
     save_section_frames: bool = False
     keep_latents: bool = False
@@ -113,4 +148,7 @@ def read_settings_file(path: Path, origin: str) -> dict[str, Any]:
         values = tomllib.loads(content.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
         raise RequestError(f"{origin} is not TOML: {str(error)[:200]}") from error
-    return parse_settings(values, origin)
+    parsed = parse_settings(values, origin)
+    if origin.rpartition("/")[2].lower() == DEFAULTS_FILE:
+        refuse_shared(parsed, origin)
+    return parsed

@@ -8,6 +8,7 @@ import math
 import os
 from pathlib import Path
 
+from framepack_core.continuing import frames_of, tail_latents
 from framepackd.config import Config
 from framepackd.database import Job
 from framepackd.intake import INPUTS
@@ -35,10 +36,13 @@ def needed(job: Job) -> dict[str, int]:
     latent_frame = FLOAT32 * LATENT_CHANNELS * pixels // LATENT_PIXELS**2
     raw = job.frames * pixels * RGB
     video = int(raw * NOISE_SHARE * (1 - crf / WORST_CRF))
-    latents = (job.sections * window + 1) * latent_frame
+    continued = job.settings.get("continues") or {}
+    tail = frames_of(tail_latents(continued["frames"])) if continued else 0
+    latents = (job.sections * window + job.clips + (continued.get("latents") or 0)) * latent_frame
     return {
         "segments": video,
         "preview": video,
+        "continued": video + tail * pixels * RGB if continued else 0,  # its old part, its last frames
         "video": video,  # or a preview, while there is an older one
         "stills": job.sections * pixels * RGB if job.settings.get("save_section_frames") else 0,
         "kept latents": latents if job.settings.get("keep_latents") else 0,

@@ -12,6 +12,7 @@ from framepackd.inbox import Waiting
 from framepackd.intake import PREVIEW
 from framepackd.jobs import JobStore
 from framepackd.names import printable
+from framepackd.stage import stage
 
 LAST_RESULTS = 100
 
@@ -57,6 +58,7 @@ def _summary(job: Job, eta: float | None) -> dict[str, Any]:
         "resumes": job.resumes,
         "section": job.section,
         "sections": job.sections,
+        "clips": job.clips,
         "step": job.step,
         "steps": job.steps,
         "frames": job.frames,
@@ -90,8 +92,7 @@ def _progress(job: dict[str, Any]) -> str:
         return f"{path}: loading the model"
     done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
     percent = 100 * done // max(job["sections"] * job["steps"], 1)
-    where = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
-    return f"{path}: {percent} %, section {job['section']}/{job['sections']}, {where}"
+    return f"{path}: {percent} %, {', '.join(stage(job))}"
 
 
 def _clock(seconds: float | None, now: datetime, what: str = "done") -> str:

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import av
 import safetensors.torch
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 class Video:
     """What is made of a job's frames; a section of them in memory at a time."""
 
-    def __init__(self, work: Work, checkpoints: Checkpoints) -> None:
-        """Build on the segments that the checkpoints hold."""
+    def __init__(self, work: Work, clips: Sequence[Checkpoints]) -> None:
+        """Build on the segments that the checkpoints of the clips hold; the last is of the one at hand."""
         self._work = work
-        self._checkpoints = checkpoints
+        self._clips = clips
         self._told = False  # that there is no preview
 
     def encode(self, clip: Clip) -> bytes:
@@ -40,7 +40,8 @@ class Video:
             files.write_bytes(self._work.result / f".section-{clip.section}.png", png.getvalue())
         if self._work.keep_latents:
             content = safetensors.torch.save({"latents": clip.latents.contiguous()})
-            files.write_bytes(self._work.result / ".latents.safetensors", content)
+            which = f".clip-{len(self._clips)}" if self._work.following else ""
+            files.write_bytes(self._work.result / f"{which}.latents.safetensors", content)
         return segments.encode(clip.frames, size=self._work.size, crf=self._work.crf)
 
     def write_preview(self, edge: torch.Tensor | None) -> None:
@@ -96,8 +97,13 @@ class Video:
         if edge is not None:
             frames = vae.to_uint8(edge)
             unfinished = segments.encode(frames, size=self._work.size, crf=self._work.crf, options=options)
+        if self._work.continued is not None:
+            yield self._work.continued.old()
+        *finished, at_hand = self._clips
+        for clip in finished:
+            yield from clip.segments(kind)
         if kind == "framepack":
             yield unfinished
-        yield from self._checkpoints.segments(kind)
+        yield from at_hand.segments(kind)
         if kind == "f1":
             yield unfinished

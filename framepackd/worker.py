@@ -26,6 +26,7 @@ from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
 from framepack_core.request import Request
 from framepackd.database import Job
+from framepackd.source_video import Continued
 
 if TYPE_CHECKING:
     from framepack_core.precision import Precision
@@ -67,6 +68,13 @@ class Work:
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
     strip: bool = False  # make a picture of the video's frames for the results page
+    continued: Continued | None = None  # a video that becomes longer
+    following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
+
+    @property
+    def clips(self) -> tuple[Request, ...]:
+        """All clips, in the order of time; the video is their frames, a shared one only once."""
+        return self.request, *self.following
 
 
 @dataclass(frozen=True)

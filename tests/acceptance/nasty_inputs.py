@@ -150,7 +150,7 @@ def bad_settings() -> Iterator[tuple[str, str | bytes, str]]:
         yield f"model = {value[:20]}", f"model = {value}", "model must be one of"
     for value in ("1", '["demo"]', "{a = 1}"):
         yield f"model = {value}", f"model = {value}", "model"
-    for key in ("image", "output", "inbox", "transformer", "end_image", "keyframes", "device", "__class__"):
+    for key in ("image", "output", "inbox", "transformer", "end_image", "device", "__class__"):
         yield f"{key} = path", f'{key} = "/etc/passwd"', f"unknown key '{key}'"
     for wrong in (
         *("seed = -1", "seed = 4294967296", "seed = true", 'seed = "abc"', "seed = 2001-01-01"),
@@ -351,10 +351,32 @@ def crowds() -> Iterator[Case]:
     yield Case("a text alone", put("x.txt", b"pan left"), WAITING, "x.png")
     yield Case("settings alone", put("x.toml", b"prompt = 'a'"), WAITING, "x.png")
     yield Case("an end frame alone", put("x_end.png"), WAITING, "x.png")
-    for name in ("x.gif", "x.heic", "x.svg", "x.exe", "x", "x.png.gpg", "x.mp4", "x.json", "x.txt.zip"):
+    for name in ("x.gif", "x.heic", "x.svg", "x.exe", "x", "x.png.gpg", "x.mov", "x.json", "x.txt.zip"):
         yield Case(f"a file called {name}", put(name), WAITING, "is not of a known type")
+    yield Case("a video alone", put("x.mp4"), WAITING, "more = 3.0 in x.toml, to make x.mp4 longer")
+    longer = put("x.toml", b"more = 3\nprompt = 'a'\nmodel = 'f1'")
+    for what, content in (
+        ("nothing", b""),
+        ("a picture", GOOD),
+        ("a playlist", b"#EXTM3U\n#EXTINF:1,\n/etc/passwd\n"),
+        ("a head of mp4", b"\0\0\0\x18ftypmp42" + bytes(100)),
+    ):
+        video = several(put("x.mp4", content), longer)
+        yield Case(f"{what} called a video", video, FAILED, "x.mp4 cannot be read as mp4")
     chain = several(*(put(f"x_frame_{number}.png") for number in range(1000)), put("x.txt", b"pan left"))
-    yield Case("a chain of 1000 frames", chain, WAITING, "chain of frames cannot be made yet")
+    yield Case("a chain of 1000 frames", chain, FAILED, "a chain of 1000 frames, of which one may have 256")
+    gap = several(*(put(f"x_frame_{number}.png") for number in (0, 2)), put("x.txt", b"pan left"))
+    yield Case("a chain with a gap", gap, WAITING, "x_frame_1.png")
+    both = several(pair(), *(put(f"x_frame_{number}.png") for number in (0, 1)))
+    yield Case("a picture beside a chain", both, WAITING, "in each other's way")
+    for file in ("/etc/hostname", "../swapped/x.png", ".x.png", "x.png/../y.png", "y.svg"):
+        named_by = pair(toml=f'keyframes = {{"0" = "{file}"}}'.encode())
+        yield Case(f"a keyframe called {file}", named_by, FAILED, "keyframes")
+    linked = several(
+        pair(toml=b'keyframes = {"0" = "y.png"}'),
+        lambda path, out: (path / "y.png").symlink_to(out / "secret.png"),
+    )
+    yield Case("a keyframe that is a link", linked, WAITING, "y.png is not a regular file")
     texts = several(*(put(f"{number}.txt", b"pan left") for number in range(1000)))
     yield Case("1000 texts", texts, WAITING, ".png")
     folders = several(*(put(f"{number}/{number}/x.png") for number in range(200)))

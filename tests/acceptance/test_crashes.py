@@ -15,7 +15,7 @@ from tests.crash.harness import Baseline, Campaign, undisturbed
 from tests.crash.jobs import Folders
 from tests.crash.victim import Plan
 
-JOBS = ("end", "cached", "forward", "wrong")
+JOBS = ("end", "chain", "cached", "forward", "wrong")
 # The so-manieth point of each phase that is come by after a start, in the order in which a job does.
 KILLS = [
     Plan(labels=(f"{phase}:",), occurrence=occurrence)

@@ -206,7 +206,7 @@ def test_prompt_embeds_are_padded_or_cut_and_masked() -> None:
 def test_vae_encodes(case: Case, tiny_engine: TinyEngine) -> None:
     t, engine = case.tensors(), tiny_engine("framepack-i2v")
     generator = torch.Generator("cpu").manual_seed(case.params["seed"])
-    posterior = vae.encode(t["image"].numpy(), engine.models.vae)
+    posterior = vae.encode(t["image"].numpy()[None], engine.models.vae)
     latents = vae.draw(posterior, engine.models.vae.config.scaling_factor, generator, engine.device)
     assert worst(latents, t["latent_sampled"]) <= COMPONENT
 

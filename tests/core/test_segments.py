@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from framepack_core.media import Frames, count_frames
-from framepack_core.segments import EXACT, QUICK, SegmentError, encode, join
+from framepack_core.segments import EXACT, QUICK, SegmentError, count, encode, encode_exactly, head, join
 
 SIZE = (64, 96)
 # As sections have them: none (the first one backward), a frame or two (small windows), and whole ones.
@@ -133,3 +133,42 @@ def test_a_damaged_segment_is_not_joined(tmp_path: Path, damage: str) -> None:
     first, second = pieces((3, 9))
     with pytest.raises(SegmentError, match="damaged"):
         join(tmp_path / "v.mp4", [first, second[: len(second) // 2] if damage == "short" else bytes(100)])
+
+
+@pytest.mark.parametrize(
+    ("most", "kept"), [(0, 0), (3, 0), (4, 4), (39, 4), (40, 40), (75, 40), (76, 76), (500, 76)]
+)
+def test_the_head_of_a_video_ends_where_a_picture_needs_no_other_and_can_be_joined(
+    tmp_path: Path, most: int, kept: int
+) -> None:
+    made = pieces((4, 36, 36))
+    join(tmp_path / "v.mp4", made)
+    start = head((tmp_path / "v.mp4").read_bytes(), made[1], most)
+    assert count(start) == kept
+    assert join(tmp_path / "w.mp4", [start, made[0]]) == kept + 4
+    _, pictures = decoded(tmp_path / "w.mp4")
+    _, whole = decoded(tmp_path / "v.mp4")
+    assert np.array_equal(pictures[:kept], whole[:kept])
+    assert np.array_equal(pictures[kept:], whole[:4])
+
+
+def test_what_was_encoded_otherwise_has_no_head_that_could_be_joined(tmp_path: Path) -> None:
+    made = pieces((4, 36))
+    join(tmp_path / "v.mp4", made)
+    content = (tmp_path / "v.mp4").read_bytes()
+    assert head(content, pieces((1,), crf=20)[0], 40) == b""
+    with av.open(tmp_path / "slow.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "16", "x264-params": EXACT})
+        stream.height, stream.width = SIZE
+        stream.pix_fmt = "yuv420p"
+        for picture in moving_frames(20):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    assert head((tmp_path / "slow.mp4").read_bytes(), made[0], 40) == b""
+
+
+def test_encoded_exactly_not_one_pixel_is_another() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (12, *SIZE, 3), dtype=np.uint8)
+    with av.open(io.BytesIO(encode_exactly(list(frames)))) as container:
+        shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert np.array_equal(np.stack(shown), frames)

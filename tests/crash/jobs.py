@@ -1,4 +1,4 @@
-"""The mixed queue: seven jobs that take every way through the daemon, and what must have become of them."""
+"""The mixed queue: nine drops that take every way through the daemon, and what must have become of them."""
 
 import hashlib
 import json
@@ -15,10 +15,12 @@ from framepackd.results_page import INDEX
 from tests.acceptance.conftest import TINY, picture
 from tests.golden import TINY_MODELS
 
-# By name: settings of the job, on the demo model if none is named. Each has two sections.
+# By name: settings of the job, on the demo model if none is named. Each has two sections, or clips of two.
 JOBS: dict[str, dict[str, Any]] = {
     "plain": {"steps": 3},
     "end": {"steps": 2, "save_section_frames": True},
+    "chain": {"steps": 2, "save_section_frames": True},
+    "many": {"steps": 2, "seeds": 2, "seed": 5},
     "guided": {
         "model": "tiny",
         "steps": 2,
@@ -32,6 +34,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "wrong": {"steps": 0},
 }
 FAILING = ("wrong",)
+CHAIN_FRAMES = 3
 MODELS = f"""
 [models.tiny]
 kind = "framepack"
@@ -53,6 +56,16 @@ class Folders:
     root: Path
     own: Path
     jobs: tuple[str, ...] = tuple(JOBS)  # of which the queue is made
+
+    @property
+    def expected_jobs(self) -> list[str]:
+        """What the drops become: one job each, or one for each seed."""
+        counts = {name: JOBS[name].get("seeds", 1) for name in self.jobs}
+        return [
+            name if count == 1 else f"{name}_seed_{JOBS[name]['seed'] + number}"
+            for name, count in counts.items()
+            for number in range(count)
+        ]
 
     @property
     def inbox(self) -> Path:
@@ -93,7 +106,11 @@ def drop(folders: Folders, name: str) -> None:
     (folders.inbox / f"{name}.txt").write_text(f"a lake, {name}")
     if name == "end":
         picture(folders.inbox / f"{name}.end.png", seed=100 + seed)
-    picture(folders.inbox / f"{name}.png", seed=seed)
+    if name == "chain":
+        for number in range(CHAIN_FRAMES):
+            picture(folders.inbox / f"{name}_frame_{number}.png", seed=200 + number)
+    else:
+        picture(folders.inbox / f"{name}.png", seed=seed)
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -159,16 +176,16 @@ def unfinished(folders: Folders) -> bool:
         return True
     with closing(sqlite3.connect(folders.state / "framepackd.db")) as connection:
         ended = connection.execute("SELECT count(*) FROM job WHERE state IN ('done', 'failed')").fetchone()
-    return int(ended[0]) < len(folders.jobs)
+    return int(ended[0]) < len(folders.expected_jobs)
 
 
 def examine(folders: Folders, expected: dict[str, str]) -> Outcome:
     """Look at everything that a finished queue has left."""
-    outcome = Outcome(jobs=len(folders.jobs))
+    outcome = Outcome(jobs=len(folders.expected_jobs))
     rows = _rows(folders.state / "framepackd.db", outcome)
     ended = Counter(row["name"] for row in rows if row["state"] in ("done", "failed"))
     delivered, refused = hashes(folders.outbox), hashes(folders.failed)
-    for name in folders.jobs:
+    for name in folders.expected_jobs:
         if name in FAILING:
             files = [other for other in refused if other.startswith(name) and other.endswith(".error.txt")]
         else:
@@ -184,7 +201,7 @@ def examine(folders: Folders, expected: dict[str, str]) -> Outcome:
             outcome.other.append(f"{row['name']} is {row['state']}: {row['error']}")
         extra = max(row["steps_run"] - row["steps_total"], 0)
         outcome.repeated += extra
-        outcome.repeated_cached += extra if JOBS[row["name"]].get("cache") else 0
+        outcome.repeated_cached += extra if JOBS[row["name"].partition("_")[0]].get("cache") else 0
         if row["steps_run"] < row["steps_total"]:
             outcome.other.append(f"{row['name']}: {row['steps_run']} of {row['steps_total']} steps counted")
     found = {name: sha for name, sha in (delivered | refused).items() if not _tells_time(name)}

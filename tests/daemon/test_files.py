@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from framepackd import delivery, files, intake
+from framepackd import delivery, files, intake, resolving
 from framepackd.config import Config, load_config
 from framepackd.database import Job, State
 from framepackd.inbox import Inbox
@@ -296,7 +296,7 @@ def test_an_error_of_our_own_fails_the_job_and_stops_nothing(
     def fail(*_: object) -> None:
         raise KeyError("what a fuzzed file may lead to")
 
-    monkeypatch.setattr(intake, "_check", fail)
+    monkeypatch.setattr(resolving, "_resolve", fail)
     place.take()
     place.deliver()
     assert "KeyError" in (place.config.failed / "cat.error.txt").read_text()

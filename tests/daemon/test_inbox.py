@@ -125,6 +125,31 @@ def test_names_decide_what_a_file_is(box: Box, files: list[str], roles: dict[str
     assert box.roles() == [roles]
 
 
+def test_frames_of_a_chain_are_counted_and_not_spelled(box: Box) -> None:
+    frames = [f"cat_frame_{number}.png" for number in range(11)]
+    box.put("cat.txt", *reversed(frames))
+    (group,) = box.settled().ready
+    assert group.paths == [*frames, "cat.txt"], "10 comes after 9"
+    assert [group.only(role) for role in group.frames] == frames
+
+
+def test_one_frame_with_a_text_of_its_own_is_a_picture_and_no_chain(box: Box) -> None:
+    box.put("cat_frame_0.png", "cat_frame_0.txt")
+    assert [(group.name, group.frames) for group in box.settled().ready] == [("cat_frame_0", [])]
+
+
+@given(numbers=st.sets(st.integers(0, 8), min_size=1))
+def test_a_chain_is_taken_only_without_a_gap(numbers: set[int]) -> None:
+    (group,) = group_files([f"cat_frame_{number}.png" for number in numbers])
+    whole = numbers == set(range(len(numbers))) and len(numbers) > 1
+    missing = inbox._missing_picture(group)
+    assert (missing is None) == whole
+    if missing is not None:
+        number = int(missing.removeprefix("cat_frame_").removesuffix(".png"))
+        assert number not in numbers
+        assert set(range(number)) <= numbers, "the first one that is missing"
+
+
 def test_a_text_of_exactly_the_name_wins_over_the_suffixes(box: Box) -> None:
     box.put("cat.png", "cat.txt", "cat_end.png", "cat_end.txt")
     assert sorted(group.name for group in box.settled().ready) == ["cat", "cat_end"]
@@ -152,7 +177,17 @@ def test_folders_keep_equal_names_apart(box: Box) -> None:
             "cat",
             "only one of cat.end.png and cat_end.png",
         ),
-        (["cat_frame_0.png", "cat_frame_1.png", "cat.txt"], "cat", "cannot be made yet"),
+        (["cat_frame_0.png", "cat.txt"], "cat", "cat_frame_1.png"),
+        (["cat_frame_0.jpg", "cat_frame_1.jpg", "cat_frame_3.jpg", "cat.txt"], "cat", "cat_frame_2.jpg"),
+        (["cat_frame_1.png", "cat_frame_2.png", "cat.txt"], "cat", "cat_frame_0.png"),
+        (["cat_frame_0.png", "cat_frame_1.png"], "cat", "cat.txt"),
+        (["cat_frame_0.png", "cat_frame_1.png", "cat.txt", "cat.png"], "cat", "cat.png and the chain"),
+        (
+            ["cat_frame_0.png", "cat_frame_1.png", "cat.txt", "cat_end.png"],
+            "cat",
+            "cat_end.png and the chain",
+        ),
+        (["cat_frame_0.png", "cat_frame_1.png", "cat_frame_01.png", "cat.txt"], "cat", "only one of"),
         (["cat.heic"], "cat.heic", "not of a known type"),
     ],
 )
@@ -168,9 +203,9 @@ def test_an_empty_picture_waits(box: Box) -> None:
 
 
 def test_a_file_of_another_kind_is_in_nobodys_way(box: Box) -> None:
-    box.put("cat", "cat.mp4", "cat.png", "cat.txt", "cat.mp4.png", "cat.mp4.txt")
-    assert sorted(group.name for group in box.settled().ready) == ["cat", "cat.mp4"]
-    assert "cat.mp4 is not of a known type" in box.waiting()["cat.mp4"]
+    box.put("cat", "cat.mov", "cat.png", "cat.txt", "cat.mov.png", "cat.mov.txt")
+    assert sorted(group.name for group in box.settled().ready) == ["cat", "cat.mov"]
+    assert "cat.mov is not of a known type" in box.waiting()["cat.mov"]
 
 
 def test_a_name_too_long_to_travel_waits(box: Box) -> None:
@@ -375,7 +410,7 @@ def test_an_error_of_our_own_about_one_group_does_not_stop_the_others(
 
 names = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=12)
 suffixes = st.sampled_from(
-    [".png", ".JPG", ".txt", ".toml", "_end.png", ".end.webp", "_first_frame.png", ".pdf"]
+    [".png", ".JPG", ".txt", ".toml", "_end.png", ".end.webp", "_first_frame.png", "_frame_7.png", ".pdf"]
 )
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from framepack_core.errors import RequestError
 from framepackd.inbox import group_files
-from framepackd.intake import MAX_TEXT_BYTES, _read_prompt
 from framepackd.names import as_utf8, printable, printable_json, rest_of_name
+from framepackd.resolving import MAX_TEXT_BYTES, _read_prompt
 from framepackd.settings import JobSettings, parse_settings, read_settings_file
 
 anything = st.text(st.characters())  # lone surrogates, too: bytes of a name that are not UTF-8

@@ -1,0 +1,249 @@
+"""What a job's files ask for: settings laid over each other, which pictures, what size and length."""
+
+import contextlib
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from framepack_core.buckets import Size, covering_size, output_size
+from framepack_core.errors import RequestError
+from framepack_core.prompts import sections_of
+from framepack_core.sections import FPS, Kind, frame_count, section_count
+from framepackd import files, loras
+from framepackd.config import Config
+from framepackd.database import Job, State, StoreError
+from framepackd.extending import Record, choose_model, look, read_record
+from framepackd.jobs import JobStore
+from framepackd.names import printable, taken_name
+from framepackd.pictures import picture_size
+from framepackd.settings import JobSettings, parse_settings, read_settings_file
+from framepackd.variations import seed_in
+
+log = logging.getLogger(__name__)
+
+MAX_TEXT_BYTES = 1 << 16
+ADDED_SETTINGS = ("prompts", "more", "continues")
+MAX_FRAMES = 256  # of a chain; each is decoded once at intake, which takes up to 0.2 s of the daemon's time
+
+
+def resolve(
+    job: Job,
+    inputs: Path,
+    manifest: dict[str, Any],
+    config: Config,
+    store: JobStore,
+    sizes: dict[str, Size] | None = None,
+) -> JobSettings | None:
+    """Work out from a job's files what is to be made; if nothing can, its end is decided in ``delivery``.
+
+    Gives the settings, if they can be read: where they ask for several seeds, the job is to become several.
+    ``sizes`` are those of pictures that were looked at, by SHA-256; variations have the same.
+    """
+    try:
+        settings = _resolve(job, inputs, manifest, config, {} if sizes is None else sizes)
+        skips = config.on_duplicate == "skip" and settings.seeds == 1
+        earlier = store.find_done(job.fingerprint) if skips else None
+        if earlier is not None:
+            job.delivery = {
+                "state": State.SKIPPED,
+                "error": f"the same as job {earlier.id}: {earlier.output}",
+            }
+    except RequestError as error:
+        job.delivery = {"state": State.FAILED, "error": printable(str(error))}
+    except OSError as error:
+        name = Path(error.filename or inputs).name
+        remedy = "correct its permissions and drop the files again"
+        reason = f"{name} cannot be read ({error.strerror}): {remedy}"
+        job.delivery = {"state": State.FAILED, "error": printable(reason)}
+    except StoreError:
+        raise
+    except Exception as error:
+        # Whatever a file can do to us, it must not stop the queue, now or at the next start.
+        log.exception("job %s: %s cannot be taken in", job.id, job.path)
+        reason = f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
+        job.delivery = {"state": State.FAILED, "error": printable(reason)}
+    else:
+        return settings
+    return None
+
+
+def _resolve(
+    job: Job, inputs: Path, manifest: dict[str, Any], config: Config, sizes: dict[str, Size]
+) -> JobSettings:
+    job.inputs = {entry["role"]: {"file": taken_name(entry), "sha256": None} for entry in manifest["files"]}
+    for entry in job.inputs.values():
+        entry["sha256"] = files.sha256(inputs / entry["file"])
+    if job.clips >= MAX_FRAMES:
+        raise RequestError(
+            f"{job.name} is a chain of {job.clips + 1} frames, of which one may have {MAX_FRAMES}: "
+            "drop it as several, each beginning with the frame that the one before ends with"
+        )
+    record = read_record(inputs / job.inputs["record"]["file"]) if "record" in job.inputs else Record({})
+    own = _own_settings(inputs, job)
+    settings = _settings(inputs, manifest, job, config, own, record)
+    # A variation is one, also when it is dropped again with the settings of all.
+    seed = manifest.get("seed", seed_in(job.name) if settings.seeds > 1 else None)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed, "seeds": 1})
+    if settings.seeds == 1:
+        settings = settings.with_drawn_seed()
+    name = config.model if settings.model is None else settings.model
+    if name not in config.model_names():
+        raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
+    if "video" in job.inputs:
+        name = choose_model(own.get("model"), name, record, config)
+    spec = config.spec(name)
+    pictures = {role: job.inputs[role] for role in _pictures(job)}
+    if "video" in job.inputs:  # what it was made to arrive at says nothing of what is added
+        pictures = {
+            role: entry
+            for role, entry in pictures.items()
+            if role == "image" or entry["sha256"] not in record.pictures
+        }
+    if "frame-0" in pictures and spec.kind == "f1":
+        raise RequestError(
+            f"model {name} generates forward and cannot aim at the next frame of a chain: "
+            "use a model of kind framepack"
+        )
+    keyframes = _keyframes(pictures, job, settings)
+    spec.verify(end_image="end" in pictures, keyframes=bool(keyframes), continues="video" in job.inputs)
+    for picture in pictures.values():
+        if picture["sha256"] not in sizes:
+            sizes[picture["sha256"]] = picture_size(inputs / picture["file"])
+    shapes = [sizes[picture["sha256"]] for picture in pictures.values()]
+    source = look(inputs, job, record, str(spec.base)) if "video" in job.inputs else None
+    if source is not None:
+        shapes.insert(0, source.video.size)
+    job.height, job.width = output_size(settings, shapes[0], spec.buckets)
+    if source is not None:
+        job.height, job.width = source.decided((job.height, job.width), job, own)
+    for shape in shapes:
+        covering_size(shape, (job.height, job.width))
+    seconds = settings.seconds if source is None or settings.more is None else settings.more
+    sections = section_count(seconds, settings.latent_window_size)
+    job.sections = job.clips * sections
+    if max(keyframes, default=0) >= job.sections:
+        raise RequestError(
+            f"{keyframes[max(keyframes)]} is for section {max(keyframes)}, but the video has {job.sections}: "
+            f"0, its end, to {job.sections - 1}; sections are counted as they are made"
+        )
+    # Each clip begins with the frame that the one before ends with.
+    before = source.video.frames - 1 if source else 0
+    job.frames = before + job.clips * (frame_count(sections, settings.latent_window_size) - 1) + 1
+    job.steps_total = job.sections * settings.steps
+    job.settings = settings.model_dump(mode="json", exclude={"seeds"}) | {
+        "model": name,
+        "width": job.width,
+        "height": job.height,
+        "prompts": _timed_prompts(settings, spec.kind, sections, job.clips, before / FPS, seconds),
+        "more": settings.more if source else None,  # of a folder's pictures it says nothing
+        "continues": source.as_json(job) if source else None,
+        "keyframes": {str(number): file for number, file in keyframes.items()},
+        "loras": loras.take_in(settings.loras, config.lora_dir, spec),
+    }
+    job.fingerprint = _fingerprint(job)
+    return settings
+
+
+def _timed_prompts(
+    settings: JobSettings, kind: Kind, sections: int, clips: int, before: float, seconds: float
+) -> list[dict[str, Any]]:
+    """Give the timed prompts, each with the sections in which it acts; ``before``: seconds that are there."""
+    window = settings.latent_window_size
+    acting = sections_of(settings.prompts, kind, sections, window, asked=seconds, before=before, clips=clips)
+    return [
+        {**timed.model_dump(), "sections": numbers}
+        for timed, numbers in zip(settings.prompts, acting, strict=True)
+    ]
+
+
+def _own_settings(inputs: Path, job: Job) -> dict[str, Any]:
+    """Give what NAME.toml sets."""
+    if "settings" not in job.inputs:
+        return {}
+    file = job.inputs["settings"]["file"]
+    return read_settings_file(inputs / file, file)
+
+
+def _settings(
+    inputs: Path, manifest: dict[str, Any], job: Job, config: Config, own: dict[str, Any], record: Record
+) -> JobSettings:
+    """Lay the settings over each other: config, defaults of the folders, the job's own, and its text."""
+    layers = [config.defaults]
+    for path in manifest["defaults"]:
+        with contextlib.suppress(FileNotFoundError):  # taken away since
+            folder, _, name = path.rpartition("/")
+            with files.folder_below(config.inbox, folder) as opened:
+                layers.append(read_settings_file(opened / name, path))
+    layers += [record.settings, own]
+    if "text" in job.inputs:
+        prompt = _read_prompt(inputs / job.inputs["text"]["file"])
+        if not prompt and "prompt" not in own:
+            raise RequestError(
+                f"{job.inputs['text']['file']} is empty: write what is to happen, or, for no prompt at all, "
+                f'put prompt = "" into {job.name}.toml'
+            )
+        if prompt:
+            layers.append({"prompt": prompt})
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        if "resolution" in layer:  # the nearer wish counts, whichever way the size is said
+            merged = {key: value for key, value in merged.items() if key not in ("width", "height")}
+        merged |= layer
+    settings = JobSettings.model_validate(parse_settings(merged, f"the settings of {job.name} together"))
+    if settings.prompt is None:
+        raise RequestError(f"{job.name} has no prompt: add {job.name}.txt")
+    return settings
+
+
+def _read_prompt(path: Path) -> str:
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise RequestError(f"{path.name} has {path.stat().st_size} bytes: a prompt may have {MAX_TEXT_BYTES}")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"{path.name} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): "
+            "save it as UTF-8 and drop the files again"
+        ) from error
+    if "\0" in text:
+        raise RequestError(
+            f"{path.name} holds null characters, so it is no text, or one in UTF-16: "
+            "save it as UTF-8 and drop the files again"
+        )
+    return text.replace("\r\n", "\n").strip()
+
+
+def _pictures(job: Job) -> list[str]:
+    """Give the roles of a job's pictures; the first one decides the size."""
+    return [role for role in job.inputs if role.startswith(("image", "frame-", "end", "keyframe-"))]
+
+
+def _keyframes(pictures: dict[str, Any], job: Job, settings: JobSettings) -> dict[int, str]:
+    """Give the files of a job's keyframes by section."""
+    files = {
+        int(role.removeprefix("keyframe-")): entry["file"]
+        for role, entry in pictures.items()
+        if role.startswith("keyframe-")
+    }
+    for number, file in settings.keyframes.items():
+        if number not in files:
+            raise RequestError(
+                f"keyframes names {file}, and no such picture came with {job.name}.toml: "
+                "correct the name, or drop the picture too"
+            )
+    return files
+
+
+def _fingerprint(job: Job) -> str:
+    """Hash what decides the result: pictures, prompt, settings and the content of LoRAs."""
+    roles = [*_pictures(job), *(role for role in ("video", "latents") if role in job.inputs)]
+    pictures = {role: job.inputs[role]["sha256"] for role in roles}
+    settings = {key: value for key, value in job.settings.items() if key != "keyframes"}  # only their names
+    # What came later counts only where it is used: earlier jobs are still recognised.
+    settings = loras.decisive(settings)
+    settings = {key: value for key, value in settings.items() if value or key not in ADDED_SETTINGS}
+    decisive = json.dumps([pictures, settings], sort_keys=True)
+    return hashlib.sha256(decisive.encode()).hexdigest()
