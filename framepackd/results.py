@@ -28,7 +28,7 @@ STRIP = (
 )
 JOB_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 ERROR = ".error.txt"
-ROLES, PICTURE = {".txt": "prompt", ".toml": "its settings"}, "picture"  # of inputs, and what the others are
+ROLES, PICTURE = {".txt": "prompt", ".toml": "settings"}, "picture"  # of inputs, and what the others are
 MAX_RECORD_BYTES, MAX_REASON_BYTES = 1 << 20, 2000
 
 

@@ -63,7 +63,7 @@ class ResultsPage:
             self._due = config
             self._changed.notify()
         if self._thread is None:  # a daemon thread: an outbox that hangs keeps nobody from ending
-            self._thread = threading.Thread(target=self._keep, name="results-page", daemon=True)
+            self._thread = threading.Thread(target=self._go_on, name="results-page", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
@@ -74,7 +74,7 @@ class ResultsPage:
         if self._thread is not None:
             self._thread.join(CLOSE_SECONDS)
 
-    def _keep(self) -> None:
+    def _go_on(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._due is not None or self._closing)
@@ -83,14 +83,14 @@ class ResultsPage:
             if config is None:
                 return
             try:
-                trouble = self.write(config.outbox, config.failed)
+                trouble = self.update(config.outbox, config.failed)
             except Exception as error:  # a page less, whatever it is
                 trouble = f"{type(error).__name__}: {error}"
             if trouble is not None and trouble != self._trouble:
                 log.warning("the results page cannot be written: %s", trouble)
             self._trouble = trouble
 
-    def write(self, outbox: Path, failed: Path) -> str | None:
+    def update(self, outbox: Path, failed: Path) -> str | None:
         """Write the page, and the older ones behind it, as far as they are not like that already.
 
         Gives what is in its way, if something is. There is no page before there is something to show.

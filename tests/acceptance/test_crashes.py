@@ -33,6 +33,7 @@ KILLS = [
         ("publish", 1),
         ("publish", 8),
         ("finish", 1),
+        ("page", 3),
         ("publish", 30),
         ("finish", 2),
     )

@@ -44,6 +44,7 @@ PHASES = {
     "encode": ("write",),
     "publish": ("deliver", "decide"),
     "finish": ("finish",),
+    "page": ("update", "keep_strip"),
 }
 PHASE_OF = {function: phase for phase, functions in PHASES.items() for function in functions}
 PHASE_OF_MESSAGE = {"StepDone": "step", "SectionDecoded": "decode", "Finished": "encode", "Work": "claim"}

@@ -73,7 +73,7 @@ class Place:
         return job_id
 
     def draw(self) -> "Page":
-        assert self.page.write(self.outbox, self.failed) is None
+        assert self.page.update(self.outbox, self.failed) is None
         return Page(self.index)
 
 
@@ -263,7 +263,7 @@ def test_failed_jobs_are_listed_with_their_reasons_until_they_are_tried_again(pl
 
 
 def test_there_is_no_page_before_there_is_something_to_show(place: Place) -> None:
-    assert place.page.write(place.outbox, place.failed) is None
+    assert place.page.update(place.outbox, place.failed) is None
     assert not list(place.outbox.iterdir())
 
 
@@ -280,7 +280,7 @@ def test_an_index_that_somebody_else_made_is_left_alone(place: Place, tmp_path: 
     if theirs == "a link":
         target.write_text(f"<!doctype html>\n{results_page.MARK}\n")
     before = place.index.lstat()
-    trouble = place.page.write(place.outbox, place.failed)
+    trouble = place.page.update(place.outbox, place.failed)
     assert trouble is not None
     assert "move it away" in trouble
     assert place.index.lstat() == before
@@ -417,7 +417,7 @@ def test_nobody_waits_for_a_folder_that_hangs(place: Place, monkeypatch: pytest.
 
     monkeypatch.setattr(results_page, "PAUSE_SECONDS", 0.0)
     monkeypatch.setattr(results_page, "CLOSE_SECONDS", 0.1)
-    monkeypatch.setattr(place.page, "write", hang)
+    monkeypatch.setattr(place.page, "update", hang)
     begun = time.monotonic()
     place.page.refresh(place.config)
     assert hanging.wait(20)
