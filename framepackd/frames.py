@@ -41,6 +41,8 @@ def read_frames(path: Path, count: int) -> Iterator[Picture]:
     Raises:
         VideoError: it is no video, is damaged, or too short for so many different frames.
     """
+    if path.exists() and not path.is_file():
+        raise VideoError("is not a regular file: leave it out")
     try:
         with _Reader(path) as reader:
             duration, rate = reader.duration(), reader.rate()

@@ -143,7 +143,10 @@ def find(options: Options) -> Source:
     if options.prompt is not None and not options.prompt.strip():
         raise UsageError("--prompt is empty: write what happens, or leave it out and write captions")
     if not source.exists():
-        raise UsageError(f"{source} does not exist: give a folder of videos, a video, or a data set")
+        raise UsageError(
+            f"{source} does not exist: give a folder of videos, a video, or a data set (one of the hub "
+            "comes by: hf download --repo-type dataset ORG/NAME --local-dir FOLDER)"
+        )
     videos = [source] if source.is_file() else sorted(_list_videos(source))
     videos = [path for path in videos if path.suffix.lower() in frames.SUFFIXES]
     if videos:

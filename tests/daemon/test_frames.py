@@ -1,6 +1,7 @@
 """Which frames are taken from a video: held against FramePack's data scripts and what people have."""
 
 import itertools
+import os
 import subprocess
 import sys
 import warnings
@@ -114,6 +115,7 @@ def test_what_gives_no_frames_says_why(tmp_path: Path) -> None:
     make_video(tmp_path / "other.mp4")
     (tmp_path / "list.mp4").write_text(f"#EXTM3U\n#EXTINF:5,\n{tmp_path}/other.mp4\n")
     (tmp_path / "concat.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
+    os.mkfifo(tmp_path / "pipe.mp4")  # would be waited for
     for name, reason in {
         "empty.mp4": "cannot be read as a video",
         "text.mp4": "cannot be read as a video",
@@ -123,6 +125,8 @@ def test_what_gives_no_frames_says_why(tmp_path: Path) -> None:
         "cut.mp4": "cannot be read as a video",
         "list.mp4": "cannot be read as a video",
         "concat.mp4": "cannot be read as a video",
+        "pipe.mp4": "is not a regular file",
+        "missing.mp4": "cannot be read as a video .No such file",
     }.items():
         with pytest.raises(VideoError, match=reason):
             list(read_frames(tmp_path / name, 2))

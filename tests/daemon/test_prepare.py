@@ -200,6 +200,25 @@ def test_a_run_that_is_killed_leaves_nothing_half_in_the_inbox(place: Place, tmp
     assert len(listed(place.config.inbox)) == 30 * 4
 
 
+def test_a_run_that_is_interrupted_says_how_to_go_on(place: Place, tmp_path: Path) -> None:
+    for number in range(30):
+        make_video(tmp_path / f"videos/clip{number:02}.mp4", 5, size=(240, 320), seed=number)
+    config = place.config.state_dir.parent / "config.toml"
+    command = [sys.executable, "-m", "framepackd", "prepare", "--config", config, tmp_path / "videos"]
+    running = subprocess.Popen([*command, "--prompt", "x", "--frames", "5"], stderr=subprocess.PIPE)
+    while not list(place.config.inbox.glob("*.png")):
+        assert running.poll() is None
+        time.sleep(0.002)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate()
+    assert running.returncode == 130
+    assert told.decode() == (
+        "framepackd: interrupted: the same command goes on, and --skip-done leaves out what a daemon has "
+        "taken meanwhile\n"
+    )
+    assert not [path for path in place.config.inbox.iterdir() if path.name.startswith(".")]
+
+
 def take_all(place: Place, *states: State) -> None:
     """Be the daemon: take everything, and let it end in these states."""
     for group, state in zip(Inbox(place.config.inbox, 0).scan().ready, states, strict=True):
