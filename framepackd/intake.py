@@ -22,6 +22,7 @@ from framepack_core.sections import frame_count, section_count
 from framepackd import files, loras
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
+from framepackd.differences import read_differences
 from framepackd.inbox import Group
 from framepackd.jobs import JobStore
 from framepackd.listing import Signature
@@ -37,7 +38,6 @@ CHECKPOINT = "checkpoint"  # what the worker goes on from
 PREVIEW = "preview.mp4"  # what exists of the video
 KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
 MAX_TEXT_BYTES = 1 << 16
-MAX_DIFFERENCE_BYTES = 1 << 13
 
 
 class ChangedError(OSError):
@@ -255,7 +255,7 @@ def _check(job: Job, work: Path, manifest: dict[str, Any], config: Config) -> No
     for entry in job.inputs.values():
         entry["sha256"] = files.sha256(work / INPUTS / entry["file"])
     if "diff" in job.inputs:
-        job.inputs["diff"]["values"] = _read_differences(job, work / INPUTS / job.inputs["diff"]["file"])
+        job.inputs["diff"]["values"] = read_differences(work / INPUTS / job.inputs["diff"]["file"])
     settings = _settings(work, manifest, job, config).with_drawn_seed()
     name = config.model if settings.model is None else settings.model
     if name not in config.model_names():
@@ -331,25 +331,6 @@ def _read_prompt(path: Path) -> str:
             "save it as UTF-8 and drop the files again"
         )
     return text.replace("\r\n", "\n").strip()
-
-
-def _read_differences(job: Job, path: Path) -> list[float]:
-    """Read how much the pictures differ, which decides nothing: what is wrong there is told and left out."""
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_DIFFERENCE_BYTES + 1)
-        values = [float(word) for word in content.decode("utf-8-sig").split()]
-        if (
-            len(content) > MAX_DIFFERENCE_BYTES
-            or not values
-            or not all(-1e-6 <= value <= 2 for value in values)
-        ):
-            values = []
-    except ValueError:
-        values = []
-    if not values:
-        log.warning("job %s: %s holds no difference (0 to 2, one for each pair)", job.id, path.name)
-    return values
 
 
 def _fingerprint(job: Job) -> str:

@@ -29,7 +29,6 @@ from framepackd import files, frames
 from framepackd.config import Config
 from framepackd.database import State
 from framepackd.inbox import MAX_NAME, group_files
-from framepackd.intake import MAX_TEXT_BYTES
 from framepackd.jobs import JobStore
 from framepackd.listing import IGNORED, IGNORED_FOLDERS
 from framepackd.names import as_utf8
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from framepackd.dataset import Writer
 
 STAGING = ".framepackd-prepare"
+MAX_TEXT_BYTES = 1 << 16  # what a prompt may have
 LONGEST_ENDING = len("_first_frame.png")
 DONE = (State.DONE, State.SKIPPED, State.QUEUED, State.RUNNING)
 
