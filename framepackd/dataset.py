@@ -19,7 +19,8 @@ from framepack_core.errors import RequestError
 from framepack_core.media import Picture
 from framepackd.frames import SUFFIXES
 from framepackd.inbox import PICTURES, group_files
-from framepackd.prepare import Item, Options, Source, UsageError, endings_of, safe_name
+from framepackd.prepare import Item, Options, Source, UsageError
+from framepackd.prepared_names import endings_of, safe_name
 
 TEXT_COLUMNS = ("text", "caption", "prompt")
 NAME_COLUMNS = ("name", "file_name", "__key__")

@@ -7,14 +7,11 @@ picture that a job starts from last: nothing is ever taken half, and whatever en
 import contextlib
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import tempfile
 import tomllib
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -28,10 +25,10 @@ from framepack_core.media import Picture
 from framepackd import files, frames
 from framepackd.config import Config
 from framepackd.database import State
-from framepackd.inbox import MAX_NAME, group_files
 from framepackd.jobs import JobStore
 from framepackd.listing import IGNORED, IGNORED_FOLDERS
 from framepackd.names import as_utf8
+from framepackd.prepared_names import choose_names, endings_of
 from framepackd.settings import parse_settings
 
 if TYPE_CHECKING:
@@ -39,7 +36,7 @@ if TYPE_CHECKING:
 
 STAGING = ".framepackd-prepare"
 MAX_TEXT_BYTES = 1 << 16  # what a prompt may have
-LONGEST_ENDING = len("_first_frame.png")
+OTHER_ROLES = ("text", "settings", "diff")  # of files that are no pictures
 DONE = (State.DONE, State.SKIPPED, State.QUEUED, State.RUNNING)
 
 
@@ -190,67 +187,6 @@ def _videos(videos: list[Path], options: Options) -> Source:
     return Source(len(items), endings, items)
 
 
-def endings_of(count: int, *, chain: bool) -> tuple[str, ...]:
-    """Say what follows NAME in the names of its pictures.
-
-    >>> endings_of(2, chain=False)
-    ('_first_frame.png', '_last_frame.png')
-    >>> endings_of(2, chain=True)
-    ('_frame_0.png', '_frame_1.png')
-    """
-    if chain:
-        return tuple(f"_frame_{number}.png" for number in range(count))
-    return ("_first_frame.png", "_last_frame.png") if count == 2 else (".png",)
-
-
-def choose_names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """Choose a NAME for each file: its stem, or what is near it where that would not do.
-
-    The same files get the same names, whatever lies in the target. Two that would have the same, as clip.mp4
-    and clip.mov, are told apart by their types.
-
-    >>> list(choose_names([PurePosixPath("a/clip.mp4"), PurePosixPath("a/clip.mov")]).values())
-    ['clip_mp4', 'clip_mov']
-    """
-    names = {path: safe_name(path.stem) for path in paths}
-    others: tuple[Callable[[PurePosixPath], str], ...] = (
-        lambda path: f"{path.stem}_{path.suffix[1:]}",
-        lambda path: f"{path.stem}_{_hash(path.name)}",
-    )
-    for other in others:
-        taken = Counter((path.parent, name.casefold()) for path, name in names.items())
-        names = {
-            path: safe_name(other(path)) if taken[path.parent, name.casefold()] > 1 else name
-            for path, name in names.items()
-        }
-    return names
-
-
-def safe_name(stem: str) -> str:
-    """Give a NAME that the inbox takes for nothing else: not too long, not that of another's companion.
-
-    >>> safe_name("clip"), safe_name("clip_end")
-    ('clip', 'clip_end_video')
-    """
-    name = unicodedata.normalize("NFC", as_utf8(stem))
-    if len(name.encode()) > MAX_NAME - LONGEST_ENDING - len("_video"):
-        start = name.encode()[: MAX_NAME // 2].decode(errors="ignore")
-        name = f"{start}_{_hash(stem)}"
-    return name if _stands_alone(name) else f"{name}_video"
-
-
-def _hash(name: str) -> str:
-    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
-
-
-def _stands_alone(name: str) -> bool:
-    for suffix in (".png", ".txt", ".toml"):
-        groups = group_files([name + suffix])
-        if [group.name for group in groups] != [name]:
-            return False
-    return True
-
-
 def _text(video: Path, prompt: str | None) -> str:
     """Give the prompt for all, or the caption beside a video."""
     if prompt is not None:
@@ -287,7 +223,7 @@ def prepare(
     with _staging(options) as staging:
         for item in source.items:
             try:
-                yield _prepare(item, options, config, staging, store, writer)
+                yield _prepare(item, options, staging, store, writer)
             except RequestError as error:
                 yield Result(item, Outcome.BAD, str(error))
             finally:
@@ -329,7 +265,6 @@ def _staging(options: Options) -> Iterator[Path]:
 def _prepare(
     item: Item,
     options: Options,
-    config: Config,
     staging: Path,
     store: JobStore | None,
     writer: "Writer | None",
@@ -344,7 +279,7 @@ def _prepare(
     pictures = [staging / (item.name + ending) for ending in item.endings]
     if writer is not None:
         writer.add(pictures, text, differences)
-    if store is not None and _is_done(item, pictures, text, options.target, config, store):
+    if store is not None and _is_done(pictures, text, store):
         return Result(item, Outcome.DONE, differences=differences)
     if options.dry_run:
         return Result(item, Outcome.PREPARED, differences=differences)
@@ -383,16 +318,14 @@ def _stage(item: Item, staging: Path) -> tuple[float, ...]:
     return tuple(differences) if item.differences is None else item.differences
 
 
-def _is_done(
-    item: Item, pictures: list[Path], text: str, target: Path, config: Config, store: JobStore
-) -> bool:
-    """Say whether the last job of this name had these pictures and this prompt, and has not failed."""
-    inbox = config.inbox.resolve()
-    below = target.resolve().relative_to(inbox) if target.resolve().is_relative_to(inbox) else Path()
-    job = store.latest(PurePosixPath(below, item.folder).as_posix().removeprefix("."), item.name)
-    if job is None or job.state not in DONE or job.settings.get("prompt") != text.strip():
-        return False
-    return {files.sha256(path) for path in pictures} <= {entry["sha256"] for entry in job.inputs.values()}
+def _is_done(pictures: list[Path], text: str, store: JobStore) -> bool:
+    """Say whether a job with just these pictures and this prompt is done, queued or on its way."""
+    wanted = sorted(files.sha256(path) for path in pictures)
+    for job in store.made_of(wanted[0]):
+        its = (entry["sha256"] for role, entry in job.inputs.items() if role not in OTHER_ROLES)
+        if sorted(its) == wanted and job.state in DONE and job.settings.get("prompt") == text.strip():
+            return True
+    return False
 
 
 def _place(staged: list[Path], folder: Path) -> bool:

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framepack_core import media
-from framepackd import frames, intake, prepare
+from framepackd import frames, intake, prepare, prepared_names
 from framepackd.cli import main
 from framepackd.database import State
 from framepackd.inbox import Inbox, group_files
@@ -238,17 +238,30 @@ def test_skip_done_leaves_out_what_is_done_or_queued(place: Place, videos: Path)
     assert [group.name for group in Inbox(place.config.inbox, 0).scan().ready] == ["hen"]
 
 
-@pytest.mark.parametrize("what", ["the caption", "the video"])
+def test_skip_done_knows_a_job_by_its_pictures_whatever_it_was_called(place: Place, videos: Path) -> None:
+    run(place, videos)
+    (place.config.inbox / "elsewhere").mkdir()
+    for path in sorted(place.config.inbox.glob("cat*")):
+        path.rename(place.config.inbox / "elsewhere" / f"other{path.name}")
+    take_all(place, State.DONE, State.QUEUED)
+    assert run(place, videos, "--skip-done").stdout == "2 done or queued already\n"
+
+
+@pytest.mark.parametrize("what", ["the caption", "the video", "pairs to chains"])
 def test_skip_done_prepares_what_has_changed(place: Place, videos: Path, what: str) -> None:
     run(place, videos)
     take_all(place, State.DONE, State.DONE)
     if what == "the caption":
         (videos / "cat.txt").write_text("a cat jumps")
-    else:
+    elif what == "the video":
         make_video(videos / "cat.mp4", 5, seed=9)
-    result = run(place, videos, "--skip-done")
-    assert result.stdout == f"1 prepared in {place.config.inbox}\n1 done or queued already\n"
-    assert "cat_first_frame.png" in listed(place.config.inbox)
+    chain = ["--frames", 3] if what == "pairs to chains" else []
+    result = run(place, videos, "--skip-done", *chain)
+    if chain:
+        assert result.stdout == f"2 prepared in {place.config.inbox}\n"
+    else:
+        assert result.stdout == f"1 prepared in {place.config.inbox}\n1 done or queued already\n"
+        assert "cat_first_frame.png" in listed(place.config.inbox)
 
 
 def test_a_dry_run_writes_nothing_and_tells_the_differences(
@@ -339,9 +352,9 @@ def test_whatever_videos_are_called_each_is_a_group_of_its_own(
     names: set[tuple[str, str]], chain: int
 ) -> None:
     paths = [PurePosixPath(stem + suffix) for stem, suffix in names if not stem.startswith(".")]
-    chosen = prepare.choose_names(paths)
-    assert chosen == prepare.choose_names(paths[::-1])
-    endings = (*prepare.endings_of(chain or 2, chain=bool(chain)), ".txt", "_frame_diff.txt", ".toml")
+    chosen = prepared_names.choose_names(paths)
+    assert chosen == prepared_names.choose_names(paths[::-1])
+    endings = (*prepared_names.endings_of(chain or 2, chain=bool(chain)), ".txt", "_frame_diff.txt", ".toml")
     groups = group_files([name + ending for name in chosen.values() for ending in endings])
     assert sorted(group.name for group in groups) == sorted(chosen.values())
     for group in groups:
