@@ -25,6 +25,8 @@ from framepackd.prepared_names import endings_of, safe_name
 TEXT_COLUMNS = ("text", "caption", "prompt")
 NAME_COLUMNS = ("name", "file_name", "__key__")
 ROWS_AT_ONCE = 16  # held in memory while a data set is written; a row has megabytes
+SHARD = "200MB"  # of a data set; about this much is in memory when it is written
+BUFFER_BYTES = 1 << 20
 HUB_FILE = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\Z")
 
 
@@ -67,47 +69,68 @@ def read(options: Options) -> Source:
         UsageError: it cannot be read, or has no columns for a job.
     """
     try:
-        rows, total = (_load if _saved(options.source) else _load_parquet)(options)
-        columns = list(rows.features)
+        rows = (_Saved if _saved(options.source) else _Parquet)(options)
     except (OSError, ValueError) as error:
         raise UsageError(f"{options.source} cannot be read as a data set: {error}") from error
-    pictures = _picture_columns(columns)
+    pictures = _picture_columns(rows.columns)
     if not pictures:
         raise UsageError(
-            f"{options.source} has the columns {', '.join(columns)}: there must be first_frame and "
+            f"{options.source} has the columns {', '.join(rows.columns)}: there must be first_frame and "
             "last_frame, or frame_0, frame_1 ..., or image"
         )
-    for column in pictures:
-        rows = rows.cast_column(column, library().Image(decode=False))
     endings = endings_of(len(pictures), chain=pictures[0] == "frame_0")
     table = _Table(options, pictures, _difference_columns(pictures), endings)
-    return Source(total, endings, table.items(rows))
+    wanted = {*pictures, *table.differences, *TEXT_COLUMNS, *NAME_COLUMNS}
+    return Source(
+        rows.total, endings, table.items(rows.read([name for name in rows.columns if name in wanted]))
+    )
 
 
-def _load(options: Options) -> tuple[Any, int]:
-    found = library().load_from_disk(str(options.source))
-    if isinstance(found, dict):
-        found = found[_choose_split(options, list(found))]
-    elif options.split is not None:
-        raise UsageError(f"{options.source} has no splits: leave out --split")
-    return found, len(found)
+class _Saved:
+    """What ``save_to_disk`` wrote."""
+
+    def __init__(self, options: Options) -> None:
+        self._image = library().Image
+        found = library().load_from_disk(str(options.source))
+        if isinstance(found, dict):
+            found = found[_choose_split(options, list(found))]
+        elif options.split is not None:
+            raise UsageError(f"{options.source} has no splits: leave out --split")
+        self._found = found
+        self.columns: list[str] = found.column_names
+        self.total = len(found)
+
+    def read(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        rows = self._found.select_columns(columns)
+        for column, feature in rows.features.items():
+            if isinstance(feature, self._image):
+                rows = rows.cast_column(column, self._image(decode=False))
+        return iter(rows)
 
 
-def _load_parquet(options: Options) -> tuple[Any, int]:
-    """Read row after row, from the files themselves: nothing is copied to a cache."""
-    paths = _parquet_files(options.source)
-    matches = {path: HUB_FILE.match(path.stem) for path in paths}
-    splits = {path: match["split"] if match else path.stem for path, match in matches.items()}
-    if all(matches.values()) or set(splits.values()) <= {"train", "test", "validation"}:
-        split = _choose_split(options, sorted(set(splits.values())))
-        paths = [path for path in paths if splits[path] == split]
-    elif options.split is not None:
-        raise UsageError(f"{options.source} has no splits: leave out --split")
-    datasets = library()
-    import pyarrow.parquet
+class _Parquet:
+    """Files that are read row by row: the library would copy them to a cache, or read far ahead."""
 
-    total = sum(pyarrow.parquet.read_metadata(path).num_rows for path in paths)
-    return datasets.IterableDataset.from_parquet([str(path) for path in paths]), total
+    def __init__(self, options: Options) -> None:
+        library()
+        from pyarrow.parquet import ParquetFile
+
+        paths = _parquet_files(options.source)
+        matches = {path: HUB_FILE.match(path.stem) for path in paths}
+        splits = {path: match["split"] if match else path.stem for path, match in matches.items()}
+        if all(matches.values()) or set(splits.values()) <= {"train", "test", "validation"}:
+            split = _choose_split(options, sorted(set(splits.values())))
+            paths = [path for path in paths if splits[path] == split]
+        elif options.split is not None:
+            raise UsageError(f"{options.source} has no splits: leave out --split")
+        self._files = [ParquetFile(path, buffer_size=BUFFER_BYTES) for path in paths]
+        self.columns: list[str] = self._files[0].schema_arrow.names
+        self.total = sum(file.metadata.num_rows for file in self._files)
+
+    def read(self, columns: list[str]) -> Iterator[dict[str, Any]]:
+        for file in self._files:
+            for batch in file.iter_batches(batch_size=1, columns=columns, use_threads=False):
+                yield from batch.to_pylist()
 
 
 def _choose_split(options: Options, splits: list[str]) -> str:
@@ -170,9 +193,9 @@ class _Table:
     def _name(self, row: dict[str, Any]) -> str | None:
         """Give the name that a row tells, in a column or as the file name of its first picture."""
         told = next((row[column] for column in NAME_COLUMNS if isinstance(row.get(column), str)), None)
-        if told is None and row[self.pictures[0]] is not None:
-            told = row[self.pictures[0]].get("path")
-            told = group_files([PurePosixPath(told).name])[0].name if told else None
+        if told is None:
+            _, path = _stored(row[self.pictures[0]])
+            told = group_files([PurePosixPath(path).name])[0].name if path else None
         name = PurePosixPath((told or "").replace("\0", "")).name.lstrip(".")
         if name.lower().endswith((*PICTURES, *SUFFIXES)):
             name = PurePosixPath(name).stem
@@ -194,18 +217,23 @@ class _Table:
 
     def _read_pictures(self, row: dict[str, Any]) -> Iterator[Picture]:
         for column in self.pictures:
-            value = row[column]
-            if value is None or not (value["bytes"] or value["path"]):
+            content, path = _stored(row[column])
+            if not content and not path:
                 raise RequestError(f"has no {column}: leave the row out, or fill it")
+            if not content and not Path(path).is_file():
+                raise RequestError(f"{column} is {path}, which is not a file on this machine")
             with tempfile.TemporaryDirectory(prefix="framepackd-") as folder:
-                path = Path(folder) / column
-                if value["bytes"]:
-                    path.write_bytes(value["bytes"])
-                elif Path(value["path"]).is_file():
-                    path = Path(value["path"])
-                else:
-                    raise RequestError(f"{column} is {value['path']}, which is not a file on this machine")
-                yield media.open_picture(path)
+                file = Path(folder) / column if content else Path(path)
+                if content:
+                    file.write_bytes(content)
+                yield media.open_picture(file)
+
+
+def _stored(value: object) -> tuple[bytes, str]:
+    """Give the content and the path of a picture as it is stored in a row, as far as there are any."""
+    if isinstance(value, dict):
+        return value.get("bytes") or b"", value.get("path") or ""
+    return value if isinstance(value, bytes) else b"", value if isinstance(value, str) else ""
 
 
 def _readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -257,8 +285,12 @@ class Writer:
     def save(self, rows: Any, folder: Path) -> None:
         """Save a data set so that its folder is there when it is whole."""
         part = self._folder / "saved"
-        rows.save_to_disk(str(part))
+        rows.save_to_disk(str(part), max_shard_size=SHARD)
         part.rename(folder)
+
+    def push(self, rows: Any, repository: str, *, private: bool) -> None:
+        """Push a data set to the hub, with the user's token."""
+        rows.push_to_hub(repository, private=private, max_shard_size=SHARD)
 
 
 def check_push(repository: str) -> None:

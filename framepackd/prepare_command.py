@@ -155,7 +155,7 @@ def _give_away(writer: "Writer", save: Path | None, push: str | None, *, private
         click.echo(f"{writer.count} rows in {save}")
     if push is not None:
         try:
-            rows.push_to_hub(push, private=private)
+            writer.push(rows, push, private=private)
         except Exception as error:  # whatever the network, the hub or its library comes up with
             kept = f"it is in {save}" if save else "run it again with --save-dataset DIR to keep it"
             fail(f"{push} could not be pushed ({error}): {kept}", 1)

@@ -129,7 +129,8 @@ def test_bad_rows_are_told_and_the_others_prepared(place: Place, tmp_path: Path)
     firsts = [good, None, {"bytes": b"no picture", "path": None}, gone, good]
     texts = ["x", "x", "x", "x", " "]
     source = tmp_path / "set.parquet"
-    rows = {"first_frame": firsts, "last_frame": [good] * 5, "text": texts, "frame_diff": [0.5] * 5}
+    lasts = [good["bytes"]] * 5
+    rows = {"first_frame": firsts, "last_frame": lasts, "text": texts, "frame_diff": [0.5] * 5}
     pyarrow.parquet.write_table(pyarrow.table(rows), source)
     result = run(place, source)
     assert (result.exit_code, result.stdout) == (1, f"1 prepared in {place.config.inbox}\n4 bad\n")
