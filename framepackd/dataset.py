@@ -109,7 +109,7 @@ class _Saved:
 
 
 class _Parquet:
-    """Files that are read row by row: the library would copy them to a cache, or read far ahead."""
+    """Files of which a row group is in memory: the library would copy them to a cache, or read far ahead."""
 
     def __init__(self, options: Options) -> None:
         library()
@@ -129,8 +129,9 @@ class _Parquet:
 
     def read(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         for file in self._files:
-            for batch in file.iter_batches(batch_size=1, columns=columns, use_threads=False):
-                yield from batch.to_pylist()
+            for group in range(file.num_row_groups):  # asked for several, it would hold on to all of them
+                for batch in file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False):
+                    yield from batch.to_pylist()
 
 
 def _choose_split(options: Options, splits: list[str]) -> str:

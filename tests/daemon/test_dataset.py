@@ -141,6 +141,24 @@ def test_bad_rows_are_told_and_the_others_prepared(place: Place, tmp_path: Path)
     assert "has no text" in told["row 4"]
 
 
+def test_of_a_parquet_file_no_more_than_a_row_group_or_two_is_in_memory(tmp_path: Path) -> None:
+    megabyte = [{"bytes": bytes([number]) * (1 << 20), "path": None} for number in range(40)]
+    rows = pyarrow.table({"image": megabyte, "text": ["x"] * 40})
+    pyarrow.parquet.write_table(
+        rows, tmp_path / "set.parquet", row_group_size=4, compression="none", use_dictionary=False
+    )
+    code = (
+        "import sys, pyarrow; from pathlib import Path; from framepackd import prepare\n"
+        "source = prepare.find(prepare.Options(Path(sys.argv[1]), Path('unused')))\n"
+        "assert sum(1 for item in source.items) == source.total == 40\n"
+        "print(pyarrow.default_memory_pool().max_memory())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "set.parquet")], capture_output=True, check=True
+    )
+    assert 4 << 20 < int(told.stdout) < 12 << 20
+
+
 def test_one_of_several_splits_has_to_be_named(place: Place, tmp_path: Path) -> None:
     rows = as_the_scripts(ROWS)
     datasets.DatasetDict({"train": rows, "test": rows.select([1])}).save_to_disk(str(tmp_path / "saved"))
