@@ -24,7 +24,7 @@ EXIT_INTERRUPTED = 130  # as shells have it
 @config_option
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("target", type=click.Path(path_type=Path), required=False)
-@click.option("--frames", type=click.IntRange(2, 100), metavar="N", help="Chains of N frames, not pairs.")
+@click.option("--frames", type=click.IntRange(2, 256), metavar="N", help="Chains of N frames, not pairs.")
 @click.option("--prompt", metavar="TEXT", help="One prompt for all, instead of captions.")
 @click.option(
     "--max-difference",

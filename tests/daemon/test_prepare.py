@@ -297,7 +297,7 @@ def test_two_runs_on_one_target_do_not_meet(place: Place, videos: Path) -> None:
         (["videos", "--split", "train"], "--split is for data sets"),
         (["videos", "--private"], "--private is for --push"),
         (["videos", "--dry-run", "--save-dataset", "x"], "--dry-run writes nothing"),
-        (["videos", "--frames", "1"], "1 is not in the range 2<=x<=100"),
+        (["videos", "--frames", "1"], "1 is not in the range 2<=x<=256"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_in_one_line(
