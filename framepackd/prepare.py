@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
@@ -297,10 +298,13 @@ def _prepare(
 
 
 def _is_there(item: Item, folder: Path, text: str) -> bool:
-    """Say whether an earlier run has finished with it, and nobody has taken it since."""
+    """Say whether an earlier run has finished with it, and nobody had taken it before we looked."""
     if not all((folder / (item.name + ending)).is_file() for ending in (*item.endings, ".txt")):
         return False
-    there = (folder / f"{item.name}.txt").read_bytes()
+    try:
+        there = (folder / f"{item.name}.txt").read_bytes()
+    except FileNotFoundError:  # taken just now
+        return True
     if there.decode(errors="replace").strip() != text.strip():
         raise _occupied(folder / f"{item.name}.txt")
     return True
@@ -336,8 +340,9 @@ def _place(staged: list[Path], folder: Path) -> bool:
     """
     for path in staged:
         there = folder / path.name
-        if os.path.lexists(there) and not (there.is_file() and files.sha256(there) == files.sha256(path)):
-            raise _occupied(there)
+        with contextlib.suppress(FileNotFoundError):  # free, perhaps since just now
+            if not stat.S_ISREG(there.lstat().st_mode) or files.sha256(there) != files.sha256(path):
+                raise _occupied(there)
     files.make_folder(folder)
     placed = False
     for path in staged:

@@ -139,6 +139,23 @@ def test_a_second_run_goes_on_and_changes_nothing(place: Place, videos: Path) ->
             assert (place.config.inbox / name).stat() == status
 
 
+def test_files_that_are_taken_while_they_are_looked_at_stop_nothing(
+    place: Place, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(place, videos)
+    read = Path.read_bytes
+
+    def taken(path: Path) -> bytes:
+        if path == place.config.inbox / "cat.txt":
+            for file in place.config.inbox.glob("cat*"):
+                file.unlink()
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", taken)
+    result = run(place, videos)
+    assert (result.exit_code, result.stdout) == (0, "2 there already\n")
+
+
 @pytest.mark.parametrize("name", ["cat.txt", "cat_first_frame.png", "cat_frame_diff.txt"])
 def test_what_is_there_is_never_overwritten(place: Place, videos: Path, name: str) -> None:
     (place.config.inbox / name).write_text("mine")
