@@ -12,6 +12,10 @@ import click
 
 from framepack_core import __version__
 from framepackd.names import PrintableFormatter, printable_json
+from framepackd.prepare_command import prepare
+from framepackd.usage import EXIT_USAGE, config_option
+from framepackd.usage import fail as _fail
+from framepackd.usage import load as _load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -19,22 +23,16 @@ if TYPE_CHECKING:
     from framepackd.config import Config
     from framepackd.service import Service, Step
 
-EXIT_USAGE = 2
 EXIT_ALREADY_RUNNING = 75
-
-config_option = click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Configuration; without it $FRAMEPACKD_CONFIG, the user's, /etc's, or the defaults.",
-)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="framepackd")
 def main() -> None:
     """Drop NAME.png and NAME.txt into the inbox; the video appears in the outbox."""
+
+
+main.add_command(prepare)
 
 
 @main.command()
@@ -335,20 +333,6 @@ def _take_service_steps(
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}", 1)
     return chosen
-
-
-def _load(path: Path | None) -> "Config":
-    from framepackd.config import ConfigError, load_config
-
-    try:
-        return load_config(path)
-    except ConfigError as error:
-        _fail(str(error), EXIT_USAGE)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"framepackd: {message}", err=True)
-    sys.exit(code)
 
 
 def _change(config: "Config", request: dict[str, Any]) -> NoReturn:

@@ -185,7 +185,13 @@ class Job(Base):
             "stem",
         ):
             del columns[internal]
-        return {**columns, **self.settings, "clips": self.clips, "fps": 30}
+        return {**columns, **self.settings, "clips": self.clips, "fps": 30, "frame_diff": self.frame_diff}
+
+    @property
+    def frame_diff(self) -> float | list[float] | None:
+        """How much its pictures differ, if that was dropped with them; for a chain one for each pair."""
+        values: list[float] = self.inputs.get("diff", {}).get("values", [])
+        return values[0] if len(values) == 1 else values or None
 
 
 class Meta(Base):

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import case, delete, false, func, literal, select, update
+from sqlalchemy import String, case, cast, delete, false, func, literal, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.database import (
@@ -321,6 +321,11 @@ class JobStore:
         with self._looking() as session:
             same = select(Job).where(Job.folder == folder, (Job.name == name) | _variation_of(name))
             return session.scalars(same.order_by(Job.seq.desc())).first()
+
+    def made_of(self, sha256: str) -> list[Job]:
+        """List the jobs that a file of this content belongs to."""
+        with self._looking() as session:
+            return list(session.scalars(select(Job).where(cast(Job.inputs, String).contains(sha256))))
 
     def has_queued(self) -> bool:
         """Say whether there is a job to claim."""

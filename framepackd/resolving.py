@@ -14,6 +14,7 @@ from framepack_core.sections import FPS, Kind, frame_count, section_count
 from framepackd import files, loras
 from framepackd.config import Config
 from framepackd.database import Job, State, StoreError
+from framepackd.differences import read_differences
 from framepackd.extending import Record, choose_model, look, read_record
 from framepackd.jobs import JobStore
 from framepackd.names import printable, taken_name
@@ -75,6 +76,8 @@ def _resolve(
     job.inputs = {entry["role"]: {"file": taken_name(entry), "sha256": None} for entry in manifest["files"]}
     for entry in job.inputs.values():
         entry["sha256"] = files.sha256(inputs / entry["file"])
+    if "diff" in job.inputs:
+        job.inputs["diff"]["values"] = read_differences(inputs / job.inputs["diff"]["file"])
     if job.clips >= MAX_FRAMES:
         raise RequestError(
             f"{job.name} is a chain of {job.clips + 1} frames, of which one may have {MAX_FRAMES}: "
