@@ -18,7 +18,7 @@ from framepack_core import media
 from framepack_core.errors import RequestError
 from framepack_core.media import Picture
 from framepackd.frames import SUFFIXES
-from framepackd.inbox import PICTURES, group_files
+from framepackd.groups import PICTURES, group_files
 from framepackd.prepare import Item, Options, Source, UsageError
 from framepackd.prepared_names import endings_of, safe_name
 

@@ -13,7 +13,7 @@ from typing import Any
 from framepackd import files
 from framepackd.config import Config
 from framepackd.database import Job, State, utc_now
-from framepackd.inbox import OF_A_VIDEO
+from framepackd.groups import OF_A_VIDEO
 from framepackd.intake import INPUTS, clear_work_folder
 from framepackd.jobs import JobStore
 from framepackd.names import rest_of_name

@@ -1,4 +1,4 @@
-"""What lies in the inbox: which files belong together, which have settled, which wait and why.
+"""What lies in the inbox: which files have settled, which wait and why.
 
 Only looks, never touches. Events of the file system wake a scan; a scan decides.
 """
@@ -6,80 +6,35 @@ Only looks, never touches. Events of the file system wake a scan; a scan decides
 import contextlib
 import itertools
 import logging
-import re
 import time
 import unicodedata
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from framepack_core.errors import RequestError
 from framepackd.files import folder_below
+from framepackd.groups import (
+    MAX_NAME,
+    OF_A_VIDEO,
+    PICTURES,
+    VIDEO,
+    Group,
+    defaults_above,
+    folder_of,
+    group_files,
+    is_defaults,
+    is_picture,
+    name_of,
+    suffix_of,
+)
 from framepackd.listing import Found, Signature, list_files
 from framepackd.names import as_utf8
-from framepackd.settings import DEFAULTS_FILE, read_settings_file
+from framepackd.settings import read_settings_file
 
 log = logging.getLogger(__name__)
-
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on the way
-# A name may hold line breaks, and end in one.
-END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
-FIRST_FRAME = re.compile(r"(?P<name>.+)_first_frame\Z", re.DOTALL)
-FRAME = re.compile(r"(?P<name>.+)_frame_(?P<number>[0-9]+)\Z", re.DOTALL)  # of a chain
-KEYFRAME = re.compile(r"(?P<name>.+)_section_(?P<number>[0-9]+)\Z", re.DOTALL)
-FRAME_DIFF = re.compile(r"(?P<name>.+)_frame_diff\Z", re.DOTALL)
-SUFFIXES = {END_FRAME: "end", FIRST_FRAME: "image", FRAME: "frame", KEYFRAME: "keyframe"}
-# In the order in which they are told.
-ROLES = (
-    *("image", "frame", "video", "text", "end", "keyframe", "settings", "latents", "record", "diff"),
-    "unknown",
-)
-VIDEO = ".mp4"  # one to be made longer; with it, as they were delivered, NAME.json and the latents
-LATENTS = ".latents"
-OF_A_VIDEO = ("video", "latents", "record")
-
-
-@dataclass
-class Group:
-    """The files of one NAME, by the role they play; paths are relative to the inbox."""
-
-    folder: str
-    name: str
-    files: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    defaults: list[str] = field(
-        default_factory=list
-    )  # _defaults.toml files that hold for it, outermost first
-    keyframes: Mapping[int, str] = field(default_factory=dict)  # files its settings name, by section
-    signatures: dict[str, Signature] = field(default_factory=dict)  # of all of them, when they had settled
-
-    @property
-    def paths(self) -> list[str]:
-        """Give all files, the picture and its text first."""
-        return [path for role in self.roles for path in sorted(self.files[role])]
-
-    @property
-    def roles(self) -> list[str]:
-        """Give the roles of its files, the picture first; frames of a chain by their numbers."""
-
-        def place(role: str) -> tuple[int, int]:
-            kind, _, number = role.partition("-")
-            return ROLES.index(kind), int(number or 0)
-
-        return sorted((role for role in self.files if self.files[role]), key=place)
-
-    @property
-    def frames(self) -> list[str]:
-        """Give the roles of a chain's frames, frame-0 first."""
-        return [role for role in self.roles if role.startswith("frame-")]
-
-    def only(self, role: str) -> str | None:
-        """Give the file of a role that exists once, if at all."""
-        paths = self.files.get(role)
-        return paths[0] if paths else None
 
 
 @dataclass(frozen=True)
@@ -140,7 +95,7 @@ class Inbox:
         moving = self._moving(found)
         self._read = {path: read for path, read in self._read.items() if path in found}
         self._missed = {path: missed for path, missed in self._missed.items() if path in found}
-        all_defaults = [path for path in found if _is_defaults(path)]
+        all_defaults = [path for path in found if is_defaults(path)]
         ready, waiting = [], []
         unsettled = False
         for whole in group_files(found, self._keyframes(found, moving)):
@@ -226,7 +181,7 @@ class Inbox:
         """Give the pictures that settings name as keyframes, by the settings' paths."""
         named: dict[str, Mapping[int, str]] = {}
         for path, entry in found.items():
-            own = _suffix(path) == ".toml" and not _is_defaults(path)
+            own = suffix_of(path) == ".toml" and not is_defaults(path)
             if own and path not in moving and entry.problem is None and as_utf8(path) == path:
                 with contextlib.suppress(Exception):  # which shows when the group is looked at
                     settings = self._settings(path, found)
@@ -239,8 +194,8 @@ class Inbox:
         signature = found[path].signature
         if path not in self._read or self._read[path][0] != signature:
             try:
-                with folder_below(self.root, _folder(path)) as folder:
-                    result: dict[str, Any] | RequestError = read_settings_file(folder / _name(path), path)
+                with folder_below(self.root, folder_of(path)) as folder:
+                    result: dict[str, Any] | RequestError = read_settings_file(folder / name_of(path), path)
             except RequestError as error:
                 result = error
             except OSError as error:
@@ -256,26 +211,30 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
             if part != as_utf8(part):
                 return f"{as_utf8(part)} has a name that is not UTF-8: rename it"
         # Either of the two forms may be the longer one.
-        if max(len(_name(path).encode()), len(unicodedata.normalize("NFC", _name(path)).encode())) > MAX_NAME:
-            return f"{_name(path)[:20]}… has a name of more than {MAX_NAME} bytes: rename it"
+        if (
+            max(len(name_of(path).encode()), len(unicodedata.normalize("NFC", name_of(path)).encode()))
+            > MAX_NAME
+        ):
+            return f"{name_of(path)[:20]}… has a name of more than {MAX_NAME} bytes: rename it"
         if found[path].problem:
-            return f"{_name(path)} {found[path].problem}"
+            return f"{name_of(path)} {found[path].problem}"
     if group.files.get("unknown"):
-        return (
-            f"{_name(group.files['unknown'][0])} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
-        )
+        unknown = name_of(group.files["unknown"][0])
+        return f"{unknown} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
     for role in group.roles:
         several = group.files[role]
         if len(several) > 1:
-            names = sorted(map(_name, several))
+            names = sorted(map(name_of, several))
             alike = len({unicodedata.normalize("NFC", name) for name in names}) < len(names)
             hint = " (the accents are written in two ways)" if alike else ""
             return f"only one of {' and '.join(names)} may stay{hint}"
     other = group.only("image") or group.only("end")
     if group.frames and other and not group.files.get("video"):
-        return f"{_name(other)} and the chain {group.name}_frame_N are in each other's way: only one may stay"
-    empty = [path for path in group.paths if _is_picture(path) and found[path].signature.size == 0]
-    return f"{_name(empty[0])} is empty (0 bytes)" if empty else None
+        return (
+            f"{name_of(other)} and the chain {group.name}_frame_N are in each other's way: only one may stay"
+        )
+    empty = [path for path in group.paths if is_picture(path) and found[path].signature.size == 0]
+    return f"{name_of(empty[0])} is empty (0 bytes)" if empty else None
 
 
 def _missing_picture(group: Group, *, extends: bool = False) -> str | None:
@@ -294,7 +253,7 @@ def _missing_picture(group: Group, *, extends: bool = False) -> str | None:
 def _missing_keyframe(group: Group, found: dict[str, Found]) -> str | None:
     """Name a picture that the group's settings name and that is not there, or somebody else's."""
     for number, file in group.keyframes.items():
-        if _is_picture(file) and not group.files.get(f"keyframe-{number}"):
+        if is_picture(file) and not group.files.get(f"keyframe-{number}"):
             path = unicodedata.normalize("NFC", f"{group.folder}/{file}".lstrip("/"))
             if all(unicodedata.normalize("NFC", other) != path for other in found):
                 return file
@@ -307,111 +266,7 @@ def _waiting(group: Group, missing: str, found: dict[str, Found]) -> Waiting:
     return Waiting(
         folder=as_utf8(group.folder),
         name=as_utf8(group.name),
-        files=tuple(as_utf8(_name(path)) for path in group.paths),
+        files=tuple(as_utf8(name_of(path)) for path in group.paths),
         missing=missing,
         since=datetime.fromtimestamp(since, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-
-
-def group_files(
-    paths: Iterable[str], keyframes: Mapping[str, Mapping[int, str]] | None = None
-) -> list[Group]:
-    """Sort files into groups of one NAME each, by the naming rules; ``_defaults.toml`` belongs to none.
-
-    ``keyframes`` are the pictures that settings name, by the settings' paths: those that belong to nothing
-    else go to their NAME. Names are compared as NFC: macOS sends them decomposed.
-    """
-    keyframes = keyframes or {}
-    by_folder: dict[str, list[str]] = defaultdict(list)
-    for path in paths:
-        by_folder[_folder(path)].append(path)
-    return [
-        group for folder in sorted(by_folder) for group in _group_folder(folder, by_folder[folder], keyframes)
-    ]
-
-
-def _group_folder(
-    folder: str, paths: list[str], keyframes: Mapping[str, Mapping[int, str]]
-) -> Iterable[Group]:
-    own_names = {_stem(path) for path in paths if _suffix(path) in (".txt", ".toml")}
-    named = {
-        unicodedata.normalize("NFC", file): (_stem(path), f"keyframe-{number}")
-        for path in sorted(keyframes.keys() & set(paths), reverse=True)
-        for number, file in keyframes[path].items()
-    }
-    videos = {_stem(path) for path in paths if _suffix(path) == VIDEO}
-    groups: dict[tuple[str, bool], Group] = {}
-    for path in sorted(paths):
-        if _is_defaults(path):
-            continue
-        name, role = _owner(path, own_names, videos)
-        claim = named.get(unicodedata.normalize("NFC", _name(path))) if named else None
-        if claim and _is_picture(path) and (name not in own_names or (name == claim[0] and "-" in role)):
-            name, role = claim
-        # A file of another kind shares its fate with nobody, whatever its name.
-        group = groups.setdefault((name, role == "unknown"), Group(folder, name))
-        group.files[role].append(path)
-        if path in keyframes:
-            group.keyframes = keyframes[path]
-    return groups.values()
-
-
-def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
-    """Say to which NAME a file belongs, and as what."""
-    stem, suffix = _stem(path), _suffix(path)
-    if suffix == VIDEO:
-        return stem, "video"
-    if suffix == ".json" and stem in videos:
-        return stem, "record"
-    if suffix == ".safetensors" and stem.removesuffix(LATENTS) in videos - {stem}:
-        return stem.removesuffix(LATENTS), "latents"
-    if suffix == ".toml":
-        return stem, "settings"
-    if suffix == ".txt":
-        difference = FRAME_DIFF.match(stem)
-        return (difference["name"], "diff") if difference else (stem, "text")
-    if suffix not in PICTURES:
-        return _name(path), "unknown"
-    if stem not in own_names:  # a text of exactly this name wins over the suffixes
-        for pattern, role in SUFFIXES.items():
-            match = pattern.match(stem)
-            if match:
-                number = f"-{int(match['number'])}" if "number" in match.groupdict() else ""
-                return match["name"], role + number
-    return stem, "image"
-
-
-def defaults_above(folder: str, paths: Iterable[str]) -> list[str]:
-    """List, of these paths, the ``_defaults.toml`` files that hold for a folder, the outermost first.
-
-    >>> defaults_above("a/b", ["_defaults.toml", "a/b/_defaults.TOML", "c/_defaults.toml"])
-    ['_defaults.toml', 'a/b/_defaults.TOML']
-    """
-    above = ("", *(f"{parent}" for parent in reversed(PurePosixPath(folder).parents)), folder)
-    holding = [path for path in paths if _is_defaults(path) and _folder(path) in above]
-    return sorted(holding, key=lambda path: (path.count("/"), path))
-
-
-def _is_defaults(path: str) -> bool:
-    stem, _, suffix = _name(path).rpartition(".")
-    return f"{stem}.{suffix.lower()}" == DEFAULTS_FILE
-
-
-def _folder(path: str) -> str:
-    return path.rpartition("/")[0]
-
-
-def _name(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
-def _stem(path: str) -> str:
-    return unicodedata.normalize("NFC", _name(path).rpartition(".")[0])
-
-
-def _suffix(path: str) -> str:
-    return "." + path.rpartition(".")[2].lower() if "." in _name(path) else ""
-
-
-def _is_picture(path: str) -> bool:
-    return _suffix(path) in PICTURES

@@ -19,7 +19,7 @@ from framepack_core.buckets import Size
 from framepackd import files, variations
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, utc_now
-from framepackd.inbox import Group
+from framepackd.groups import Group
 from framepackd.jobs import JobStore
 from framepackd.listing import Signature
 from framepackd.names import taken_name

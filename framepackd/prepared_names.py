@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from framepackd.inbox import MAX_NAME, group_files
+from framepackd.groups import MAX_NAME, group_files
 from framepackd.names import as_utf8
 
 LONGEST_ENDING = len("_first_frame.png")

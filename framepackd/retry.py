@@ -14,7 +14,7 @@ from framepackd import files
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.delivery import SOURCE
-from framepackd.inbox import OF_A_VIDEO, defaults_above
+from framepackd.groups import OF_A_VIDEO, defaults_above
 from framepackd.intake import INPUTS, MANIFEST
 from framepackd.jobs import JobStore
 from framepackd.listing import list_files

@@ -12,7 +12,7 @@ from framepack_core.errors import RequestError
 from framepackd import client, files
 from framepackd.config import Config
 from framepackd.database import ENDED
-from framepackd.inbox import PICTURES
+from framepackd.groups import PICTURES
 from framepackd.settings import parse_settings
 
 FOLDER = "web"  # below the inbox, and so below the outbox

@@ -101,37 +101,20 @@ def _form(config: Config) -> None:
         samples_per_page=10,
     )
     quick.click(lambda sample: sample[0], [quick], [prompt], show_progress="hidden", api_visibility="private")
+    settings: dict[str, gr.components.Component] = {}  # by their names in the API
     with gr.Row():
-        seconds = gr.Slider(1, 120, 5, step=0.1, label="Length (seconds)")
-        seed = gr.Number(31337, label="Seed", precision=0)
-        draw = gr.Checkbox(label="Random seed", value=False)
-    teacache = gr.Checkbox(
+        settings["seconds"] = gr.Slider(1, 120, 5, step=0.1, label="Length (seconds)")
+        settings["seed"] = gr.Number(31337, label="Seed", precision=0)
+        settings["use_random_seed"] = gr.Checkbox(label="Random seed", value=False)
+    settings["use_teacache"] = gr.Checkbox(
         label="TeaCache: faster, but often makes hands and fingers slightly worse", value=True
     )
     with gr.Accordion("More settings", open=False):
-        steps = gr.Slider(1, 100, 25, step=1, label="Steps: changing this is not recommended")
-        gs = gr.Slider(1, 32, 10, step=0.1, label="Distilled guidance scale")
-        negative = gr.Textbox(label="Negative prompt: with a CFG scale above 1")
-        cfg = gr.Slider(1, 32, 1, step=0.1, label="CFG scale: above 1 each step takes twice as long")
-        rs = gr.Slider(0, 1, 0, step=0.01, label="CFG rescale")
-        crf = gr.Slider(
-            0, 51, 16, step=1, label="MP4 compression: lower is better; 16 if the video comes out black"
-        )
-        free = gr.Slider(0, 128, 6, step=0.1, label="GPU memory to leave to others (GB)")
-        stills = gr.Checkbox(label="Also a still of each section")
+        settings |= _more_settings()
     start = gr.Button("Generate", variant="primary")
     told = gr.Markdown()
 
-    def submit(
-        picture: str | None,
-        end: str | None,
-        prompt: str,
-        *values: Any,
-    ) -> str:
-        names = ("seconds", "seed", "use_random_seed", "use_teacache", "steps", "gs", "n_prompt", "cfg", "rs")
-        settings = dict(
-            zip((*names, "mp4_crf", "gpu_memory_preservation", "save_section_frames"), values, strict=True)
-        )
+    def submit(picture: str | None, end: str | None, prompt: str, *values: Any) -> str:
         if not picture:
             raise gr.Error("Give a picture first.")
         try:
@@ -142,7 +125,7 @@ def _form(config: Config) -> None:
                 prompt=prompt,
                 settings={
                     key: value
-                    for key, value in settings.items()
+                    for key, value in zip(settings, values, strict=True)
                     if value not in (None, "", False) or key == "use_teacache"
                 },
             )
@@ -150,28 +133,23 @@ def _form(config: Config) -> None:
             raise gr.Error(html.escape(str(error))) from error
         return f"In the inbox as `{name}`; in the queue in {config.settle_seconds:g} seconds."
 
-    start.click(
-        submit,
-        [
-            picture,
-            end,
-            prompt,
-            seconds,
-            seed,
-            draw,
-            teacache,
-            steps,
-            gs,
-            negative,
-            cfg,
-            rs,
-            crf,
-            free,
-            stills,
-        ],
-        [told],
-        api_visibility="private",
-    )
+    start.click(submit, [picture, end, prompt, *settings.values()], [told], api_visibility="private")
+
+
+def _more_settings() -> dict[str, gr.components.Component]:
+    """Lay out what is seldom changed."""
+    return {
+        "steps": gr.Slider(1, 100, 25, step=1, label="Steps: changing this is not recommended"),
+        "gs": gr.Slider(1, 32, 10, step=0.1, label="Distilled guidance scale"),
+        "n_prompt": gr.Textbox(label="Negative prompt: with a CFG scale above 1"),
+        "cfg": gr.Slider(1, 32, 1, step=0.1, label="CFG scale: above 1 each step takes twice as long"),
+        "rs": gr.Slider(0, 1, 0, step=0.01, label="CFG rescale"),
+        "mp4_crf": gr.Slider(
+            0, 51, 16, step=1, label="MP4 compression: lower is better; 16 if the video comes out black"
+        ),
+        "gpu_memory_preservation": gr.Slider(0, 128, 6, step=0.1, label="GPU memory to leave to others (GB)"),
+        "save_section_frames": gr.Checkbox(label="Also a still of each section"),
+    }
 
 
 def _lists(config: Config) -> tuple[list[Any], Any, list[Any]]:

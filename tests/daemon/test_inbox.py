@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from framepackd import inbox, listing
 from framepackd.files import folder_below
-from framepackd.inbox import Inbox, Scan, group_files
+from framepackd.groups import group_files
+from framepackd.inbox import Inbox, Scan
 
 SETTLE = 5.0
 

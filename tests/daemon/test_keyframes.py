@@ -15,7 +15,8 @@ from framepackd import commands, intake
 from framepackd.clips import clips
 from framepackd.config import ConfigError, load_config
 from framepackd.database import Job, State
-from framepackd.inbox import Group, Inbox, group_files
+from framepackd.groups import Group, group_files
+from framepackd.inbox import Inbox
 from tests.conftest import tiny_spec
 from tests.daemon.test_files import Place, at_every_call
 

@@ -20,7 +20,8 @@ from framepack_core import media
 from framepackd import frames, intake, prepare, prepared_names
 from framepackd.cli import main
 from framepackd.database import State
-from framepackd.inbox import Inbox, group_files
+from framepackd.groups import group_files
+from framepackd.inbox import Inbox
 from tests.daemon.test_files import Place, at_every_call
 from tests.daemon.videos import make_sound, make_video
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framepack_core.errors import RequestError
-from framepackd.inbox import group_files
+from framepackd.groups import group_files
 from framepackd.names import as_utf8, printable, printable_json, rest_of_name
 from framepackd.resolving import MAX_TEXT_BYTES, _read_prompt
 from framepackd.settings import JobSettings, parse_settings, read_settings_file

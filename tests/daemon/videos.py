@@ -38,8 +38,9 @@ def make_endless(path: Path, frames: int) -> Path:
             return True
 
         def write(self, data: object) -> int:
-            self.content += bytes(data)  # type: ignore[call-overload] # a buffer
-            return len(bytes(data))  # type: ignore[call-overload]
+            piece = bytes(data)  # type: ignore[call-overload] # a buffer
+            self.content += piece
+            return len(piece)
 
     pipe = Pipe()
     with av.open(pipe, "w", format="webm") as container:

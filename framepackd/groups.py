@@ -1,0 +1,178 @@
+"""Which files belong together: the naming rules of the inbox, on paths alone."""
+
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from framepackd.listing import Signature
+from framepackd.settings import DEFAULTS_FILE
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on the way
+# A name may hold line breaks, and end in one.
+END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
+FIRST_FRAME = re.compile(r"(?P<name>.+)_first_frame\Z", re.DOTALL)
+FRAME = re.compile(r"(?P<name>.+)_frame_(?P<number>[0-9]+)\Z", re.DOTALL)  # of a chain
+KEYFRAME = re.compile(r"(?P<name>.+)_section_(?P<number>[0-9]+)\Z", re.DOTALL)
+FRAME_DIFF = re.compile(r"(?P<name>.+)_frame_diff\Z", re.DOTALL)
+SUFFIXES = {END_FRAME: "end", FIRST_FRAME: "image", FRAME: "frame", KEYFRAME: "keyframe"}
+# In the order in which they are told.
+ROLES = (
+    *("image", "frame", "video", "text", "end", "keyframe", "settings", "latents", "record", "diff"),
+    "unknown",
+)
+VIDEO = ".mp4"  # one to be made longer; with it, as they were delivered, NAME.json and the latents
+LATENTS = ".latents"
+OF_A_VIDEO = ("video", "latents", "record")
+
+
+@dataclass
+class Group:
+    """The files of one NAME, by the role they play; paths are relative to the inbox."""
+
+    folder: str
+    name: str
+    files: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    defaults: list[str] = field(
+        default_factory=list
+    )  # _defaults.toml files that hold for it, outermost first
+    keyframes: Mapping[int, str] = field(default_factory=dict)  # files its settings name, by section
+    signatures: dict[str, Signature] = field(default_factory=dict)  # of all of them, when they had settled
+
+    @property
+    def paths(self) -> list[str]:
+        """Give all files, the picture and its text first."""
+        return [path for role in self.roles for path in sorted(self.files[role])]
+
+    @property
+    def roles(self) -> list[str]:
+        """Give the roles of its files, the picture first; frames of a chain by their numbers."""
+
+        def place(role: str) -> tuple[int, int]:
+            kind, _, number = role.partition("-")
+            return ROLES.index(kind), int(number or 0)
+
+        return sorted((role for role in self.files if self.files[role]), key=place)
+
+    @property
+    def frames(self) -> list[str]:
+        """Give the roles of a chain's frames, frame-0 first."""
+        return [role for role in self.roles if role.startswith("frame-")]
+
+    def only(self, role: str) -> str | None:
+        """Give the file of a role that exists once, if at all."""
+        paths = self.files.get(role)
+        return paths[0] if paths else None
+
+
+def group_files(
+    paths: Iterable[str], keyframes: Mapping[str, Mapping[int, str]] | None = None
+) -> list[Group]:
+    """Sort files into groups of one NAME each, by the naming rules; ``_defaults.toml`` belongs to none.
+
+    ``keyframes`` are the pictures that settings name, by the settings' paths: those that belong to nothing
+    else go to their NAME. Names are compared as NFC: macOS sends them decomposed.
+    """
+    keyframes = keyframes or {}
+    by_folder: dict[str, list[str]] = defaultdict(list)
+    for path in paths:
+        by_folder[folder_of(path)].append(path)
+    return [
+        group for folder in sorted(by_folder) for group in _group_folder(folder, by_folder[folder], keyframes)
+    ]
+
+
+def _group_folder(
+    folder: str, paths: list[str], keyframes: Mapping[str, Mapping[int, str]]
+) -> Iterable[Group]:
+    own_names = {stem_of(path) for path in paths if suffix_of(path) in (".txt", ".toml")}
+    named = {
+        unicodedata.normalize("NFC", file): (stem_of(path), f"keyframe-{number}")
+        for path in sorted(keyframes.keys() & set(paths), reverse=True)
+        for number, file in keyframes[path].items()
+    }
+    videos = {stem_of(path) for path in paths if suffix_of(path) == VIDEO}
+    groups: dict[tuple[str, bool], Group] = {}
+    for path in sorted(paths):
+        if is_defaults(path):
+            continue
+        name, role = _owner(path, own_names, videos)
+        claim = named.get(unicodedata.normalize("NFC", name_of(path))) if named else None
+        if claim and is_picture(path) and (name not in own_names or (name == claim[0] and "-" in role)):
+            name, role = claim
+        # A file of another kind shares its fate with nobody, whatever its name.
+        group = groups.setdefault((name, role == "unknown"), Group(folder, name))
+        group.files[role].append(path)
+        if path in keyframes:
+            group.keyframes = keyframes[path]
+    return groups.values()
+
+
+def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
+    """Say to which NAME a file belongs, and as what."""
+    stem, suffix = stem_of(path), suffix_of(path)
+    if suffix == VIDEO:
+        return stem, "video"
+    if suffix == ".json" and stem in videos:
+        return stem, "record"
+    if suffix == ".safetensors" and stem.removesuffix(LATENTS) in videos - {stem}:
+        return stem.removesuffix(LATENTS), "latents"
+    if suffix == ".toml":
+        return stem, "settings"
+    if suffix == ".txt":
+        difference = FRAME_DIFF.match(stem)
+        return (difference["name"], "diff") if difference else (stem, "text")
+    if suffix not in PICTURES:
+        return name_of(path), "unknown"
+    if stem not in own_names:  # a text of exactly this name wins over the suffixes
+        for pattern, role in SUFFIXES.items():
+            match = pattern.match(stem)
+            if match:
+                number = f"-{int(match['number'])}" if "number" in match.groupdict() else ""
+                return match["name"], role + number
+    return stem, "image"
+
+
+def defaults_above(folder: str, paths: Iterable[str]) -> list[str]:
+    """List, of these paths, the ``_defaults.toml`` files that hold for a folder, the outermost first.
+
+    >>> defaults_above("a/b", ["_defaults.toml", "a/b/_defaults.TOML", "c/_defaults.toml"])
+    ['_defaults.toml', 'a/b/_defaults.TOML']
+    """
+    above = ("", *(f"{parent}" for parent in reversed(PurePosixPath(folder).parents)), folder)
+    holding = [path for path in paths if is_defaults(path) and folder_of(path) in above]
+    return sorted(holding, key=lambda path: (path.count("/"), path))
+
+
+def is_defaults(path: str) -> bool:
+    """Say whether a file holds the defaults of its folder."""
+    stem, _, suffix = name_of(path).rpartition(".")
+    return f"{stem}.{suffix.lower()}" == DEFAULTS_FILE
+
+
+def folder_of(path: str) -> str:
+    """Give the folder of a path, relative to the inbox; empty for the inbox itself."""
+    return path.rpartition("/")[0]
+
+
+def name_of(path: str) -> str:
+    """Give the file name of a path."""
+    return path.rpartition("/")[2]
+
+
+def stem_of(path: str) -> str:
+    """Give the file name of a path without its type, composed as NFC."""
+    return unicodedata.normalize("NFC", name_of(path).rpartition(".")[0])
+
+
+def suffix_of(path: str) -> str:
+    """Give the type of a file, with its dot, in lower case; empty if it has none."""
+    return "." + path.rpartition(".")[2].lower() if "." in name_of(path) else ""
+
+
+def is_picture(path: str) -> bool:
+    """Say whether a file is of a type that pictures have."""
+    return suffix_of(path) in PICTURES
