@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def ceilings() -> Iterator[Row]:
     rates = {}
     for pinned in (False, True):
         here = torch.empty(size, dtype=torch.uint8, pin_memory=pinned and DEVICE.type == "cuda")
-        rates[pinned] = size / seconds(lambda here=here: there.copy_(here, non_blocking=True)) / 1e9
+        rates[pinned] = size / seconds(partial(there.copy_, here, non_blocking=True)) / 1e9
     yield Row("copy to the card, page-locked", rates[True], rates[False], "GB/s", "why blocks are locked")
     query = torch.randn(1, 24, length, 128 if not SMALL else 16, device=DEVICE).to(DTYPE)
     taken = seconds(lambda: nn.functional.scaled_dot_product_attention(query, query, query))
@@ -124,7 +125,7 @@ class Step:
         with torch.device("meta"):
             transformer = HunyuanVideoFramepackTransformer3DModel(**CONFIG).to(DTYPE)
         self.transformer: Any = random_weights(transformer, weights_on)
-        config = self.transformer.config
+        config: Any = transformer.config
 
         def made_up(*shape: int) -> torch.Tensor:
             return torch.randn(shape, device=DEVICE).to(DTYPE)

@@ -88,14 +88,15 @@ class FixedEngine:
         """Be on the only rung."""
         return number == 0
 
-    def encode(self, request: Request) -> None:
+    def encode(self, request: Request) -> SimpleNamespace:
         """Take the time for what is new."""
         content = (request.prompt, request.image.read_bytes())
         if content not in self._encoded:
             with busy(ENCODE_SECONDS, "encode"):
                 self._encoded.add(content)
+        return SimpleNamespace(start_latents=torch.randn(1, 16, 1, HEIGHT // 8, WIDTH // 8))
 
-    def sample(self, request: Request, _: None, progress: Progress) -> Iterator[Step | Clip]:
+    def sample(self, request: Request, _: object, progress: Progress) -> Iterator[Step | Clip]:
         """Take the time of every step and decode."""
 
         def latents() -> torch.Tensor:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
@@ -44,8 +45,9 @@ def write_model(folder: Path) -> tuple[ModelSpec, int]:
     config = json.loads((DEMO.transformer.folder / "config.json").read_text())
     config |= {"num_attention_heads": 8, "attention_head_dim": 128, "rope_axes_dim": (16, 56, 56)}
     config |= {"num_layers": 4, "num_single_layers": 6}
-    transformer = HunyuanVideoFramepackTransformer3DModel.from_config(config)
-    randomized(transformer).to(torch.bfloat16).save_pretrained(folder / "transformer", max_shard_size="150MB")
+    transformer: Any = HunyuanVideoFramepackTransformer3DModel.from_config(config)
+    randomized(transformer)
+    transformer.to(torch.bfloat16).save_pretrained(folder / "transformer", max_shard_size="150MB")
     (folder / "base").mkdir()
     for part in DEMO.base.folder.iterdir():
         if part.name != "text_encoder":
@@ -53,7 +55,8 @@ def write_model(folder: Path) -> tuple[ModelSpec, int]:
     llama = LlamaConfig.from_pretrained(DEMO.base.folder / "text_encoder")
     llama.hidden_size, llama.intermediate_size, llama.num_attention_heads, llama.head_dim = 1024, 4096, 8, 128
     llama.num_key_value_heads, llama.num_hidden_layers = 8, 8
-    text_encoder = randomized(LlamaModel(llama)).to(torch.bfloat16)
+    text_encoder: Any = randomized(LlamaModel(llama))
+    text_encoder.to(torch.bfloat16)
     text_encoder.save_pretrained(folder / "base/text_encoder", max_shard_size="100MB")
     written = [*folder.glob("transformer/*.safetensors"), *folder.glob("base/text_encoder/*.safetensors")]
     spec = ModelSpec(

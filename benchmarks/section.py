@@ -20,6 +20,7 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from PIL import Image
 from torch import nn
+from torch.autograd import DeviceType  # type: ignore[attr-defined] # where its profiler has it from
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import Row
@@ -183,7 +184,7 @@ def busy_seconds(profiler: Any) -> float:
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        if event.device_type == DeviceType.CUDA
     )
     busy, until = 0.0, float("-inf")
     for start, end in spans:

@@ -67,7 +67,7 @@ def rows() -> Iterator[Row]:
     with torch.no_grad():
         whole = as_it_is()
         for precision in ("exact", "fp8"):
-            ours = ours_in(precision)  # type: ignore[arg-type] # two of its words
+            ours = ours_in(precision)
             name = f"over the bus a step, streamed, {precision}"
             yield Row(name, ours / 1e9, whole / 1e9, "GB", "only blocks travel, each once a step")
 

@@ -32,12 +32,12 @@ SIGMAS = torch.tensor([0.9, 0.5, 0.0])
 REPEATS = 15
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call] # as torch has it
     """Counts operations that compute, without views, and what those that do not multiply matrices move."""
 
     def __init__(self) -> None:
         """Begin at nothing."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # as torch has it
         self.count = 0
         self.elementwise_bytes = 0
 
@@ -121,7 +121,7 @@ def weights() -> Iterator[Row]:
             transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
         whole = memory.weight_bytes(transformer) / 1e9
         core, _ = take_apart(transformer)
-        reduce(core.blocks, precision, torch.bfloat16)  # type: ignore[arg-type] # two of its words
+        reduce(core.blocks, precision, torch.bfloat16)
         name = f"weights in the sampling loop, {precision}"
         yield Row(name, memory.weight_bytes(core) / 1e9, whole, "GB", "what a card has to hold or be sent")
 

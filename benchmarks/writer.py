@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -100,16 +101,16 @@ def ours(kind: Kind, seconds: float) -> Cost:
     frames = frame_count(sections, WINDOW)
     encode = segments.encode
 
-    def counting(pictures: np.ndarray, **named: object) -> bytes:
+    def counting(pictures: np.ndarray, **named: Any) -> bytes:
         cost.encoded += len(pictures)
         return encode(pictures, **named)
 
-    segments.encode = counting
+    segments.encode = counting  # type: ignore[assignment] # its frames lie in one array here
     with tempfile.TemporaryDirectory() as name:
         work = example_work(Path(name), kind, sections)
         work.result.mkdir()
         checkpoints = Checkpoints(work.checkpoint, {})
-        video, progress = Video(work, checkpoints), Progress.start(1)
+        video, progress = Video(work, [checkpoints]), Progress.start(1)
         for section, (first, count) in enumerate(windows(kind, sections)):
             decoded = scene.decode(first, count)
             with cost.counted():
