@@ -36,7 +36,7 @@ DELIVERED = {
 
 
 def test_each_comes_out_whole_and_dropped_again_is_skipped(make_daemon: MakeDaemon, tmp_path: Path) -> None:
-    daemon = make_daemon(config='on_duplicate = "skip"\n')
+    daemon = make_daemon(config='on_duplicate = "skip"\nresults_page = false\n')
     drop(daemon, tmp_path)
     assert daemon.command("run", "--once").returncode == 0
     assert {path.name for path in daemon.outbox.iterdir()} == DELIVERED
