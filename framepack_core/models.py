@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -127,43 +128,59 @@ def find(spec: ModelSpec) -> ModelFolders:
     Raises:
         ModelError: one is missing; names it and says what to do.
     """
-    return ModelFolders(*(_locate(source, spec, components) for source, components in _parts(spec)))
+    return ModelFolders(*(_locate(source, spec, components) for source, components in parts(spec)))
 
 
 def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
     """Fetch what a model needs from the hub, and check it; yields each repository when it is here.
 
+    Files that are here are not fetched again.
+
     Raises:
         ModelError: the hub cannot be reached or does not have it.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-    for source, components in _parts(spec):
+    for source, components in parts(spec):
         if not source.is_local:
-            try:
+            with explained(source, spec):
+                # One after the other: of a file that is interrupted the client keeps nothing.
                 snapshot_download(
-                    source.location, revision=source.revision, allow_patterns=_patterns(components)
+                    source.location,
+                    revision=source.revision,
+                    allow_patterns=patterns(components),
+                    max_workers=1,
                 )
-            except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-                raise ModelError(
-                    f"model {spec.name}: the hub has no {source}: check the name and revision in the config"
-                ) from error
-            except Exception as error:  # the network fails with errors of several libraries
-                raise ModelError(
-                    f"model {spec.name}: {source} could not be downloaded ({type(error).__name__}: {error}): "
-                    "check the network and run the command again; what is here already is kept"
-                ) from error
         yield source, _locate(source, spec, components)
 
 
-def _parts(spec: ModelSpec) -> Iterator[tuple[Source, Components]]:
+@contextmanager
+def explained(source: Source, spec: ModelSpec) -> Iterator[None]:
+    """Turn errors of the hub's client into ones that say what to do."""
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        yield
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise ModelError(
+            f"model {spec.name}: the hub has no {source}: check the name and revision in the config"
+        ) from error
+    except Exception as error:  # the network fails with errors of several libraries
+        raise ModelError(
+            f"model {spec.name}: {source} could not be fetched ({type(error).__name__}: {error}): "
+            "check the network and run the command again; what is here already is kept"
+        ) from error
+
+
+def parts(spec: ModelSpec) -> Iterator[tuple[Source, Components]]:
+    """Give the three sources of a model, each with what is used of it."""
     yield spec.transformer, TRANSFORMER_COMPONENTS
     yield spec.base, BASE_COMPONENTS
     yield spec.image_encoder, IMAGE_COMPONENTS
 
 
-def _patterns(components: Components) -> list[str]:
+def patterns(components: Components) -> list[str]:
+    """Say which files of a repository are used; the others are not fetched."""
     kinds = ("*.json", "*.safetensors", "*.txt")
     if "." in components:
         return list(kinds)
@@ -172,15 +189,14 @@ def _patterns(components: Components) -> list[str]:
 
 def _locate(source: Source, spec: ModelSpec, components: Components) -> Path:
     folder = source.folder if source.is_local else _in_hub_cache(source, spec, components)
-    for component, markers in components.items():
-        missing = _missing_file(folder / component, markers, weights=component in WEIGHTS)
-        if missing is not None:
-            remedy = (
-                "put it there, or correct the path in the config"
-                if source.is_local
-                else f"run: framepackd models download {spec.name}"
-            )
-            raise ModelError(f"model {spec.name}: {missing} is missing: {remedy}")
+    lacking = next(missing(folder, components), None)
+    if lacking is not None:
+        remedy = (
+            "put it there, or correct the path in the config"
+            if source.is_local
+            else f"run: framepackd models download {spec.name}"
+        )
+        raise ModelError(f"model {spec.name}: {lacking} is missing: {remedy}")
     return folder
 
 
@@ -194,7 +210,7 @@ def _in_hub_cache(source: Source, spec: ModelSpec, components: Components) -> Pa
             snapshot_download(
                 source.location,
                 revision=source.revision,
-                allow_patterns=_patterns(components),
+                allow_patterns=patterns(components),
                 local_files_only=True,
             )
         )
@@ -210,21 +226,31 @@ def _in_hub_cache(source: Source, spec: ModelSpec, components: Components) -> Pa
         ) from error
 
 
-def _missing_file(folder: Path, markers: tuple[str, ...], *, weights: bool) -> Path | None:
-    """Name the first file that a component lacks: one of its markers, or of its weights."""
-    for marker in markers:
-        if not (folder / marker).is_file():
-            return folder / marker
-    if not weights:
-        return None
+def missing(folder: Path, components: Components) -> Iterator[Path]:
+    """Name the files without which a source is nothing, and which are not in its folder.
+
+    Raises:
+        ModelError: an index of weights is damaged.
+    """
+    for component, markers in components.items():
+        yield from (
+            folder / component / marker for marker in markers if not (folder / component / marker).is_file()
+        )
+        if component in WEIGHTS:
+            yield from _missing_weights(folder / component)
+
+
+def _missing_weights(folder: Path) -> Iterator[Path]:
     indexes = sorted(folder.glob("*.safetensors.index.json"))
     if indexes:
-        shards = _shards(indexes[0])
-        return next((folder / shard for shard in shards if not (folder / shard).is_file()), None)
-    if any(folder.glob("*.safetensors")):
-        return None
-    stem = "model" if folder.name.startswith(("text_encoder", "image_encoder")) else "diffusion_pytorch_model"
-    return folder / f"{stem}.safetensors"
+        yield from (folder / shard for shard in _shards(indexes[0]) if not (folder / shard).is_file())
+    elif not any(path.is_file() for path in folder.glob("*.safetensors")):
+        stem = (
+            "model"
+            if folder.name.startswith(("text_encoder", "image_encoder"))
+            else "diffusion_pytorch_model"
+        )
+        yield folder / f"{stem}.safetensors"
 
 
 def _shards(index: Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from framepack_core import __version__
+from framepackd.model_commands import models
 from framepackd.names import PrintableFormatter, printable_json
 from framepackd.prepare_command import prepare
 from framepackd.usage import EXIT_USAGE, config_option
@@ -33,6 +34,7 @@ def main() -> None:
 
 
 main.add_command(prepare)
+main.add_command(models)
 
 
 @main.command()
@@ -210,33 +212,6 @@ def check(config_file: Path | None, *, gpu: bool, vram: float | None, ram: float
         display.console().print(display.forecast(planned))
     short = planned is not None and planned.plan.shortage is not None
     sys.exit(1 if short or any(fine is False for fine, _, _ in results) else 0)
-
-
-@main.group()
-def models() -> None:
-    """See and fetch the models."""
-
-
-@models.command("download")
-@config_option
-@click.argument("names", nargs=-1)
-def download(config_file: Path | None, names: tuple[str, ...]) -> None:
-    """Fetch the files of models from the Hugging Face hub: those NAMED, else the config's.
-
-    About 45 GB for the first; what is here already is not fetched again.
-    """
-    config = _load(config_file)
-    from framepack_core.errors import ModelError
-    from framepack_core.models import download as fetch
-
-    for name in names or (config.model,):
-        if name not in config.model_names():
-            _fail(f"model must be one of {', '.join(config.model_names())}, got {name!r}", EXIT_USAGE)
-        try:
-            for source, folder in fetch(config.spec(name)):
-                click.echo(f"{name}: {source} is in {folder}")
-        except ModelError as error:
-            _fail(str(error), 1)
 
 
 @main.command()

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from framepack_core.footprint import GIB
 from framepackd import loras
-from framepackd.names import printable
 from framepackd.stage import stage
+from framepackd.names import printable, size_text
 
 if TYPE_CHECKING:
     from framepackd.check import Forecast
@@ -278,3 +278,20 @@ def forecast(found: "Forecast") -> RenderableType:
     if plan.shortage is not None:
         facts.add_row("[red]too little[/red]", escape(plan.shortage))
     return Group(Text(), title, table, facts)
+
+
+def models(rows: list[dict[str, Any]]) -> RenderableType:
+    """Draw what ``models list --json`` holds: each model and its sources; the config's own with a star."""
+    here, rest = (Column(title, justify="right", no_wrap=True) for title in ("here", "to fetch"))
+    table = Table(Column("model", no_wrap=True), "kind", "source", here, rest, "files")
+    for row in rows:
+        first = [Text(row["name"] + (" *" if row["default"] else ""), "bold"), row["kind"]]
+        if not row["sources"]:
+            table.add_row(*first, Text("cannot be told: see below", "red"))
+        for source in row["sources"]:
+            lacking = len(source["missing"])
+            files = Text(f"{lacking} missing", "yellow") if lacking else Text("complete", "green")
+            fetch = size_text(source["bytes_to_fetch"]) if lacking else ""
+            table.add_row(*first, _text(source["source"]), size_text(source["bytes_here"]), fetch, files)
+            first = ["", ""]
+    return table

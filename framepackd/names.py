@@ -48,6 +48,20 @@ def printable_json(value: object) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
+def size_text(size: int | None) -> str:
+    """Put a size into the units in which downloads are told: GB is 10⁹ bytes.
+
+    >>> size_text(26_000_000_000), size_text(1_500_000), size_text(12), size_text(None)
+    ('26.0 GB', '1.5 MB', '12 bytes', 'an unknown size')
+    """
+    if size is None:
+        return "an unknown size"
+    for unit, length in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= length:
+            return f"{size / length:.1f} {unit}"
+    return f"{size} bytes"
+
+
 class PrintableFormatter(logging.Formatter):
     """Keeps each message on its line, and from speaking to the terminal, whatever names it holds."""
 

@@ -177,9 +177,7 @@ def test_a_download_that_breaks_off_says_what_to_do(monkeypatch: pytest.MonkeyPa
         raise TransportError("connection reset")
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    with pytest.raises(
-        ModelError, match=r"could not be downloaded .*connection reset.*run the command again"
-    ):
+    with pytest.raises(ModelError, match=r"could not be fetched .*connection reset.*run the command again"):
         list(models.download(BUILT_IN["framepack"]))
 
 
