@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -162,6 +163,30 @@ def resume(config_file: Path | None) -> None:
 
 @main.command()
 @config_option
+def notify(config_file: Path | None) -> None:
+    """Tell the command and the webhook under [notify] in the config what becomes of jobs, until SIGTERM.
+
+    Runs beside the daemon, which needs no network for it, and reads the job store only.
+    """
+    config = _load(config_file)
+    from framepackd import hooks
+    from framepackd.control import AlreadyRunningError
+
+    _log_to_stderr()
+    try:
+        hooks.run(config)
+    except hooks.NotifyError as error:
+        _fail(str(error), EXIT_USAGE)
+    except AlreadyRunningError as error:
+        _fail(str(error), EXIT_ALREADY_RUNNING)
+    except OSError as error:
+        _fail(
+            f"{error.filename or config.state_dir}: {error.strerror}: check that this user may write there", 1
+        )
+
+
+@main.command()
+@config_option
 @click.argument("model")
 @click.option("--image", type=click.Path(path_type=Path), help="Picture to start from; else the demo's.")
 @click.option("--prompt", help="What happens in it.")
@@ -259,18 +284,21 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what wou
 @service.command("install")
 @of_user_option
 @instance_option
+@click.option("--with", "beside", multiple=True, metavar="PART", help="Also what runs beside it: notify.")
 @dry_run_option
-def install_service(*, user: bool, instance: str | None, dry_run: bool) -> None:
+def install_service(*, user: bool, instance: str | None, beside: tuple[str, ...], dry_run: bool) -> None:
     """Put the service in place for this installation: unit, user, folders, a configuration if there is none.
 
     Run it again after moving the installation or a folder.
     """
     from framepackd import service as services
 
-    chosen = _take_service_steps(services.install, user=user, instance=instance, dry_run=dry_run)
+    install = partial(services.install, beside=beside)
+    chosen = _take_service_steps(install, user=user, instance=instance, dry_run=dry_run)
     if dry_run:
-        click.echo(f"\n{chosen.unit}:\n{services.unit_text(chosen)}")
-    click.echo(f"next:\n{services.advice(chosen)}")
+        for each in (chosen, *map(chosen.companion, beside)):
+            click.echo(f"\n{each.unit}:\n{services.unit_text(each)}")
+    click.echo(f"next:\n{services.advice(chosen, beside)}")
 
 
 @service.command("uninstall")

@@ -22,6 +22,8 @@ from framepackd.settings import parse_settings, refuse_shared
 
 ENV_PREFIX = "FRAMEPACKD_"
 CONFIG_VARIABLE = "FRAMEPACKD_CONFIG"
+# What framepackd notify tells its command, which may well ask framepackd for more: no keys of the config.
+EVENT_VARIABLES = tuple(f"FRAMEPACKD_{name}" for name in ("EVENT", "JOB", "NAME", "OUTPUT", "ERROR"))
 # Where events of other machines' writes do not arrive.
 UNWATCHED_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "vboxsf", "ceph")
 
@@ -52,6 +54,23 @@ class WebConfig(_Section):
     server: str = "127.0.0.1"
     port: int = Field(7860, ge=1, le=65535)
     password: str = ""  # needed wherever others can reach it
+
+
+class NotifyConfig(_Section):
+    """Who is told of what became of jobs, by ``framepackd notify``."""
+
+    command: tuple[str, ...] = ()
+    webhook: str | None = None
+    events: tuple[Literal["done", "failed", "queue_empty"], ...] = ("done", "failed", "queue_empty")
+    timeout_seconds: float = Field(30.0, gt=0, le=3600)
+    attempts: int = Field(5, ge=1, le=100)
+
+    @field_validator("webhook")
+    @classmethod
+    def _check_webhook(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/]+\S*", url):
+            raise ValueError(f"webhook must be an address that starts with http:// or https://, got {url!r}")
+        return url
 
 
 class ModelConfig(_Section):
@@ -119,6 +138,7 @@ class Config(BaseSettings):
     models: dict[str, ModelConfig] = {}
     gpu: GpuConfig = GpuConfig()
     web: WebConfig = WebConfig()
+    notify: NotifyConfig = NotifyConfig()
     defaults: dict[str, Any] = {}
 
     @field_validator("defaults")
@@ -246,7 +266,7 @@ def _refuse_unknown_variables() -> None:
     """Name a mistyped variable: pydantic-settings ignores unknown ones at the top level."""
     for variable in os.environ:
         key = variable.upper().removeprefix(ENV_PREFIX).split("__")[0].lower()
-        known = key in Config.model_fields or variable == CONFIG_VARIABLE
+        known = key in Config.model_fields or variable in (CONFIG_VARIABLE, *EVENT_VARIABLES)
         if variable.upper().startswith(ENV_PREFIX) and not known:
             raise ConfigError(f"environment: unknown key {key!r} ({variable}): correct it or unset it")
 

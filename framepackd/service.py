@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -93,6 +93,36 @@ class Service:
             of_user=True,
         )
 
+    def companion(self, part: str) -> "Service":
+        """Give the service that runs beside this one: ``notify`` is framepackd-notify, with the same config.
+
+        Raises:
+            ServiceError: there is no such part.
+        """
+        known = parts()
+        if part not in known:
+            raise ServiceError(f"there is no unit for {part!r}: --with takes {', '.join(known)}")
+
+        def renamed(name: str) -> str:
+            return name.replace("framepackd", f"framepackd-{part}", 1)
+
+        return replace(
+            self,
+            name=renamed(self.name),
+            template=self.template.with_name(renamed(self.template.name)),
+            unit=self.unit.with_name(renamed(self.unit.name)),
+        )
+
+    def with_companions(self) -> "list[Service]":
+        """Give this one and, of those that run beside it, those that are in place."""
+        beside = [self.companion(part) for part in parts()]
+        return [self, *(each for each in beside if each.is_in_place)]
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether its unit is there and, of one instance of several, whether this one is set up."""
+        return self.unit.exists() and ("@" not in self.name or self.config.exists())
+
     @property
     def drop_in(self) -> Path:
         """What is added to the unit for the folders in the configuration."""
@@ -115,19 +145,33 @@ class Service:
         return load_config(self.config)
 
 
-def install(service: Service) -> Iterator[Step]:
+def parts() -> list[str]:
+    """Name what may run beside the daemon as a service of its own."""
+    return sorted(unit.stem.removeprefix("framepackd-") for unit in UNITS.glob("framepackd-*[!@].service"))
+
+
+def install(service: Service, beside: Sequence[str] = ()) -> Iterator[Step]:
     """Yield what is left to do to have the service in place; nothing is done before a step is called.
+
+    ``beside`` names parts that are to run beside it. Those that are in place already are kept up to date.
 
     Raises:
         ServiceError: the service would not see or could not use what it needs.
         ConfigError: there is a configuration, and it holds a mistake.
     """
+    wanted = [service, *(service.companion(part) for part in beside)]
+    wanted += [each for each in service.with_companions() if each not in wanted]
     config = service.configuration()
     if not service.of_user:
         yield from _prepare_machine(service, config)
     if config is None:
         yield f"write {service.config}", partial(_write, service.config, _first_config(service))
-    for path, text in ((service.unit, unit_text(service)), (service.drop_in, _drop_in_text(service, config))):
+    texts = [
+        (path, text)
+        for each in wanted
+        for path, text in ((each.unit, unit_text(each)), (each.drop_in, _drop_in_text(each, config)))
+    ]
+    for path, text in texts:
         if text and (not path.exists() or path.read_text() != text):
             yield f"write {path}", partial(_write, path, text)
         elif not text and path.exists():
@@ -139,29 +183,32 @@ def uninstall(service: Service) -> Iterator[Step]:
     """Yield what is left to do to have the service gone; its configuration, jobs and results stay."""
     if not service.unit.exists():
         return
-    disable = [*service.systemctl, "disable", "--now", service.name]
-    yield f"stop and disable {service.name}", partial(_run, *disable)
-    if service.drop_in.exists():
-        yield f"remove {service.drop_in}", service.drop_in.unlink
-    enabled = {link.name for link in service.unit.parent.glob("*.wants/framepackd@*")}
-    if "@" not in service.name or enabled <= {f"{service.name}.service"}:
-        yield f"remove {service.unit}", service.unit.unlink
+    for each in reversed(service.with_companions()):
+        disable = [*each.systemctl, "disable", "--now", each.name]
+        yield f"stop and disable {each.name}", partial(_run, *disable)
+        if each.drop_in.exists():
+            yield f"remove {each.drop_in}", each.drop_in.unlink
+        of_all = each.unit.name.partition(".")[0]  # framepackd@: others may be enabled
+        enabled = {link.name for link in each.unit.parent.glob(f"*.wants/{of_all}*")}
+        if "@" not in each.name or enabled <= {f"{each.name}.service"}:
+            yield f"remove {each.unit}", each.unit.unlink
     yield _reload(service)
 
 
-def advice(service: Service) -> str:
+def advice(service: Service, beside: Sequence[str] = ()) -> str:
     """Say what is left to a person once the service is in place."""
     control = " ".join(service.systemctl)
+    names = " ".join([service.name, *(service.companion(part).name for part in beside)])
     download = f"{' '.join(command())} models download --config {service.config}"
     if service.of_user:
         return (
             f"  {download}    # once, about 45 GB\n"
-            f"  {control} enable --now {service.name}    # or restart, if it runs\n"
+            f"  {control} enable --now {names}    # or restart, if it runs\n"
             "  loginctl enable-linger    # to have it run while nobody is logged in"
         )
     return (
         f"  sudo -u {USER} HF_HOME={MODELS} {download}    # once, about 45 GB\n"
-        f"  sudo {control} enable --now {service.name}    # or restart, if it runs\n"
+        f"  sudo {control} enable --now {names}    # or restart, if it runs\n"
         f"  sudo usermod -aG {USER} NAME    # for who drops into the inbox and collects from the outbox"
     )
 
