@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from framepack_core import __version__
+from framepackd.device_commands import calibrate, sanity_check
 from framepackd.model_commands import models
 from framepackd.names import PrintableFormatter, printable_json
 from framepackd.prepare_command import prepare
@@ -34,8 +35,8 @@ def main() -> None:
     """Drop NAME.png and NAME.txt into the inbox; the video appears in the outbox."""
 
 
-main.add_command(prepare)
-main.add_command(models)
+for command in (prepare, models, calibrate, sanity_check):
+    main.add_command(command)
 
 
 @main.command()
@@ -183,31 +184,6 @@ def notify(config_file: Path | None) -> None:
         _fail(
             f"{error.filename or config.state_dir}: {error.strerror}: check that this user may write there", 1
         )
-
-
-@main.command()
-@config_option
-@click.argument("model")
-@click.option("--image", type=click.Path(path_type=Path), help="Picture to start from; else the demo's.")
-@click.option("--prompt", help="What happens in it.")
-@click.option("--output", type=click.Path(path_type=Path), help="JSON file to write; else MODEL.ratios.json.")
-def calibrate(
-    config_file: Path | None, model: str, image: Path | None, prompt: str | None, output: Path | None
-) -> None:
-    """Measure what cache = "magcache" goes by, for a model of your own; takes as long as a section does."""
-    config = _load(config_file)
-    from framepack_core.errors import FramePackError
-    from framepackd import client
-
-    daemon = client.ask(config, {"command": "status"})
-    if daemon is not None and daemon["daemon"]["paused"] is None:
-        _fail("the daemon may be using the GPU: run framepackd pause first, and resume after it", 1)
-    from framepackd.calibrate import calibrate as measure
-
-    try:
-        click.echo(measure(config, model, image, prompt, output or Path(f"{model}.ratios.json")))
-    except (FramePackError, OSError) as error:
-        _fail(str(error), 1)
 
 
 @main.command()

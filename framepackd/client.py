@@ -45,6 +45,22 @@ def ask(config: Config, request: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def device_in_use(config: Config) -> str | None:
+    """Say why the GPU may not be used beside a daemon, and what to do; None if it may.
+
+    Raises:
+        OSError: a daemon runs and does not answer.
+    """
+    daemon = ask(config, {"command": "status"})
+    if daemon is None:
+        return None
+    if daemon["daemon"]["paused"] is None:
+        return "the daemon may be using the GPU: run framepackd pause first, and resume after it"
+    if any(job["state"] == "running" for job in daemon["jobs"]):
+        return "the daemon is still in a step and keeps the GPU until its end: try again in a moment"
+    return None
+
+
 def do_without_daemon(config: Config, request: dict[str, Any]) -> dict[str, Any]:
     """Do what the daemon would, where none runs.
 

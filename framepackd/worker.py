@@ -214,7 +214,7 @@ def main(connection: Connection, parent: int) -> None:
     for number in FOR_THE_DAEMON:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
-    _quiet_libraries()
+    quiet_libraries()
     from framepackd.generation import Engines
 
     engines = Engines()
@@ -251,7 +251,7 @@ def _die_with(parent: int) -> None:
         sys.exit(0)
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Keep progress bars and advice out of the daemon's log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are fetched by `models download`, never on the way

@@ -34,7 +34,7 @@ def test_the_core_knows_nothing_of_the_daemon(path: Path) -> None:
 
 
 IN_THE_WORKER = {"generation", "checkpoint", "previews", "video"}  # imported in its process only
-IN_ITS_COMMAND = {"calibrate"}  # likewise
+IN_ITS_COMMAND = {"calibrate", "sanity"}  # likewise
 
 
 def test_only_the_worker_and_the_checks_of_the_device_know_of_torch() -> None:

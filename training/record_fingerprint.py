@@ -1,0 +1,24 @@
+"""Record what the demo model makes, for framepackd sanity-check; to be run anew when the demo model changes.
+
+python training/record_fingerprint.py
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from framepack_core.engine import Engine
+from framepack_core.models import BUILT_IN
+from framepackd import sanity
+
+torch.set_num_threads(1)
+made = sanity.generate(
+    Engine.load(BUILT_IN["demo"], device="cpu", dtype="float32"), sanity.request(small=True)
+)
+samples = sanity.samples(made)
+record = {
+    "latents": [float(f"{value:.7g}") for value in samples["latents"]],
+    "pixels": [int(value) for value in samples["pixels"]],
+}
+Path(str(sanity.FINGERPRINT)).write_text(json.dumps(record) + "\n")
