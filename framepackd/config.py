@@ -139,6 +139,7 @@ class Config(BaseSettings):
     gpu: GpuConfig = GpuConfig()
     web: WebConfig = WebConfig()
     notify: NotifyConfig = NotifyConfig()
+    metrics_file: Path | None = None
     defaults: dict[str, Any] = {}
 
     @field_validator("defaults")
@@ -278,17 +279,21 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
         name: (base if name in config.model_fields_set else state_dir) / getattr(config, name).expanduser()
         for name in ("inbox", "outbox", "failed", "lora_dir")
     }
+    metrics_file = base / config.metrics_file.expanduser() if config.metrics_file else None
     models = {name: model.with_absolute_paths(base) for name, model in config.models.items()}
-    absolute = config.model_copy(update={"state_dir": state_dir, **others, "models": models})
+    absolute = config.model_copy(
+        update={"state_dir": state_dir, **others, "models": models, "metrics_file": metrics_file}
+    )
     _refuse_nested(absolute)
     return absolute
 
 
 def _refuse_nested(config: Config) -> None:
     """Keep results from being taken in again as jobs."""
-    for name in ("outbox", "failed", "state_dir", "lora_dir"):
-        if getattr(config, name).resolve().is_relative_to(config.inbox.resolve()):
-            where = f"{name} ({getattr(config, name)}) lies in the inbox ({config.inbox})"
+    for name in ("outbox", "failed", "state_dir", "lora_dir", "metrics_file"):
+        place: Path | None = getattr(config, name)
+        if place is not None and place.resolve().is_relative_to(config.inbox.resolve()):
+            where = f"{name} ({place}) lies in the inbox ({config.inbox})"
             raise ConfigError(f"{where}: move one of them")
 
 

@@ -20,6 +20,7 @@ from framepackd.config import Config, ConfigError, changed, filesystem_type, pol
 from framepackd.database import State, StoreError, StoreUnavailableError, utc_now
 from framepackd.inbox import Inbox, Scan, Waiting
 from framepackd.jobs import JobStore
+from framepackd.metrics import Metrics
 from framepackd.notify import Reporter
 from framepackd.readiness import missing_model, missing_room
 from framepackd.results_page import ResultsPage
@@ -77,6 +78,7 @@ class Daemon:
         self._runner = Runner(config, store)
         self._reporter = Reporter(lambda: in_one_line(self._snapshot(), datetime.now(UTC)))
         self._results_page = ResultsPage()
+        self._metrics = Metrics(lambda: self._config, store, self._snapshot)
         self._waiting: tuple[Waiting, ...] = ()
         self._since = utc_now()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -166,7 +168,8 @@ class Daemon:
         finally:
             self._runner.end_worker()
             self._results_page.close()
-        if self._once and not self.stopping and self._store.has_queued():
+            self._metrics.round(ending=True)
+        if self._once and not self.stopping and self._store.next_queued():
             self._failed = True
             log.error("jobs are left in the queue: %s", self._describe()["paused"])
         return 1 if self._once and self._failed else 0
@@ -186,7 +189,7 @@ class Daemon:
         if self._runner.busy:
             return False
         stuck = self._paused or self._held
-        return self.stopping or (self._once and self._idle and bool(stuck or not self._store.has_queued()))
+        return self.stopping or (self._once and self._idle and bool(stuck or not self._store.next_queued()))
 
     def _round(self) -> None:
         """Go round once, unless the database could not be used a moment ago."""
@@ -195,6 +198,7 @@ class Daemon:
             self._try(now)
         with contextlib.suppress(StoreUnavailableError):  # then systemd hears no more than that all goes on
             self._reporter.round(stopping=self.stopping)
+        self._metrics.round()
 
     def _try(self, now: float) -> None:
         try:
@@ -313,7 +317,7 @@ class Daemon:
             timeout = min(timeout, ROUND_SECONDS)
         if self.stopping:
             timeout = 0.5
-        timeout = min(timeout, self._reporter.patience)
+        timeout = min(timeout, self._reporter.patience, self._metrics.patience)
         multiprocessing.connection.wait([self._wake_read, *sources], timeout)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from framepack_core.footprint import GIB
 from framepackd import loras
-from framepackd.stage import stage
 from framepackd.names import printable, size_text
+from framepackd.stage import stage
 
 if TYPE_CHECKING:
     from framepackd.check import Forecast

@@ -24,10 +24,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sqlalchemy import func, select
+
 from framepack_core import __version__
 from framepackd import control, files
 from framepackd.config import Config, NotifyConfig
-from framepackd.database import Job, State, StoreError
+from framepackd.database import ENDED, Job, State, StoreError
 from framepackd.jobs import JobStore
 
 log = logging.getLogger(__name__)
@@ -175,7 +177,7 @@ class Follower:
             return
         # Opened anew: of a database that an update has still to change, one sees a copy.
         store = JobStore(self._config.database, read_only=True) if self._config.database.exists() else None
-        ends = store.ends() if store else {}
+        ends = _ends(store) if store else {}
         if self._told is None:
             self._record(ends, busy=False)
         elif store:
@@ -233,6 +235,13 @@ def _signature(database: Path) -> list[tuple[int, int, int] | None]:
         else:
             found.append((status.st_ino, status.st_size, status.st_mtime_ns))
     return found
+
+
+def _ends(store: JobStore) -> dict[str, int]:
+    """Give, by id, of each job that has ended how many entries its history has: more after each end."""
+    entries = select(Job.id, func.json_array_length(Job.history)).where(Job.state.in_(ENDED))
+    with store.looking() as session:
+        return {row[0]: row[1] for row in session.execute(entries)}
 
 
 def _event_of(job: Job) -> str:

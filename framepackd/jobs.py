@@ -50,7 +50,8 @@ class JobStore:
             yield session
 
     @contextmanager
-    def _looking(self) -> Iterator[Session]:
+    def looking(self) -> Iterator[Session]:
+        """Give a transaction that only reads."""
         with explained(self.path), Session(self._reader, expire_on_commit=False) as session, session.begin():
             yield session
 
@@ -66,7 +67,7 @@ class JobStore:
 
     def find_done(self, fingerprint: str) -> Job | None:
         """Give the latest finished job with the same pictures, prompt and settings."""
-        with self._looking() as session:
+        with self.looking() as session:
             same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
             return session.scalars(same.order_by(Job.seq.desc())).first()
 
@@ -74,7 +75,7 @@ class JobStore:
 
     def next_queued(self) -> Job | None:
         """Give the job that is to run next."""
-        with self._looking() as session:
+        with self.looking() as session:
             return session.scalars(_following(Job)).one_or_none()
 
     def claim(self) -> Job | None:
@@ -122,14 +123,7 @@ class JobStore:
         """Note how long a section took to decode."""
         self._set_running(job_id, decode_seconds=_smoothed(Job.decode_seconds, seconds))
 
-    def decide(
-        self,
-        job_id: str,
-        state: State,
-        *,
-        error: str | None = None,
-        **made: Any,
-    ) -> None:
+    def decide(self, job_id: str, state: State, *, error: str | None = None, **made: Any) -> None:
         """Write down how a job ends, before anything is moved; the delivery can then be taken up again.
 
         ``made``: columns that say how it was made: timings, versions, device ...
@@ -260,7 +254,7 @@ class JobStore:
 
     def paused(self) -> str | None:
         """Say since when the queue is paused, and how it goes on; None if it is not."""
-        with self._looking() as session:
+        with self.looking() as session:
             since = session.scalars(select(Meta.value).where(Meta.key == PAUSED)).one_or_none()
         return f"by framepackd pause since {since}: framepackd resume goes on" if since else None
 
@@ -268,7 +262,7 @@ class JobStore:
 
     def rungs(self) -> dict[str, int]:
         """Give the rungs of the memory ladder that worked, by device, model and size."""
-        with self._looking() as session:
+        with self.looking() as session:
             return {row[0]: row[1] for row in session.execute(select(MemoryRung.key, MemoryRung.rung))}
 
     def remember_rung(self, key: str, rung: int) -> None:
@@ -289,7 +283,7 @@ class JobStore:
         Raises:
             KeyError: there is none.
         """
-        with self._looking() as session:
+        with self.looking() as session:
             job = session.scalars(select(Job).where(Job.id == job_id)).one_or_none()
         if job is None:
             raise KeyError(job_id)
@@ -309,7 +303,7 @@ class JobStore:
             (Job.folder == folder) & (Job.name == name),
             (Job.folder == folder) & _variation_of(name),
         )
-        with self._looking() as session:
+        with self.looking() as session:
             for condition in conditions:
                 jobs = list(session.scalars(select(Job).where(condition).order_by(Job.seq.desc())))
                 if jobs:
@@ -318,49 +312,39 @@ class JobStore:
 
     def latest(self, folder: str, name: str) -> Job | None:
         """Give the latest job taken from a folder under a name, or of its variations."""
-        with self._looking() as session:
+        with self.looking() as session:
             same = select(Job).where(Job.folder == folder, (Job.name == name) | _variation_of(name))
             return session.scalars(same.order_by(Job.seq.desc())).first()
 
     def made_of(self, sha256: str) -> list[Job]:
         """List the jobs that a file of this content belongs to."""
-        with self._looking() as session:
+        with self.looking() as session:
             return list(session.scalars(select(Job).where(cast(Job.inputs, String).contains(sha256))))
-
-    def has_queued(self) -> bool:
-        """Say whether there is a job to claim."""
-        return self.next_queued() is not None
 
     def in_state(self, *states: State, limit: int | None = None, latest_first: bool = False) -> list[Job]:
         """List jobs by state, in the order of the queue, or the last finished first."""
         order = (Job.finished_at.desc(), Job.seq.desc()) if latest_first else (Job.position,)
-        with self._looking() as session:
+        with self.looking() as session:
             return list(
                 session.scalars(select(Job).where(Job.state.in_(states)).order_by(*order).limit(limit))
             )
 
     def undelivered(self) -> list[Job]:
         """List the jobs whose end is decided and whose files are still to be moved."""
-        with self._looking() as session:
+        with self.looking() as session:
             return list(session.scalars(select(Job).where(Job.delivery.is_not(None)).order_by(Job.position)))
 
     def counts(self) -> dict[str, int]:
         """Count the jobs in each state."""
-        with self._looking() as session:
+        with self.looking() as session:
             rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
         found = {row[0]: row[1] for row in rows}
         return {state.value: found.get(state.value, 0) for state in State}
 
     def states(self) -> dict[str, str]:
         """Give the state of every job, by id."""
-        with self._looking() as session:
+        with self.looking() as session:
             return {row[0]: row[1] for row in session.execute(select(Job.id, Job.state))}
-
-    def ends(self) -> dict[str, int]:
-        """Give, by id, of each job that has ended how many entries its history has: more after each end."""
-        entries = select(Job.id, func.json_array_length(Job.history)).where(Job.state.in_(ENDED))
-        with self._looking() as session:
-            return {row[0]: row[1] for row in session.execute(entries)}
 
 
 def _variation_of(name: str) -> Any:

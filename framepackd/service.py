@@ -240,15 +240,22 @@ def quoted(path: object) -> str:
 
 def _drop_in_text(service: Service, config: Config | None) -> str:
     """Open the folders that the sandbox would keep read-only; empty if there are none."""
-    own = (service.state_dir, SHARED_FOLDER)
-    folders = [] if config is None or service.of_user else config.folders.values()
-    outside = [folder for folder in folders if not any(folder.is_relative_to(place) for place in own)]
-    if not outside:
+    if config is None or service.of_user:
         return ""
-    paths = " ".join(map(quoted, outside))
+    own = (service.state_dir, SHARED_FOLDER)
+    outside = [
+        folder for folder in config.folders.values() if not any(folder.is_relative_to(place) for place in own)
+    ]
+    required = " ".join(map(quoted, outside))
+    opened = [required] if outside else []
+    if config.metrics_file is not None:
+        opened.append(quoted(f"-{config.metrics_file.parent}"))  # may be missing: the videos do without
+    if not opened:
+        return ""
+    mounts = f"[Unit]\nRequiresMountsFor={required}\n\n" if outside else ""
     return (
         f"# Written by framepackd service install, from {service.config}.\n"
-        f"[Unit]\nRequiresMountsFor={paths}\n\n[Service]\nReadWritePaths={paths}\n"
+        f"{mounts}[Service]\nReadWritePaths={' '.join(opened)}\n"
     )
 
 
@@ -264,7 +271,8 @@ def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
             for place in (model.transformer, model.base, model.image_encoder)
         ]
         sources.append(config.lora_dir)
-        _refuse_hidden([*folders, *sources], f"Name another place in {service.config}.")
+        figures = [config.metrics_file.parent] if config.metrics_file else []
+        _refuse_hidden([*folders, *figures, *sources], f"Name another place in {service.config}.")
     try:
         pwd.getpwnam(USER)
     except KeyError:

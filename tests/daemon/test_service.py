@@ -213,6 +213,21 @@ def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
     assert f"remove {chosen.drop_in}" in dict(service.install(chosen))
 
 
+def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_installation", list)
+    chosen = machine_service(tmp_path, 'metrics_file = "/data/node exporter/framepackd.prom"\n')
+    steps = dict(service.install(chosen))
+    assert not any("make /data" in step for step in steps), "whose folder it is, nobody knows here"
+    steps[f"write {chosen.drop_in}"]()
+    assert 'ReadWritePaths="-/data/node exporter"\n' in chosen.drop_in.read_text()
+    assert "RequiresMountsFor" not in chosen.drop_in.read_text()
+    chosen.config.write_text('metrics_file = "/home/ann/framepackd.prom"\n')
+    with pytest.raises(ServiceError, match="would not see /home/ann"):
+        list(service.install(chosen))
+
+
 def test_a_folder_that_the_sandbox_hides_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service, "_installation", list)
     chosen = machine_service(tmp_path, 'inbox = "/home/ann/inbox"\n')
