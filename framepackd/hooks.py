@@ -31,6 +31,7 @@ from framepackd import control, files
 from framepackd.config import Config, NotifyConfig
 from framepackd.database import ENDED, Job, State, StoreError
 from framepackd.jobs import JobStore
+from framepackd.status import whole
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ class Follower:
     def _tell_ends(self, store: JobStore, ends: dict[str, int], told: dict[str, int]) -> None:
         fresh = [store.get(job_id) for job_id, entries in ends.items() if told.get(job_id) != entries]
         for job in sorted(fresh, key=lambda job: (job.finished_at or "", job.seq)):
-            if not self._deliver(Event(_event_of(job), job.record())):
+            if not self._deliver(Event(_event_of(job), whole(job, self._config))):
                 return
             told = {**told, job.id: ends[job.id]}
             self._record(told, busy=True)

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ class Metrics:
         yield _gauge("start_time_seconds", "When the daemon was started, in Unix time.", since)
         held = daemon["paused"] is not None
         yield _gauge("paused", "Whether nothing is started: by a pause, or something is missing.", held)
-        free = {}
+        free: dict[str, float] = {}
         for name, folder in self._config().folders.items():
             with contextlib.suppress(OSError):  # its disk is away just now
                 free[name] = shutil.disk_usage(folder).free
@@ -139,11 +139,11 @@ def _totals(store: JobStore) -> "Iterator[Metric]":
     yield _gauge("last_finished_time_seconds", "When a job last ended so, in Unix time.", at, "state")
 
 
-def _gauge(name: str, what: str, value: "float | dict[str, float]", label: str | None = None) -> "Metric":
+def _gauge(name: str, what: str, value: "float | Mapping[str, float]", label: str | None = None) -> "Metric":
     """Make a gauge of one value or, with a ``label``, of one for each of its values."""
     from prometheus_client.core import GaugeMetricFamily
 
-    if not isinstance(value, dict):
+    if not isinstance(value, Mapping):
         return GaugeMetricFamily(f"framepackd_{name}", what, value=value)
     family = GaugeMetricFamily(f"framepackd_{name}", what, labels=[str(label)])
     for of, each in value.items():
@@ -172,7 +172,7 @@ def _replace(file: Path, families: "list[Metric]", state_dir: str) -> None:
     for family in families:
         family.samples = [sample._replace(labels={**sample.labels, **own}) for sample in family.samples]
     registry = CollectorRegistry()
-    registry.register(_Collected(families))  # type: ignore[arg-type] # it needs no more than collect()
+    registry.register(_Collected(families))
     part = file.with_name(f"{PART_PREFIX}{file.name}.part")
     try:
         part.write_bytes(generate_latest(registry))

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from framepackd import hooks
+from framepackd import client, hooks
 from framepackd.config import Config, ConfigError, load_config
 from framepackd.database import Job, State, utc_now
 from framepackd.hooks import Event, Follower
@@ -163,6 +163,17 @@ def test_each_end_is_told_once_and_not_what_ended_before_the_first_start(
     assert receiver.told()[3:] == ["failed dog", "queue_empty"], "a second end is news"
     look(config)
     assert len(receiver.heard) == 5
+
+
+def test_the_job_is_told_as_framepackd_show_prints_it(
+    tmp_path: Path, jobs: Queue, receiver: Receiver
+) -> None:
+    config = load_config(configured(tmp_path, f'webhook = "{receiver.address}"'))
+    follower = look(config)
+    jobs.add("cat")
+    jobs.end("cat")
+    follower.look()
+    assert receiver.heard[0]["job"] == client.find(config, "cat")
 
 
 def test_only_the_events_asked_for_are_told(tmp_path: Path, jobs: Queue, receiver: Receiver) -> None:
