@@ -1,9 +1,14 @@
 """Record what the demo model makes, for framepackd sanity-check; to be run anew when the demo model changes.
 
-python training/record_fingerprint.py
+    python training/record_fingerprint.py [FILE]
+
+FILE: where to write it; else where the check reads it. tests/daemon/test_sanity.py then tells whether the
+faults that are planted there are still found; how large faults and rounding were is written beside the
+tolerances in framepackd/sanity.py.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -18,7 +23,8 @@ made = sanity.generate(
 )
 samples = sanity.samples(made)
 record = {
+    "made_from": sanity.made_from(),
     "latents": [float(f"{value:.7g}") for value in samples["latents"]],
     "pixels": [int(value) for value in samples["pixels"]],
 }
-Path(str(sanity.FINGERPRINT)).write_text(json.dumps(record) + "\n")
+Path(*sys.argv[1:] or [str(sanity.FINGERPRINT)]).write_text(json.dumps(record) + "\n")

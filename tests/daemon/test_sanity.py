@@ -1,8 +1,11 @@
 """The sanity check: faults that are planted are found, and rounding is none."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +18,11 @@ from framepack_core.media import Frames
 from framepack_core.models import BUILT_IN
 from framepack_core.request import Request
 from framepackd import sanity
-from framepackd.config import Config
+from framepackd.config import Config, ModelConfig
 from framepackd.sanity import Made
+from tests.golden import TINY_MODELS
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 
@@ -44,6 +49,33 @@ def changed(parameter: torch.nn.Parameter, change: Callable[[torch.Tensor], obje
     yield
     with torch.no_grad():
         parameter.copy_(before)
+
+
+def test_the_fingerprint_is_of_the_model_and_the_picture_that_are_bundled() -> None:
+    recorded = json.loads(sanity.FINGERPRINT.read_text())["made_from"]
+    assert recorded == sanity.made_from(), f"record it anew: {sanity.RECORD}"
+
+
+def test_with_other_files_than_were_recorded_nothing_is_said_of_the_machine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    record = json.loads(sanity.FINGERPRINT.read_text()) | {"made_from": "0" * 64}
+    other = tmp_path / "fingerprint.json"
+    other.write_text(json.dumps(record))
+    monkeypatch.setattr(sanity, "FINGERPRINT", other)
+    (found,) = problems(engine)
+    assert "are not those that the fingerprint was recorded from" in found
+    assert "something computes wrongly" not in found
+
+
+def test_it_is_recorded_anew_by_one_command(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    anew = tmp_path / "fingerprint.json"
+    subprocess.run([sys.executable, *sanity.RECORD.split()[1:], anew], cwd=ROOT, check=True)
+    monkeypatch.setattr(sanity, "FINGERPRINT", anew)
+    assert problems(engine) == []
+    assert sanity.RECORD in (ROOT / "docs/operations.md").read_text()
 
 
 def test_the_video_is_the_recorded_one_with_other_rounding_too(engine: Engine) -> None:
@@ -142,10 +174,15 @@ def test_only_the_bundled_model_itself_has_a_fingerprint() -> None:
 
 
 def test_a_report_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sanity, "is_demo", lambda _: False)  # its weights are random: what it makes is noise
     small = sanity.request(small=True)
     monkeypatch.setattr(sanity, "request", lambda **_: small)
-    report = sanity.sanity_check(Config(model="demo"), "demo")
+    tiny = ModelConfig(  # its weights are random: what it makes is noise
+        kind="framepack",
+        transformer=str(TINY_MODELS / "framepack-i2v"),
+        base=str(TINY_MODELS / "hunyuanvideo"),
+        image_encoder=str(TINY_MODELS / "flux_redux"),
+    )
+    report = sanity.sanity_check(Config(models={"tiny": tiny}), "tiny")
     assert not report.fine
     wrong = [found for fine, _, found in report.findings() if fine is False]
     assert any("the first frame is not the picture" in found for found in wrong)
