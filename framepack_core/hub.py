@@ -7,6 +7,7 @@ So what lies there can be held against what was published without the network.
 import contextlib
 import fcntl
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,15 +15,25 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import BinaryIO
 
-from huggingface_hub import HfApi, constants, get_cached_repo_tree, is_offline_mode
+from huggingface_hub import (
+    HfApi,
+    constants,
+    get_cached_repo_tree,
+    get_hf_file_metadata,
+    get_token,
+    hf_hub_url,
+    is_offline_mode,
+)
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
-from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.file_download import http_get, repo_folder_name
 from safetensors import SafetensorError, safe_open
 
 from framepack_core import models
+from framepack_core.errors import ModelError
 from framepack_core.models import Components, ModelSpec, Source
 
 SHA256_DIGITS, SHA1_DIGITS = 64, 40
+PART = ".part"  # of weights that are being fetched, under their hash
 COMMIT = re.compile(r"[0-9a-f]{40}")
 READ_AT_ONCE = 1 << 20
 ANSWER_SECONDS = 10.0  # who only wants to know sizes waits no longer
@@ -99,9 +110,13 @@ def _holding(source: Source, components: Components, spec: ModelSpec, *, ask: bo
     return Holding(source, folder, here, missing)
 
 
+def _storage(source: Source) -> Path:
+    return cache_folder() / repo_folder_name(repo_id=source.location, repo_type="model")
+
+
 def _snapshot(source: Source) -> Path:
     """Give the folder in the hub's cache with a repository's files at a revision."""
-    storage = cache_folder() / repo_folder_name(repo_id=source.location, repo_type="model")
+    storage = _storage(source)
     revision = source.revision or constants.DEFAULT_REVISION
     reference = storage / "refs" / revision
     if not COMMIT.fullmatch(revision) and reference.is_file():
@@ -163,15 +178,74 @@ class StoredFile:
             return str(error)
 
 
+def fetch_weights(held: Holding, spec: ModelSpec) -> None:
+    """Fetch the weights that are missing, going on within the file at which a download was interrupted.
+
+    The hub's client begins such a file anew. Each is compared with what was published before it has its name.
+
+    Raises:
+        ModelError: the hub does not answer, or what it sent is not what was published.
+    """
+    for name in sorted(name for name in held.missing if name.endswith(".safetensors")):
+        with models.explained(held.source, spec):
+            _fetch(held.source, name)
+
+
+def _fetch(source: Source, name: str) -> None:
+    url = hf_hub_url(source.location, name, revision=source.revision)
+    token = get_token()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    published = get_hf_file_metadata(url, headers=headers)
+    digest, size = published.etag or "", published.size or 0
+    blob = _storage(source) / "blobs" / digest
+    if len(digest) != SHA256_DIGITS or size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        return  # the client can fetch it in other ways
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    lock = _lock(source, digest)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if blob.exists():
+            return  # the client gives it its place
+        part = blob.with_name(f"{digest}{PART}")
+        with part.open("r+b" if part.exists() else "w+b") as file:
+            begun = file.seek(0, os.SEEK_END)
+            if begun > size:
+                begun = file.truncate(file.seek(0))
+            http_get(
+                url,
+                file,
+                resume_size=begun,
+                headers=headers,
+                expected_size=size,
+                displayed_filename=name,
+            )
+        with part.open("rb") as content:
+            found = hashlib.file_digest(content, "sha256").hexdigest()
+        if found != digest:
+            part.unlink()
+            raise ModelError(f"{source}: {name} arrived damaged and was removed: run the command again")
+        part.rename(blob)
+
+
+def _lock(source: Source, digest: str) -> Path:
+    """Give the file that the client locks while it fetches what has this hash."""
+    return cache_folder() / ".locks" / _storage(source).name / f"{digest}.lock"
+
+
+def begun(source: Source) -> int:
+    """Say how many bytes of missing weights are here, from a download that was interrupted."""
+    return sum(part.stat().st_size for part in (_storage(source) / "blobs").glob(f"*{PART}"))
+
+
 def clear_leftovers(source: Source) -> int:
-    """Remove what a download left that was killed: the client cannot go on with it. Returns the bytes.
+    """Remove what downloads of the client itself left: nobody can go on with it. Returns the bytes.
 
     What another process is just fetching stays: it holds the client's lock.
     """
-    repository = repo_folder_name(repo_id=source.location, repo_type="model")
     freed = 0
-    for part in (cache_folder() / repository / "blobs").glob("*.incomplete"):
-        lock = cache_folder() / ".locks" / repository / f"{part.name.partition('.')[0]}.lock"
+    for part in (_storage(source) / "blobs").glob("*.incomplete"):
+        lock = _lock(source, part.name.partition(".")[0])
         with contextlib.suppress(OSError), lock.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             size = part.stat().st_size

@@ -144,7 +144,8 @@ def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
     for source, components in parts(spec):
         if not source.is_local:
             with explained(source, spec):
-                # One after the other: of a file that is interrupted the client keeps nothing.
+                # One after the other: of a file that is interrupted the client keeps nothing
+                # (hub.fetch_weights does).
                 snapshot_download(
                     source.location,
                     revision=source.revision,
@@ -161,6 +162,8 @@ def explained(source: Source, spec: ModelSpec) -> Iterator[None]:
 
     try:
         yield
+    except ModelError:
+        raise
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise ModelError(
             f"model {spec.name}: the hub has no {source}: check the name and revision in the config"

@@ -117,6 +117,9 @@ def download(config_file: Path | None, names: tuple[str, ...], *, offline: bool)
             _tell_what_is_missing(held)
             return
         _make_sure_of_room(held)
+        for name, part in held:
+            if not part.source.is_local:
+                hub.fetch_weights(part, config.spec(name))
         for spec in specs:
             for source, folder in fetch(spec):
                 click.echo(f"{spec.name}: {source} is in {folder}")
@@ -171,6 +174,10 @@ def _make_sure_of_room(held: "list[tuple[str, Holding]]") -> None:
     if not total:
         return
     click.echo(f"{size_text(total)} to fetch into {cache}, {size_text(free)} free there")
+    begun = sum(hub.begun(part.source) for part in parts)
+    if begun:
+        click.echo(f"{size_text(begun)} of that are here from an interrupted download")
+        total = max(total - begun, 0)
     if total + RESERVE_BYTES > free:
         short = size_text(total + RESERVE_BYTES - free)
         fail(

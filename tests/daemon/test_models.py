@@ -12,6 +12,7 @@ import pytest
 
 from tests.acceptance.conftest import environment
 from tests.daemon.fake_hub import COMMIT, FakeHub, etag
+from tests.daemon.test_hooks import until
 from tests.golden import TINY_MODELS
 
 SHARD = "diffusion_pytorch_model-00002-of-00003.safetensors"
@@ -109,34 +110,67 @@ def test_a_connection_that_breaks_off_is_taken_up_again(models: Models, hub: Fak
     assert models("verify").returncode == 0
 
 
-def test_a_download_that_is_killed_keeps_the_files_that_were_whole_and_clears_the_rest(
+def test_a_download_that_is_killed_goes_on_within_the_file_where_it_was(
     models: Models, hub: FakeHub, config: Path
 ) -> None:
-    hub.hang[SHARD] = 1000
+    with (hub.repositories["me/mine"] / SHARD).open("r+b") as shard:
+        shard.truncate(25_000_000)  # the client writes 10 MiB at a time
+    hub.hang[SHARD] = 12_000_000
     arguments = [sys.executable, "-m", "framepackd", "models", "download", "--config", str(config)]
     process = subprocess.Popen(
         arguments, env=surroundings(hub, config), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     try:
         assert hub.hanging.wait(30)
+        until(lambda: [part.stat().st_size for part in parts(config)] == [10 << 20], "what came")
     finally:
         process.kill()
         process.communicate()
-    (part,) = config.parent.glob("hf/hub/*/blobs/*.incomplete")
-    part.write_bytes(b"x" * 5000)  # so little has not been written yet when it is killed
-    left = mine(models)
-    assert SHARD in left["sources"][0]["missing"]
-    kept = {name for name in hub.fetched if name != SHARD}
-    assert kept
+    (part,) = parts(config)
+    kept = part.stat().st_size
+    assert SHARD in mine(models)["sources"][0]["missing"]
+    whole = {name for name in hub.fetched if name != SHARD}
+    assert whole
     hub.hang.clear()
     hub.fetched.clear()
     fetched = models("download")
     assert fetched.returncode == 0, fetched.stderr
-    assert "5.0 kB removed that an interrupted download left" in fetched.stdout
-    assert not kept & set(hub.fetched)
-    assert SHARD in hub.fetched
-    assert not list(config.parent.glob("hf/hub/*/blobs/*.incomplete"))
+    assert "10.5 MB of that are here from an interrupted download" in fetched.stdout
+    assert f"{SHARD} from {kept}" in hub.fetched
+    assert not ({SHARD} | whole) & set(hub.fetched)
+    assert parts(config) == []
     assert models("verify").returncode == 0
+
+
+def parts(config: Path) -> list[Path]:
+    return list(config.parent.glob("hf/hub/*/blobs/*.part"))
+
+
+def test_weights_that_arrive_damaged_are_not_taken(models: Models, hub: FakeHub, config: Path) -> None:
+    assert models("download").returncode == 0
+    blob = (config.parent / "hf/hub/models--me--mine/snapshots" / COMMIT / SHARD).resolve()
+    content = blob.read_bytes()
+    blob.unlink()
+    blob.with_name(f"{blob.name}.part").write_bytes(b"x" + content[1:1000])
+    refused = models("download")
+    assert refused.returncode == 1
+    assert f"{SHARD} arrived damaged" in refused.stderr
+    assert "run the command again" in refused.stderr
+    assert not blob.exists()
+    assert models("download").returncode == 0
+    assert blob.read_bytes() == content
+
+
+def test_what_other_programs_left_of_a_download_is_cleared(models: Models, config: Path) -> None:
+    blobs = config.parent / "hf/hub/models--me--mine/blobs"
+    blobs.mkdir(parents=True)
+    (config.parent / "hf/hub/.locks/models--me--mine").mkdir(parents=True)
+    left = blobs / f"{'0' * 64}.1234abcd.incomplete"
+    left.write_bytes(b"x" * 5000)
+    fetched = models("download")
+    assert fetched.returncode == 0, fetched.stderr
+    assert "5.0 kB removed that an interrupted download left" in fetched.stdout
+    assert not left.exists()
 
 
 def test_verify_names_what_is_damaged_and_missing_and_the_command_that_mends_it(
