@@ -46,7 +46,8 @@ class Studio:
                 ("backward", "framepack", "framepack-i2v"),
             )
         )
-        text = f'state_dir = "state"\nmodel = "{model}"\nsettle_seconds = 0\nresults_page = false\n[gpu]\ndevice = "cpu"\n'
+        text = f'state_dir = "state"\nmodel = "{model}"\nsettle_seconds = 0\nresults_page = false\n'
+        text += '[gpu]\ndevice = "cpu"\n'
         (root / "config.toml").write_text(f"{text}[defaults]\n{SMALL}{models}")
         self.config: Config = load_config(root / "config.toml")
         for folder in (*self.config.folders.values(), self.config.jobs_dir):
