@@ -8,8 +8,9 @@ demo: .venv/installed
 	@$(BIN)/framepackd demo
 
 # A file a process and a thread each: most tests wait for daemons, and the tiny models gain nothing from threads.
+# In the order of the folders: the slow files come first, and many quick ones fill up the end.
 test: .venv/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu and not systemd"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not gpu and not systemd"
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -21,21 +21,17 @@ KILLS = [
     Plan(labels=(f"{phase}:",), occurrence=occurrence)
     for phase, occurrence in (
         ("start", 3),
-        ("intake", 3),
         ("intake", 12),
         ("claim", 2),
         ("step", 3),
-        ("checkpoint", 5),
         ("checkpoint", 11),
         ("decode", 3),
         ("preview", 3),
         ("encode", 10),
-        ("publish", 1),
         ("publish", 8),
         ("finish", 1),
         ("page", 3),
         ("publish", 30),
-        ("finish", 2),
     )
 ]
 POWER_CUTS = [
@@ -45,7 +41,6 @@ POWER_CUTS = [
         ("checkpoint", 20),
         ("encode", 5),  # all sections are decoded
         ("publish", 6),
-        ("publish", 20),
     )
 ]
 pytestmark = pytest.mark.timeout(600)
