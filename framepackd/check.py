@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from framepack_core import footprint, models, planning
+from framepack_core import footprint, models, planning, tiny_weights
 from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
 from framepack_core.errors import FramePackError, RequestError
 from framepack_core.footprint import GIB, ItemBytes, Video, Weights
@@ -40,6 +40,8 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     for name in dict.fromkeys([config.model, *config.models]):
         yield _model(config, name)
     yield _loras(config)
+    if config.preview_decoder is not None:
+        yield _preview_decoder(config.preview_decoder, whole=gpu)
     yield _disk(config.state_dir)
     if gpu:
         yield from _device(config)
@@ -83,6 +85,19 @@ def _loras(config: Config) -> Check:
     except RequestError as error:
         return False, "lora_dir", f"[defaults] {error}"
     return None, "lora_dir", f"{config.lora_dir}: {loras.listing(config.lora_dir)}"
+
+
+def _preview_decoder(file: Path, *, whole: bool) -> Check:
+    """Look at the tiny decoder; ``whole``: load it, which needs torch."""
+    try:
+        tiny_weights.check_file(file)
+        if whole:
+            from framepack_core.tiny_decoder import TinyDecoder
+
+            TinyDecoder.load(file)
+    except FramePackError as error:
+        return False, "preview_decoder", str(error)
+    return True, "preview_decoder", str(file)
 
 
 def _disk(path: Path) -> Check:

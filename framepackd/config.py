@@ -135,6 +135,7 @@ class Config(BaseSettings):
     on_duplicate: Literal["run", "skip"] = "run"
     hang_seconds: float = Field(120.0, gt=0, le=86400)  # see runner.py
     results_page: bool = True
+    preview_decoder: Path | None = None  # weights of TAEHV
     models: dict[str, ModelConfig] = {}
     gpu: GpuConfig = GpuConfig()
     web: WebConfig = WebConfig()
@@ -279,11 +280,13 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
         name: (base if name in config.model_fields_set else state_dir) / getattr(config, name).expanduser()
         for name in ("inbox", "outbox", "failed", "lora_dir")
     }
-    metrics_file = base / config.metrics_file.expanduser() if config.metrics_file else None
+    optional = {
+        name: base / file.expanduser()
+        for name in ("metrics_file", "preview_decoder")
+        if (file := getattr(config, name)) is not None
+    }
     models = {name: model.with_absolute_paths(base) for name, model in config.models.items()}
-    absolute = config.model_copy(
-        update={"state_dir": state_dir, **others, "models": models, "metrics_file": metrics_file}
-    )
+    absolute = config.model_copy(update={"state_dir": state_dir, **others, "models": models, **optional})
     _refuse_nested(absolute)
     return absolute
 

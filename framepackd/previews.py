@@ -1,14 +1,18 @@
 """What the section being sampled looks like by now: a picture in the job's work folder, drawn anew and anew.
 
 In a thread of its own, from the copies of the latents that checkpoints are written from. While it is slow, or
-fails, pictures are left out: the sampling never waits for one, and the video does not depend on it.
+fails, pictures are left out: the sampling never waits for one, and the video does not depend on it. With a
+tiny decoder one takes seconds, on a core that gives way to all else; when the job is left it is given up.
 """
 
+import contextlib
 import logging
+import os
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache, partial
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Self
 
@@ -16,14 +20,17 @@ import torch
 from PIL import Image
 
 from framepack_core import media
-from framepack_core.preview import Colours, contact_sheet
+from framepack_core.errors import ModelError
+from framepack_core.preview import CELL_PIXELS, Colours, contact_sheet
 from framepack_core.progress import HostCopy
+from framepack_core.tiny_decoder import TinyDecoder
 from framepackd import files
 from framepackd.worker import Work
 
 log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 2.0  # at most; a step of a real model takes about as long, or longer
+LOWEST_PRIORITY = 19
 
 
 class Previews:
@@ -37,6 +44,7 @@ class Previews:
         self._next_at = 0.0
         self._colours: Callable[[], Colours] | None = None  # fitted once, in the thread
         self._told = False  # that there is none
+        self._leaving = threading.Event()
 
     @property
     def file(self) -> Path:
@@ -64,19 +72,47 @@ class Previews:
     def _draw(self, colours: Callable[[], Colours], copied: HostCopy) -> None:
         part = self.file.with_name(f"{files.PART_PREFIX}{self.file.name}.part")
         try:
-            frames = colours().frames(copied.wait().newest.numpy())
+            frames = self._frames(colours, copied.wait().newest)
             # Quickly: at 640x608 a third of the time, for a third more bytes.
             Image.fromarray(contact_sheet(frames)).save(part, "PNG", compress_level=1)
             part.replace(self.file)
+        except CancelledError:
+            return
         except Exception as error:  # a picture less, whatever it is
             if not self._told:
                 log.warning("there is no preview of what is sampled: %s: %s", type(error).__name__, error)
             self._told = True
             part.unlink(missing_ok=True)
 
+    def _frames(self, colours: Callable[[], Colours], latents: torch.Tensor) -> media.Picture:
+        if self._decoder is None:
+            return colours().frames(latents.numpy())
+        return self._decoder.frames(latents, CELL_PIXELS, self._give_up_if_leaving)
+
+    @cached_property
+    def _decoder(self) -> TinyDecoder | None:
+        """Load the tiny decoder, in the thread; None if there is none, or it is no good."""
+        file = self._work.preview_decoder
+        if file is None:
+            return None
+        try:
+            decoder = TinyDecoder.load(file)
+        except ModelError as error:
+            log.warning("preview_decoder: %s; previews are drawn without it", error)
+            return None
+        torch.set_num_threads(1)  # of this thread: those that sample keep theirs
+        with contextlib.suppress(OSError):  # likewise, on Linux
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        return decoder
+
+    def _give_up_if_leaving(self) -> None:
+        if self._leaving.is_set():
+            raise CancelledError
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the last picture be done: the work folder may be removed then."""
+        """Let the last picture be done, or given up: the work folder may be removed then."""
+        self._leaving.set()
         self._thread.shutdown()

@@ -114,6 +114,7 @@ class Runner:
             vae_tiling=self._config.gpu.vae_tiling,
             keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
             keep_only=job.cancel is not None,
+            preview_decoder=self._config.preview_decoder,
             strip=self._config.results_page,
             continued=continued(job, folder),
         )

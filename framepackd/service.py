@@ -270,7 +270,7 @@ def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
             for model in config.models.values()
             for place in (model.transformer, model.base, model.image_encoder)
         ]
-        sources.append(config.lora_dir)
+        sources += [config.lora_dir, *([config.preview_decoder] if config.preview_decoder else [])]
         figures = [config.metrics_file.parent] if config.metrics_file else []
         _refuse_hidden([*folders, *figures, *sources], f"Name another place in {service.config}.")
     try:

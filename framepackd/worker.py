@@ -67,6 +67,7 @@ class Work:
     vae_tiling: Tiling = "auto"
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
+    preview_decoder: Path | None = None  # weights of a tiny decoder
     strip: bool = False  # make a picture of the video's frames for the results page
     continued: Continued | None = None  # a video that becomes longer
     following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
