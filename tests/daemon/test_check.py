@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from framepackd.cli import main
+from tests.core.test_tiny_decoder import as_published
 
 
 @pytest.fixture
@@ -69,3 +72,32 @@ def test_the_real_machine_is_planned_for_where_none_is_named(config: Path) -> No
     config.write_text(config.read_text() + 'model = "demo"\n[gpu]\ndevice = "cpu"\n')
     assert "in RAM" in check(config).stdout
     assert "memory plan" not in check(config, "--no-gpu").stdout
+
+
+@pytest.mark.parametrize("arguments", [(), ("--no-gpu",)])
+def test_the_decoder_of_previews_is_looked_at(
+    config: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    config.write_text(config.read_text() + 'preview_decoder = "taehv.safetensors"\n[gpu]\ndevice = "cpu"\n')
+    file = tmp_path / "taehv.safetensors"
+
+    def told() -> str:
+        (line,) = (
+            line for line in check(config, *arguments).stdout.splitlines() if "preview_decoder" in line
+        )
+        return line
+
+    assert f"{file} cannot be read (No such file or directory): take taehv.safetensors" in told()
+    save_file(as_published(decoder__1__weight=torch.zeros(256, 32, 3, 3)), file)
+    assert f"{file} is not the tiny decoder for HunyuanVideo (decoder.1.weight has the shape" in told()
+    save_file(as_published(), file)
+    assert told().split() == ["✓", "preview_decoder", str(file)]
+
+
+def test_without_torch_a_pickle_is_seen_to_be_an_archive_with_it_to_hold_the_weights(
+    config: Path, tmp_path: Path
+) -> None:
+    config.write_text(config.read_text() + 'preview_decoder = "taehv.pth"\n[gpu]\ndevice = "cpu"\n')
+    torch.save({}, tmp_path / "taehv.pth")
+    assert "is not the tiny decoder" not in check(config, "--no-gpu").stdout
+    assert "it has no decoder.1.weight" in check(config).stdout

@@ -3,20 +3,29 @@
 import errno
 import os
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from framepack_core import media
 from framepack_core.engine import Step
-from framepack_core.preview import Colours, contact_sheet
+from framepack_core.preview import CELL_PIXELS, Colours, contact_sheet
+from framepack_core.tiny_decoder import TinyDecoder
 from framepackd import previews
+from framepackd.config import changed
+from framepackd.runner import Runner
 from framepackd.worker import Finished, StepDone, Stopped, Work, _answer
 from tests.conftest import KINDS
+from tests.core.test_tiny_decoder import as_published
 from tests.daemon.test_generation import ENGINES, made, run, work_in
+from tests.daemon.test_timed_prompts import taken
 from tests.daemon.test_video import LeavingEars
 
 
@@ -35,10 +44,9 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(previews, "EVERY_SECONDS", 0.0)
 
 
-@pytest.mark.parametrize("last", [(1, 1), (1, 3), (2, 2)])
-def test_the_picture_shows_the_section_at_hand_as_a_step_left_it(
-    work: Work, at_every_step: None, monkeypatch: pytest.MonkeyPatch, last: tuple[int, int]
-) -> None:
+@pytest.fixture
+def every_picture(at_every_step: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each step wait until its picture is drawn."""
     offer = previews.Previews.offer
 
     def waiting(self: previews.Previews, copied: Any) -> None:
@@ -46,18 +54,122 @@ def test_the_picture_shows_the_section_at_hand_as_a_step_left_it(
         self._drawing.result()  # type: ignore[union-attr] # there is one: none was left out
 
     monkeypatch.setattr(previews.Previews, "offer", waiting)
+
+
+def left_after(work: Work, last: tuple[int, int]) -> None:
+    """Generate until a step of a section."""
     ears = LeavingEars(lambda said: isinstance(said, StepDone) and (said.section, said.step) == last)
     assert _answer(work, ENGINES, ears.theirs) == Stopped()
 
+
+def latents_after(work: Work, last: tuple[int, int]) -> tuple[torch.Tensor, Colours]:
+    """Give what a step of a section had come to, and the colours of the start picture."""
     engine = ENGINES.get(work, 0)
     conditioned = engine.encode(work.request)
     picture = media.crop_to(media.open_picture(work.request.image), work.size)
-    colours = Colours.fit(conditioned.start_latents.numpy(), picture)
     for event in engine.sample(work.request, conditioned):
         if isinstance(event, Step) and (event.section + 1, event.step) == last:
             break
-    expected = contact_sheet(colours.frames(event.denoised.numpy()))
+    return event.denoised, Colours.fit(conditioned.start_latents.numpy(), picture)
+
+
+@pytest.mark.parametrize("last", [(1, 1), (1, 3), (2, 2)])
+def test_the_picture_shows_the_section_at_hand_as_a_step_left_it(
+    work: Work, every_picture: None, last: tuple[int, int]
+) -> None:
+    left_after(work, last)
+    latents, colours = latents_after(work, last)
+    expected = contact_sheet(colours.frames(latents.numpy()))
     assert np.array_equal(np.asarray(Image.open(picture_of(work))), expected)
+
+
+@pytest.fixture
+def decoder(tmp_path: Path) -> Path:
+    file = tmp_path / "taehv.safetensors"
+    save_file(as_published(), file)
+    return file
+
+
+def test_with_a_tiny_decoder_the_picture_is_what_it_decodes(
+    work: Work, decoder: Path, every_picture: None
+) -> None:
+    work = replace(work, preview_decoder=decoder)
+    left_after(work, (2, 2))
+    latents, _ = latents_after(work, (2, 2))
+    expected = contact_sheet(TinyDecoder.load(decoder).frames(latents, CELL_PIXELS))
+    assert np.array_equal(np.asarray(Image.open(picture_of(work))), expected)
+
+
+def test_jobs_that_start_after_a_reload_are_drawn_with_its_decoder(tmp_path: Path, decoder: Path) -> None:
+    place, job = taken(tmp_path / "place", "")
+    runner = Runner(place.config, place.store)
+    assert runner._work(job).preview_decoder is None
+    new, keys, _ = changed(place.config, place.config.model_copy(update={"preview_decoder": decoder}))
+    runner.reconfigure(new)
+    assert keys == ["preview_decoder"]
+    assert runner._work(job).preview_decoder == decoder
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(b"<html>")])
+def test_without_a_decoder_that_is_one_the_log_says_so_once_and_pictures_are_drawn_as_ever(
+    work: Work,
+    decoder: Path,
+    every_picture: None,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[Path], object],
+) -> None:
+    spoil(decoder)
+    left_after(replace(work, preview_decoder=decoder), (2, 2))
+    latents, colours = latents_after(work, (2, 2))
+    expected = contact_sheet(colours.frames(latents.numpy()))
+    assert np.array_equal(np.asarray(Image.open(picture_of(work))), expected)
+    assert caplog.text.count("previews are drawn without it") == 1
+    assert f"preview_decoder: {decoder} " in caplog.text
+
+
+def test_a_picture_that_takes_long_is_given_up_when_the_job_is_done(
+    work: Work, decoder: Path, at_every_step: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else each job would end as much later as a picture takes."""
+    drawn = threading.Event()
+    begun: list[bool] = []
+
+    def endless(self: TinyDecoder, latents: torch.Tensor, side: int, between: Callable[[], None]) -> None:
+        begun.append(True)
+        while not drawn.wait(0.01):
+            between()
+
+    monkeypatch.setattr(TinyDecoder, "frames", endless)
+    threading.Timer(60, drawn.set).start()  # a test that fails ends as well
+    assert isinstance(run(replace(work, preview_decoder=decoder))[0], Finished)
+    assert not drawn.is_set()
+    drawn.set()
+    assert begun == [True], "the others were left out"
+    assert [path.name for path in work.preview.parent.glob("*preview*")] == ["preview.mp4"]
+
+
+def test_drawing_leaves_the_threads_that_sample_as_they_are(
+    work: Work, decoder: Path, every_picture: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their number may change the last bits of a video, their priority its speed."""
+    own = torch.get_num_threads()
+    drawing: list[tuple[int, int]] = []
+    frames = TinyDecoder.frames
+
+    def noting(self: TinyDecoder, *arguments: Any) -> media.Picture:
+        drawing.append((torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+        return frames(self, *arguments)
+
+    monkeypatch.setattr(TinyDecoder, "frames", noting)
+    torch.set_num_threads(2)
+    try:
+        before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        left_after(replace(work, preview_decoder=decoder), (1, 2))
+        assert set(drawing) == {(1, previews.LOWEST_PRIORITY)}
+        assert torch.get_num_threads() == 2
+        assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == before
+    finally:
+        torch.set_num_threads(own)
 
 
 def draw_nothing(*_: object) -> None:
@@ -65,17 +177,18 @@ def draw_nothing(*_: object) -> None:
 
 
 def test_with_and_without_pictures_the_video_has_the_same_bits(
-    at_every_step: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    every_picture: None, decoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = []
-    for drawing in (True, False):
-        if not drawing:
+    for drawing in ("decoded", "coloured", "none"):
+        if drawing == "none":
             monkeypatch.setattr(previews.Previews, "offer", draw_nothing)
-        work = work_in(tmp_path / str(drawing), steps=4)
+        work = work_in(tmp_path / drawing, steps=4)
+        work = replace(work, preview_decoder=decoder if drawing == "decoded" else None)
         assert isinstance(run(work)[0], Finished)
-        assert picture_of(work).exists() == drawing
+        assert picture_of(work).exists() == (drawing != "none")
         results.append(made(work))
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
 
 
 def test_no_step_waits_for_a_picture(

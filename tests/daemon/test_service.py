@@ -228,10 +228,13 @@ def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
         list(service.install(chosen))
 
 
-def test_a_folder_that_the_sandbox_hides_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("key", ["inbox", "lora_dir", "preview_decoder"])
+def test_a_place_that_the_sandbox_hides_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
     monkeypatch.setattr(service, "_installation", list)
-    chosen = machine_service(tmp_path, 'inbox = "/home/ann/inbox"\n')
-    with pytest.raises(ServiceError, match=r"would not see /home/ann/inbox.*another place in .*cat.toml"):
+    chosen = machine_service(tmp_path, f'{key} = "/home/ann/it"\n')
+    with pytest.raises(ServiceError, match=r"would not see /home/ann/it.*another place in .*cat.toml"):
         list(service.install(chosen))
 
 
