@@ -100,8 +100,9 @@ class Previews:
         except ModelError as error:
             log.warning("preview_decoder: %s; previews are drawn without it", error)
             return None
-        torch.set_num_threads(1)  # of this thread: those that sample keep theirs
-        with contextlib.suppress(OSError):  # likewise, on Linux
+        # Of this thread, and of those begun later, which compute nothing: what samples keeps its own number.
+        torch.set_num_threads(1)
+        with contextlib.suppress(OSError):  # of this thread alone, on Linux
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         return decoder
 
