@@ -1,4 +1,4 @@
-"""Take the README's pictures from a real run: status in the middle of its work, a result, both pages.
+"""Take the README's pictures from a real run: status in the middle of its work, both pages.
 
     python docs/make_pictures.py
 
@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 
-import av
-import numpy as np
 from PIL import Image
 from playwright.sync_api import Error, Page, sync_playwright
 from rich.console import Console
@@ -31,12 +29,12 @@ from framepackd import control, display
 PORT = 7877
 PICTURES = Path(__file__).parent / "pictures"
 DEMO = Path(str(files("framepackd").joinpath("demo")))
-JOBS = {
-    "harbour": "",
-    "morning": "",
-    "trip/lake": "steps = 25\nseconds = 5\n",
-    "trip/beach": "",
-    "fox": "steps = 0\n",
+JOBS = {  # name: prompt, settings
+    "evening": ("Night falls over the lake.", ""),
+    "closer": ("The camera zooms in.", ""),
+    "trip/lake": ("The camera pans to the right.", "steps = 25\nseconds = 5\n"),
+    "trip/fog": ("Fog rises from the water.", ""),
+    "fox": ("The fox looks up.", "steps = 0\n"),
 }
 
 
@@ -62,8 +60,7 @@ def main() -> None:
             wait_until(root / "state", name="lake", section=2)
             draw_status(root / "state")
             wait_until(root / "state", name="lake", section=None)
-            draw_result(root / "state/outbox/trip/lake.mp4")
-            wait_until(root / "state", name="beach", section=None)
+            wait_until(root / "state", name="fog", section=None)
         finally:
             for process in (web, daemon):
                 process.send_signal(signal.SIGTERM)
@@ -75,11 +72,11 @@ def main() -> None:
 
 def drop(inbox: Path) -> None:
     lake = Image.open(DEMO / "lake.png")
-    for number, (name, settings) in enumerate(JOBS.items()):
+    for number, (name, (prompt, settings)) in enumerate(JOBS.items()):
         (inbox / name).parent.mkdir(exist_ok=True)
         left, top = 12 * number % 40, 9 * number % 40
         lake.crop((left, top, lake.width - 40 + left, lake.height - 40 + top)).save(inbox / f"{name}.png")
-        (inbox / f"{name}.txt").write_text((DEMO / "lake.txt").read_text())
+        (inbox / f"{name}.txt").write_text(prompt)
         if settings:
             (inbox / f"{name}.toml").write_text(settings)
         time.sleep(0.1)
@@ -111,13 +108,6 @@ def draw_status(state: Path) -> None:
     console.save_svg(str(PICTURES / "status.svg"), title="framepackd status")
 
 
-def draw_result(video: Path) -> None:
-    with av.open(video) as container:
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    chosen = [frames[i] for i in np.linspace(0, len(frames) - 1, 8).round().astype(int)]
-    Image.fromarray(np.hstack(chosen)).save(PICTURES / "result.png", optimize=True)
-
-
 def draw_web(state: Path) -> None:
     """Use framepackd web as a person would."""
     with browser_tab(1180) as tab:
@@ -130,7 +120,7 @@ def draw_web(state: Path) -> None:
         tab.get_by_text("Nothing is being made").wait_for()
         take(tab, "page-rest")
         tab.locator("input[type=file]").first.set_input_files(DEMO / "lake.png")
-        tab.get_by_label("Prompt", exact=True).first.fill("The waves roll gently, the sun goes down.")
+        tab.get_by_label("Prompt", exact=True).first.fill("The camera zooms in on the mountain.")
         tab.get_by_role("button", name="Generate").click()
         tab.locator("#now", has_text=re.compile("section [34]/")).wait_for(timeout=300_000)
         take(tab, "page-running", whole=True, settled=1000)

@@ -83,6 +83,11 @@ class ModelSpec:
 _BASE = Source("hunyuanvideo-community/HunyuanVideo", "e8c2aaa66fe3742a32c11a6766aecbf07c56e773")
 _IMAGE_ENCODER = Source("lllyasviel/flux_redux_bfl", "45b801affc54ff2af4e5daf1b282e0921901db87")
 _DEMO = str(files("framepack_core").joinpath("demo_model"))
+_DEMOS: dict[str, Kind] = {"demo": "framepack", "demo-f1": "f1"}  # of the same weights, trained for both
+_DEMO_BUCKETS = (
+    *((112, 336), (128, 288), (144, 256), (160, 240), (176, 208), (192, 192)),
+    *((208, 176), (240, 160), (256, 144), (288, 128), (336, 112)),
+)
 
 BUILT_IN = {
     spec.name: spec
@@ -101,16 +106,20 @@ BUILT_IN = {
             _BASE,
             _IMAGE_ENCODER,
         ),
-        ModelSpec(
-            "demo",
-            "framepack",
-            Source(f"{_DEMO}/transformer"),
-            Source(f"{_DEMO}/base"),
-            Source(f"{_DEMO}/image_encoder"),
-            buckets=((80, 192), (96, 160), (112, 144), (128, 128), (144, 112), (160, 96), (192, 80)),
+        *(
+            ModelSpec(
+                name,
+                kind,
+                Source(f"{_DEMO}/transformer"),
+                Source(f"{_DEMO}/base"),
+                Source(f"{_DEMO}/image_encoder"),
+                buckets=_DEMO_BUCKETS,
+            )
+            for name, kind in _DEMOS.items()
         ),
     )
 }
+BUNDLED = frozenset(_DEMOS)
 
 
 @dataclass(frozen=True)

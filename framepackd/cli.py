@@ -235,13 +235,19 @@ def web(config_file: Path | None, server: str | None, port: int | None, *, share
 
 
 @main.command()
+@click.option("--image", type=click.Path(path_type=Path), help="Picture to move; else the demo's.")
+@click.option("--prompt", help="How it is to move; else as the demo's says.")
+@click.option("--seconds", type=click.FloatRange(1, 120), default=2.4, help="Length.", show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), help="Where to do it.")
-def demo(folder: Path) -> None:
-    """Make a video with the bundled demo model: the whole way from inbox to outbox."""
+def demo(image: Path | None, prompt: str | None, seconds: float, folder: Path) -> None:
+    """Make a video with the bundled demo model: the whole way from inbox to outbox.
+
+    It knows some motions of the camera and of the light, and moves any picture: "zoom in", "night falls".
+    """
     from framepackd.demo import DemoError, run_demo
 
     try:
-        video = run_demo(folder)
+        video = run_demo(folder, image, prompt, seconds)
     except DemoError as error:
         _fail(str(error), 1)
     click.echo(video)

@@ -1,5 +1,6 @@
 """The main job for real, anywhere: the daemon, the bundled demo model, a bundled picture."""
 
+import json
 import os
 import shutil
 import signal
@@ -12,9 +13,11 @@ from pathlib import Path
 from rich.live import Live
 
 from framepackd import control, display
+from framepackd.groups import PICTURES
 
 FOLDERS = ("inbox", "outbox", "failed", "state")
-NAME = "lake"
+PICTURE, PROMPT = "lake.png", "lake.txt"
+STEPS = 8  # more do not make the demo model's videos better
 START_SECONDS, JOB_SECONDS = 30.0, 300.0
 
 
@@ -22,13 +25,30 @@ class DemoError(Exception):
     """The demo did not end with a video."""
 
 
-def run_demo(folder: Path) -> Path:
+def run_demo(
+    folder: Path, image: Path | None = None, prompt: str | None = None, seconds: float = 2.4
+) -> Path:
     """Start a daemon on fresh folders, drop a picture and its text, show progress; returns the video.
 
+    Args:
+        folder: of the demo's own, made anew.
+        image: the picture; None is the bundled one.
+        prompt: what happens; None is what is bundled with the picture.
+        seconds: how long the video is to be.
+
     Raises:
-        DemoError: the folder is somebody's, or the job did not end well.
+        DemoError: the folder is somebody's, there is no such picture, or the job did not end well.
     """
     folder = folder.absolute()
+    bundled = files("framepackd").joinpath("demo")
+    try:
+        picture = bundled.joinpath(PICTURE).read_bytes() if image is None else image.read_bytes()
+    except OSError as error:
+        raise DemoError(f"{image} cannot be read: {error.strerror}") from error
+    name = Path(PICTURE if image is None else image.name)
+    if name.suffix.lower() not in PICTURES:
+        raise DemoError(f"{name} is no picture of a known type: {', '.join(PICTURES)}")
+    text = bundled.joinpath(PROMPT).read_text(encoding="utf-8").strip() if prompt is None else prompt
     _make_fresh(folder)
     state = folder / "state"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FRAMEPACKD_")}
@@ -45,8 +65,10 @@ def run_demo(folder: Path) -> Path:
         )
     try:
         _wait_for_daemon(daemon, state)
-        for file in files("framepackd").joinpath("demo").iterdir():
-            (folder / "inbox" / file.name).write_bytes(file.read_bytes())
+        inbox = folder / "inbox"
+        settings = f"prompt = {json.dumps(text, ensure_ascii=False)}\nseconds = {seconds}\nsteps = {STEPS}\n"
+        (inbox / f"{name.stem}.toml").write_text(settings)
+        (inbox / name).write_bytes(picture)
         return _wait_for_video(daemon, state)
     except DemoError as error:
         raise DemoError(f"{error}; its log is {folder / 'daemon.log'}") from error

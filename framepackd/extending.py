@@ -13,7 +13,7 @@ from framepack_core import continuing
 from framepack_core.buckets import Size
 from framepack_core.continuing import LATENT_PIXELS, Footage
 from framepack_core.errors import FramePackError, RequestError
-from framepack_core.models import find
+from framepack_core.models import BUNDLED, find
 from framepackd.config import Config
 from framepackd.database import Job
 from framepackd.pictures import look_at_video
@@ -91,7 +91,9 @@ def choose_model(named: str | None, otherwise: str, record: Record, config: Conf
         if name in config.model_names() and config.spec(name).kind == "f1":
             return name
     for name in sorted(config.model_names(), key=lambda name: name not in config.models):
-        if config.spec(name).kind == "f1" and _is_here(name, config):
+        # What is bundled is a toy: it goes on with videos of its own, and is no substitute for a model.
+        fits = name not in BUNDLED or BUNDLED & {record.model, otherwise}
+        if fits and config.spec(name).kind == "f1" and _is_here(name, config):
             return name
     raise RequestError(
         f"extending needs a model of kind f1, and {otherwise} is of kind {config.spec(otherwise).kind}: "

@@ -159,11 +159,12 @@ def write_sheet(report: Report, path: Path) -> None:
 def is_demo(spec: ModelSpec) -> bool:
     """Tell whether a model is the bundled one, of which it is known what it gives."""
     demo = BUILT_IN["demo"]
-    return (spec.transformer, spec.base, spec.image_encoder) == (
+    same = (spec.transformer, spec.base, spec.image_encoder) == (
         demo.transformer,
         demo.base,
         demo.image_encoder,
     )
+    return same and spec.kind == demo.kind
 
 
 def generate(engine: Engine, asked: Request, told: Callable[[Step], None] = lambda _: None) -> Made:

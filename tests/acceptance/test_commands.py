@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Daemon, MakeDaemon, environment
+from tests.acceptance.conftest import Daemon, MakeDaemon, environment, picture
 
 QUICK = [("--help",), ("status",), ("status", "--json"), ("show", "cat"), ("check", "--no-gpu")]
 
@@ -77,7 +77,7 @@ def test_status_before_anything_was_run(tmp_path: Path) -> None:
         ("settle_secs = 1\n", "unknown key 'settle_secs'"),
         ("settle_seconds = -1\n", "settle_seconds must be 0 to 3600, got -1"),
         ("settle_seconds = = 1\n", "config.toml"),
-        ('model = "nope"\n', "model must be one of demo, f1, framepack, got 'nope'"),
+        ('model = "nope"\n', "model must be one of demo, demo-f1, f1, framepack, got 'nope'"),
         ("[defaults]\nstepz = 1\n", "unknown key 'stepz'"),
         ("[defaults]\nsteps = 1000\n", "steps must be 1 to 100, got 1000"),
         ("[gpu]\ndevcie = 'cpu'\n", "unknown key 'gpu.devcie'"),
@@ -173,11 +173,26 @@ def test_calibrating_writes_a_file_that_a_model_of_ones_own_can_use(make_daemon:
 
 
 def test_the_demo_makes_a_video_and_prints_its_path_last(tmp_path: Path) -> None:
-    for _ in range(2):  # a second time it starts afresh
-        answer = run("demo", "--folder", "somewhere", folder=tmp_path)
+    picture(tmp_path / "mine_end.jpg")
+    own = ("--image", "mine_end.jpg", "--prompt", 'zoom in, as they say, "slowly"', "--seconds", "1")
+    for options, name in (((), "lake"), (own, "mine_end")):  # a second time it starts afresh
+        answer = run("demo", "--folder", "somewhere", *options, folder=tmp_path)
         assert answer.returncode == 0, answer.stderr
-        assert Path(answer.stdout.splitlines()[-1]) == tmp_path / "somewhere/outbox/lake.mp4"
-        assert (tmp_path / "somewhere/outbox/lake.mp4").exists()
+        video = tmp_path / f"somewhere/outbox/{name}.mp4"
+        assert Path(answer.stdout.splitlines()[-1]) == video
+        assert [path.name for path in (tmp_path / "somewhere/outbox").glob("*.mp4")] == [video.name]
+    assert json.loads(video.with_suffix(".json").read_text())["prompt"] == own[3]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("none.png", "No such file"), ("here.tiff", "no picture of a known type: .png")]
+)
+def test_the_demo_says_what_is_wrong_with_a_picture(tmp_path: Path, name: str, told: str) -> None:
+    (tmp_path / "here.tiff").write_text("not looked at")
+    answer = run("demo", "--image", name, folder=tmp_path)
+    assert answer.returncode == 1
+    assert told in answer.stderr
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_demo_clears_nothing_that_is_not_its_own(tmp_path: Path) -> None:

@@ -128,4 +128,4 @@ def test_the_demo_model_is_made_of_the_real_classes(image: Path) -> None:
         "SiglipImageProcessorPil",
     } <= names
     request = Request(image=image, prompt="pan left", seconds=1, steps=1)
-    assert whole_video(engine, engine.generate(request)).shape == (37, 112, 144, 3)
+    assert whole_video(engine, engine.generate(request)).shape == (37, 160, 240, 3)

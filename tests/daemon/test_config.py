@@ -92,7 +92,8 @@ def test_a_folder_of_a_model_is_relative_to_the_config(tmp_path: Path) -> None:
 
 
 def test_a_model_that_nobody_knows_is_told_wherever_it_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"defaults\.model must be one of demo, f1, framepack, got 'zzz'"):
+    told = r"defaults\.model must be one of demo, demo-f1, f1, framepack, got 'zzz'"
+    with pytest.raises(ConfigError, match=told):
         load_config(written(tmp_path, '[defaults]\nmodel = "zzz"\n'))
 
 

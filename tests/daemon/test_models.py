@@ -258,4 +258,4 @@ def test_the_table_says_what_is_complete(models: Models) -> None:
     assert "complete" in table, "the demo model"
     unknown = models("download", "nope")
     assert unknown.returncode == 2
-    assert "model must be one of demo, f1, framepack, mine, got 'nope'" in unknown.stderr
+    assert "model must be one of demo, demo-f1, f1, framepack, mine, got 'nope'" in unknown.stderr

@@ -191,5 +191,5 @@ def test_a_report_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_that_there_is_not_is_told() -> None:
-    with pytest.raises(ModelError, match=r"no model 'nope': .* are demo, f1, framepack"):
+    with pytest.raises(ModelError, match=r"no model 'nope': .* are demo, demo-f1, f1, framepack"):
         sanity.sanity_check(Config(), "nope")

@@ -1,0 +1,58 @@
+"""The bundled model moves a picture that it was never trained on as the text says."""
+
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from framepack_core.engine import Engine
+from framepack_core.models import BUILT_IN
+from framepack_core.sections import Kind
+from training.crops import centre
+from training.evaluate import engine_for, make
+from training.motions import render
+from training.pictures import to_tensor
+from training.run import psnr
+
+SIZE = 128
+LAST = slice(25, 37)  # the last third of a section
+
+
+@pytest.fixture(scope="module")
+def picture() -> torch.Tensor:
+    with Image.open(Path(str(files("framepackd") / "demo/lake.png"))) as lake:
+        return centre(to_tensor(lake), SIZE)
+
+
+@cache
+def engine(kind: Kind) -> Engine:
+    folder = BUILT_IN["demo"].transformer.folder
+    assert folder is not None
+    return engine_for(folder.parent, kind)
+
+
+@pytest.mark.parametrize("kind", ["framepack", "f1"])
+def test_a_pan_is_nearer_to_itself_than_to_a_still_and_the_other_way(
+    picture: torch.Tensor, kind: Kind
+) -> None:
+    made = make(engine(kind), picture, "The camera pans to the left.", 1)[LAST]
+    times = torch.arange(37)[LAST]
+    right_one, other = (psnr(made, render(picture, motion, times)) for motion in ("pan left", "pan right"))
+    assert right_one > psnr(picture.expand_as(made), render(picture, "pan left", times)) + 3
+    assert right_one > other + 3
+
+
+def test_night_falls(picture: torch.Tensor) -> None:
+    made = make(engine("f1"), picture, "Night falls", 1)
+    brightness = ((made + 1) / 2).mean((1, 2, 3))
+    assert brightness[36] < 0.6 * brightness[0]
+    assert psnr(made[LAST], render(picture, "night falls", torch.arange(37)[LAST])) > 20
+
+
+def test_the_same_seed_gives_the_same_frames(picture: torch.Tensor) -> None:
+    small = centre(((picture + 1) * 127.5).to(torch.uint8), 64)
+    one, other = (make(engine("f1"), small, "zoom in", 1, steps=2) for _ in range(2))
+    assert torch.equal(one, other)
