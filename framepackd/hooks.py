@@ -292,6 +292,7 @@ def _post(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
     headers = {"Content-Type": "application/json", "User-Agent": f"framepackd/{__version__}"}
     request = urllib.request.Request(settings.webhook, event.to_json(), headers)  # noqa: S310 - http(s) only
     answer: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    slow = f"no answer within {settings.timeout_seconds:g} s"
 
     def send() -> None:
         opener = urllib.request.build_opener(_NoRedirects)
@@ -305,7 +306,8 @@ def _post(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
             )
             answer.put(f"answered {error.code}{elsewhere}")
         except Exception as error:  # of the socket, of TLS, of HTTP: this attempt failed
-            answer.put(str(error) or type(error).__name__)
+            late = isinstance(getattr(error, "reason", error), TimeoutError)  # in whatever it is wrapped
+            answer.put(slow if late else str(error) or type(error).__name__)
 
     # A thread that nobody waits for: who answers a byte at a time would outlast any timeout of the socket.
     threading.Thread(target=send, daemon=True).start()
@@ -318,5 +320,4 @@ def _post(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
         if problem is not None:
             raise _FailedError(f"{whom}: {problem}")
         return
-    why = "stopped" if stop.is_set() else f"no answer within {settings.timeout_seconds:g} s"
-    raise _FailedError(f"{whom}: {why}")
+    raise _FailedError(f"{whom}: {'stopped' if stop.is_set() else slow}")

@@ -74,7 +74,7 @@ def test_a_killed_worker_is_replaced_and_its_attempt_counted(daemon: Daemon) -> 
 
 
 def test_a_worker_that_hangs_is_ended_and_its_job_goes_on(make_daemon: MakeDaemon) -> None:
-    daemon = make_daemon(config="hang_seconds = 3\n")
+    daemon = make_daemon(config="hang_seconds = 8\n")
     daemon.drop("cat", **LONG)
     daemon.start()
     daemon.until(lambda: running(daemon) and daemon.status()["jobs"][0]["step"] >= 3, "three steps")
