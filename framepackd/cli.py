@@ -242,7 +242,7 @@ def web(config_file: Path | None, server: str | None, port: int | None, *, share
 def demo(image: Path | None, prompt: str | None, seconds: float, folder: Path) -> None:
     """Make a video with the bundled demo model: the whole way from inbox to outbox.
 
-    It knows some motions of the camera and of the light, and moves any picture: "zoom in", "night falls".
+    It pans over any picture, tilts, and changes the light: "pan left", "look up", "night falls", "fog".
     """
     from framepackd.demo import DemoError, run_demo
 
