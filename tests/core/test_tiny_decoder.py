@@ -125,7 +125,7 @@ class Harmful:
 
 def test_a_file_that_would_run_something_is_refused_and_does_not(tmp_path: Path) -> None:
     file, made = tmp_path / "taehv.pth", tmp_path / "made"
-    torch.save(as_published(decoder__1__bias=Harmful(made)), file)  # type: ignore[arg-type]
+    torch.save(as_published(decoder__1__bias=Harmful(made)), file)  # type: ignore[arg-type] # on purpose
     with pytest.raises(ModelError, match=r"taehv\.pth holds no weights \(Weights only load failed.*"):
         TinyDecoder.load(file)
     assert not made.exists()
