@@ -67,7 +67,14 @@ def running(daemon: Daemon, *options: str, password: str = "") -> Iterator[Web]:
     web.process.wait(20)
 
 
-@pytest.fixture
-def tiny_daemon(tmp_path: Path) -> Iterator[Daemon]:
-    with tiny_daemon_in(tmp_path) as daemon:
+# One daemon and one page for all tests of a module: they are not what is tested.
+@pytest.fixture(scope="module")
+def tiny_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with tiny_daemon_in(tmp_path_factory.mktemp("web")) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="module")
+def web(tiny_daemon: Daemon) -> Iterator[Web]:
+    with running(tiny_daemon) as web:
+        yield web

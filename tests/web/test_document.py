@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -16,20 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.acceptance.conftest import Daemon, environment, picture
-from tests.web.conftest import Web, running, tiny_daemon_in
-
-
-# One daemon and one page for all: the scripts are what is tested.
-@pytest.fixture(scope="module")
-def tiny_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with tiny_daemon_in(tmp_path_factory.mktemp("document")) as daemon:
-        yield daemon
-
-
-@pytest.fixture(scope="module")
-def web(tiny_daemon: Daemon) -> Iterator[Web]:
-    with running(tiny_daemon) as web:
-        yield web
+from tests.web.conftest import Web
 
 
 @pytest.fixture

@@ -14,23 +14,11 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.acceptance.conftest import Daemon, environment, picture
-from tests.web.conftest import Web, free_port, running, tiny_daemon_in
+from tests.web.conftest import Web, free_port, running
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 90_000  # ms
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
-
-
-@pytest.fixture(scope="module")
-def tiny_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with tiny_daemon_in(tmp_path_factory.mktemp("page")) as daemon:
-        yield daemon
-
-
-@pytest.fixture(scope="module")
-def web(tiny_daemon: Daemon) -> Iterator[Web]:
-    with running(tiny_daemon) as web:
-        yield web
 
 
 @pytest.fixture
