@@ -11,21 +11,30 @@ DRAWN_SHARE = 0.15
 
 
 class Crops:
-    """Gives square pieces of pictures, (3, size, size) in [-1, 1]."""
+    """Gives pieces of pictures, (3, height, width) in [-1, 1]."""
 
     def __init__(self, pictures: Sequence[torch.Tensor], short_sides: Sequence[int]) -> None:
         """Scale the pictures (3, H, W), uint8, to each of the short sides."""
         self._scaled = [[scaled(picture, side) for side in short_sides] for picture in pictures]
 
-    def one(self, size: int) -> torch.Tensor:
-        """Draw a piece, by ``random`` and torch's generator."""
+    def one(self, height: int, width: int | None = None) -> torch.Tensor:
+        """Draw a piece, by ``random`` and torch's generator: (3, height, width), else square."""
+        width = width or height
         if random.random() < DRAWN_SHARE:
+            size = max(height, width)
             piece = drawn(size)
         else:
-            fitting = [picture for picture in random.choice(self._scaled) if min(picture.shape[1:]) >= size]
-            picture = random.choice(fitting)
-            top, left = (random.randint(0, length - size) for length in picture.shape[1:])
-            piece = picture[:, top : top + size, left : left + size]
+            piece = random.choice(
+                [
+                    picture
+                    for picture in random.choice(self._scaled)
+                    if picture.shape[1] >= height
+                    and picture.shape[2] >= width
+                    and min(picture.shape[1:]) <= 3 * min(height, width)
+                ]
+            )
+        top, left = random.randint(0, piece.shape[1] - height), random.randint(0, piece.shape[2] - width)
+        piece = piece[:, top : top + height, left : left + width]
         if random.random() < 0.5:
             piece = piece.flip(2)
         if random.random() < 0.4:
@@ -35,7 +44,7 @@ class Crops:
         return piece.clamp(-1, 1)
 
     def many(self, count: int, size: int) -> torch.Tensor:
-        """Draw several, stacked."""
+        """Draw several square ones, stacked."""
         return torch.stack([self.one(size) for _ in range(count)])
 
 

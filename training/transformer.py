@@ -1,18 +1,26 @@
 """Train the transformer: HunyuanVideoFramepackTransformer3DModel, small, for both directions at once.
 
-    python -m training.transformer PICTURES RUN --size 64 --batch 16 --iterations 3000
-    python -m training.transformer PICTURES RUN --size 128 --batch 6 --iterations 1500 --after 64
+    python -m training.transformer small PICTURES RUN --iterations 2000
+    python -m training.transformer middle PICTURES RUN --iterations 2500
+    python -m training.transformer whole PICTURES RUN --iterations 4000
 
 or, on two cores, with ``torchrun --nproc-per-node 2 -m training.transformer`` in place of ``python -m
 ...``.
 
 A sample is a section of a video: where it lies in the video, what it looks back on (in both directions
 exactly what framepack_core gives it), a sentence, and the latents of every fourth frame of the true motion.
+
+The stages ``small`` and ``middle`` learn the velocity of the flow from the true motion with noise. A sampler
+that follows it draws one of the videos that the model holds possible; with a model this small they differ by
+a lot, and none of them is the true one. But there is only one: picture and sentence decide every frame. So
+the stage ``whole`` follows the sampler's own way from noise, a step or two, and learns from there what is
+true: later steps correct the earlier ones instead of embellishing them.
 """
 
 import os
 import random
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import astuple, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -33,6 +41,31 @@ from training.run import Run
 from training.text import IMAGE_DIM, POOLED_DIM, TEXT_DIM
 from training.vae import Skeleton, build
 
+Layout = tuple[Kind, int]  # and the place of the section, counted from the picture
+Shape = tuple[int, int]  # height, width in pixels
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training, with weights of its own."""
+
+    shapes: dict[Shape, int]  # samples of each in a batch
+    odds: tuple[int, ...]  # how often each shape is trained
+    after: str | None  # the stage whose weights it begins with
+    rollouts: bool  # whether it follows the sampler's own way
+
+
+STAGES = {
+    "small": Stage({(64, 64): 16}, (1,), None, rollouts=False),
+    "middle": Stage({(128, 128): 6}, (1,), "small", rollouts=False),
+    # Last it sees the shapes that it is used with: where the middle is, it can only know from these.
+    "whole": Stage(
+        {(96, 96): 10, (128, 128): 6, (192, 192): 2, (160, 240): 2, (240, 160): 2},
+        (5, 9, 2, 2, 2),
+        "middle",
+        rollouts=True,
+    ),
+}
 CONFIG = {
     "num_attention_heads": 3,
     "attention_head_dim": 64,
@@ -50,17 +83,26 @@ CONFIG = {
 }
 WINDOW = 9
 SENTENCES = 500  # for each motion; drawn anew whenever training goes on
-POOL = 1200  # samples of a layout that are kept, to be seen more than once
+POOL = 600  # samples of a layout and shape that are kept, to be seen more than once
 MAX_TOKENS = 32  # all texts are filled up to these: a compiled model wants one shape
 # How often sections of each kind and place are trained: the place is counted from the picture.
-SHARES: dict[tuple[Kind, int], float] = {
+SHARES: dict[Layout, float] = {
     ("f1", 0): 0.5,  # with all places: their indices are the same
     ("framepack", 0): 0.26,
     ("framepack", 1): 0.13,
     ("framepack", 2): 0.06,
     ("framepack", 3): 0.05,
 }
-END_FRAMES = 0.12  # of framepack's samples
+END_FRAMES = 0.1  # of framepack's samples
+# What is hard to learn is seen more often.
+WEIGHTS = dict.fromkeys((*MOTIONS, OTHERWISE), 1.0)
+WEIGHTS |= dict.fromkeys(("zoom in", "zoom out", "rotate left", "rotate right", "ripple"), 2.0)
+WEIGHTS |= dict.fromkeys(("night falls", "sunset", "fog"), 0.5)
+
+
+def any_motion() -> str:
+    """Draw a motion."""
+    return random.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
 
 
 @dataclass(frozen=True)
@@ -111,19 +153,16 @@ class Texts:
 class Samples:
     """Makes samples, and keeps some to be seen again."""
 
-    def __init__(self, pictures: Path, run: Path, size: int) -> None:
-        """Make them of crops of ``size`` pixels."""
-        sides = [side for side in (72, 96, 128, 192, 256, 384) if size <= side <= 3 * size]
-        self._crops = Crops(list(load(pictures, held_out=False).values()), sides)
-        self._size = size
-        self._longest = 2 if size < 96 else 4  # sections; a small picture is soon left behind
+    def __init__(self, pictures: Path, run: Path) -> None:
+        """Make them of the pictures and of what a run learnt before."""
+        self._crops = Crops(list(load(pictures, held_out=False).values()), (72, 96, 128, 192, 256, 384))
         self._skeleton = Skeleton(build())
         self._skeleton.load_state_dict(torch.load(run / "skeleton.pt"))
         self._texts = Texts(run / "text")
         self._image_encoder = SiglipVisionModel.from_pretrained(run / "text/image_encoder/image_encoder")
         self._image_encoder = self._image_encoder.float().eval()
         self.mean, self.std = self._statistics(run / "latents.pt")
-        self._pools: dict[tuple[Kind, int], list[Sample]] = {layout: [] for layout in SHARES}
+        self._pools: defaultdict[tuple[Layout, Shape], list[Sample]] = defaultdict(list)
 
     @torch.no_grad()
     def _statistics(self, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,13 +175,15 @@ class Samples:
         return mean, std
 
     @torch.no_grad()
-    def make(self, kind: Kind, place: int) -> Sample:
+    def make(self, layout: Layout, shape: Shape) -> Sample:
         """Make a sample of a section."""
-        picture = self._crops.one(self._size)
-        motion = random.choice((*MOTIONS, OTHERWISE))
+        kind, place = layout
+        picture = self._crops.one(*shape)
+        motion = any_motion()
+        longest = 2 if min(shape) < 96 else 4  # sections; a small picture is soon left behind
         if kind == "f1":
-            place = random.choices(range(self._longest), (0.5, 0.25, 0.15, 0.1)[: self._longest])[0]
-        sections = random.randint(place + 1, max(self._longest, place + 1))
+            place = random.choices(range(longest), (0.5, 0.25, 0.15, 0.1)[:longest])[0]
+        sections = random.randint(place + 1, max(longest, place + 1))
         first = 1 + WINDOW * place  # of its latents
         ends = kind == "framepack" and random.random() < END_FRAMES
         if kind == "f1":
@@ -154,7 +195,7 @@ class Samples:
         if ends:
             latents = self._fade(picture, torch.tensor(inside) / (WINDOW * sections))
             end = latents[:, -1:]
-            motion = random.choice((*MOTIONS, OTHERWISE))
+            motion = any_motion()  # is only said
         else:
             times, where = torch.tensor(inside).unique(return_inverse=True)
             latents = self._whiten(self._skeleton.encode(render(picture, motion, 4 * times)))[:, where]
@@ -177,9 +218,8 @@ class Samples:
 
     def _fade(self, picture: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
         """Give latents of a picture that becomes another, and last those of the other one."""
-        other = render(
-            self._crops.one(self._size), random.choice(MOTIONS), torch.tensor([random.randint(0, 40)])
-        )
+        shape = picture.shape[1], picture.shape[2]
+        other = render(self._crops.one(*shape), random.choice(MOTIONS), torch.tensor([random.randint(0, 40)]))
         both = self._whiten(self._skeleton.encode(torch.cat([picture[None], other])))
         shares = torch.cat([shares[:-1], torch.ones(1)]).view(1, -1, 1, 1)
         return both[:, :1] * (1 - shares) + both[:, 1:] * shares
@@ -188,17 +228,16 @@ class Samples:
         """From (T, 16, 1, h, w) to (16, T, h, w), whitened."""
         return (latents[:, :, 0].transpose(0, 1) - self.mean) / self.std
 
-    def batch(self, count: int, fresh: int) -> tuple[Kind, int, list[Sample]]:
-        """Give samples of one layout, ``fresh`` of them new."""
-        kind, place = random.choices(list(SHARES), list(SHARES.values()))[0]
-        pool = self._pools[kind, place]
-        for _ in range(fresh if len(pool) >= 4 * count else 4 * count):
-            sample = self.make(kind, place)
+    def batch(self, layout: Layout, shape: Shape, count: int, fresh: int) -> list[Sample]:
+        """Give samples, ``fresh`` of them new."""
+        pool = self._pools[layout, shape]
+        for _ in range(fresh if len(pool) >= 3 * count else count):
+            sample = self.make(layout, shape)
             if len(pool) < POOL:
                 pool.append(sample)
             else:
                 pool[random.randrange(POOL)] = sample
-        return kind, place, random.sample(pool, count)
+        return random.sample(pool, count)
 
 
 @cache
@@ -208,19 +247,15 @@ def section_of(kind: Kind, place: int) -> Section:
     return sections[0] if kind == "f1" else sections[-1 - place]
 
 
-def velocity(
-    model: HunyuanVideoFramepackTransformer3DModel,
-    kind: Kind,
-    place: int,
-    samples: list[Sample],
-    noisy: torch.Tensor,
-    sigmas: torch.Tensor,
-) -> torch.Tensor:
-    """Have the model say where noisy latents (B, 16, 9, h, w) go."""
+def conditions(kind: Kind, place: int, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """Give all that the model is told of samples of one layout, but the noisy latents."""
     section = section_of(kind, place)
     start = torch.stack([sample.start.float() for sample in samples])
     history = torch.stack([sample.history.float() for sample in samples])
-    # What it will look back on was made by itself: it is never quite right.
+    # What it will look back on was made by itself: it is never quite right, and never quite sharp.
+    flat = functional.pad(history.flatten(0, 2), (1, 1, 1, 1), mode="replicate")
+    soft = functional.avg_pool2d(flat, 3, stride=1).view_as(history)
+    history = history.lerp(soft, 0.6 * random.random())
     history = history + 0.08 * random.random() * torch.randn_like(history) * (history != 0)
     if kind == "f1":
         history_4x, history_2x, nearest = history.split([HISTORY_4X, HISTORY_2X, HISTORY_1X], 2)
@@ -232,23 +267,50 @@ def velocity(
         texts[row, : len(sample.text)] = sample.text
         mask[row, : len(sample.text)] = True
     strength = 10_000.0 if random.random() < 0.5 else random.uniform(1_000, 20_000)
-    found: torch.Tensor = model(
-        hidden_states=noisy,
-        timestep=1000 * sigmas,
-        encoder_hidden_states=texts,
-        encoder_attention_mask=mask,
-        pooled_projections=torch.zeros(len(samples), POOLED_DIM),
-        image_embeds=torch.stack([sample.image.float() for sample in samples]),
-        indices_latents=torch.tensor(section.indices_latents),
-        guidance=torch.full((len(samples),), strength),
-        latents_clean=torch.cat([start, nearest], 2),
-        indices_latents_clean=torch.tensor(section.indices_latents_clean),
-        latents_history_2x=history_2x,
-        indices_latents_history_2x=torch.tensor(section.indices_latents_history_2x),
-        latents_history_4x=history_4x,
-        indices_latents_history_4x=torch.tensor(section.indices_latents_history_4x),
-    ).sample
+    return {
+        "encoder_hidden_states": texts,
+        "encoder_attention_mask": mask,
+        "pooled_projections": torch.zeros(len(samples), POOLED_DIM),
+        "image_embeds": torch.stack([sample.image.float() for sample in samples]),
+        "indices_latents": torch.tensor(section.indices_latents),
+        "guidance": torch.full((len(samples),), strength),
+        "latents_clean": torch.cat([start, nearest], 2),
+        "indices_latents_clean": torch.tensor(section.indices_latents_clean),
+        "latents_history_2x": history_2x,
+        "indices_latents_history_2x": torch.tensor(section.indices_latents_history_2x),
+        "latents_history_4x": history_4x,
+        "indices_latents_history_4x": torch.tensor(section.indices_latents_history_4x),
+    }
+
+
+def velocity(
+    model: HunyuanVideoFramepackTransformer3DModel,
+    told: dict[str, torch.Tensor],
+    noisy: torch.Tensor,
+    sigmas: torch.Tensor,
+) -> torch.Tensor:
+    """Have the model say where noisy latents (B, 16, 9, h, w) go."""
+    with torch.autocast("cpu", torch.bfloat16):
+        found: torch.Tensor = model(hidden_states=noisy, timestep=1000 * sigmas, **told).sample
     return found.float()
+
+
+@torch.no_grad()
+def follow(
+    model: HunyuanVideoFramepackTransformer3DModel,
+    told: dict[str, torch.Tensor],
+    noise: torch.Tensor,
+    sigmas: torch.Tensor,
+) -> torch.Tensor:
+    """Go from noise to latents of these noise levels (B,), in one step or two."""
+    latents, now = noise, torch.ones_like(sigmas)
+    ways = [sigmas]
+    if random.random() < 0.4:
+        ways.insert(0, sigmas + (1 - sigmas) * torch.rand(len(sigmas)))
+    for following in ways:
+        step = (following - now).view(-1, 1, 1, 1, 1)
+        latents, now = latents + step * velocity(model, told, latents, now), following
+    return latents
 
 
 class Progress:
@@ -258,10 +320,10 @@ class Progress:
         """Begin with nothing."""
         self._sums: dict[str, tuple[float, float]] = {}
 
-    def add(self, name: str, error: torch.Tensor, still: torch.Tensor) -> None:
-        """Take in squared errors of a sample: of what is made, and of the start repeated."""
+    def add(self, name: str, error: float, still: float) -> None:
+        """Take in mean squared errors of a sample: of what is made, and of the start repeated."""
         ours, theirs = self._sums.get(name, (0.0, 0.0))
-        self._sums[name] = 0.98 * ours + error.mean().item(), 0.98 * theirs + still.mean().item()
+        self._sums[name] = 0.98 * ours + error, 0.98 * theirs + still
 
     def told(self) -> dict[str, float]:
         """Give the shares."""
@@ -271,34 +333,25 @@ class Progress:
 
 
 @click.command()
+@click.argument("stage", type=click.Choice(list(STAGES)))
 @click.argument("pictures", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--size", type=int, required=True)
-@click.option("--batch", "count", type=int, required=True)
 @click.option("--iterations", type=int, required=True)
-@click.option("--fresh", type=int, default=3, help="New samples an iteration.")
+@click.option("--fresh", type=int, default=2, help="New samples an iteration.")
 @click.option("--rate", type=float, default=1e-3)
-@click.option("--after", type=int, help="The size it was trained at before.")
-def main(
-    pictures: Path,
-    folder: Path,
-    size: int,
-    count: int,
-    iterations: int,
-    fresh: int,
-    rate: float,
-    after: int | None,
-) -> None:
-    """Train at one size of pictures."""
+def main(stage: str, pictures: Path, folder: Path, iterations: int, fresh: int, rate: float) -> None:
+    """Train one stage."""
     rank = int(os.environ.get("RANK", "0"))
     if "RANK" in os.environ:
         distributed.init_process_group("gloo")
-    torch.manual_seed(size)
-    random.seed(size)
-    samples = Samples(pictures, folder, size)
+    shapes, odds, after, rollouts = astuple(STAGES[stage])
+    torch.manual_seed(0)
+    random.seed(stage)
+    samples = Samples(pictures, folder)
     model = HunyuanVideoFramepackTransformer3DModel(**CONFIG)
     if after is not None:
         model.load_state_dict(torch.load(folder / f"transformer-{after}.pt"))
+    torch._dynamo.config.recompile_limit = 4 * len(shapes)  # each with gradients and without
     for block in (*model.transformer_blocks, *model.single_transformer_blocks):
         block.compile(dynamic=False)
     in_blocks = [
@@ -312,31 +365,43 @@ def main(
         [{"params": in_blocks, "scale": 2.0}], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
     )
     adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=1e-3)
-    run, progress = Run(folder / f"transformer-{size}", model, muon, adam), Progress()
-    random.seed(f"{size} {run.iteration} {rank}")
+    run, progress = Run(folder / f"transformer-{stage}", model, muon, adam), Progress()
+    random.seed(f"{stage} {run.iteration} {rank}")
     torch.manual_seed(random.getrandbits(40))
-    for iteration in run.to(iterations, rate=rate, warm_up=100, decay=0.5):
-        kind, place, chosen = samples.batch(count, fresh)
+    for iteration in run.to(iterations, rate=rate, warm_up=100, decay=0.6):
+        # The same in all processes, which wait for each other: it decides how long an iteration takes.
+        by = random.Random(iteration)
+        (kind, place), shape = (
+            by.choices(list(SHARES), list(SHARES.values()))[0],
+            by.choices(list(shapes), odds)[0],
+        )
+        chosen = samples.batch((kind, place), shape, shapes[shape], fresh)
         target = torch.stack([sample.target.float() for sample in chosen])
-        drawn = torch.rand(count)
-        drawn = torch.where(torch.rand(count) < 0.5, 0.65 + 0.35 * drawn, drawn)
+        drawn = torch.rand(len(chosen))
+        drawn = torch.where(torch.rand(len(chosen)) < 0.5, 0.65 + 0.35 * drawn, drawn)
         sigmas = 1.9 * drawn / (1 + 0.9 * drawn)
-        share = sigmas.view(-1, 1, 1, 1, 1)
         noise = torch.randn_like(target)
-        noisy = (1 - share) * target + share * noise
-        with torch.autocast("cpu", torch.bfloat16):
-            found = velocity(model, kind, place, chosen, noisy, sigmas)
-        run.step((found - (noise - target)).pow(2).mean())
-        denoised = noisy - share * found.detach()
-        for row in torch.nonzero(sigmas > 0.9).flatten().tolist():
-            still = (chosen[row].start.float() - target[row]).pow(2)
-            progress.add(chosen[row].motion, (denoised[row] - target[row]).pow(2), still)
-            progress.add(f"{kind} {place}", (denoised[row] - target[row]).pow(2), still)
+        told = conditions(kind, place, chosen)
+        if rollouts:
+            sigmas = torch.where(torch.rand(len(chosen)) < 0.3, torch.ones(1), sigmas.clamp(min=0.15))
+            noisy = follow(model, told, noise, sigmas)
+        share = sigmas.view(-1, 1, 1, 1, 1)
+        if not rollouts:
+            noisy = (1 - share) * target + share * noise
+        found = velocity(model, told, noisy, sigmas)
+        error = (noisy - share * found - target).pow(2).mean((1, 2, 3, 4))
+        # What counts is where the way ends; as a velocity the error of low noise would weigh far more.
+        run.step((error if rollouts else error / sigmas.pow(2)).mean())
+        for row, sample in enumerate(chosen):
+            if rollouts or sigmas[row] > 0.9:
+                still = (sample.start.float() - target[row]).pow(2)
+                progress.add(sample.motion, error[row].item(), still.mean().item())
+                progress.add(f"{kind} {place}", error[row].item(), still.mean().item())
         if iteration % 50 == 0:
             run.note(error=progress.told())
     if run.first:
         with run.averaged():
-            torch.save(model.state_dict(), folder / f"transformer-{size}.pt")
+            torch.save(model.state_dict(), folder / f"transformer-{stage}.pt")
 
 
 if __name__ == "__main__":
