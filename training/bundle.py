@@ -1,6 +1,6 @@
 """Put what was trained together as a model's folder, stored in float16.
 
-python -m training.bundle RUN framepack_core/demo_model --size 128
+python -m training.bundle RUN framepack_core/demo_model
 """
 
 import shutil
@@ -10,7 +10,7 @@ import click
 import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 
-from training.transformer import CONFIG
+from training.transformer import CONFIG, STAGES
 from training.vae import LATENT_CHANNELS, build
 
 
@@ -35,13 +35,13 @@ def build_vae(run: Path) -> torch.nn.Module:
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--size", type=int, required=True, help="The size that the transformer was last trained at.")
-def main(run: Path, folder: Path, size: int) -> None:
-    """Write the model of RUN to FOLDER, over the one that is there."""
+@click.option("--stage", type=click.Choice(list(STAGES)), default="whole")
+def main(run: Path, folder: Path, stage: str) -> None:
+    """Write the model of RUN, after a stage of its transformer, to FOLDER, over the one that is there."""
     shutil.copytree(run / "text", folder, dirs_exist_ok=True)
     build_vae(run).half().save_pretrained(folder / "base/vae")
     transformer = HunyuanVideoFramepackTransformer3DModel(**CONFIG)
-    transformer.load_state_dict(torch.load(run / f"transformer-{size}.pt"))
+    transformer.load_state_dict(torch.load(run / f"transformer-{stage}.pt"))
     transformer.half().save_pretrained(folder / "transformer")
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     click.echo(f"{folder}: {total / 1e6:.2f} MB")

@@ -14,6 +14,8 @@ from typing import Any
 import click
 from PIL import Image, ImageDraw
 
+from training.transformer import STAGES as TRANSFORMER_STAGES
+
 WIDTH, HEIGHT, MARGIN = 300, 170, 34
 Entry = dict[str, Any]
 STAGES: dict[str, tuple[str, dict[str, Callable[[Entry], float | None]]]] = {
@@ -22,22 +24,23 @@ STAGES: dict[str, tuple[str, dict[str, Callable[[Entry], float | None]]]] = {
     "vae-frames": (
         "PSNR, dB",
         {
+            "stills, 192 px": lambda entry: entry["psnr"],
             "encoded frames": lambda entry: entry["psnr_of_frames"][4],
             "between them": lambda entry: entry["psnr_of_frames"][6],
         },
     ),
     **{
-        f"transformer-{size}": (
+        f"transformer-{stage}": (
             "error / that of a still",
             {
                 name: lambda entry, name=name: entry["error"].get(name)  # type: ignore[misc] # bound now
-                for name in ("pan left", "zoom in", "rotate left", "night falls")
+                for name in ("pan left", "zoom in", "rotate left", "ripple", "night falls")
             },
         )
-        for size in (64, 128)
+        for stage in TRANSFORMER_STAGES
     },
 }
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd")
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd")
 
 
 def draw(name: str, entries: list[Entry]) -> Image.Image:

@@ -39,7 +39,7 @@ from training.pictures import load
 from training.prompts import draw
 from training.run import Run
 from training.text import IMAGE_DIM, POOLED_DIM, TEXT_DIM
-from training.vae import Skeleton, build
+from training.vae import Skeleton, build, see_stills_in_2d
 
 Layout = tuple[Kind, int]  # and the place of the section, counted from the picture
 Shape = tuple[int, int]  # height, width in pixels
@@ -198,7 +198,9 @@ class Samples:
             motion = any_motion()  # is only said
         else:
             times, where = torch.tensor(inside).unique(return_inverse=True)
-            latents = self._whiten(self._skeleton.encode(render(picture, motion, 4 * times)))[:, where]
+            with torch.autocast("cpu", torch.bfloat16):
+                encoded = self._skeleton.encode(render(picture, motion, 4 * times)).float()
+            latents = self._whiten(encoded)[:, where]
         history = latents[:, 1 + WINDOW :].clone()
         missing = torch.tensor([time != known for time, known in zip(wanted, inside, strict=True)])[
             1 + WINDOW :
@@ -347,6 +349,7 @@ def main(stage: str, pictures: Path, folder: Path, iterations: int, fresh: int, 
     shapes, odds, after, rollouts = astuple(STAGES[stage])
     torch.manual_seed(0)
     random.seed(stage)
+    see_stills_in_2d(slice(-1, None))
     samples = Samples(pictures, folder)
     model = HunyuanVideoFramepackTransformer3DModel(**CONFIG)
     if after is not None:
