@@ -17,7 +17,7 @@ from framepackd.groups import PICTURES
 
 FOLDERS = ("inbox", "outbox", "failed", "state")
 PICTURE, PROMPT = "lake.png", "lake.txt"
-STEPS = 8  # more do not make the demo model's videos better
+STEPS = 4  # more do not make the demo model's videos better
 START_SECONDS, JOB_SECONDS = 30.0, 300.0
 
 

@@ -96,8 +96,8 @@ SHARES: dict[Layout, float] = {
 END_FRAMES = 0.1  # of framepack's samples
 # What is hard to learn is seen more often.
 WEIGHTS = dict.fromkeys((*MOTIONS, OTHERWISE), 1.0)
-WEIGHTS |= dict.fromkeys(("zoom in", "zoom out", "rotate left", "rotate right", "ripple"), 2.0)
-WEIGHTS |= dict.fromkeys(("night falls", "sunset", "fog"), 0.5)
+WEIGHTS |= dict.fromkeys(("zoom in", "zoom out", "rotate left", "rotate right"), 2.0)
+WEIGHTS |= {"ripple": 3.0} | dict.fromkeys(("night falls", "sunset", "fog"), 0.5)
 
 
 def any_motion() -> str:
