@@ -55,7 +55,7 @@ def run_demo(
     environment |= {f"FRAMEPACKD_{key.upper()}": str(folder / key) for key in ("inbox", "outbox", "failed")}
     environment |= {
         "FRAMEPACKD_STATE_DIR": str(state),
-        "FRAMEPACKD_MODEL": "demo",
+        "FRAMEPACKD_MODEL": "demo-f1",  # sharper than "demo": each section sees the one before
         "FRAMEPACKD_SETTLE_SECONDS": "0.5",
         "FRAMEPACKD_CONFIG": str(_write_config(folder)),
     }

@@ -12,7 +12,7 @@ from framepack_core.engine import Engine
 from framepack_core.models import BUILT_IN
 from framepack_core.sections import Kind
 from training.crops import centre
-from training.evaluate import engine_for, make
+from training.evaluate import engine_for, make, truths
 from training.motions import render
 from training.pictures import to_tensor
 from training.run import psnr
@@ -43,6 +43,21 @@ def test_a_pan_is_nearer_to_itself_than_to_a_still_and_the_other_way(
     right_one, other = (psnr(made, render(picture, motion, times)) for motion in ("pan left", "pan right"))
     assert right_one > psnr(picture.expand_as(made), render(picture, "pan left", times)) + 3
     assert right_one > other + 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "motion"),
+    [
+        ("look up", "tilt up"),
+        ("The camera moves closer", "zoom in"),
+        ("spin left", "rotate left"),
+        ("mist rises", "fog"),
+    ],
+)
+def test_of_all_motions_the_one_asked_for_is_nearest(picture: torch.Tensor, prompt: str, motion: str) -> None:
+    made = make(engine("f1"), picture, prompt, 1)[LAST]
+    near = {name: psnr(made, moved[LAST]) for name, moved in truths(picture, 37).items()}
+    assert max(near, key=near.__getitem__) == motion
 
 
 def test_night_falls(picture: torch.Tensor) -> None:
