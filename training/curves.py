@@ -54,7 +54,8 @@ def draw(name: str, entries: list[Entry]) -> Image.Image:
     }
     values = sorted(value for line in points.values() for _, value in line)
     low, high = values[0], values[int(0.98 * (len(values) - 1))]  # the first ones may be far away
-    low, high = (0.0, high) if low < 1 else (math.floor(low), math.ceil(high))
+    # An error beyond that of a still is of no interest.
+    low, high = (0.0, min(high, 1.0)) if low < 1 else (math.floor(low), math.ceil(high))
     longest = max(seconds for line in points.values() for seconds, _ in line)
     for row, (label, line) in enumerate(points.items()):
         places = [
