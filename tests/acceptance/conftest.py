@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from framepackd import client
+from framepackd.config import load_config
+from framepackd.names import printable_json
+
 # The smallest video that has two sections: 32 x 32, window 3, 25 frames, one step each.
 TINY = 'model = "demo"\n[defaults]\nseconds = 1\nsteps = 2\nlatent_window_size = 3\nwidth = 32\nheight = 32\n'
 # 500 steps: seven seconds or more even where nothing else runs, so that what follows finds the job running.
@@ -63,9 +67,8 @@ class Daemon:
         )
 
     def status(self) -> dict[str, Any]:
-        answer = self.command("status", "--json")
-        assert answer.stdout, answer.stderr
-        report: dict[str, Any] = json.loads(answer.stdout)
+        """Give what ``framepackd status --json`` prints, without a process that competes with the daemon."""
+        report: dict[str, Any] = json.loads(printable_json(client.report(load_config(self.config))[0]))
         return report
 
     def until(self, true: Callable[[], bool], what: str, seconds: float = 240) -> None:
