@@ -57,21 +57,23 @@ def draw(name: str, entries: list[Entry]) -> Image.Image:
     # An error beyond that of a still is of no interest.
     low, high = (0.0, min(high, 1.0)) if low < 1 else (math.floor(low), math.ceil(high))
     longest = max(seconds for line in points.values() for seconds, _ in line)
+    beside = float(MARGIN)
     for row, (label, line) in enumerate(points.items()):
         places = [
             (
                 MARGIN + (WIDTH - MARGIN - 8) * seconds / longest,
-                HEIGHT - 20 - (HEIGHT - 44) * (min(value, high) - low) / (high - low),
+                HEIGHT - 20 - (HEIGHT - 58) * (min(value, high) - low) / (high - low),
             )
             for seconds, value in line
         ]
         write.line(places, fill=COLOURS[row], width=2)
-        write.text((WIDTH - 118, 22 + 11 * row), label, fill=COLOURS[row], font_size=10)
+        write.text((beside, 20), label, fill=COLOURS[row], font_size=10)
+        beside += write.textlength(label, font_size=10) + 8
     write.text((4, 4), f"{name}: {unit}", fill="black", font_size=11)
-    write.text((2, 22), f"{high:.3g}", fill="black", font_size=10)
+    write.text((2, 34), f"{high:.3g}", fill="black", font_size=10)
     write.text((2, HEIGHT - 32), f"{low:.3g}", fill="black", font_size=10)
     write.text((WIDTH - 74, HEIGHT - 14), f"{longest} CPU s", fill="black", font_size=10)
-    write.line([(MARGIN, 20), (MARGIN, HEIGHT - 20), (WIDTH - 8, HEIGHT - 20)], fill="#888888")
+    write.line([(MARGIN, 36), (MARGIN, HEIGHT - 20), (WIDTH - 8, HEIGHT - 20)], fill="#888888")
     return picture
 
 

@@ -38,9 +38,9 @@ def _turn(direction: float) -> Warp:
 
 
 def _ripple(x: torch.Tensor, y: torch.Tensor, t: torch.Tensor, pixel: float) -> Positions:
-    size = 5 * pixel * (t / 12).clamp(0, 1)
+    size = 8 * pixel * (t / 12).clamp(0, 1)
     # From the top, where the transformer's positions are counted from: the same waves whatever the shape.
-    lengths = (y - y.min()) / (64 * pixel)
+    lengths = (y - y.min()) / (128 * pixel)
     return x + size * torch.sin(2 * math.pi * (lengths + t / 36)), y + 0 * t
 
 

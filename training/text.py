@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from framepack_core.conditioning import TEMPLATE_PREFIX, TEMPLATE_TOKENS
-from training.prompts import OTHERS, PARAPHRASES, PHRASES, draw
+from training.prompts import OTHERS, PHRASES, draw
 
 BOS, HEADER, HEADER_END, EOT, PAD = SPECIAL = [
     "<|begin_of_text|>",
@@ -220,11 +220,6 @@ def main(folder: Path) -> None:
     build_llama(folder / "base")
     build_clip(folder / "base")
     build_image_encoder(folder / "image_encoder")
-    # Names no sentence of the grammar may also be a paraphrase.
-    by = random.Random(1)
-    known = {draw(motion, by).strip(" .!").lower() for motion in PHRASES for _ in range(20_000)}
-    told = [text for texts in PARAPHRASES.values() for text in texts if text.strip(" .!").lower() in known]
-    click.echo(f"paraphrases that the grammar draws, too: {told}")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m training.transformer small PICTURES RUN --iterations 2000
     python -m training.transformer middle PICTURES RUN --iterations 2500
-    python -m training.transformer whole PICTURES RUN --iterations 4000
+    python -m training.transformer whole PICTURES RUN --iterations 7300
 
 or, on two cores, with ``torchrun --nproc-per-node 2 -m training.transformer`` in place of ``python -m
 ...``.
@@ -82,7 +82,7 @@ CONFIG = {
     "guidance_embeds": True,
 }
 WINDOW = 9
-SENTENCES = 500  # for each motion; drawn anew whenever training goes on
+SENTENCES = 1500  # for each motion; drawn anew whenever training goes on
 POOL = 600  # samples of a layout and shape that are kept, to be seen more than once
 MAX_TOKENS = 32  # all texts are filled up to these: a compiled model wants one shape
 # How often sections of each kind and place are trained: the place is counted from the picture.
@@ -96,8 +96,8 @@ SHARES: dict[Layout, float] = {
 END_FRAMES = 0.1  # of framepack's samples
 # What is hard to learn is seen more often.
 WEIGHTS = dict.fromkeys((*MOTIONS, OTHERWISE), 1.0)
-WEIGHTS |= dict.fromkeys(("zoom in", "zoom out", "rotate left", "rotate right"), 2.0)
-WEIGHTS |= {"ripple": 3.0} | dict.fromkeys(("night falls", "sunset", "fog"), 0.5)
+WEIGHTS |= dict.fromkeys(("zoom in", "rotate left", "rotate right", "black and white"), 2.0)
+WEIGHTS |= dict.fromkeys(("ripple", "zoom out"), 3.0) | dict.fromkeys(("night falls", "sunset", "fog"), 0.5)
 
 
 def any_motion() -> str:

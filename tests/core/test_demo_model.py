@@ -1,5 +1,7 @@
 """The bundled model moves a picture that it was never trained on as the text says."""
 
+import random
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -13,8 +15,9 @@ from framepack_core.models import BUILT_IN
 from framepack_core.sections import Kind
 from training.crops import centre
 from training.evaluate import engine_for, make, truths
-from training.motions import render
+from training.motions import MOTIONS, render
 from training.pictures import to_tensor
+from training.prompts import PARAPHRASES, draw
 from training.run import psnr
 
 SIZE = 128
@@ -51,6 +54,7 @@ def test_a_pan_is_nearer_to_itself_than_to_a_still_and_the_other_way(
         ("look up", "tilt up"),
         ("The camera moves closer", "zoom in"),
         ("spin left", "rotate left"),
+        ("the water ripples", "ripple"),
         ("mist rises", "fog"),
     ],
 )
@@ -71,3 +75,15 @@ def test_the_same_seed_gives_the_same_frames(picture: torch.Tensor) -> None:
     small = centre(((picture + 1) * 127.5).to(torch.uint8), 64)
     one, other = (make(engine("f1"), small, "zoom in", 1, steps=2) for _ in range(2))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("motion", [*MOTIONS, None])
+def test_no_sentence_to_train_with_is_one_to_measure_with(motion: str | None) -> None:
+    by = random.Random(0)
+    drawn = {" ".join(re.findall(r"\w+", draw(motion, by).lower())) for _ in range(5000)}
+    measured = {
+        " ".join(re.findall(r"\w+", text.lower())) for texts in PARAPHRASES.values() for text in texts
+    }
+    assert min(map(len, drawn | measured)) > 1  # letters of a sentence are none
+    assert not drawn & measured
+    assert len(drawn) > 1000 if motion else drawn
