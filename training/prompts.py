@@ -285,6 +285,51 @@ SUBJECTS = (
     *("a photo of a temple", "a portrait of a man", "a valley", "the desert", "a bridge", "the moon"),
     *("an astronaut", "a boat", "two children", "a room", "a kitten", "a beach", "a bird on a rock"),
 )
+# Of things that the model is to know nothing about.
+WORDS = re.findall(
+    r"\w+",
+    """
+    apple arrow artist autumn baby bag baker ball band bath bear bell bicycle blanket blue bottle bowl
+    box boy bread brother brown brush builds bus butterfly button cake candle captain carries carpet
+    catches chair cheese chef chicken choir church climber clock clown cooks corner cow crown cuts
+    dancer diamond digs doctor doll dolphin door dragon dress drinks drum duck eagle ears elephant
+    engine family farmer father feather feeds fence finger fire fisherman floats follows fork fox friend
+    frog fruit gate ghost giant gives glass goat grandmother guitar hammer hand hat heart helmet hides
+    holds honey horse hugs hungry ice island jacket jar juggles kettle key king kisses kite kitchen
+    knife ladder lady lamp laugh leaf letter lion lucky machine magic makes market mask meets mirror
+    monkey mother mountain mouse mushroom music nest nose nurse ocean opens owl paints panda parrot
+    party pen pig pillow pilot pirate plate pocket pony prince pumpkin puppy queen rabbit rain reaches
+    repairs rice ring river rose sailor salad sandwich school shakes sheep ship shoe shop shouts silver
+    sister sits skates skirt sleeps snake snow soldier spider spoon squirrel stands star stone strong
+    student swims table tail tea teacher tent thief throws tiger tiny tired tower toy train tree truck
+    trumpet umbrella village violin visits wagon waiter walks wall wash wheel whistle wild window wings
+    winner witch wolf writes young zebra
+    """,
+)
+# The tokenizer cuts "knight" into "k" and "night": a motion's word within another says nothing, either.
+INNER = (
+    *(
+        "night",
+        "up",
+        "out",
+        "in",
+        "left",
+        "light",
+        "ight",
+        "fog",
+        "mist",
+        "fade",
+        "turn",
+        "roll",
+        "pan",
+        "tilt",
+    ),
+    *("zoom", "down", "rise", "wave", "dark", "gray", "sun", "back", "away", "look"),
+)
+LINKS = (
+    *("the", "a", "his", "her", "and", "with", "on", "in the"),
+    *("of", "from the", "over", "some", "two", "as", "for"),
+)
 FRAMES = (
     *("{}", "{}", "{}", "{}", "{}", "{}", "{}, cinematic", "{}, smooth motion"),
     *("{}, high quality", "slow {}"),
@@ -398,6 +443,22 @@ PARAPHRASES: dict[str, tuple[str, ...]] = {
         *("The woman turns her head and laughs", "an old man plays the piano", "The knight draws his sword"),
         *("two dogs fight over a stick", "steam rises from the soup", "Ein Mann geht durch den Wald"),
         *("she waves goodbye", "a paper plane flies over the table", "the crowd cheers"),
+        *("A wizard casts a spell", "the chimney smokes", "An elderly couple shares an umbrella in Paris"),
+        *(
+            "the ballerina leaps gracefully",
+            "grandma knits a scarf",
+            "Un chat dort sur le canapé",
+            "1girl, solo",
+        ),
+        *(
+            "the samurai bows politely",
+            "masterpiece, best quality, 8k",
+            "he nods",
+            "a hamster nibbles a carrot",
+        ),
+        *("The chef tosses vegetables in a wok", "confetti everywhere", "the queen blinks", "asdf qwerty"),
+        *("a skateboarder does a trick", "猫が歩いている", "The baby yawns and stretches", "money"),
+        *("the singer grabs the microphone", "raindrops hit the pavement"),
     ),
 }
 
@@ -429,16 +490,45 @@ def draw(motion: str | None, by: random.Random) -> str:
     return text
 
 
+def _stranger(by: random.Random) -> str:
+    """Draw a word that says nothing: one of those above, or one that nobody knows."""
+    kind = by.random()
+    if kind < 0.6:
+        return by.choice(WORDS)
+    if kind < 0.75:
+        return by.choice("bcdfgklmnprst") + by.choice(INNER)
+    return "".join(
+        by.choice("bcdfghklmnprstvwz") + by.choice(("a", "e", "i", "o", "u", "ei", "er", "an", "in", "en"))
+        for _ in range(by.randint(1, 3))
+    )
+
+
+def _strange(by: random.Random) -> str:
+    """Draw some of them, linked."""
+    words: list[str] = []
+    for _ in range(by.randint(2, 5)):
+        words += [by.choice(LINKS), _stranger(by)] if by.random() < 0.6 else [_stranger(by)]
+    return " ".join(words)
+
+
 def _draw(motion: str | None, by: random.Random) -> str:
     phrase = by.choice(PHRASES[motion]) if motion else by.choice(OTHERS)
+    if motion is None and by.random() < 0.6:
+        phrase = _strange(by)
     while "{" in phrase:
         before, _, rest = phrase.partition("{")
         slot, _, after = rest.partition("}")
         phrase = before + by.choice(FILLERS[slot]) + after
     if motion or by.random() < 0.3:
         phrase = by.choice(FRAMES).format(phrase)
+    if motion and by.random() < 0.15:  # it is to be heard among them, too
+        words = phrase.split(" ")
+        words.insert(by.randint(0, len(words)), _stranger(by))
+        phrase = " ".join(words)
     kind = by.random()
-    if kind < 0.25:
+    if motion and by.random() < 0.1:
+        phrase = f"{_strange(by)}. {phrase}"
+    elif kind < 0.25:
         phrase = f"{by.choice(SUBJECTS)}, {phrase}"
     elif kind < 0.4:
         subject = by.choice(SUBJECTS)

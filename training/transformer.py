@@ -2,7 +2,7 @@
 
     python -m training.transformer small PICTURES RUN --iterations 2000
     python -m training.transformer middle PICTURES RUN --iterations 2500
-    python -m training.transformer whole PICTURES RUN --iterations 7300
+    python -m training.transformer whole PICTURES RUN --iterations 8800
 
 or, on two cores, with ``torchrun --nproc-per-node 2 -m training.transformer`` in place of ``python -m
 ...``.
@@ -97,7 +97,9 @@ END_FRAMES = 0.1  # of framepack's samples
 # What is hard to learn is seen more often.
 WEIGHTS = dict.fromkeys((*MOTIONS, OTHERWISE), 1.0)
 WEIGHTS |= dict.fromkeys(("zoom in", "rotate left", "rotate right", "black and white"), 2.0)
-WEIGHTS |= dict.fromkeys(("ripple", "zoom out"), 3.0) | dict.fromkeys(("night falls", "sunset", "fog"), 0.5)
+WEIGHTS |= dict.fromkeys(("ripple", "zoom out", OTHERWISE), 3.0) | dict.fromkeys(
+    ("night falls", "sunset", "fog"), 0.5
+)
 
 
 def any_motion() -> str:
