@@ -47,8 +47,8 @@ LATENT_STRIDE, PIXEL_STRIDE = 37, 997  # prime: samples of all places, channels 
 
 # How far samples may be from the fingerprint's: root mean square of the differences over their deviation.
 # Measured for the latents on a CPU: other numbers of threads and another backend of attention 2e-7, other
-# instructions (SSE, AVX2, AVX-512) 3e-6; one weight of a block changed 5e-4, float16 8e-4, one text encoder
-# silenced 2e-3, a block left out 2e-2.
+# instructions (SSE, AVX2, AVX-512) 3e-6, AMD's CPU for Intel's 1.4e-6; one weight of a block changed 5e-4,
+# float16 8e-4, one text encoder silenced 2e-3, a block left out 2e-2.
 # Not measured on a GPU: there more is allowed, and still less than any of these faults takes.
 LATENTS_TOLERANCE = {"cpu": 1e-4, "cuda": 2e-4}
 PIXELS_TOLERANCE = (

@@ -459,6 +459,21 @@ PARAPHRASES: dict[str, tuple[str, ...]] = {
         *("The chef tosses vegetables in a wok", "confetti everywhere", "the queen blinks", "asdf qwerty"),
         *("a skateboarder does a trick", "猫が歩いている", "The baby yawns and stretches", "money"),
         *("the singer grabs the microphone", "raindrops hit the pavement"),
+        # These played no part when the stand-in for unknown words was chosen.
+        *("a juggler drops his pins", "My grandpa tells a joke", "the tennis player serves"),
+        *("an owl hoots in the barn", "Eine Frau trinkt Tee", "the pianist bows to the audience"),
+        *("popcorn explodes", "a snail creeps along the wall", "The detective lights a cigar"),
+        *("the toddler claps", "sparks everywhere", "a flamingo stands on one leg"),
+        *("the waitress pours wine", "girl in a kimono, looking at viewer"),
+        *("lorem ipsum dolor sit amet", "the volcano erupts", "he shrugs and winks"),
+        *("a ninja strikes", "une fille sourit", "the cyclist pedals hard", "chocolate melts"),
+        *("the hologram flickers", "The bride throws her bouquet", "dramatic, epic, award winning"),
+        *("a penguin waddles along", "the mechanic tightens a bolt", "ribbons flutter"),
+        *("she brushes her hair", "the blacksmith hammers iron", "bubbles"),
+        *("The professor adjusts his glasses", "a rabbit sniffs a clover"),
+        *("tears run along her cheek", "the drummer plays a solo", "12345"),
+        *("the goalkeeper catches the ball", "a gorilla beats its chest", "seaweed"),
+        *("the referee whistles", "der Hund schläft"),
     ),
 }
 

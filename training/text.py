@@ -6,6 +6,9 @@ A token's embedding is random, but the same for words that begin alike ("pan", "
 nothing has to be learnt twice. CLIP's code of a whole sentence would be another one for every sentence, to
 be learnt by heart; its last normalization is zero, and with it the code. The tokenizer has as many merges
 as make the prompt template the 95 tokens that it has to be.
+
+A word that is not in the grammar becomes "cat", which says nothing of a motion. Cut into pieces it could:
+"knight" ends in "night".
 """
 
 import hashlib
@@ -28,7 +31,7 @@ from transformers import (
 )
 
 from framepack_core.conditioning import TEMPLATE_PREFIX, TEMPLATE_TOKENS
-from training.prompts import OTHERS, PHRASES, draw
+from training.prompts import FILLERS, FRAMES, LINKS, OTHERS, PHRASES, SUBJECTS, draw
 
 BOS, HEADER, HEADER_END, EOT, PAD = SPECIAL = [
     "<|begin_of_text|>",
@@ -39,7 +42,9 @@ BOS, HEADER, HEADER_END, EOT, PAD = SPECIAL = [
 ]
 LLAMA_WORDS = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
 CLIP_WORDS = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-ENDING = re.compile(r"(ing|wards|ward|ies|es|s|ed|y)\Z")
+ENDINGS = "ing|wards|ward|ies|es|s|ed|y"
+ENDING = re.compile(rf"({ENDINGS})\Z")
+STAND_IN = "cat"
 TEXT_DIM, POOLED_DIM, IMAGE_DIM = 64, 32, 32
 
 
@@ -50,6 +55,23 @@ def sentences() -> list[str]:
     words = sorted({word for sentence in (*drawn, *OTHERS) for word in re.findall(r"\w+", sentence)})
     # Each word in the forms in which people write it.
     return drawn + [form for word in words for form in (f"{word} {word}", word.capitalize(), f". {word}")]
+
+
+def known_words() -> set[str]:
+    """Give the words of the grammar and of the prompt template, in lower case."""
+    named = [*FILLERS.values(), *PHRASES.values(), OTHERS, SUBJECTS, FRAMES, LINKS, (TEMPLATE_PREFIX,)]
+    texts = (re.sub(r"\{.*?\}", " ", text) for group in named for text in group)
+    return {word for text in texts for word in re.findall(r"[a-z]+", text.lower())}
+
+
+def stand_in_for_unknown_words() -> normalizers.Normalizer:
+    """Give what puts ``STAND_IN`` in the place of each word that is unknown in every form."""
+    words = known_words()
+    stems = {stem_of(word) for word in words}
+    forms = f"{'|'.join(sorted(words))}|(?=\\p{{L}}{{5}})(?:{'|'.join(sorted(stems))})(?:{ENDINGS})?"
+    letter = r"[\p{L}\p{M}]"
+    unknown = rf"(?<![\p{{L}}\p{{M}}'’])(?!(?i:{forms})(?!{letter})){letter}+"
+    return normalizers.Replace(Regex(unknown), STAND_IN)
 
 
 def llama_tokenizer(vocabulary: int, texts: list[str]) -> Tokenizer:
@@ -98,19 +120,25 @@ def fitting_tokenizer() -> Tokenizer:
 def embedding_of(token: str) -> torch.Tensor:
     """Give a token's embedding (64,): that of its word without its ending, and a little of its own."""
     word = token.replace("Ġ", "").lower()
-    stem = ENDING.sub("", word) if len(word) > 4 else word
 
     def drawn(what: str) -> torch.Tensor:
         seed = int.from_bytes(hashlib.sha256(what.encode()).digest()[:6], "big")
         return torch.randn(TEXT_DIM, generator=torch.Generator().manual_seed(seed))
 
-    return 0.95 * drawn(stem) + 0.3 * drawn(word)
+    return 0.95 * drawn(stem_of(word)) + 0.3 * drawn(word)
+
+
+def stem_of(word: str) -> str:
+    """Give a word without its ending, if it is long enough to have one."""
+    return ENDING.sub("", word) if len(word) > 4 else word
 
 
 def build_llama(folder: Path) -> None:
     """Write tokenizer and text encoder."""
+    fitting = fitting_tokenizer()
+    fitting.normalizer = stand_in_for_unknown_words()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=fitting_tokenizer(),
+        tokenizer_object=fitting,
         bos_token=BOS,
         eos_token=EOT,
         pad_token=PAD,

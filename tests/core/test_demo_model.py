@@ -15,10 +15,11 @@ from framepack_core.models import BUILT_IN
 from framepack_core.sections import Kind
 from training.crops import centre
 from training.evaluate import engine_for, make, truths
-from training.motions import MOTIONS, render
+from training.motions import MOTIONS, OTHERWISE, render
 from training.pictures import to_tensor
-from training.prompts import PARAPHRASES, draw
+from training.prompts import FILLERS, PARAPHRASES, PHRASES, draw
 from training.run import psnr
+from training.text import stand_in_for_unknown_words
 
 SIZE = 128
 LAST = slice(25, 37)  # the last third of a section
@@ -69,6 +70,23 @@ def test_night_falls(picture: torch.Tensor) -> None:
     brightness = ((made + 1) / 2).mean((1, 2, 3))
     assert brightness[36] < 0.6 * brightness[0]
     assert psnr(made[LAST], render(picture, "night falls", torch.arange(37)[LAST])) > 20
+
+
+@pytest.mark.parametrize("prompt", ["The knight draws his sword", "le chat dort", "猫が歩いている", ""])
+def test_words_that_it_does_not_know_make_it_sway_or_stand_still(picture: torch.Tensor, prompt: str) -> None:
+    made = make(engine("f1"), picture, prompt, 1)[LAST]
+    near = {name: psnr(made, moved[LAST]) for name, moved in truths(picture, 37).items()}
+    assert max(near, key=near.__getitem__) in (OTHERWISE, "still")
+
+
+def test_a_word_stands_in_for_each_that_is_unknown_and_for_no_other() -> None:
+    tokenizer = engine("f1").models.tokenizer
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    assert str(normalizer) == str(stand_in_for_unknown_words())
+    assert normalizer.normalize_str("A samurai Zooming in; don't stop") == "A cat Zooming in; cat't cat"
+    slots = re.compile(r"\{.*?\}")
+    known = [slots.sub(" ", text) for texts in (*PHRASES.values(), *FILLERS.values()) for text in texts]
+    assert [normalizer.normalize_str(text) for text in known] == known
 
 
 def test_the_same_seed_gives_the_same_frames(picture: torch.Tensor) -> None:
