@@ -1,16 +1,18 @@
 # Two commands on a fresh machine; each builds .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+PROCESSES := $(shell expr $$(nproc) \* 3 / 2)
 
 .PHONY: demo test check clean
 
 demo: .venv/installed
 	@$(BIN)/framepackd demo
 
-# A file a process and a thread each: most tests wait for daemons, and the tiny models gain nothing from threads.
-# In the order of the folders: the slow files come first, and many quick ones fill up the end.
+# A file a process and a thread each: the tiny models gain nothing from threads. More processes than cores: a third
+# of the time nothing computes, the tests wait for daemons. In the order of the folders: the slow files come first,
+# and many quick ones fill up the end.
 test: .venv/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not gpu and not systemd" --durations=15
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not gpu and not systemd" --durations=15
 
 check: .venv/installed
 	$(BIN)/ruff check .
