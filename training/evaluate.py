@@ -29,8 +29,8 @@ from framepack_core.request import Request
 from framepack_core.sections import Kind, chronological
 from training.crops import centre
 from training.motions import MOTIONS, OTHERWISE, render
+from training.paraphrases import PARAPHRASES
 from training.pictures import load
-from training.prompts import PARAPHRASES
 from training.run import psnr
 
 THIRDS = {"first section": slice(25, 37), "second section": slice(61, 73)}
@@ -75,6 +75,11 @@ def truths(picture: torch.Tensor, frames: int) -> dict[str, torch.Tensor]:
     return true | {"still": picture[None].expand(frames, -1, -1, -1)}
 
 
+def nearest(made: torch.Tensor, true: dict[str, torch.Tensor], frames: slice) -> str:
+    """Say which motion some frames of a video are nearest to."""
+    return max(true, key=lambda motion: psnr(made[frames], true[motion][frames]))
+
+
 _engine: Engine  # of a process that measures
 
 
@@ -95,11 +100,10 @@ def measure_motions(photo: torch.Tensor, size: int) -> dict[str, dict[str, dict[
         first = THIRDS["first section"]
         through_vae = _through_vae(true[motion][first.start - 5 : first.stop : 4])[5:]
         for third, frames in THIRDS.items():
-            near = {other: psnr(made[frames], moved[frames]) for other, moved in true.items()}
             figures[motion][third] = {
-                "psnr": round(near[motion], 2),
+                "psnr": round(psnr(made[frames], true[motion][frames]), 2),
                 "still": round(psnr(true["still"][frames], true[motion][frames]), 2),
-                "nearest": max(near, key=near.__getitem__),
+                "nearest": nearest(made, true, frames),
             }
         figures[motion]["first section"]["vae"] = round(psnr(through_vae, true[motion][first]), 2)
     return figures
@@ -117,9 +121,7 @@ def _through_vae(known: torch.Tensor) -> torch.Tensor:
 def understood(photo: torch.Tensor, size: int, text: str) -> str:
     """Say which motion comes of a sentence."""
     picture = centre(photo, size)
-    made = make(_engine, picture, text, 1)[25:]
-    near = {motion: psnr(made, frames[25:]) for motion, frames in truths(picture, 37).items()}
-    return max(near, key=near.__getitem__)
+    return nearest(make(_engine, picture, text, 1), truths(picture, 37), THIRDS["first section"])
 
 
 @torch.no_grad()

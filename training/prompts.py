@@ -1,7 +1,9 @@
-"""Sentences for each motion: a small grammar to train with, and others that are only measured with."""
+"""Sentences to train with: a small grammar for each motion."""
 
 import random
 import re
+
+from training.paraphrases import PARAPHRASES
 
 
 def _moves(way: str, verb: str) -> tuple[str, ...]:
@@ -285,47 +287,7 @@ SUBJECTS = (
     *("a photo of a temple", "a portrait of a man", "a valley", "the desert", "a bridge", "the moon"),
     *("an astronaut", "a boat", "two children", "a room", "a kitten", "a beach", "a bird on a rock"),
 )
-# Of things that the model is to know nothing about.
-WORDS = re.findall(
-    r"\w+",
-    """
-    apple arrow artist autumn baby bag baker ball band bath bear bell bicycle blanket blue bottle bowl
-    box boy bread brother brown brush builds bus butterfly button cake candle captain carries carpet
-    catches chair cheese chef chicken choir church climber clock clown cooks corner cow crown cuts
-    dancer diamond digs doctor doll dolphin door dragon dress drinks drum duck eagle ears elephant
-    engine family farmer father feather feeds fence finger fire fisherman floats follows fork fox friend
-    frog fruit gate ghost giant gives glass goat grandmother guitar hammer hand hat heart helmet hides
-    holds honey horse hugs hungry ice island jacket jar juggles kettle key king kisses kite kitchen
-    knife ladder lady lamp laugh leaf letter lion lucky machine magic makes market mask meets mirror
-    monkey mother mountain mouse mushroom music nest nose nurse ocean opens owl paints panda parrot
-    party pen pig pillow pilot pirate plate pocket pony prince pumpkin puppy queen rabbit rain reaches
-    repairs rice ring river rose sailor salad sandwich school shakes sheep ship shoe shop shouts silver
-    sister sits skates skirt sleeps snake snow soldier spider spoon squirrel stands star stone strong
-    student swims table tail tea teacher tent thief throws tiger tiny tired tower toy train tree truck
-    trumpet umbrella village violin visits wagon waiter walks wall wash wheel whistle wild window wings
-    winner witch wolf writes young zebra
-    """,
-)
-# The tokenizer cuts "knight" into "k" and "night": a motion's word within another says nothing, either.
-INNER = (
-    *(
-        "night",
-        "up",
-        "out",
-        "in",
-        "left",
-        "light",
-        "ight",
-        "fog",
-        "mist",
-        "fade",
-        "turn",
-        "roll",
-        "pan",
-        "tilt",
-    ),
-    *("zoom", "down", "rise", "wave", "dark", "gray", "sun", "back", "away", "look"),
-)
+STAND_IN = "cat"  # what the tokenizer makes of each word that is not in this grammar
 LINKS = (
     *("the", "a", "his", "her", "and", "with", "on", "in the"),
     *("of", "from the", "over", "some", "two", "as", "for"),
@@ -336,146 +298,6 @@ FRAMES = (
     *("{} slowly", "{} gently", "please {}", "{}, in one take", "a video in which {}", "now {}", "then {}"),
     *("smooth {}", "{}, realistic", "{} over the scene", "{} of the scene", "make it {}", "cinematic {}"),
 )
-
-
-# Never trained on: ``draw`` leaves these out.
-PARAPHRASES: dict[str, tuple[str, ...]] = {
-    "pan left": (
-        *("The camera swings around to the left", "show me what is on the left"),
-        *("A city street. Camera pans slowly leftward", "drifting left across the landscape"),
-        *("The camera gently travels left across the scene", "a smooth camera pan towards the left"),
-        *("Slowly looking to the left", "the view slides leftwards", "slow camera motion to the left"),
-        *("A boat on the sea. We pan to the left in one smooth motion.", "shot moving left"),
-        *("let the camera drift left", "left, slowly"),
-    ),
-    "pan right": (
-        *("The camera swings around to the right", "show me what is on the right"),
-        *("A city street. Camera pans slowly rightward", "drifting right across the landscape"),
-        *("The camera gently travels right across the scene", "a smooth camera pan towards the right"),
-        *("Slowly looking to the right", "the view slides rightwards", "slow camera motion to the right"),
-        *("A boat on the sea. We pan to the right in one smooth motion.", "shot moving right"),
-        *("let the camera drift right", "right, slowly"),
-    ),
-    "tilt up": (
-        *("the camera lifts its gaze to the sky", "A temple, the camera climbing upwards"),
-        *("raise the camera a bit", "we look up into the blue"),
-        *("The camera gently travels upwards", "a smooth camera tilt towards the sky, up"),
-        *("Slowly looking up", "the view tilts up", "slow upward camera motion"),
-        *("A rocket in the desert. We tilt up in one smooth motion.", "shot moving upwards"),
-        *("let the camera rise up slowly", "up, slowly"),
-    ),
-    "tilt down": (
-        *("the camera drops towards the floor", "A tower, the camera descending slowly"),
-        *("lower the camera a bit", "we look down at our feet"),
-        *("The camera gently travels downwards", "a smooth camera tilt towards the ground, down"),
-        *("Slowly looking down", "the view tilts down", "slow downward camera motion"),
-        *("A rocket in the desert. We tilt down in one smooth motion.", "shot moving downwards"),
-        *("let the camera sink down slowly", "down, slowly"),
-    ),
-    "zoom in": (
-        *("get a closer look", "the lens zooms in tight"),
-        *("We approach the old house", "A cat. Slow push-in on its face"),
-        *("The camera gently comes in closer", "a smooth cinematic zoom in", "we slowly get closer"),
-        *("zoom in towards the cat", "Slowly pushing in", "the shot zooms in on a flower"),
-        *("let the camera move in closer", "closer and closer", "A portrait of a woman. Zooming closer."),
-    ),
-    "zoom out": (
-        *("step back to show the whole place", "the lens zooms out wide"),
-        *("We retreat from the old house", "A cat. The camera pulls slowly back"),
-        *("The camera gently goes further back", "a smooth cinematic zoom out", "we slowly get further away"),
-        *("zoom out from the cat", "Slowly pulling back", "the shot zooms out to a wide view"),
-        *("let the camera move out and away", "further and further away"),
-        *("A portrait of a man. Zooming away.",),
-    ),
-    "rotate left": (
-        *("the world spins counterclockwise", "roll gently over to the left"),
-        *("turn the image anticlockwise", "the whole view is rotated to the left"),
-        *("The camera gently rolls to the left", "a smooth rotation to the left", "we slowly spin left"),
-        *("the scene rotates counterclockwise", "Slowly rotating counterclockwise", "the shot spins left"),
-        *("let the picture rotate left", "counterclockwise", "A flower. It is rotating to the left."),
-    ),
-    "rotate right": (
-        *("the world spins clockwise", "roll gently over to the right"),
-        *("turn the image clockwise", "the whole view is rotated to the right"),
-        *("The camera gently rolls to the right", "a smooth rotation to the right", "we slowly spin right"),
-        *("the scene rotates clockwise", "Slowly rotating clockwise", "the shot spins right"),
-        *("let the picture rotate right", "clockwise", "A flower. It is rotating to the right."),
-    ),
-    "ripple": (
-        *("it shimmers like a reflection on the water", "the image sways in small waves"),
-        *("Ripples spread over the whole lake", "everything undulates softly"),
-        *("The scene ripples gently", "ripples go through the water", "the whole picture wobbles"),
-        *("waves go through the scene", "Everything is rippling like water"),
-        *("the lake ripples", "a wavy surface"),
-        *("like under water", "A valley. The air wobbles."),
-    ),
-    "night falls": (
-        *("dusk turns to night", "the sun is gone and darkness falls"),
-        *("make it nighttime", "The lights are dimmed until all is dark"),
-        *("The night is coming", "slowly it gets dark", "the day fades into night", "the sky turns dark"),
-        *("Darkness comes over the city", "the scene grows dark", "night", "it is getting dark"),
-        *("A bridge. The light fades and it becomes night.",),
-    ),
-    "sunset": (
-        *("the light of the setting sun", "everything glows in warm orange light"),
-        *("make it look like sunset", "The sun sinks behind the hills"),
-        *("The sun slowly sets", "a golden sunset", "the evening light gets warm", "warm golden light"),
-        *("Sunset over the sea", "the scene turns golden"),
-        *("the sky glows orange", "slowly the sun goes down over the sea"),
-        *("A beach. The evening comes with warm light.",),
-    ),
-    "black and white": (
-        *("take the colour out of the picture", "it turns into an old monochrome photograph"),
-        *("all colours vanish", "remove the colours"),
-        *("The picture turns black and white", "slowly the colours disappear", "the scene loses its colour"),
-        *("a black and white film", "Everything fades to grey", "colors drain away", "the colors turn grey"),
-        *("it all becomes monochrome", "A house. It fades to black and white."),
-    ),
-    "fog": (
-        *("a dense fog swallows the scene", "The mist thickens"),
-        *("make it foggy", "haze spreads over the far hills"),
-        *("The fog slowly comes in", "thick mist rolls in", "the scene disappears in the fog", "rising mist"),
-        *("White mist covers the valley", "it gets misty", "the haze gets thicker", "a foggy scene"),
-        *("A forest. Fog rises and covers everything.",),
-    ),
-    # Names no motion of these.
-    "sway": (
-        *("The woman turns her head and laughs", "an old man plays the piano", "The knight draws his sword"),
-        *("two dogs fight over a stick", "steam rises from the soup", "Ein Mann geht durch den Wald"),
-        *("she waves goodbye", "a paper plane flies over the table", "the crowd cheers"),
-        *("A wizard casts a spell", "the chimney smokes", "An elderly couple shares an umbrella in Paris"),
-        *(
-            "the ballerina leaps gracefully",
-            "grandma knits a scarf",
-            "Un chat dort sur le canapé",
-            "1girl, solo",
-        ),
-        *(
-            "the samurai bows politely",
-            "masterpiece, best quality, 8k",
-            "he nods",
-            "a hamster nibbles a carrot",
-        ),
-        *("The chef tosses vegetables in a wok", "confetti everywhere", "the queen blinks", "asdf qwerty"),
-        *("a skateboarder does a trick", "猫が歩いている", "The baby yawns and stretches", "money"),
-        *("the singer grabs the microphone", "raindrops hit the pavement"),
-        # These played no part when the stand-in for unknown words was chosen.
-        *("a juggler drops his pins", "My grandpa tells a joke", "the tennis player serves"),
-        *("an owl hoots in the barn", "Eine Frau trinkt Tee", "the pianist bows to the audience"),
-        *("popcorn explodes", "a snail creeps along the wall", "The detective lights a cigar"),
-        *("the toddler claps", "sparks everywhere", "a flamingo stands on one leg"),
-        *("the waitress pours wine", "girl in a kimono, looking at viewer"),
-        *("lorem ipsum dolor sit amet", "the volcano erupts", "he shrugs and winks"),
-        *("a ninja strikes", "une fille sourit", "the cyclist pedals hard", "chocolate melts"),
-        *("the hologram flickers", "The bride throws her bouquet", "dramatic, epic, award winning"),
-        *("a penguin waddles along", "the mechanic tightens a bolt", "ribbons flutter"),
-        *("she brushes her hair", "the blacksmith hammers iron", "bubbles"),
-        *("The professor adjusts his glasses", "a rabbit sniffs a clover"),
-        *("tears run along her cheek", "the drummer plays a solo", "12345"),
-        *("the goalkeeper catches the ball", "a gorilla beats its chest", "seaweed"),
-        *("the referee whistles", "der Hund schläft"),
-    ),
-}
 
 
 def _words(text: str) -> str:
@@ -505,24 +327,11 @@ def draw(motion: str | None, by: random.Random) -> str:
     return text
 
 
-def _stranger(by: random.Random) -> str:
-    """Draw a word that says nothing: one of those above, or one that nobody knows."""
-    kind = by.random()
-    if kind < 0.6:
-        return by.choice(WORDS)
-    if kind < 0.75:
-        return by.choice("bcdfgklmnprst") + by.choice(INNER)
-    return "".join(
-        by.choice("bcdfghklmnprstvwz") + by.choice(("a", "e", "i", "o", "u", "ei", "er", "an", "in", "en"))
-        for _ in range(by.randint(1, 3))
-    )
-
-
 def _strange(by: random.Random) -> str:
-    """Draw some of them, linked."""
+    """Draw what is left of a sentence of unknown words."""
     words: list[str] = []
     for _ in range(by.randint(2, 5)):
-        words += [by.choice(LINKS), _stranger(by)] if by.random() < 0.6 else [_stranger(by)]
+        words += [by.choice(LINKS), STAND_IN] if by.random() < 0.6 else [STAND_IN]
     return " ".join(words)
 
 
@@ -538,7 +347,7 @@ def _draw(motion: str | None, by: random.Random) -> str:
         phrase = by.choice(FRAMES).format(phrase)
     if motion and by.random() < 0.15:  # it is to be heard among them, too
         words = phrase.split(" ")
-        words.insert(by.randint(0, len(words)), _stranger(by))
+        words.insert(by.randint(0, len(words)), STAND_IN)
         phrase = " ".join(words)
     kind = by.random()
     if motion and by.random() < 0.1:

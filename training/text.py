@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from framepack_core.conditioning import TEMPLATE_PREFIX, TEMPLATE_TOKENS
-from training.prompts import FILLERS, FRAMES, LINKS, OTHERS, PHRASES, SUBJECTS, draw
+from training.prompts import FILLERS, FRAMES, LINKS, OTHERS, PHRASES, STAND_IN, SUBJECTS, draw
 
 BOS, HEADER, HEADER_END, EOT, PAD = SPECIAL = [
     "<|begin_of_text|>",
@@ -44,7 +44,6 @@ LLAMA_WORDS = Regex(r"\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
 CLIP_WORDS = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 ENDINGS = "ing|wards|ward|ies|es|s|ed|y"
 ENDING = re.compile(rf"({ENDINGS})\Z")
-STAND_IN = "cat"
 TEXT_DIM, POOLED_DIM, IMAGE_DIM = 64, 32, 32
 
 
