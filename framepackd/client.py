@@ -21,7 +21,8 @@ def report(config: Config) -> tuple[dict[str, Any], int]:
         return (answer, 0) if answer is not None else _look(config, stopped)
     except Exception as error:  # whatever it is: it cannot be told
         daemon = {**stopped, "state": "unknown", "error": f"cannot tell: {config.state_dir}: {error}"}
-        return {"daemon": daemon, "counts": {}, "eta_seconds": None, "jobs": [], "waiting": []}, EXIT_UNKNOWN
+        nothing: dict[str, Any] = {"eta_seconds": None, "jobs": [], "waiting": [], "problems": []}
+        return {"daemon": daemon, "counts": {}, **nothing}, EXIT_UNKNOWN
 
 
 def ask(config: Config, request: dict[str, Any]) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from framepackd.inbox import Inbox, Scan, Waiting
 from framepackd.jobs import JobStore
 from framepackd.metrics import Metrics
 from framepackd.notify import Reporter
+from framepackd.problems import Problem
 from framepackd.readiness import missing_model, missing_room
 from framepackd.results_page import ResultsPage
 from framepackd.runner import CANCELLING, ROUND_SECONDS, STOPPING, Runner
@@ -80,6 +81,7 @@ class Daemon:
         self._results_page = ResultsPage()
         self._metrics = Metrics(lambda: self._config, store, self._snapshot)
         self._waiting: tuple[Waiting, ...] = ()
+        self._problems: tuple[Problem, ...] = ()
         self._since = utc_now()
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._next_scan = 0.0
@@ -140,7 +142,7 @@ class Daemon:
             return {"error": f"it is busy: {then}"}
 
     def _snapshot(self) -> dict[str, Any]:
-        return snapshot(self._store, self._waiting, self._describe())
+        return snapshot(self._store, self._waiting, self._describe(), self._problems)
 
     def _describe(self) -> dict[str, Any]:
         return {

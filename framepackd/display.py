@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
 LABEL_WIDTH = 11
-SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING = 10, 8, 10
+SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_PROBLEMS = 10, 8, 10, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
 STATE_STYLES = {
     "done": "green",
@@ -48,6 +48,8 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
     parts: list[RenderableType] = [_headline(report, now)]
     if report["daemon"]["paused"] is not None:
         parts.append(_paused(report["daemon"]["paused"]))
+    if report["problems"]:
+        parts.append(_problems(report["problems"]))
     parts += [_running(job, now) for job in running]
     if queued:
         parts.append(_queue(queued, report, now))
@@ -55,7 +57,7 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
         parts.append(_waiting(report["waiting"], now))
     if ended:
         parts.append(_results(ended, now))
-    if not jobs and not report["waiting"]:
+    if not jobs and not report["waiting"] and not report["problems"]:
         parts.append(Text("  nothing to do: drop NAME.png and NAME.txt into the inbox", style="dim"))
     return Group(*parts)
 
@@ -74,6 +76,15 @@ def _headline(report: dict[str, Any], now: datetime) -> Text:
 def _paused(why: str) -> RenderableType:
     grid = _grid()
     grid.add_row(Text("  paused", style="bold yellow"), Text(printable(why), style="bold"))
+    return grid
+
+
+def _problems(problems: list[dict[str, Any]]) -> RenderableType:
+    grid = _grid()
+    for position, problem in enumerate(problems[:SHOWN_PROBLEMS]):
+        grid.add_row(Text("  problem" if position == 0 else "", style="bold red"), _text(problem["text"]))
+    if len(problems) > SHOWN_PROBLEMS:
+        grid.add_row("", f"and {len(problems) - SHOWN_PROBLEMS} more")
     return grid
 
 

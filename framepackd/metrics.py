@@ -4,6 +4,7 @@ import contextlib
 import logging
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -82,7 +83,7 @@ class Metrics:
         report = self._look()
         running = next((job for job in report["jobs"] if job["state"] == State.RUNNING), None)
         at = None if running is None else (running["id"], running["section"])
-        going_on = (report["counts"], report["daemon"]["paused"], at)
+        going_on = (report["counts"], report["daemon"]["paused"], report["problems"], at)
         if going_on != self._written or now >= self._next_write or file != self._file or ending:
             families = [*self._of_the_daemon(report, up=not ending), *self._of_the_jobs(report, running)]
             _replace(file, families, str(self._config().state_dir))
@@ -95,6 +96,8 @@ class Metrics:
         yield _gauge("start_time_seconds", "When the daemon was started, in Unix time.", since)
         held = daemon["paused"] is not None
         yield _gauge("paused", "Whether nothing is started: by a pause, or something is missing.", held)
+        problems = Counter(problem["code"] for problem in report["problems"])
+        yield _gauge("problems", "What a person should put right; status says it in words.", problems, "code")
         free: dict[str, float] = {}
         for name, folder in self._config().folders.items():
             with contextlib.suppress(OSError):  # its disk is away just now

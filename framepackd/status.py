@@ -3,6 +3,7 @@
 Made by the daemon when it is asked, and by the command itself from the database when none runs.
 """
 
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,13 +12,19 @@ from framepackd.database import ENDED, Job, State
 from framepackd.inbox import Waiting
 from framepackd.intake import PREVIEW
 from framepackd.jobs import JobStore
-from framepackd.names import printable
+from framepackd.names import as_utf8, printable
+from framepackd.problems import Problem
 from framepackd.stage import stage
 
 LAST_RESULTS = 100
 
 
-def snapshot(store: JobStore | None, waiting: tuple[Waiting, ...], daemon: dict[str, Any]) -> dict[str, Any]:
+def snapshot(
+    store: JobStore | None,
+    waiting: tuple[Waiting, ...],
+    daemon: dict[str, Any],
+    problems: Iterable[Problem] = (),
+) -> dict[str, Any]:
     """Gather it; ``store`` is None where there is no database yet."""
     active = store.in_state(State.RUNNING, State.QUEUED) if store else []
     active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
@@ -35,6 +42,7 @@ def snapshot(store: JobStore | None, waiting: tuple[Waiting, ...], daemon: dict[
             *(_summary(job, None) for job in ended),
         ],
         "waiting": [entry.as_json() for entry in waiting],
+        "problems": [{"code": problem.code, "text": as_utf8(problem.text)} for problem in problems],
     }
 
 
@@ -83,6 +91,8 @@ def in_one_line(report: dict[str, Any], now: datetime) -> str:
     queue = [f"{counts[state]} {state}" for state in ("queued", "waiting", "failed") if counts[state]]
     if counts["queued"]:
         queue.insert(1, _clock(report["eta_seconds"], now, "all done"))
+    if problems := len(report["problems"]):
+        queue.append(f"{problems} problem{'' if problems == 1 else 's'}")
     return "; ".join(", ".join(filter(None, part)) for part in (words, queue) if any(part))
 
 
