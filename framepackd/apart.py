@@ -11,10 +11,10 @@ Made = TypeVar("Made")
 
 
 class Apart(Generic[Made]):
-    """One thing at a time, in a daemon thread: a disk that never answers keeps no process from ending."""
+    """One task at a time, in a daemon thread: a disk that never answers keeps no process from ending."""
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
-        """Begin nothing yet; ``wake`` is called, from the thread, when something is done."""
+        """Begin nothing yet; ``wake`` is called, from the thread, when a task is done."""
         self._name = name
         self._wake = wake
         self._outcome: Future[Made] | None = None
@@ -22,41 +22,68 @@ class Apart(Generic[Made]):
 
     @property
     def busy(self) -> bool:
-        """Whether something was begun and its outcome not taken yet."""
+        """Whether a task was begun whose outcome nobody has taken yet."""
         return self._outcome is not None
 
     @property
     def seconds(self) -> float:
-        """How long what was begun has been under way; 0 when nothing is, or it is done."""
+        """How long the task has been under way; 0 when there is none, or it is done."""
         under_way = self._outcome is not None and not self._outcome.done()
         return time.monotonic() - self._begun if under_way else 0.0
 
     def begin(self, task: Callable[[], Made]) -> None:
-        """Begin something; nothing else may be under way."""
-        assert self._outcome is None, f"{self._name} is at something else"
+        """Begin a task; no other may be under way."""
+        assert self._outcome is None, f"{self._name} is at another task"
         outcome: Future[Made] = Future()
 
         def do() -> None:
             try:
                 outcome.set_result(task())
             except BaseException as error:
-                outcome.set_exception(error)
+                outcome.set_exception(error)  # raised where the outcome is taken
             self._wake()
 
         self._outcome, self._begun = outcome, time.monotonic()
         threading.Thread(target=do, name=self._name, daemon=True).start()
 
-    def take(self, patience: float = 0.0) -> Made | None:
-        """Give what came of it, once; None if it is not done within ``patience`` seconds.
+    def is_done(self, patience: float = 0.0) -> bool:
+        """Say whether there is an outcome to take; waits for one up to ``patience`` seconds."""
+        if self._outcome is None:
+            return False
+        try:
+            self._outcome.exception(patience)
+        except NotYet:
+            return False
+        return True
+
+    def take(self) -> Made:
+        """Give the outcome of a task that is done, once.
 
         Raises:
             Exception: whatever the task raised.
         """
-        if self._outcome is None:
-            return None
-        try:
-            self._outcome.exception(patience)
-        except NotYet:
-            return None
+        assert self._outcome is not None
         outcome, self._outcome = self._outcome, None
-        return outcome.result()
+        return outcome.result(0)
+
+
+_asked: dict[str, Apart[object]] = {}
+
+
+def within(seconds: float, key: str, task: Callable[[], Made], otherwise: Made) -> Made:
+    """Give what a task returns, or something else if that takes longer.
+
+    While a task of this ``key`` is under way, no other of it is begun: for a disk that hangs, one waits.
+
+    Raises:
+        Exception: whatever the task raised.
+    """
+    apart: Apart[object] = _asked.setdefault(key, Apart(key, lambda: None))
+    if apart.busy:
+        if not apart.is_done():
+            return otherwise
+        apart = _asked[key] = Apart(key, lambda: None)  # what came of the one before is old by now
+    apart.begin(task)
+    if not apart.is_done(seconds):
+        return otherwise
+    return apart.take()  # type: ignore[return-value] # of this very task

@@ -12,7 +12,7 @@ from framepack_core.errors import FramePackError, RequestError
 from framepack_core.footprint import GIB, ItemBytes, Video, Weights
 from framepack_core.planning import Card, Host, Plan
 from framepack_core.request import Lora
-from framepackd import loras
+from framepackd import folders, loras
 from framepackd.config import Config, filesystem_type, poll_seconds
 from framepackd.database import StoreError
 from framepackd.jobs import JobStore
@@ -29,7 +29,8 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
     yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
     for name, path in config.folders.items():
-        yield _folder(name, path)
+        another = None if name == "state_dir" else folders.trouble(name, config)
+        yield (False, name, another) if another else _folder(name, path)
     events = filesystem_type(config.inbox)
     yield (
         None,

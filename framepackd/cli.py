@@ -191,12 +191,21 @@ def notify(config_file: Path | None) -> None:
 @click.option("--gpu/--no-gpu", default=True, help="Whether to look at the GPU, which loads torch.")
 @click.option("--vram", type=click.FloatRange(1, 1024), metavar="GIB", help="Plan for a card of this size.")
 @click.option("--ram", type=click.FloatRange(1, 65536), metavar="GIB", help="Plan for a host with so much.")
-def check(config_file: Path | None, *, gpu: bool, vram: float | None, ram: float | None) -> None:
+@click.option(
+    "--accept-folders",
+    is_flag=True,
+    help="Take inbox, outbox and failed folder as they are now for the right ones, from now on.",
+)
+def check(
+    config_file: Path | None, *, gpu: bool, vram: float | None, ram: float | None, accept_folders: bool
+) -> None:
     """Look whether everything a run needs is there, and say how to mend what is not.
 
     At the end the memory plan: what will live where, and what that takes.
     """
     config = _load(config_file)
+    if accept_folders:
+        _change(config, {"command": "accept_folders"})
     from framepack_core.errors import FramePackError
     from framepackd import display
     from framepackd.check import forecast, run_checks

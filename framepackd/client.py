@@ -78,7 +78,7 @@ def do_without_daemon(config: Config, request: dict[str, Any]) -> dict[str, Any]
     config.jobs_dir.mkdir(parents=True, exist_ok=True)
     lock = control.Lock(config.state_dir)
     try:
-        return commands.perform(request, config, JobStore(config.database), None)
+        return commands.perform(request, commands.Queue(config, JobStore(config.database)))
     finally:
         lock.release()
 

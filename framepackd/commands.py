@@ -1,20 +1,25 @@
-"""What people tell a queue: retry, cancel, top, pause, resume.
+"""What people tell a queue: retry, cancel, top, pause, resume, and that its folders are the right ones.
 
 The daemon's loop does it while one runs; else the command itself, which then holds the lock.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from framepackd import delivery, retry
+from framepackd import delivery, folders, retry
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.intake import CHECKPOINT, clear_work_folder
 from framepackd.jobs import CANCELLED, JobStore
 
 if TYPE_CHECKING:
+    from framepackd.deliveries import Deliveries
     from framepackd.runner import Runner
 
-CHANGING = ("retry", "cancel", "top", "pause", "resume")
+Made = TypeVar("Made")
+CHANGING = ("retry", "cancel", "top", "pause", "resume", "accept_folders")
 POSSIBLE = {
     "retry": (State.FAILED, State.CANCELLED),
     "cancel": (State.QUEUED, State.RUNNING),
@@ -34,13 +39,30 @@ INSTEAD = {
 RETRY_FIRST = "framepackd retry puts it into the queue again"
 
 
-def perform(
-    request: dict[str, Any], config: Config, store: JobStore, runner: "Runner | None"
-) -> dict[str, Any]:
-    """Do what is asked, ``runner`` being None where no daemon runs.
+@dataclass(frozen=True)
+class Queue:
+    """What the commands work on; ``runner`` and ``deliveries`` are a daemon's, None where none runs."""
+
+    config: Config
+    store: JobStore
+    runner: "Runner | None" = None
+    deliveries: "Deliveries | None" = None
+
+    def at_failed(self, task: Callable[[], Made]) -> Made:
+        """Do something with the failed folder.
+
+        Raises:
+            OSError: it cannot be done, or takes too long to wait for.
+        """
+        return task() if self.deliveries is None else self.deliveries.at_failed(task)
+
+
+def perform(request: dict[str, Any], queue: Queue) -> dict[str, Any]:
+    """Do what is asked.
 
     Answers ``results``: for each job asked for whether it was done, and a line that says what.
     """
+    store, runner = queue.store, queue.runner
     command = request["command"]
     if command == "pause":
         store.pause()
@@ -50,51 +72,68 @@ def perform(
         was_paused = store.paused() is not None
         store.resume()
         return _answer((True, "the queue goes on" if was_paused else "the queue was not paused"))
+    if command == "accept_folders":
+        return _accept_folders(queue)
     # The first named shall be the first in the queue.
     wanted = request["jobs"] if command != "top" else reversed(request["jobs"])
-    results = [_perform_on(job, request, config, store, runner) for job in wanted]
+    results = [_perform_on(job, request, queue) for job in wanted]
     return _answer(*(results if command != "top" else reversed(results)))
 
 
-def settle(job: Job, config: Config, store: JobStore) -> None:
+def settle(job: Job, config: Config, store: JobStore, stop: Callable[[], bool] = lambda: False) -> None:
     """Move the files of a job to where it is decided that they belong.
 
     Raises:
         OSError: that cannot be done now; nothing is lost, try again later.
     """
     assert job.delivery is not None
-    if job.delivery["state"] == State.QUEUED:
-        retry.bring_back(job, config, store)
-    else:
-        delivery.deliver(job, config, store)
+    with folders.opened(
+        "outbox" if job.delivery["state"] in (State.DONE, State.SKIPPED) else "failed", config
+    ):
+        if job.delivery["state"] == State.QUEUED:
+            retry.bring_back(job, config, store)
+        else:
+            delivery.deliver(job, config, store, stop=stop)
+
+
+def _accept_folders(queue: Queue) -> dict[str, Any]:
+    results = []
+    for key in ("inbox", *folders.MARKED):
+        path = getattr(queue.config, key)
+        try:
+            folders.accept(key, queue.config)
+            results.append((True, f"{key} {path} is accepted"))
+        except OSError as error:
+            results.append((False, f"{key} {path} cannot be accepted ({error.strerror}): correct its rights"))
+    if queue.deliveries is not None:
+        queue.deliveries.retry_now()
+    return _answer(*results)
 
 
 def _answer(*results: tuple[bool, str]) -> dict[str, Any]:
     return {"results": [{"done": done, "message": message} for done, message in results]}
 
 
-def _perform_on(
-    wanted: str, request: dict[str, Any], config: Config, store: JobStore, runner: "Runner | None"
-) -> tuple[bool, str]:
+def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[bool, str]:
     command = request["command"]
-    job, refusal = _choose(command, wanted, store)
+    job, refusal = _choose(command, wanted, queue)
     if job is None:
         return False, refusal
     if command == "top":
-        store.move_to_front(job.id)
+        queue.store.move_to_front(job.id)
         return True, f"job {job.id} ({job.path}) runs next"
     if command == "retry":
-        return _retry(job, config, store)
+        return _retry(job, queue)
     how = "keep" if request.get("keep") else "discard"
-    return _cancel(job, how, config, store, runner)
+    return _cancel(job, how, queue) if job.delivery is None else _cancel_delivery(job, how, queue)
 
 
-def _choose(command: str, wanted: str, store: JobStore) -> tuple[Job | None, str]:
+def _choose(command: str, wanted: str, queue: Queue) -> tuple[Job | None, str]:
     """Find the job that is meant among those the command can do something with, or say why there is none."""
-    found = store.matching(wanted)
+    found = queue.store.matching(wanted)
     if not found:
         return None, f"no job {wanted!r}: framepackd status lists them"
-    fitting = [job for job in found if job.state in POSSIBLE[command] and job.delivery is None]
+    fitting = [job for job in found if job.state in POSSIBLE[command] and _is_free(job, command, queue)]
     # Of several results of one name the last is meant; of several in the queue it cannot be told which.
     by_name = wanted in (fitting[0].name, fitting[0].path) if fitting else False
     if len(fitting) == 1 or (fitting and command == "retry" and by_name):
@@ -104,7 +143,7 @@ def _choose(command: str, wanted: str, store: JobStore) -> tuple[Job | None, str
         return None, f"{wanted!r} is the name of several jobs ({ids}): give the whole id of one"
     job = found[0]
     if job.delivery is not None:
-        reason = f"is being moved, to be {job.delivery['state']}: try again when framepackd status says so"
+        reason = f"is being moved, to be {job.delivery['state']}: framepackd status says how that goes"
     else:
         state = State(job.state)
         instead = INSTEAD[command].get(state, RETRY_FIRST)
@@ -115,22 +154,36 @@ def _choose(command: str, wanted: str, store: JobStore) -> tuple[Job | None, str
 _PARTICIPLES = {"retry": "tried again", "cancel": "cancelled", "top": "moved to the front"}
 
 
-def _retry(job: Job, config: Config, store: JobStore) -> tuple[bool, str]:
+def _is_free(job: Job, command: str, queue: Queue) -> bool:
+    """Say whether a job is not on its way already; one whose files cannot be moved may be cancelled."""
+    if job.delivery is None:
+        return True
+    moving = queue.deliveries is not None and queue.deliveries.is_moving(job.id)
+    return command == "cancel" and not moving and job.delivery["state"] != State.CANCELLED
+
+
+def _retry(job: Job, queue: Queue) -> tuple[bool, str]:
     name = f"job {job.id} ({job.path})"
     try:
-        obstacle = retry.obstacle(job, config)
+        obstacle = queue.at_failed(partial(_obstacle, job, queue.config))
     except OSError as error:
-        obstacle = f"{error.filename} cannot be read ({error.strerror}): correct its permissions"
+        obstacle, _ = folders.why(error, "failed", queue.config)
     if obstacle is not None:
         return False, f"{name} cannot be tried again: {obstacle}"
-    work = config.jobs_dir / job.id
+    work = queue.config.jobs_dir / job.id
     if work.exists():  # its files had been delivered, and a crash came before it was removed
         clear_work_folder(work, State(job.state))
-    store.retry(job.id)
-    return _settled(job, f"{name} is in the queue again", config, store)
+    queue.store.retry(job.id)
+    return _settled(job, f"{name} is in the queue again", queue)
 
 
-def _cancel(job: Job, how: str, config: Config, store: JobStore, runner: "Runner | None") -> tuple[bool, str]:
+def _obstacle(job: Job, config: Config) -> str | None:
+    found = folders.trouble("failed", config)
+    return found or retry.obstacle(job, config)
+
+
+def _cancel(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
+    config, store, runner = queue.config, queue.store, queue.runner
     name = f"job {job.id} ({job.path})"
     runs = runner is not None and runner.runs(job.id)  # else its daemon is dead, whatever its state says
     if not runs and not (config.jobs_dir / job.id / CHECKPOINT).exists():
@@ -142,16 +195,24 @@ def _cancel(job: Job, how: str, config: Config, store: JobStore, runner: "Runner
     if how == "keep":
         return True, f"{name} is cancelled as soon as a daemon has written what exists of its video"
     store.decide(job.id, State.CANCELLED, error=CANCELLED["error"])
-    return _settled(job, f"{name} is cancelled: its files are in {config.failed / job.folder}", config, store)
+    return _settled(job, f"{name} is cancelled: its files are in {config.failed / job.folder}", queue)
 
 
-def _settled(job: Job, message: str, config: Config, store: JobStore) -> tuple[bool, str]:
+def _cancel_delivery(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
+    """Cancel a job whose files cannot be moved to where they were to go."""
+    if not queue.store.cancel_delivery(job.id, how):
+        return False, f"job {job.id} ({job.path}) has ended meanwhile: framepackd show tells how"
+    told = f"job {job.id} ({job.path}) is cancelled: its files are in {queue.config.failed / job.folder}"
+    return _settled(job, told, queue)
+
+
+def _settled(job: Job, message: str, queue: Queue) -> tuple[bool, str]:
     try:
-        settle(store.get(job.id), config, store)
+        queue.at_failed(partial(settle, queue.store.get(job.id), queue.config, queue.store))
     except OSError as error:
-        where = error.filename2 or error.filename
-        return True, f"{message}, as soon as they can be moved ({error.strerror}: {where})"
-    after = store.get(job.id)
+        reason, _ = folders.why(error, "failed", queue.config)
+        return True, f"{message}, as soon as they can be moved ({reason})"
+    after = queue.store.get(job.id)
     if after.delivery is not None and after.delivery["state"] == State.FAILED:
         return False, f"job {job.id} ({job.path}) fails again: {after.delivery['error']}"
     return True, message

@@ -191,9 +191,9 @@ class Config(BaseSettings):
 
     @property
     def made_folders(self) -> list[Path]:
-        """All folders that the daemon makes where they are missing."""
+        """The folders of its own that the daemon makes where they are missing; see also folders.py."""
         own = [self.lora_dir] if self.lora_dir.is_relative_to(self.state_dir) else []  # else read only
-        return [*self.folders.values(), self.jobs_dir, *own]
+        return [self.state_dir, self.jobs_dir, *own]
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -309,15 +309,21 @@ def poll_seconds(config: Config) -> float:
 
 def filesystem_type(path: Path) -> str:
     """Give the type of the file system a path is on, from /proc/self/mountinfo; empty if unknown."""
-    best, found = -1, ""
+    return mount_of(path)[1]
+
+
+def mount_of(path: Path) -> tuple[str, str]:
+    """Give where the file system that a path is on is mounted, and its type; both empty if unknown."""
+    place, kind = "", ""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
-        return ""
+        return place, kind
+    resolved = path.resolve()
     for line in lines:
         fields, _, rest = line.partition(" - ")
         # Blanks and the like are written as \\040; of two mounts on one point the later is on top.
         mount = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
-        if path.resolve().is_relative_to(mount) and len(mount) >= best:
-            best, found = len(mount), rest.split()[0]
-    return found
+        if resolved.is_relative_to(mount) and len(mount) >= len(place):
+            place, kind = mount, rest.split()[0]
+    return place, kind

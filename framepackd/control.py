@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import socket
 import socketserver
 import threading
@@ -27,8 +28,12 @@ class AlreadyRunningError(Exception):
 class Lock:
     """The right to write in a state folder; the kernel takes it back when the process dies."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, *, waiting: Callable[[int], None] | None = None) -> None:
         """Take it, or say who has it.
+
+        A daemon that was killed in the middle of a call to a disk that hangs keeps the lock until that call
+        returns. With ``waiting`` such a predecessor is waited for, however long: ``waiting`` is called about
+        every second with its process id.
 
         Raises:
             AlreadyRunningError: another process holds it.
@@ -42,11 +47,15 @@ class Lock:
             except OSError as error:
                 if error.errno != errno.EWOULDBLOCK:
                     raise
+                pid = holder(state_dir)
                 if time.monotonic() > deadline:
-                    raise AlreadyRunningError(
-                        f"a framepackd (pid {holder(state_dir) or 'unknown'}) runs on {state_dir} already: "
-                        "stop it first, or set another state_dir"
-                    ) from error
+                    if waiting is None or pid is None or not _is_on_its_way_out(pid):
+                        raise AlreadyRunningError(
+                            f"a framepackd (pid {pid or 'unknown'}) runs on {state_dir} already: "
+                            "stop it first, or set another state_dir"
+                        ) from error
+                    waiting(pid)
+                    deadline = time.monotonic() + LOCK_RETRY_SECONDS
                 time.sleep(0.05)
         self._file.truncate(0)
         self._file.write(str(os.getpid()))
@@ -82,6 +91,26 @@ def holder(state_dir: Path) -> int | None:
         return int((state_dir / LOCK).read_text())
     except (OSError, ValueError):
         return None
+
+
+def _is_on_its_way_out(pid: int) -> bool:
+    """Say whether a process has been killed and cannot end yet, or is one that systemd has replaced by us."""
+    process = Path(f"/proc/{pid}")
+    try:
+        if any(map(_is_killed, process.glob("task/*/status"))):
+            return True
+        # A service has one daemon: in our own control group another one is what is left of the last.
+        ours = Path("/proc/self/cgroup").read_text()
+        return bool(os.environ.get("NOTIFY_SOCKET")) and (process / "cgroup").read_text() == ours
+    except OSError:  # it has ended meanwhile
+        return True
+
+
+def _is_killed(status: Path) -> bool:
+    """Look into /proc: has this thread ended, or does SIGKILL wait until a call of it returns?"""
+    facts = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+    pending = int(facts["SigPnd"], 16) | int(facts["ShdPnd"], 16)
+    return facts["State"][0] in "ZX" or bool(pending >> (signal.SIGKILL - 1) & 1)
 
 
 class _Handler(socketserver.StreamRequestHandler):

@@ -5,6 +5,7 @@ Its process watches, records and delivers; a worker process beside it does what 
 
 import contextlib
 import logging
+import math
 import multiprocessing.connection
 import os
 import queue
@@ -13,28 +14,29 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
-from framepackd import commands, control, files, intake, notify
-from framepackd.config import Config, ConfigError, changed, filesystem_type, poll_seconds
-from framepackd.database import State, StoreError, StoreUnavailableError, utc_now
-from framepackd.inbox import Inbox, Scan, Waiting
+from framepackd import commands, control, files, folders, notify
+from framepackd.apart import Apart, within
+from framepackd.config import Config, ConfigError, changed
+from framepackd.database import StoreError, StoreUnavailableError, utc_now
+from framepackd.deliveries import PATIENCE_SECONDS, SILENT_SECONDS, Deliveries
 from framepackd.jobs import JobStore
 from framepackd.metrics import Metrics
 from framepackd.notify import Reporter
 from framepackd.problems import Problem
 from framepackd.readiness import missing_model, missing_room
 from framepackd.results_page import ResultsPage
+from framepackd.rounds import RETRY_SECONDS, SCAN_SECONDS, Looked, Rounds
 from framepackd.runner import CANCELLING, ROUND_SECONDS, STOPPING, Runner
 from framepackd.signals import hearing_signals
 from framepackd.status import in_one_line, snapshot, whole
-from framepackd.watching import watching
 
 log = logging.getLogger(__name__)
 
-SCAN_SECONDS = 0.25  # at most this often, however many events arrive
-INTAKE_SECONDS = 0.5  # of taking in, before the loop goes round again
-RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
+GLANCE_SECONDS = 5.0  # between two glances at whether the inbox is still the same folder
+STOP_SECONDS = 10.0  # for disks, when the daemon is to stop; then it does not wait any more
 STORE_RETRY_SECONDS = 5.0  # before the database is tried again
 REQUEST_SECONDS = 8.0  # for the loop to come to a request; who asked waits longer
 
@@ -49,18 +51,24 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
     """
     for folder in config.made_folders:
         files.make_folder(folder)
-    lock = control.Lock(config.state_dir)
+    lock = control.Lock(config.state_dir, waiting=_say_that_it_waits)
     try:
+        folders.make_new(config)
         with ExitStack() as stack:
             daemon = Daemon(
                 config, JobStore(config.database), once=once, load_again=load_again or (lambda: config)
             )
             stack.enter_context(hearing_signals(daemon.stop, daemon.reload))
             stack.enter_context(control.serve(config.state_dir, daemon.answer))
-            stack.enter_context(watching(config, daemon.wake))
             return daemon.run()
     finally:
         lock.release()
+
+
+def _say_that_it_waits(pid: int) -> None:
+    """Tell, again and again, that the daemon before this one cannot end yet."""
+    waited = f"waiting for pid {pid}, the daemon before this one, to end: its disk does not answer"
+    notify.notify(f"EXTEND_TIMEOUT_USEC={notify.STOP_USEC}", "WATCHDOG=1", f"STATUS={waited}")
 
 
 class Daemon:
@@ -73,21 +81,20 @@ class Daemon:
         self._config = config
         self._store = store
         self._once = once
-        self._inbox = Inbox(config.inbox, config.settle_seconds, prompted="prompt" in config.defaults)
-        self._poll_seconds = poll_seconds(config)
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._rounds = Rounds(config, store, self.wake)
+        self._at_inbox: Apart[Looked] = Apart("inbox", self._nudge)
+        self._looked = Looked()
+        self._deliveries = Deliveries(config, store, self._nudge, self._is_to_stop)
         self._load_again = load_again
         self._runner = Runner(config, store)
         self._reporter = Reporter(lambda: in_one_line(self._snapshot(), datetime.now(UTC)))
-        self._results_page = ResultsPage()
+        self._results_page = ResultsPage(lambda: folders.trouble("outbox", self._config))
         self._metrics = Metrics(lambda: self._config, store, self._snapshot)
-        self._waiting: tuple[Waiting, ...] = ()
-        self._problems: tuple[Problem, ...] = ()
         self._since = utc_now()
-        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._next_scan = 0.0
+        self._next_glance = 0.0  # at whether the inbox is still the same folder
         self._changed = True  # something happened in the inbox since the last scan
-        self._retry_delivery: dict[str, float] = {}  # job id -> when to try again
-        self._clear_held = 0.0
         self._requests: queue.SimpleQueue[tuple[dict[str, Any], Future[Any]]] = queue.SimpleQueue()
         # With --once nobody waits for a model: the job fails, and says what to do.
         self._obstacles = (missing_room,) if once else (missing_model, missing_room)
@@ -96,14 +103,18 @@ class Daemon:
         self._look_again = 0.0
         self._store_trouble: str | None = None  # why the database cannot be used just now, and until when
         self._store_again = 0.0
-        self._idle = False  # the last scan found nothing to take or to wait for
         self._failed = False
         self._reload_asked = False
+        self._stop_by = math.inf  # when a stop waits no longer for disks
         self.stopping = False
 
     def wake(self) -> None:
         """Have the loop look at the inbox soon; called from other threads and signal handlers."""
         self._changed = True
+        self._nudge()
+
+    def _nudge(self) -> None:
+        """Have the loop go round now."""
         with contextlib.suppress(BlockingIOError):  # full: it will wake anyway
             os.write(self._wake_write, b"w")
 
@@ -111,8 +122,14 @@ class Daemon:
         """Stop at the next step; told a second time, at once."""
         if self.stopping:
             self._runner.kill()
+        else:
+            self._stop_by = time.monotonic() + STOP_SECONDS
         self.stopping = True
-        self.wake()
+        self._nudge()
+
+    def _is_to_stop(self) -> bool:
+        """Say whether a copy is to be left, to be gone on with by the next daemon."""
+        return self.stopping and time.monotonic() > self._stop_by - STOP_SECONDS / 2
 
     def reload(self) -> None:
         """Read the configuration again in the next round."""
@@ -125,7 +142,7 @@ class Daemon:
             return self._snapshot()
         if request.get("command") == "show":
             job = self._store.find(str(request.get("job")))
-            return {"job": whole(job, self._config) if job else None}
+            return {"job": whole(job, self._config, self._deliveries.of(job)) if job else None}
         if request.get("command") in commands.CHANGING:
             return self._have_done(request)
         return {"error": f"unknown command {request.get('command')!r}"}
@@ -142,7 +159,15 @@ class Daemon:
             return {"error": f"it is busy: {then}"}
 
     def _snapshot(self) -> dict[str, Any]:
-        return snapshot(self._store, self._waiting, self._describe(), self._problems)
+        looked = self._looked
+        problems = (*looked.problems, *self._silent_inbox(), *self._deliveries.problems)
+        return snapshot(self._store, looked.waiting, self._describe(), problems, self._deliveries.of)
+
+    def _silent_inbox(self) -> tuple[Problem, ...]:
+        if self._at_inbox.seconds < SILENT_SECONDS:
+            return ()
+        words = f"the inbox {self._config.inbox} has not answered for {self._at_inbox.seconds:.0f} s"
+        return (Problem("inbox", f"{words}: look after its disk or its connection"),)
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -161,7 +186,6 @@ class Daemon:
         self._take_up_leftovers()
         self._results_page.refresh(self._config)
         notify.notify("READY=1")
-        log.info("watching %s (%s)", self._config.inbox, filesystem_type(self._config.inbox) or "unknown")
         try:
             self._round()
             while not self._finished():
@@ -169,6 +193,8 @@ class Daemon:
                 self._round()
         finally:
             self._runner.end_worker()
+            if not self._at_inbox.busy:
+                self._rounds.end()
             self._results_page.close()
             self._metrics.round(ending=True)
         if self._once and not self.stopping and self._store.next_queued():
@@ -181,17 +207,19 @@ class Daemon:
         if not self._runner.busy:
             for job in self._store.recover():
                 log.warning("job %s: back in the queue: the daemon ended while it ran", job.id)
-        try:
-            intake.adopt_leftovers(self._config, self._store)
-        except OSError as error:
-            log.error("what lies in %s: %s: looked at again at the next start", self._config.jobs_dir, error)  # noqa: TRY400 - says all
+        self._rounds.adopt_again()
         self._paused = self._store.paused()
 
     def _finished(self) -> bool:
         if self._runner.busy:
             return False
+        if self.stopping:
+            busy = self._at_inbox.busy or self._deliveries.busy
+            return not busy or time.monotonic() > self._stop_by
+        if self._changed or self._at_inbox.busy or self._deliveries.busy or self._deliveries.due == 0.0:
+            return False
         stuck = self._paused or self._held
-        return self.stopping or (self._once and self._idle and bool(stuck or not self._store.next_queued()))
+        return self._once and self._looked.idle and bool(stuck or not self._store.next_queued())
 
     def _round(self) -> None:
         """Go round once, unless the database could not be used a moment ago."""
@@ -227,9 +255,11 @@ class Daemon:
             self._reload()
         self._answer_requests()
         self._steer(now)  # first of all, for the device waits; what it leaves to be delivered can wait
-        if not self.stopping and now >= self._next_scan:
-            self._look(now)
-        self._deliver(now)
+        self._look(now)
+        if self._deliveries.round():
+            self._look_again = 0.0  # there may be room now
+            self._results_page.refresh(self._config)
+        self._failed |= self._deliveries.failed
         self._steer(now)
 
     def _steer(self, now: float) -> None:
@@ -252,7 +282,8 @@ class Daemon:
             if not answer.set_running_or_notify_cancel():
                 continue  # nobody waits for it any more
             try:
-                answer.set_result(commands.perform(request, self._config, self._store, self._runner))
+                queue = commands.Queue(self._config, self._store, self._runner, self._deliveries)
+                answer.set_result(commands.perform(request, queue))
             except Exception as error:
                 answer.set_exception(error)
                 if isinstance(error, StoreError):
@@ -293,9 +324,8 @@ class Daemon:
             log.error("the configuration stays as it was: %s", error)  # noqa: TRY400 - the text says all
         else:
             self._runner.reconfigure(self._config)
-            self._poll_seconds = poll_seconds(self._config)
-            self._inbox.settle_seconds = self._config.settle_seconds
-            self._inbox.prompted = "prompt" in self._config.defaults
+            self._deliveries.config = self._config
+            self._next_scan = 0.0
             self._look_again = 0.0  # what the queue waits for may be configured now
             self._results_page.refresh(self._config)
             log.info("configuration read again: %s", f"new {', '.join(taken)}" if taken else "nothing new")
@@ -308,7 +338,9 @@ class Daemon:
         # A change is looked at soon, but not for every one of a thousand events.
         if self._changed:
             self._next_scan = min(self._next_scan, time.monotonic() + SCAN_SECONDS)
-        due = [self._next_scan, self._runner.unload_at, *self._retry_delivery.values()]
+        due = [self._runner.unload_at, self._deliveries.due]
+        if not self._at_inbox.busy:  # else it wakes us
+            due += [self._next_scan, self._next_glance]
         if self._held is not None:
             due.append(self._look_again)
         sources = self._runner.sources
@@ -328,63 +360,25 @@ class Daemon:
     # the inbox
 
     def _look(self, now: float) -> None:
-        """Scan the inbox and take what is ready."""
+        """Have what is in the inbox looked at when that is due, and take in what was found."""
+        if self._at_inbox.is_done():
+            self._take_look()
+        if self.stopping or self._at_inbox.busy or now < min(self._next_scan, self._next_glance):
+            return
+        self._next_glance = now + GLANCE_SECONDS
+        if now < self._next_scan:
+            moved = within(
+                GLANCE_SECONDS, "glance", partial(self._rounds.has_moved, self._config), otherwise=False
+            )
+            if not moved:
+                return
         self._changed = False
-        if now >= self._clear_held:  # what could not be moved is tried again now and then
-            self._inbox.held.clear()
-            self._clear_held = now + RETRY_SECONDS
-        try:
-            scan = self._inbox.scan(self._missed_job)
-        except OSError as error:
-            # Unmounted or without rights: say so, and touch nothing; what is queued goes on.
-            log.warning("inbox %s cannot be read: %s", self._config.inbox, error.strerror)
-            scan = Scan((), self._waiting, unsettled=False)
-            self._failed = True
-        unfinished = False
-        begun = time.monotonic()  # after the scan: of thousands of files that alone may take as long
-        for group in scan.ready:
-            if self.stopping or time.monotonic() - begun > INTAKE_SECONDS:
-                unfinished = True  # the worker and signals want to be heard between
-                break
-            try:
-                intake.take(group, self._config, self._store)
-            except intake.ChangedError:
-                unfinished = True
-            except OSError as error:
-                reason = (
-                    f"{group.name} cannot be moved out of the inbox ({error.strerror}): check its permissions"
-                )
-                self._inbox.held[group.folder, group.name] = reason
-                log.warning("%s", reason)
-        self._waiting = scan.waiting
-        self._idle = not scan.ready and not scan.unsettled
-        pause = min(self._poll_seconds, max(self._config.settle_seconds / 4, SCAN_SECONDS))
-        self._next_scan = now + (pause if scan.unsettled or scan.ready else self._poll_seconds)
-        if unfinished:
-            self._next_scan = now
-        if self._inbox.held:
-            self._next_scan = min(self._next_scan, self._clear_held)
+        self._at_inbox.begin(partial(self._rounds.look, self._config, lambda: self.stopping))
+        if self._at_inbox.is_done(PATIENCE_SECONDS):
+            self._take_look()
 
-    def _missed_job(self, folder: str, name: str) -> str | None:
-        job = self._store.latest(folder, name)
-        return job.id if job else None
-
-    def _deliver(self, now: float) -> None:
-        for job in self._store.undelivered():
-            if now < self._retry_delivery.get(job.id, now):
-                continue
-            self._retry_delivery.pop(job.id, None)
-            self._reporter.feed()  # each may be a copy to a slow disk
-            fails = (job.delivery or {}).get("state") == State.FAILED
-            try:
-                commands.settle(job, self._config, self._store)
-            except OSError as error:
-                self._retry_delivery[job.id] = now + RETRY_SECONDS
-                self._failed = True  # for --once, which does not wait for better times
-                where = f"{error.strerror}: {error.filename2 or error.filename}"
-                text = f"its files cannot be moved ({where}): trying again in {RETRY_SECONDS:.0f} s"
-                log.error("job %s: %s", job.id, text)  # noqa: TRY400 - it says all
-            else:
-                self._failed |= fails
-                self._look_again = 0.0  # there may be room now
-                self._results_page.refresh(self._config)
+    def _take_look(self) -> None:
+        self._looked = Looked(self._looked.waiting, self._looked.problems, again=RETRY_SECONDS)
+        self._looked = self._at_inbox.take()
+        self._failed |= not self._looked.readable
+        self._next_scan = time.monotonic() + self._looked.again

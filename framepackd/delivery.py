@@ -7,6 +7,7 @@ been delivered, whatever has become of it since.
 import errno
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ VIDEO = ".mp4"
 SOURCE = ".source"  # NAME.source.mp4: the video as it was before
 
 
-def deliver(job: Job, config: Config, store: JobStore) -> None:
+def deliver(job: Job, config: Config, store: JobStore, *, stop: Callable[[], bool] = lambda: False) -> None:
     """Move the files of a job whose end is decided to where they belong, and end it.
 
     Raises:

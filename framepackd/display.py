@@ -42,8 +42,9 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
     """Draw what ``status --json`` holds, for a person."""
     now = now or datetime.now(UTC)
     jobs = report["jobs"]
-    running = [job for job in jobs if job["state"] == "running"]
-    queued = [job for job in jobs if job["state"] == "queued"]
+    moving = [job for job in jobs if job["delivery"]]
+    running = [job for job in jobs if job["state"] == "running" and not job["delivery"]]
+    queued = [job for job in jobs if job["state"] == "queued" and not job["delivery"]]
     ended = [job for job in jobs if job["state"] not in ("running", "queued")]
     parts: list[RenderableType] = [_headline(report, now)]
     if report["daemon"]["paused"] is not None:
@@ -53,6 +54,8 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
     parts += [_running(job, now) for job in running]
     if queued:
         parts.append(_queue(queued, report, now))
+    if moving:
+        parts.append(_moving(moving))
     if report["waiting"]:
         parts.append(_waiting(report["waiting"], now))
     if ended:
@@ -138,6 +141,25 @@ def _queue(queued: list[dict[str, Any]], report: dict[str, Any], now: datetime) 
     return grid
 
 
+def _moving(jobs: list[dict[str, Any]]) -> RenderableType:
+    grid = _grid()
+    for position, job in enumerate(jobs[:SHOWN_QUEUE]):
+        delivery = job["delivery"]
+        again = ""
+        if delivery["next_try"]:
+            again = f"tried again at {datetime.fromisoformat(delivery['next_try']).astimezone():%H:%M:%S}"
+        grid.add_row(
+            Text("  moving" if position == 0 else "", style="red" if delivery["reason"] else "blue"),
+            escape(_path(job)),
+            f"to be {delivery['state']}",
+            Text(job["note"], style="yellow"),
+            again,
+        )
+    if len(jobs) > SHOWN_QUEUE:
+        grid.add_row("", f"and {len(jobs) - SHOWN_QUEUE} more", "", "", "")
+    return grid
+
+
 def _waiting(waiting: list[dict[str, Any]], now: datetime) -> RenderableType:
     grid = _grid()
     for position, entry in enumerate(waiting[:SHOWN_WAITING]):
@@ -217,9 +239,14 @@ def job(record: dict[str, Any]) -> RenderableType:
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        if key in ("history", "prompts", "continues", "loras", *tables) or value in (None, "", [], {}):
+        apart = ("history", "prompts", "continues", "loras", "delivery", *tables)
+        if key in apart or value in (None, "", [], {}):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
+    if delivery := record.get("delivery"):
+        then = f"; tried again at {delivery['next_try']}" if delivery["next_try"] else ""
+        told = f"to be {delivery['state']}: {delivery['reason'] or 'its files are being moved'}{then}"
+        facts.add_row(Text("  delivery", style="yellow"), _text(told))
     if continued := record.get("continues"):
         known = "frames" if continued["latents"] is None else "latents"
         told = f"{continued['file']}, {continued['frames']} frames, from its {known}"

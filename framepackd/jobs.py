@@ -5,7 +5,7 @@ is recorded wins: however such a job ends or is interrupted, it ends cancelled, 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,16 @@ class JobStore:
         with self._session() as session:
             return _changed(session, statement)
 
+    def cancel_delivery(self, job_id: str, how: str) -> bool:
+        """Decide that a job whose files cannot be moved ends cancelled; says whether it had not ended yet."""
+        statement = (
+            update(Job)
+            .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_not(None))
+            .values(cancel=how, delivery=CANCELLED)
+        )
+        with self._session() as session:
+            return _changed(session, statement)
+
     def retry(self, job_id: str) -> bool:
         """Put a failed or cancelled job at the back of the queue, as soon as its files are brought back.
 
@@ -333,6 +343,12 @@ class JobStore:
         """List the jobs whose end is decided and whose files are still to be moved."""
         with self.looking() as session:
             return list(session.scalars(select(Job).where(Job.delivery.is_not(None)).order_by(Job.position)))
+
+    def to_deliver(self, states: Collection[State]) -> list[str]:
+        """Give the ids of the jobs that are decided to end in one of some states, in the queue's order."""
+        decided = func.json_extract(Job.delivery, "$.state").in_(states)
+        with self.looking() as session:
+            return list(session.scalars(select(Job.id).where(decided).order_by(Job.position)))
 
     def counts(self) -> dict[str, int]:
         """Count the jobs in each state."""

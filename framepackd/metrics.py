@@ -7,16 +7,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select, true
 
+from framepackd.apart import within
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreUnavailableError
 from framepackd.files import PART_PREFIX
 from framepackd.jobs import JobStore
 from framepackd.names import as_utf8
+from framepackd.status import running_in
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -81,7 +84,7 @@ class Metrics:
 
     def _write(self, file: Path, now: float, *, ending: bool) -> None:
         report = self._look()
-        running = next((job for job in report["jobs"] if job["state"] == State.RUNNING), None)
+        running = running_in(report)
         at = None if running is None else (running["id"], running["section"])
         going_on = (report["counts"], report["daemon"]["paused"], report["problems"], at)
         if going_on != self._written or now >= self._next_write or file != self._file or ending:
@@ -101,11 +104,21 @@ class Metrics:
         free: dict[str, float] = {}
         for name, folder in self._config().folders.items():
             with contextlib.suppress(OSError):  # its disk is away just now
-                free[name] = shutil.disk_usage(folder).free
+                room = within(LOOK_SECONDS, f"room-{name}", partial(shutil.disk_usage, folder), None)
+                free |= {} if room is None else {name: room.free}
         yield _gauge("disk_free_bytes", "Free on the disk of a folder.", free, "folder")
 
     def _of_the_jobs(self, report: dict[str, Any], running: dict[str, Any] | None) -> "Iterator[Metric]":
         yield _gauge("jobs", "Jobs by state; waiting: files that miss a partner.", report["counts"], "state")
+        moving = [job["delivery"] for job in report["jobs"] if job["delivery"]]
+        stuck = Counter(delivery["reason"] for delivery in moving if delivery["reason"])
+        yield _gauge(
+            "undelivered_jobs", "Jobs whose files cannot be moved just now, and why.", stuck, "reason"
+        )
+        tries = [delivery["next_try"] for delivery in moving if delivery["next_try"]]
+        if tries:
+            at = datetime.fromisoformat(min(tries)).timestamp()
+            yield _gauge("delivery_next_try_time_seconds", "When they are tried again, in Unix time.", at)
         yield from _totals(self._store)
         if report["eta_seconds"] is not None:
             yield _gauge("queue_eta_seconds", "Until all that is queued is done.", report["eta_seconds"])

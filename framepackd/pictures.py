@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import astuple
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from framepack_core.errors import RequestError
 DECODE_SECONDS = 15  # a hundred megapixels take two
 MEMORY_BYTES = 2 << 30  # address space of the process
 
-_running: subprocess.Popen[bytes] | None = None  # one for the whole daemon, as there is one inbox
+_running: subprocess.Popen[bytes] | None = None  # one for the whole daemon
+_asking = threading.Lock()  # the inbox's thread, and that of the failed folder, where a job is tried again
 
 
 def picture_size(path: Path) -> Size:
@@ -42,11 +44,11 @@ def look_at_video(path: Path) -> Footage:
 
 
 def _answer(path: Path, what: str, remedy: str) -> list[int]:
-    line, code = _ask(path, what)
-    if not line and code != -signal.SIGALRM:
-        line, code = _ask(
-            path, what
-        )  # somebody else may have ended the process; a second time it is the file
+    with _asking:
+        line, code = _ask(path, what)
+        if not line and code != -signal.SIGALRM:
+            # Somebody else may have ended the process; a second time it is the file.
+            line, code = _ask(path, what)
     if line:
         answer = json.loads(line)
         if "error" in answer:

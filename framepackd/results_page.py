@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from importlib import resources
@@ -45,8 +46,9 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:; m
 class ResultsPage:
     """Keeps the page as the outbox is, in a thread of its own."""
 
-    def __init__(self) -> None:
-        """Write nothing yet."""
+    def __init__(self, trouble: Callable[[], str | None] = lambda: None) -> None:
+        """Write nothing yet, and nothing while ``trouble`` says why the outbox cannot be used."""
+        self._look_for_trouble = trouble
         self._outbox = Outbox()
         self._drawn: dict[Path, Any] = {}  # what older pages show
         self._due: Config | None = None
@@ -83,7 +85,7 @@ class ResultsPage:
             if config is None:
                 return
             try:
-                trouble = self.update(config.outbox, config.failed)
+                trouble = self._look_for_trouble() or self.update(config.outbox, config.failed)
             except Exception as error:  # a page less, whatever it is
                 trouble = f"{type(error).__name__}: {error}"
             if trouble is not None and trouble != self._trouble:

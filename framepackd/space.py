@@ -6,9 +6,11 @@ An upper estimate: a video that does not fit is better told of before its night 
 import contextlib
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 from framepack_core.continuing import frames_of, tail_latents
+from framepackd.apart import within
 from framepackd.config import Config
 from framepackd.database import Job
 from framepackd.intake import INPUTS
@@ -25,6 +27,7 @@ EDGES = 2  # of the section just decoded and of the one before
 # The video's share of its raw frames, falling with crf. White noise took 0.51 at crf 0, 0.46 at 1, 0.26 at
 # 16, 0.10 at 30; at 16 a photo with heavy grain took 0.10, an ordinary video 0.02.
 NOISE_SHARE, WORST_CRF = 0.52, 52
+ANSWER_SECONDS = 1.0  # for a disk to tell its room
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's is
 
 
@@ -70,10 +73,17 @@ def shortage(job: Job, config: Config, *, reserve: int = RESERVE_BYTES) -> str |
     device = state.stat().st_dev
     problems = [_missing(job, "state_dir", state, rest, reserve)]
     for key, folder, size in (("outbox", config.outbox, delivered), ("failed", config.failed, inputs)):
-        nearest = _nearest(folder)
-        if nearest.stat().st_dev != device:  # else a rename moves the files there
-            problems.append(_missing(job, key, nearest, size, 0))
+        # A disk that does not answer is no reason to wait: until it does, the state folder keeps the video.
+        look = partial(_missing_elsewhere, job, key, folder, size, device)
+        problems.append(within(ANSWER_SECONDS, f"room in {folder}", look, None))
     return next(filter(None, problems), None)
+
+
+def _missing_elsewhere(job: Job, key: str, folder: Path, size: int, device: int) -> str | None:
+    nearest = _nearest(folder)
+    if nearest.stat().st_dev == device:  # a rename moves the files there
+        return None
+    return _missing(job, key, nearest, size, 0)
 
 
 def _missing(job: Job, key: str, folder: Path, size: int, reserve: int) -> str | None:

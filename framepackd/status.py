@@ -3,7 +3,8 @@
 Made by the daemon when it is asked, and by the command itself from the database when none runs.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,39 +25,57 @@ def snapshot(
     waiting: tuple[Waiting, ...],
     daemon: dict[str, Any],
     problems: Iterable[Problem] = (),
+    delivery: Callable[[Job], dict[str, Any] | None] = lambda job: described(job),
 ) -> dict[str, Any]:
-    """Gather it; ``store`` is None where there is no database yet."""
+    """Gather it; ``store`` is None where there is no database, ``delivery`` says how a job's files stand."""
     active = store.in_state(State.RUNNING, State.QUEUED) if store else []
     active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
     ended = store.in_state(*ENDED, limit=LAST_RESULTS, latest_first=True) if store else []
     counts = store.counts() if store else {state.value: 0 for state in State}
     remaining = _estimate(active, ended)
-    known = [seconds for seconds in remaining if seconds is not None]
-    foreseeable = active and len(known) == len(active) and daemon["paused"] is None
+    to_come = [seconds for job, seconds in zip(active, remaining, strict=True) if job.delivery is None]
+    known = [seconds for seconds in to_come if seconds is not None]
+    foreseeable = to_come and len(known) == len(to_come) and daemon["paused"] is None
     return {
         "daemon": daemon,
         "counts": {"waiting": len(waiting), **counts},
         "eta_seconds": round(sum(known), 1) if foreseeable else None,
         "jobs": [
-            *(_summary(job, eta) for job, eta in zip(active, remaining, strict=True)),
-            *(_summary(job, None) for job in ended),
+            *(_summary(job, eta, delivery(job)) for job, eta in zip(active, remaining, strict=True)),
+            *(_summary(job, None, None) for job in ended),
         ],
         "waiting": [entry.as_json() for entry in waiting],
         "problems": [{"code": problem.code, "text": as_utf8(problem.text)} for problem in problems],
     }
 
 
-def whole(job: Job, config: Config) -> dict[str, Any]:
+def whole(job: Job, config: Config, delivery: dict[str, Any] | None = None) -> dict[str, Any]:
     """Give one job whole, as ``show --json`` prints it; while it lasts, with what exists to look at.
 
-    ``preview`` is the video so far, ``preview_picture`` the section being sampled.
+    ``preview`` is the video so far, ``preview_picture`` the section being sampled; ``delivery`` says how its
+    files stand once its end is decided.
     """
     video = config.jobs_dir / job.id / PREVIEW
     previews = {"preview": video, "preview_picture": video.with_suffix(".png")}
-    return job.record() | {key: str(path) if path.exists() else None for key, path in previews.items()}
+    there = {key: str(path) if path.exists() else None for key, path in previews.items()}
+    return job.record() | there | {"delivery": delivery or described(job)}
 
 
-def _summary(job: Job, eta: float | None) -> dict[str, Any]:
+def described(job: Job, reason: str | None = None, again: float | None = None) -> dict[str, Any] | None:
+    """Say of a job whose end is decided what it is to be, why its files are not there yet, and the next try.
+
+    ``again`` is on the monotonic clock. None for a job that is not decided.
+    """
+    if job.delivery is None:
+        return None
+    next_try = None
+    if again is not None:
+        left = timedelta(seconds=max(again - time.monotonic(), 0.0))
+        next_try = f"{datetime.now(UTC) + left:%Y-%m-%dT%H:%M:%SZ}"
+    return {"state": job.delivery["state"], "reason": reason, "next_try": next_try}
+
+
+def _summary(job: Job, eta: float | None, delivery: dict[str, Any] | None) -> dict[str, Any]:
     return {
         "id": job.id,
         "name": job.name,
@@ -74,7 +93,8 @@ def _summary(job: Job, eta: float | None) -> dict[str, Any]:
         "error": job.error or (job.delivery or {}).get("error"),
         "output": job.output,
         "quality": job.quality,
-        "note": _note(job),
+        "note": _note(job, delivery),
+        "delivery": delivery,
         "finished_at": job.finished_at,
     }
 
@@ -82,7 +102,7 @@ def _summary(job: Job, eta: float | None) -> dict[str, Any]:
 def in_one_line(report: dict[str, Any], now: datetime) -> str:
     """Say what runs, when it ends and how much waits, as ``systemctl status`` shows it."""
     counts = report["counts"]
-    running = next((job for job in report["jobs"] if job["state"] == State.RUNNING), None)
+    running = running_in(report)
     if running is None:
         paused = report["daemon"]["paused"]
         words = [f"paused: {printable(str(paused))}" if paused else "idle"]
@@ -94,6 +114,13 @@ def in_one_line(report: dict[str, Any], now: datetime) -> str:
     if problems := len(report["problems"]):
         queue.append(f"{problems} problem{'' if problems == 1 else 's'}")
     return "; ".join(", ".join(filter(None, part)) for part in (words, queue) if any(part))
+
+
+def running_in(report: dict[str, Any]) -> dict[str, Any] | None:
+    """Give the job that is being made; not one whose files are only still to be moved."""
+    return next(
+        (job for job in report["jobs"] if job["state"] == State.RUNNING and not job["delivery"]), None
+    )
 
 
 def _progress(job: dict[str, Any]) -> str:
@@ -114,12 +141,13 @@ def _clock(seconds: float | None, now: datetime, what: str = "done") -> str:
     return f"{what} {day}{end:%H:%M}"
 
 
-def _note(job: Job) -> str | None:
+def _note(job: Job, delivery: dict[str, Any] | None) -> str | None:
     """Point out what a person should know of a job that is not done."""
+    if delivery is not None:
+        reason = delivery["reason"]
+        return f"its files cannot be moved: {reason}" if reason else "its files are being moved"
     if job.cancel is not None and job.state not in ENDED:
         return "is being cancelled"
-    if job.state == State.QUEUED and job.delivery is not None:
-        return "its files are being moved"
     if job.state == State.QUEUED and job.stalled_deaths >= 1 and job.resumes >= 1:
         return f"the daemon ended {job.stalled_deaths} times under it before a step was done"
     return None
@@ -134,7 +162,7 @@ def _estimate(active: list[Job], ended: list[Job]) -> list[float | None]:
 def _remaining(job: Job, paced: list[Job]) -> float | None:
     like = [other for other in paced if other.settings.get("model") == job.settings.get("model")]
     pace = next((other for other in like if other.id == job.id), like[0] if like else None)
-    if pace is None or pace.step_seconds is None or not job.sections:
+    if job.delivery is not None or pace is None or pace.step_seconds is None or not job.sections:
         return None
     scale = job.work_units / pace.work_units
     sections_done = max(job.section - 1, 0)  # decoded; the one at hand still has to be

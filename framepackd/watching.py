@@ -1,41 +1,72 @@
 """Watch the inbox: events of the file system wake whoever decides. They may get lost; scans do not."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from pathlib import Path
 
 from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
 
-from framepackd.config import Config, poll_seconds
+from framepackd.config import mount_of
 
 log = logging.getLogger(__name__)
 
+END_SECONDS = 2.0  # for the threads of watchdog to end
+Identity = tuple[int, int, str]  # device, inode, where its file system is mounted
 
-@contextmanager
-def watching(config: Config, wake: Callable[[], None]) -> Iterator[None]:
-    """Watch the inbox while inside; where that cannot be, the regular scans do alone."""
-    observer = Observer()
-    observer.schedule(_Waker(wake), str(config.inbox), recursive=True)
-    try:
-        observer.start()
-    except OSError as error:
-        # Out of inotify watches or instances.
-        log.warning(
-            "the inbox cannot be watched (%s): looking every %.0f s instead; "
-            "raise fs.inotify.max_user_watches or max_user_instances",
-            error.strerror,
-            poll_seconds(config),
-        )
-        yield
-        return
-    try:
-        yield
-    finally:
-        # watchdog 7 calls its own orderly end an error.
-        logging.getLogger("watchdog").setLevel(logging.CRITICAL)
-        observer.stop()
-        observer.join()
+
+class Watch:
+    """Watches the folder that stands at a path, and another one as soon as that stands there."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """Watch nothing yet; ``wake`` is called at each change, from other threads."""
+        self._wake = wake
+        self._observer: BaseObserver | None = None
+        self._identity: Identity | None = None
+
+    def is_on(self, folder: Path) -> bool:
+        """Say whether the folder that is watched is still the one at this path.
+
+        Raises:
+            OSError: none is there, or it cannot be looked at.
+        """
+        return self._identity == _identity(folder)
+
+    def turn_to(self, folder: Path) -> str | None:
+        """Watch the folder that stands at a path now; says why that cannot be, if so.
+
+        Raises:
+            OSError: none is there, or it cannot be looked at.
+        """
+        self.end()
+        identity = _identity(folder)
+        observer = Observer()
+        observer.schedule(_Waker(self._wake), str(folder), recursive=True)
+        self._identity = identity  # also if it cannot be watched: trying again would not help
+        try:
+            observer.start()
+        except OSError as error:
+            return (
+                f"the inbox cannot be watched ({error.strerror}): "
+                "raise fs.inotify.max_user_watches or max_user_instances"
+            )
+        self._observer = observer
+        return None
+
+    def end(self) -> None:
+        """Watch nothing any more."""
+        observer, self._observer, self._identity = self._observer, None, None
+        if observer is not None:
+            # watchdog 7 calls its own orderly end an error.
+            logging.getLogger("watchdog").setLevel(logging.CRITICAL)
+            observer.stop()
+            observer.join(END_SECONDS)
+
+
+def _identity(folder: Path) -> Identity:
+    status = folder.stat()
+    return status.st_dev, status.st_ino, mount_of(folder)[0]
 
 
 class _Waker(FileSystemEventHandler):

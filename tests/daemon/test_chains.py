@@ -317,7 +317,7 @@ def test_a_failed_chain_comes_back_whole(place: Place) -> None:
     names = sorted(path.name for path in place.config.failed.iterdir())
     assert names == ["cat.error.txt", "cat.txt", *frames]
     request = {"command": "retry", "jobs": ["cat"]}
-    (answer,) = commands.perform(request, place.config, place.store, None)["results"]
+    (answer,) = commands.perform(request, commands.Queue(place.config, place.store))["results"]
     assert answer["done"], answer
     assert not list(place.config.failed.iterdir())
     inputs = place.config.jobs_dir / taken.id / intake.INPUTS

@@ -16,7 +16,7 @@ from tests.daemon.test_files import Place, across, at_every_call  # noqa: F401 -
 
 def do(place: Place, command: str, *jobs: str, **more: Any) -> list[tuple[bool, str]]:
     request = {"command": command, "jobs": jobs, **more}
-    answer = commands.perform(request, place.config, place.store, None)
+    answer = commands.perform(request, commands.Queue(place.config, place.store))
     return [(result["done"], result["message"]) for result in answer["results"]]
 
 

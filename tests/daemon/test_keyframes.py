@@ -97,7 +97,7 @@ def test_a_failed_job_comes_back_with_its_keyframes(place: Place) -> None:
     commands.settle(place.store.get(job.id), place.config, place.store)
     assert (place.config.failed / "cat_section_0.png").exists()
     request = {"command": "retry", "jobs": ["cat"]}
-    (answer,) = commands.perform(request, place.config, place.store, None)["results"]
+    (answer,) = commands.perform(request, commands.Queue(place.config, place.store))["results"]
     assert answer["done"], answer
     (clip,) = clips(place.store.get(job.id), inputs(place, job), place.config.lora_dir)
     assert clip.keyframes[0].exists()

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from framepack_core.models import BUILT_IN, ModelSpec, Source
-from framepackd import control, database, worker
+from framepackd import control, daemon, database, deliveries, worker
 from framepackd.config import GpuConfig
 from framepackd.daemon import Daemon
 from framepackd.database import State, StoreError
@@ -34,6 +34,8 @@ class Loop:
         self.ours, self.worker = multiprocessing.Pipe()
         self.started = 0
         monkeypatch.setattr(worker, "start", self._start)
+        for module in (daemon, deliveries):  # what is done apart is done within a round
+            monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
 
@@ -47,7 +49,7 @@ class Loop:
     def round(self) -> None:
         """Go round, however short ago the last time was."""
         self.daemon._next_scan = self.daemon._store_again = self.daemon._look_again = 0.0
-        self.daemon._retry_delivery.clear()
+        self.daemon._deliveries.retry_now()
         self.daemon._round()
 
     def start_job(self) -> None:

@@ -55,7 +55,7 @@ def end(place: Place, job: Job, state: State) -> None:
 
 def retry(place: Place, job: Job) -> tuple[bool, str]:
     request = {"command": "retry", "jobs": [job.id]}
-    (answer,) = commands.perform(request, place.config, place.store, None)["results"]
+    (answer,) = commands.perform(request, commands.Queue(place.config, place.store))["results"]
     return answer["done"], answer["message"]
 
 

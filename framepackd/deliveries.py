@@ -1,0 +1,211 @@
+"""Moves the files of jobs whose end is decided, in threads of their own: the loop waits for no disk.
+
+One thread moves to the outbox, one to and from the failed folder: where one of them hangs, the other goes on.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from framepackd import commands
+from framepackd.apart import Apart
+from framepackd.config import Config
+from framepackd.database import Job, State
+from framepackd.folders import why
+from framepackd.jobs import JobStore
+from framepackd.problems import Problem
+from framepackd.status import described
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 30.0  # before what could not be moved is tried again
+PATIENCE_SECONDS = 0.5  # what is moved within this time has its outcome in the same round
+REACH_SECONDS = 5.0  # a command waits so long for the failed folder
+SILENT_SECONDS = 60.0  # without an answer; then status says so
+WAYS = {
+    "outbox": (State.DONE, State.SKIPPED),
+    "failed": (State.FAILED, State.CANCELLED, State.QUEUED),  # queued: back from there
+}
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why files could not be moved, and when it is tried again on the monotonic clock."""
+
+    reason: str
+    again: float
+
+
+class _Way:
+    """To, or to and from, one folder."""
+
+    def __init__(self, key: str, wake: Callable[[], None]) -> None:
+        self.key = key
+        self.states = WAYS[key]
+        self.apart: Apart[Any] = Apart(f"move-{key}", wake)
+        self.job: Job | None = None  # whose files are being moved
+        self.obstacle: Obstacle | None = None  # for all of them
+        self.told: set[str] = set()  # reasons that the log has already
+        self.moved_at = 0.0  # when there was the last sign of bytes that move
+
+    def begin(self, task: Callable[[], Any], job: Job | None = None) -> None:
+        self.job, self.moved_at = job, time.monotonic()
+        self.apart.begin(task)
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing has moved although something is under way."""
+        return min(self.apart.seconds, time.monotonic() - self.moved_at)
+
+
+class Deliveries:
+    """What is on its way to outbox and failed folder, and what is in the way of it."""
+
+    def __init__(
+        self, config: Config, store: JobStore, wake: Callable[[], None], stop: Callable[[], bool]
+    ) -> None:
+        """Move nothing yet; ``wake`` is called from the threads, ``stop`` says whether a copy is to end."""
+        self.config = config
+        self._store = store
+        self._stop = stop
+        self._ways = {key: _Way(key, wake) for key in WAYS}
+        self._obstacles: dict[str, Obstacle] = {}  # of single jobs, by id
+        self._unfinished = False
+        self._ended = False
+        self.failed = False  # a job has failed, or could not be delivered
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being moved."""
+        return any(way.apart.busy for way in self._ways.values())
+
+    @property
+    def due(self) -> float:
+        """When the next round has something to do, on the monotonic clock."""
+        if self._unfinished:
+            return 0.0
+        ways = [way.obstacle.again for way in self._ways.values() if way.obstacle]
+        return min([*ways, *(each.again for each in self._obstacles.values())], default=float("inf"))
+
+    def round(self) -> bool:
+        """Take in what was moved and begin with what is next; says whether a job has ended."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        self._unfinished = False
+        for way in self._ways.values():
+            self._collect(way)
+            while not way.apart.busy and (job := self._next(way)) is not None:
+                if time.monotonic() >= until:
+                    self._unfinished = True
+                    break
+                way.begin(
+                    partial(commands.settle, job, self.config, self._store, partial(self._asked, way)), job
+                )
+                self._collect(way, max(until - time.monotonic(), 0.0))
+        ended, self._ended = self._ended, False
+        return ended
+
+    def retry_now(self) -> None:
+        """Try everything again in the next round."""
+        self._obstacles.clear()
+        for way in self._ways.values():
+            way.obstacle = None
+
+    def _asked(self, way: _Way) -> bool:
+        """Answer a copy that asks, between two blocks, whether it is to stop: a sign that bytes move."""
+        way.moved_at = time.monotonic()
+        return self._stop()
+
+    def _next(self, way: _Way) -> Job | None:
+        now = time.monotonic()
+        if way.obstacle is not None and now < way.obstacle.again:
+            return None
+        # Those that were never tried first, then that whose turn was longest ago: none keeps the others back.
+        job_id = min(self._store.to_deliver(way.states), key=self._again, default=None)
+        if job_id is None or self._again(job_id) > now:
+            return None
+        return self._store.get(job_id)
+
+    def _again(self, job_id: str) -> float:
+        obstacle = self._obstacles.get(job_id)
+        return obstacle.again if obstacle else 0.0
+
+    def _collect(self, way: _Way, patience: float = 0.0) -> None:
+        """Take in what came of a move, if it is over."""
+        if not way.apart.is_done(patience):
+            return
+        job, way.job = way.job, None
+        try:
+            way.apart.take()
+        except OSError as error:
+            self._take_failure(way, job, error)
+            return
+        if job is not None:  # else a command's, which has its answer already
+            way.obstacle = None
+            way.told.clear()
+            self._obstacles.pop(job.id, None)
+            self._ended = True
+            self.failed |= (job.delivery or {}).get("state") == State.FAILED
+
+    def _take_failure(self, way: _Way, job: Job | None, error: OSError) -> None:
+        reason, for_all = why(error, way.key, self.config)
+        obstacle = Obstacle(reason, time.monotonic() + RETRY_SECONDS)
+        if for_all:
+            way.obstacle = obstacle
+        if job is not None:
+            self._obstacles[job.id] = obstacle
+            self.failed = True  # for --once, which does not wait for better times
+        if reason not in way.told:
+            whose = f"job {job.id}: its files" if job else "files"
+            log.error("%s cannot be moved: %s: tried again every %.0f s", whose, reason, RETRY_SECONDS)
+        way.told.add(reason)
+
+    # what others want to know
+
+    def at_failed(self, task: Callable[[], Made]) -> Made:
+        """Do something with the failed folder, in its thread, and wait a little for it.
+
+        Raises:
+            OSError: it takes longer, or the folder is busy or cannot be used.
+        """
+        way = self._ways["failed"]
+        if way.apart.busy:
+            way.apart.is_done(REACH_SECONDS)
+            self._collect(way)
+        folder = str(self.config.failed)
+        if way.apart.busy:
+            raise OSError(errno.EBUSY, "other files are being moved there: try again in a moment", folder)
+        way.begin(task)
+        if not way.apart.is_done(REACH_SECONDS):
+            raise OSError(errno.ETIMEDOUT, "that takes a while, and goes on", folder)
+        made: Made = way.apart.take()
+        return made
+
+    def is_moving(self, job_id: str) -> bool:
+        """Say whether the files of a job are under way at this moment."""
+        return any(way.job is not None and way.job.id == job_id for way in self._ways.values())
+
+    def of(self, job: Job) -> dict[str, Any] | None:
+        """Say of a job whose end is decided what it is to be, and what is in the way of its files."""
+        if job.delivery is None:
+            return None
+        way = next(way for way in self._ways.values() if job.delivery["state"] in way.states)
+        obstacle = None if self.is_moving(job.id) else way.obstacle or self._obstacles.get(job.id)
+        return described(job, obstacle.reason, obstacle.again) if obstacle else described(job)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Say which folders cannot be used, and which do not answer."""
+        found = []
+        for way in self._ways.values():
+            folder = getattr(self.config, way.key)
+            if way.silent_seconds > SILENT_SECONDS:
+                since = f"{way.key} {folder} has not answered for {way.silent_seconds:.0f} s"
+                found.append(Problem(way.key, f"{since}: look after its disk or its connection"))
+            elif way.obstacle is not None:
+                found.append(Problem(way.key, way.obstacle.reason))
+        return tuple(found)

@@ -1,0 +1,154 @@
+"""Known again: the outbox, the failed folder and the inbox may lie on disks that come and go.
+
+Outbox and failed folder hold a marker file, and the state folder remembers which. Where another folder stands
+in the place of one of them, most often the empty one that a share is mounted over, nothing is delivered: it
+would lie hidden when the share is back.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from framepackd import files
+from framepackd.config import Config
+
+MARKER = ".framepackd.marker"
+RECORD = (
+    "folders.json"  # in the state folder: path -> what its marker says; of an inbox only that it was there
+)
+MARKED = ("outbox", "failed")
+NOT_THERE = "is not there: mount its disk or share"
+ANOTHER = "is not the folder that it was: its disk or share is not mounted, or it was made anew. Mount it"
+ACCEPT = "; if this is the right place from now on, run framepackd check --accept-folders"
+# What holds for all that is moved to a folder, with what to do.
+REMEDIES = {
+    errno.EROFS: "is read-only: mount it for writing",
+    errno.ENOSPC: "is full: make room",
+    errno.EDQUOT: "has no more room for this user: raise the quota or make room",
+    errno.EACCES: "may not be written by this user: correct its owner or rights",
+    errno.EPERM: "may not be written by this user: correct its owner or rights",
+    errno.EIO: "fails: look after its disk or its connection (dmesg)",
+    errno.ESTALE: "is gone from its server: mount it again",
+    errno.EHOSTDOWN: "does not answer: look after its connection",
+    errno.ETIMEDOUT: "does not answer: look after its connection",
+    errno.ENOTCONN: "is not connected: mount it again",
+}
+_recording = threading.Lock()
+
+
+class FolderError(OSError):
+    """A folder is not the one that it was; its text says what to do."""
+
+    def __init__(self, path: Path, words: str) -> None:
+        """Say of a folder what is wrong, and what to do."""
+        super().__init__(errno.ENOTCONN, words, str(path))
+
+    def __str__(self) -> str:
+        """Give it as a sentence."""
+        return f"{self.filename} {self.strerror}"
+
+
+@contextmanager
+def opened(key: str, config: Config) -> Iterator[None]:
+    """Hold the outbox or the failed folder open while files move; on the first use it is made and marked.
+
+    Nobody can unmount it meanwhile.
+
+    Raises:
+        FolderError: another folder is in its place, or none.
+        OSError: it cannot be made, read or written.
+    """
+    path: Path = getattr(config, key)
+    known = _record(config).get(str(path))
+    if known is None:
+        accept(key, config)
+        known = _record(config)[str(path)]
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FolderError(path, NOT_THERE + ACCEPT) from error
+    try:
+        if _marker(Path(f"/proc/self/fd/{folder}")) != known:
+            raise FolderError(path, ANOTHER + ACCEPT)
+        yield
+    finally:
+        os.close(folder)
+
+
+def trouble(key: str, config: Config) -> str | None:
+    """Say why a folder cannot be used as it is; None if it can, or was never used before."""
+    path: Path = getattr(config, key)
+    if str(path) not in _record(config):
+        return None
+    if key not in MARKED:
+        return None if path.is_dir() else f"{path} {NOT_THERE}"
+    try:
+        with opened(key, config):
+            return None
+    except FolderError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path} cannot be looked at ({error.strerror})"
+
+
+def accept(key: str, config: Config) -> None:
+    """Take the folder that is there now, made if it is missing, for the right one.
+
+    Raises:
+        OSError: it cannot be made, read or written.
+    """
+    path: Path = getattr(config, key)
+    files.make_folder(path)
+    said = ""
+    if key in MARKED:
+        said = _marker(path)
+        if not said:
+            said = f"framepackd delivers here ({secrets.token_hex(8)}): leave this file where it is\n"
+            files.write_text(path / MARKER, said)
+    with _recording:
+        files.write_json(config.state_dir / RECORD, _record(config) | {str(path): said})
+
+
+def make_new(config: Config) -> None:
+    """Make and mark those folders that were never there before; the others may come back, and are waited for.
+
+    Raises:
+        OSError: one cannot be made.
+    """
+    for key in ("inbox", *MARKED):
+        if str(getattr(config, key)) not in _record(config):
+            accept(key, config)
+
+
+def why(error: OSError, key: str, config: Config) -> tuple[str, bool]:
+    """Say why files cannot be moved and what to do, and whether that holds for all that go the same way."""
+    root: Path = getattr(config, key)
+    if isinstance(error, FolderError):
+        return f"{key} {error}", True
+    place = error.filename2 or error.filename
+    inside = place is None or Path(str(place)).is_relative_to(root)
+    if error.errno in REMEDIES:
+        where = f"{key} {root}" if inside else str(place)
+        return f"{where} {REMEDIES[error.errno]}", True
+    return f"{error.strerror}: {place or root}", False
+
+
+def _marker(folder: Path) -> str:
+    """Read a folder's marker; empty if there is none."""
+    try:
+        return (folder / MARKER).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _record(config: Config) -> dict[str, str]:
+    with contextlib.suppress(FileNotFoundError, ValueError):  # damaged: as if no folder was ever seen
+        read = json.loads((config.state_dir / RECORD).read_text(encoding="utf-8"))
+        return {str(path): str(said) for path, said in read.items()}
+    return {}

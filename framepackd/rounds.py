@@ -1,0 +1,150 @@
+"""Rounds through the inbox: see whether it is there, look what has settled, take it.
+
+They run in a thread of their own: the loop waits for no disk.
+"""
+
+import errno
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from framepackd import intake
+from framepackd.config import Config, mount_of, poll_seconds
+from framepackd.inbox import Inbox, Scan, Waiting
+from framepackd.jobs import JobStore
+from framepackd.problems import Problem
+from framepackd.watching import Watch
+
+log = logging.getLogger(__name__)
+
+SCAN_SECONDS = 0.25  # at most this often, however many events arrive
+INTAKE_SECONDS = 0.5  # of taking in, before others are heard
+RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a round came to."""
+
+    waiting: tuple[Waiting, ...] = ()
+    problems: tuple[Problem, ...] = ()
+    idle: bool = False  # nothing is left to take or to wait for
+    again: float = 0.0  # seconds until the next round
+    readable: bool = True
+
+
+class Rounds:
+    """Goes through the inbox; one thread at a time."""
+
+    def __init__(self, config: Config, store: JobStore, wake: Callable[[], None]) -> None:
+        """Look at nothing yet; ``wake`` is called at each change in the inbox, from other threads."""
+        self._store = store
+        self._inbox = Inbox(config.inbox, config.settle_seconds)
+        self._watch = Watch(wake)
+        self._mount = ""  # where the inbox's file system is mounted
+        self._adopted = False
+        self._clear_held = 0.0
+        self._waiting: tuple[Waiting, ...] = ()
+        self._told: str | None = None
+
+    def adopt_again(self) -> None:
+        """Have the next round take up what is half taken in."""
+        self._adopted = False
+
+    def has_moved(self, config: Config) -> bool:
+        """Say whether another folder stands at the inbox's path than the one that is watched; quick."""
+        try:
+            return not self._watch.is_on(config.inbox)
+        except OSError:  # gone: the next round says so
+            return self._told is None
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._watch.end()
+
+    def look(self, config: Config, stopping: Callable[[], bool]) -> Looked:
+        """Go through the inbox once; of thousands of files no more than is taken in ``INTAKE_SECONDS``.
+
+        Raises:
+            StoreError: the database cannot be used.
+        """
+        self._inbox.settle_seconds = config.settle_seconds
+        self._inbox.prompted = "prompt" in config.defaults
+        self._adopt(config)
+        try:
+            self._find(config)
+            scan = self._scan()
+        except OSError as error:
+            # Unmounted or without rights: say so, and touch nothing; what is queued goes on.
+            return self._unreadable(config, error)
+        self._told = None
+        unfinished = self._take(scan, config, stopping)
+        self._waiting = scan.waiting
+        quiet = not scan.ready and not scan.unsettled
+        polled = poll_seconds(config)
+        again = polled if quiet else min(polled, max(config.settle_seconds / 4, SCAN_SECONDS))
+        if self._inbox.held:
+            again = min(again, max(self._clear_held - time.monotonic(), 0.0))
+        return Looked(scan.waiting, (), idle=quiet, again=0.0 if unfinished else again)
+
+    def _find(self, config: Config) -> None:
+        """See that the inbox is the one it was, and watch it."""
+        mount, kind = mount_of(config.inbox)
+        if len(mount) < len(self._mount):
+            raise OSError(
+                errno.ENOTCONN, f"the disk or share at {self._mount} is not mounted: mount it again"
+            )
+        if not self._watch.is_on(config.inbox):
+            obstacle = self._watch.turn_to(config.inbox)
+            log.info("watching %s (%s)", config.inbox, kind or "unknown")
+            if obstacle is not None:
+                log.warning("%s; until then it is looked at every %.0f s", obstacle, poll_seconds(config))
+        self._mount = mount
+
+    def _adopt(self, config: Config) -> None:
+        """Take up what was half taken in; whole work folders become jobs also while the inbox is away."""
+        if self._adopted:
+            return
+        try:
+            intake.adopt_leftovers(config, self._store)
+        except OSError as error:
+            log.error("what lies in %s: %s: looked at again at the next start", config.jobs_dir, error)  # noqa: TRY400 - says all
+        self._adopted = True
+
+    def _scan(self) -> Scan:
+        if time.monotonic() >= self._clear_held:  # what could not be moved is tried again now and then
+            self._inbox.held.clear()
+            self._clear_held = time.monotonic() + RETRY_SECONDS
+        return self._inbox.scan(self._missed_job)
+
+    def _take(self, scan: Scan, config: Config, stopping: Callable[[], bool]) -> bool:
+        """Take what is ready; says whether some of it is left."""
+        begun = time.monotonic()  # after the scan: of thousands of files that alone may take as long
+        unfinished = False
+        for group in scan.ready:
+            if stopping() or time.monotonic() - begun > INTAKE_SECONDS:
+                return True
+            try:
+                intake.take(group, config, self._store)
+            except intake.ChangedError:
+                unfinished = True
+            except OSError as error:
+                reason = (
+                    f"{group.name} cannot be moved out of the inbox ({error.strerror}): check its permissions"
+                )
+                self._inbox.held[group.folder, group.name] = reason
+                log.warning("%s", reason)
+        return unfinished
+
+    def _missed_job(self, folder: str, name: str) -> str | None:
+        job = self._store.latest(folder, name)
+        return job.id if job else None
+
+    def _unreadable(self, config: Config, error: OSError) -> Looked:
+        words = f"the inbox {config.inbox} cannot be read: {error.strerror}"
+        if words != self._told:
+            log.warning("%s", words)
+        self._told = words
+        again = min(poll_seconds(config), RETRY_SECONDS)
+        return Looked(self._waiting, (Problem("inbox", words),), idle=True, again=again, readable=False)
