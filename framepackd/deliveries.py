@@ -3,11 +3,11 @@
 One thread moves to the outbox, one to and from the failed folder: where one of them hangs, the other goes on.
 """
 
-import errno
 import logging
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from framepackd import commands
 from framepackd.apart import Apart
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.folders import why
+from framepackd.folders import FolderError, why
 from framepackd.jobs import JobStore
 from framepackd.problems import Problem
 from framepackd.status import described
@@ -90,7 +90,7 @@ class Deliveries:
         if self._unfinished:
             return 0.0
         ways = [way.obstacle.again for way in self._ways.values() if way.obstacle]
-        return min([*ways, *(each.again for each in self._obstacles.values())], default=float("inf"))
+        return min([*ways, *(each.again for each in self._obstacles.values())], default=math.inf)
 
     def round(self) -> bool:
         """Take in what was moved and begin with what is next; says whether a job has ended."""
@@ -111,7 +111,10 @@ class Deliveries:
 
     def retry_now(self) -> None:
         """Try everything again in the next round."""
-        self._obstacles.clear()
+        self._obstacles = {  # in the order they had
+            job_id: replace(each, again=each.again - RETRY_SECONDS)
+            for job_id, each in self._obstacles.items()
+        }
         for way in self._ways.values():
             way.obstacle = None
 
@@ -132,7 +135,7 @@ class Deliveries:
 
     def _again(self, job_id: str) -> float:
         obstacle = self._obstacles.get(job_id)
-        return obstacle.again if obstacle else 0.0
+        return obstacle.again if obstacle else -math.inf
 
     def _collect(self, way: _Way, patience: float = 0.0) -> None:
         """Take in what came of a move, if it is over."""
@@ -176,12 +179,11 @@ class Deliveries:
         if way.apart.busy:
             way.apart.is_done(REACH_SECONDS)
             self._collect(way)
-        folder = str(self.config.failed)
         if way.apart.busy:
-            raise OSError(errno.EBUSY, "other files are being moved there: try again in a moment", folder)
+            raise FolderError(self.config.failed, "is busy with other files: try again in a moment")
         way.begin(task)
         if not way.apart.is_done(REACH_SECONDS):
-            raise OSError(errno.ETIMEDOUT, "that takes a while, and goes on", folder)
+            raise FolderError(self.config.failed, "has not answered yet: what was begun goes on")
         made: Made = way.apart.take()
         return made
 

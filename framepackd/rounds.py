@@ -93,7 +93,7 @@ class Rounds:
         mount, kind = mount_of(config.inbox)
         if len(mount) < len(self._mount):
             raise OSError(
-                errno.ENOTCONN, f"the disk or share at {self._mount} is not mounted: mount it again"
+                errno.ENOTCONN, f"the disk or share at {self._mount} is not mounted any more: mount it again"
             )
         if not self._watch.is_on(config.inbox):
             obstacle = self._watch.turn_to(config.inbox)

@@ -1,6 +1,8 @@
 """Watch the inbox: events of the file system wake whoever decides. They may get lost; scans do not."""
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,7 +33,8 @@ class Watch:
         Raises:
             OSError: none is there, or it cannot be looked at.
         """
-        return self._identity == _identity(folder)
+        identity = _identity(folder)
+        return identity == self._identity and (self._observer is None or _is_watched(identity))
 
     def turn_to(self, folder: Path) -> str | None:
         """Watch the folder that stands at a path now; says why that cannot be, if so.
@@ -67,6 +70,20 @@ class Watch:
 def _identity(folder: Path) -> Identity:
     status = folder.stat()
     return status.st_dev, status.st_ino, mount_of(folder)[0]
+
+
+def _is_watched(identity: Identity) -> bool:
+    """Say whether the kernel still watches a folder for us: not once its file system was unmounted.
+
+    One that is mounted again may look the same in all else, down to its device and inode.
+    """
+    device = os.major(identity[0]) << 20 | os.minor(identity[0])  # as the kernel has it
+    wanted = f" ino:{identity[1]:x} sdev:{device:x} "
+    for descriptor in Path("/proc/self/fdinfo").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if wanted in descriptor.read_text():
+                return True
+    return False
 
 
 class _Waker(FileSystemEventHandler):

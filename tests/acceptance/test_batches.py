@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from framepack_core.media import count_frames
+from framepackd.folders import MARKER
 from tests.acceptance.conftest import Daemon, MakeDaemon, picture
 
 
@@ -39,7 +40,7 @@ def test_each_comes_out_whole_and_dropped_again_is_skipped(make_daemon: MakeDaem
     daemon = make_daemon(config='on_duplicate = "skip"\nresults_page = false\n')
     drop(daemon, tmp_path)
     assert daemon.command("run", "--once").returncode == 0
-    assert {path.name for path in daemon.outbox.iterdir()} == DELIVERED
+    assert {path.name for path in daemon.outbox.iterdir()} == {MARKER, *DELIVERED}
     records = {path.stem: json.loads(path.read_text()) for path in daemon.outbox.glob("*.json")}
     told = {name: (record["clips"], record["sections"], record["seed"]) for name, record in records.items()}
     assert told == {

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from framepackd.folders import MARKER
 from tests.acceptance.conftest import LONG, Daemon, MakeDaemon
 
 
@@ -239,6 +240,6 @@ def test_folders_may_lie_on_different_file_systems(daemon: Daemon, other_filesys
     outbox, failed = (
         sorted(path.name for path in folder.iterdir()) for folder in (daemon.outbox, daemon.failed)
     )
-    assert outbox == [".framepackd", "cat.json", "cat.mp4", "cat.png", "cat.txt", "index.html"]
-    assert failed == ["dog.error.txt", "dog.png", "dog.toml", "dog.txt"]
+    assert outbox == [".framepackd", MARKER, "cat.json", "cat.mp4", "cat.png", "cat.txt", "index.html"]
+    assert failed == [MARKER, "dog.error.txt", "dog.png", "dog.toml", "dog.txt"]
     assert not list(daemon.inbox.iterdir())

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from framepackd.folders import MARKER
 from framepackd.results import FOLDER
 from framepackd.results_page import INDEX
 from tests.acceptance.conftest import TINY, picture
@@ -118,7 +119,7 @@ def hashes(folder: Path) -> dict[str, str]:
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.iterdir()
-        if path.name not in (INDEX, FOLDER)
+        if path.name not in (INDEX, FOLDER, MARKER)
     }
 
 

@@ -22,6 +22,7 @@ from framepack_core.sections import frame_count
 from framepackd import commands, display, generation, intake, resolving, video
 from framepackd.clips import clips
 from framepackd.database import Job, State
+from framepackd.folders import MARKER
 from framepackd.generation import Engines, Generation
 from framepackd.status import in_one_line, snapshot
 from framepackd.worker import (
@@ -315,11 +316,11 @@ def test_a_failed_chain_comes_back_whole(place: Place) -> None:
     commands.settle(place.store.get(taken.id), place.config, place.store)
     frames = [f"cat_frame_{number}.png" for number in range(3)]
     names = sorted(path.name for path in place.config.failed.iterdir())
-    assert names == ["cat.error.txt", "cat.txt", *frames]
+    assert names == [MARKER, "cat.error.txt", "cat.txt", *frames]
     request = {"command": "retry", "jobs": ["cat"]}
     (answer,) = commands.perform(request, commands.Queue(place.config, place.store))["results"]
     assert answer["done"], answer
-    assert not list(place.config.failed.iterdir())
+    assert [path.name for path in place.config.failed.iterdir()] == [MARKER]
     inputs = place.config.jobs_dir / taken.id / intake.INPUTS
     assert sorted(path.name for path in inputs.iterdir()) == ["cat.txt", *frames]
     assert place.store.get(taken.id).inputs == taken.inputs

@@ -9,6 +9,7 @@ import pytest
 
 from framepackd import commands, intake
 from framepackd.database import Job, State, utc_now
+from framepackd.folders import MARKER
 from framepackd.inbox import Inbox
 from framepackd.jobs import JobStore
 from tests.daemon.test_files import Place, across, at_every_call  # noqa: F401 - across: a fixture
@@ -43,7 +44,7 @@ def failed_place(root: Path, text: str = "pan left", settings: str = "") -> Plac
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != MARKER)
 
 
 def only_job(place: Place) -> Job:
@@ -186,7 +187,7 @@ def test_while_the_failed_folder_cannot_be_written_the_job_waits_for_its_files(
         patched.setattr("framepackd.files.move", refuse)
         ((done, message),) = do(place, "retry", "cat")
     assert done
-    assert "as soon as they can be moved (Permission denied: cat.png)" in message
+    assert "as soon as they can be moved (cat.png may not be moved or written by this user" in message
     assert place.store.claim() is None
     settle(place)
     assert place.store.claim() is not None
