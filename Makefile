@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROCESSES := $(shell expr $$(nproc) \* 3 / 2)
 
-.PHONY: demo test check clean
+.PHONY: demo test long check clean
 
 demo: .venv/installed
 	@$(BIN)/framepackd demo
@@ -12,7 +12,12 @@ demo: .venv/installed
 # of the time nothing computes, the tests wait for daemons. In the order of the folders: the slow files come first,
 # and many quick ones fill up the end.
 test: .venv/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not gpu and not systemd" --durations=15
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not gpu and not systemd and not long" --durations=15
+
+# What takes minutes; and with root and systemd-nspawn the service on a real systemd.
+long: .venv/installed
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --durations=15
+	@[ $$(id -u) != 0 ] || BOOT_SYSTEMD=1 $(BIN)/python -m pytest -m systemd -s
 
 check: .venv/installed
 	$(BIN)/ruff check .

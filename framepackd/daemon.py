@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 GLANCE_SECONDS = 5.0  # between two glances at whether the inbox is still the same folder
 STOP_SECONDS = 10.0  # for disks, when the daemon is to stop; then it does not wait any more
+LONGEST_SECONDS = 3600.0  # from round to round
 STORE_RETRY_SECONDS = 5.0  # before the database is tried again
 REQUEST_SECONDS = 8.0  # for the loop to come to a request; who asked waits longer
 
@@ -351,7 +352,7 @@ class Daemon:
             timeout = min(timeout, ROUND_SECONDS)
         if self.stopping:
             timeout = 0.5
-        timeout = min(timeout, self._reporter.patience, self._metrics.patience)
+        timeout = min(timeout, self._reporter.patience, self._metrics.patience, LONGEST_SECONDS)
         multiprocessing.connection.wait([self._wake_read, *sources], timeout)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):

@@ -72,7 +72,7 @@ def _ask(path: Path, what: str) -> tuple[bytes, int | None]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        atexit.register(_end)
+        atexit.register(_end_unless_asked)
     assert _running.stdin is not None
     assert _running.stdout is not None
     try:
@@ -83,13 +83,19 @@ def _ask(path: Path, what: str) -> tuple[bytes, int | None]:
     return (line, None) if line else (line, _end())
 
 
+def _end_unless_asked() -> None:
+    """End the process with the daemon; one that a thread still asks ends by itself, as its input does."""
+    if _asking.acquire(blocking=False):
+        _end()
+
+
 def _end() -> int | None:
     """Let the process end, and say with what exit code it did."""
     global _running
     if _running is None:
         return None
     process, _running = _running, None
-    atexit.unregister(_end)
+    atexit.unregister(_end_unless_asked)
     with process:
         assert process.stdin is not None
         process.stdin.close()
