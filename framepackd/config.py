@@ -28,6 +28,12 @@ EVENT_VARIABLES = tuple(f"FRAMEPACKD_{name}" for name in ("EVENT", "JOB", "NAME"
 UNWATCHED_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "vboxsf", "ceph")
 
 
+# A host as a browser names it: a name or an IPv6 address in brackets, and perhaps a port.
+HOST = re.compile(
+    r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>[0-9]{1,5}))?", re.ASCII
+)
+
+
 class ConfigError(Exception):
     """The configuration cannot be read; the text says where and why."""
 
@@ -54,6 +60,19 @@ class WebConfig(_Section):
     server: str = "127.0.0.1"
     port: int = Field(7860, ge=1, le=65535)
     password: str = ""  # needed wherever others can reach it
+    hosts: tuple[str, ...] = ()  # by which names it answers besides this machine's own
+    upload_limit_mb: int = Field(200, ge=1, le=100_000)  # of 10^6 bytes; one upload
+    upload_quota_mb: int = Field(5000, ge=1, le=10_000_000)  # all that lie there at once
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not HOST.fullmatch(host.lower()):
+                raise ValueError(
+                    f'hosts must be names such as "films.example", perhaps with a port, got {host!r}'
+                )
+        return hosts
 
 
 class NotifyConfig(_Section):

@@ -1,9 +1,11 @@
 """From a form to files in the inbox, and what becomes of them."""
 
+import contextlib
 import json
 import re
 import secrets
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ from framepackd import client, files
 from framepackd.config import Config
 from framepackd.database import ENDED
 from framepackd.groups import PICTURES
-from framepackd.settings import parse_settings
+from framepackd.resolving import MAX_TEXT_BYTES
+from framepackd.settings import MAX_SETTINGS_BYTES, parse_settings
 
 FOLDER = "web"  # below the inbox, and so below the outbox
 MAX_WORDS = 40  # characters of the prompt in a NAME
+UNFINISHED = f"{files.PART_PREFIX}drop-"  # the daemon hides files of its own in the same folder
+UNFINISHED_SECONDS = 3600  # nobody copies a picture for longer
 
 
 def drop(
@@ -24,27 +29,96 @@ def drop(
 ) -> str:
     """Put a job's files into the inbox, as anybody would; gives its NAME, which no other job has.
 
-    ``settings`` are those of ``NAME.toml``; the daemon checks them again with everything else.
+    ``settings`` are those of ``NAME.toml``; the daemon checks them again with everything else. If anything
+    fails, nothing is left in the inbox.
 
     Raises:
-        RequestError: a setting is wrong, or a picture is of a kind that is not read.
-        OSError: the inbox cannot be written.
+        RequestError: a setting or the prompt is wrong, or a picture is of a kind that is not read.
+        OSError: a picture is gone, or the inbox cannot be written.
     """
-    parse_settings(settings, "the settings")
     name = _new_name(prompt)
+    content = _content(name, picture, end_picture, prompt, settings)
     folder = config.inbox / FOLDER
-    files.make_folder(folder)
+    made = not folder.is_dir()
+    try:
+        files.make_folder(folder)
+        _put(folder, content)
+    except OSError as error:
+        if made:
+            with contextlib.suppress(OSError):  # never made, or another job is there by now
+                folder.rmdir()
+        raise OSError(
+            f"nothing was dropped, the inbox could not be written: {error.strerror or error}"
+        ) from error
+    return name
+
+
+def _content(
+    name: str, picture: Path, end_picture: Path | None, prompt: str, settings: dict[str, Any]
+) -> dict[str, Path | bytes]:
+    """Check all that a job consists of; gives what its files hold, the one that completes it last."""
+    parse_settings(settings, "the settings")
+    text = _as_utf8(prompt, "the prompt")
+    if len(text) > MAX_TEXT_BYTES:
+        raise RequestError(f"the prompt has {len(text)} bytes: it may have {MAX_TEXT_BYTES}")
+    if b"\0" in text:
+        raise RequestError("the prompt holds a null character: leave it out")
+    empty = not prompt.removeprefix("\ufeff").strip()
+    if empty:
+        settings = {**settings, "prompt": ""}  # an empty text would be taken for a mistake
+    toml = _as_utf8(_as_toml(settings), "the settings")
+    if len(toml) > MAX_SETTINGS_BYTES:
+        raise RequestError(
+            f"the settings have {len(toml)} bytes, most of them of the negative prompt: "
+            f"they may have {MAX_SETTINGS_BYTES}"
+        )
     pictures = {f"{name}{_suffix(picture)}": picture}
     if end_picture is not None:
         pictures[f"{name}_end{_suffix(end_picture)}"] = end_picture
-    for target, source in pictures.items():
-        _copy(source, folder / target)
-    if not prompt.strip():
-        settings = {**settings, "prompt": ""}  # an empty text would be taken for a mistake
-    files.write_text(folder / f"{name}.toml", _as_toml(settings))
-    if prompt.strip():  # last: before it comes, the others wait
-        files.write_text(folder / f"{name}.txt", prompt)
-    return name
+    for source in pictures.values():
+        if not source.is_file():
+            raise FileNotFoundError(f"{source.name} is not here any more: upload it again")
+    return {**pictures, f"{name}.toml": toml, **({} if empty else {f"{name}.txt": text})}
+
+
+def _as_utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        raise RequestError(
+            f"{what} cannot be written as UTF-8: character {error.start + 1} is half of one (U+{code:04X}), "
+            "as of an emoji that was cut in two: leave it out"
+        ) from error
+
+
+def _put(folder: Path, content: dict[str, Path | bytes]) -> None:
+    """Put files into a folder in their order, all of them or none."""
+    parts = {folder / f"{UNFINISHED}{name}.part": folder / name for name in content}
+    try:
+        for part, source in zip(parts, content.values(), strict=True):
+            if isinstance(source, Path):
+                shutil.copyfile(source, part)
+            else:
+                part.write_bytes(source)
+            files.sync_file(part)
+        for part, target in parts.items():
+            part.rename(target)
+        files.sync_folder(folder)
+    except BaseException:
+        for path in reversed([*parts, *parts.values()]):  # the one that completes the job first
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
+
+
+def remove_unfinished(config: Config) -> None:
+    """Remove from the inbox what a page that was killed was dropping."""
+    oldest = time.time() - UNFINISHED_SECONDS
+    for part in (config.inbox / FOLDER).glob(f"{UNFINISHED}*.part"):
+        with contextlib.suppress(OSError):
+            if part.lstat().st_mtime < oldest:
+                part.unlink()
 
 
 def _new_name(prompt: str) -> str:
@@ -64,13 +138,6 @@ def _suffix(picture: Path) -> str:
             f"the picture is a {suffix or 'file without an ending'}: use {', '.join(PICTURES)}"
         )
     return suffix
-
-
-def _copy(source: Path, target: Path) -> None:
-    part = target.with_name(f"{files.PART_PREFIX}{target.name}.part")
-    shutil.copyfile(source, part)
-    files.sync_file(part)
-    part.rename(target)
 
 
 def _as_toml(settings: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.routes import App, ORJSONResponse
+from starlette.types import ASGIApp
 
 from framepack_core.errors import RequestError
 from framepackd import client
@@ -48,9 +50,22 @@ def theme() -> gr.themes.Base:
     return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def build(config: Config, private: Path) -> gr.Blocks:
-    """Build the page and the endpoint of scripts; copies of what is shown lie in a ``private`` folder."""
-    shown = _Shown(config, private)
+def guarded(guard: Callable[[ASGIApp], ASGIApp]) -> App:
+    """Give the app that gradio is to serve the page with: nothing of it is reached but through ``guard``."""
+
+    class Guarded(App):
+        def build_middleware_stack(self) -> ASGIApp:
+            return guard(super().build_middleware_stack())  # gradio's own middleware answers other origins
+
+    return Guarded(default_response_class=ORJSONResponse)
+
+
+def build(config: Config, copies: Path) -> gr.Blocks:
+    """Build the page and the endpoint of scripts; copies of what changes while it is shown go to a folder."""
+    gr.set_static_paths(
+        [config.outbox, copies]
+    )  # served as they are: copied, they would use up the uploads' quota
+    shown = _Shown(config, copies)
     page: gr.Blocks
     with gr.Blocks(title="framepackd", delete_cache=CACHE_SECONDS, analytics_enabled=False) as page:
         gr.HTML(HEAD)
@@ -275,8 +290,9 @@ class _Shown:
             status = path.stat()
             copy = self._copies / f"{path.parent.name}-{status.st_mtime_ns}{path.suffix}"
             if not copy.exists():
-                for old in self._copies.glob(f"*{path.suffix}"):
-                    old.unlink()
+                old = sorted(self._copies.glob(f"*{path.suffix}"), key=lambda copy: copy.stat().st_mtime_ns)
+                for copied in old[:-1]:  # the last one may still be played
+                    copied.unlink(missing_ok=True)
                 shutil.copyfile(path, copy)
         except OSError:  # just now replaced, or removed with its job
             return None

@@ -1,13 +1,21 @@
 """``framepackd web``: builds the page and serves it."""
 
-import ipaddress
 import logging
 import os
 import signal
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from framepackd.config import Config
+from framepackd.web.drop import remove_unfinished
+from framepackd.web.origins import Hosts, is_loopback
+from framepackd.web.uploads import Uploads, own_folder, received, shown, temporary
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from framepackd.web.doors import Doors
 
 
 class WebError(Exception):
@@ -15,6 +23,10 @@ class WebError(Exception):
 
 
 USER = "framepackd"
+WELCOME = f"The user is {USER}. After three wrong passwords the next ones have to wait, up to a minute."
+MB = 10**6
+# Not needed, and ways round the doors: tools for language models, records on the hub, a second server.
+OFF = ("GRADIO_ANALYTICS_ENABLED", "GRADIO_MCP_SERVER", "GRADIO_RUN_HISTORY", "GRADIO_SSR_MODE")
 
 
 def serve(config: Config, server: str, port: int, *, share: bool = False) -> None:
@@ -25,36 +37,40 @@ def serve(config: Config, server: str, port: int, *, share: bool = False) -> Non
         OSError: the address cannot be listened on.
     """
     password = config.web.password
-    if not password and (share or not _is_own(server)):
+    if not password and (share or not is_loopback(server)):
         raise WebError(
             f"{'--share' if share else server} lets others in: set a password "
             '(password = "…" under [web] in the configuration, or FRAMEPACKD_WEB__PASSWORD)'
         )
-    with tempfile.TemporaryDirectory(prefix="framepackd-web-") as private:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": private}
+    hosts = Hosts(server, config.web.hosts, others=share or not is_loopback(server))
+    remove_unfinished(config)
+    with own_folder(config) as private:
+        _settle_in(private)
         try:
-            from framepackd.web.page import STYLE, build, theme
+            from framepackd.web.page import STYLE, build, guarded, theme
         except ImportError as error:
             raise WebError(
                 f'the page needs gradio, which cannot be imported ({error}): pip install "framepackd[web]"'
             ) from error
         logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
-        page = build(config, Path(private))
+        page = build(config, shown(private))
         try:
             page.launch(
                 server_name=server,
                 server_port=port,
                 share=share,
                 auth=(USER, password) if password else None,
-                auth_message=f"The user is {USER}." if password else None,
+                auth_message=WELCOME if password else None,
                 theme=theme(),
                 css=STYLE,
-                allowed_paths=[str(config.outbox)],
+                allowed_paths=[str(config.outbox), str(shown(private))],
                 ssr_mode=False,
                 quiet=True,
                 prevent_thread_lock=True,
                 footer_links=[],
-                max_file_size="200mb",
+                max_file_size=config.web.upload_limit_mb * MB,
+                enable_monitoring=False,
+                _app=guarded(lambda app: _doors(app, config, hosts, private)),
             )
         except OSError as error:
             raise OSError(
@@ -67,9 +83,29 @@ def serve(config: Config, server: str, port: int, *, share: bool = False) -> Non
         page.block_thread()
 
 
-def _is_own(server: str) -> bool:
-    """Say whether an address is reached from this machine only."""
-    try:
-        return server == "localhost" or ipaddress.ip_address(server).is_loopback
-    except ValueError:
-        return False
+def _settle_in(private: Path) -> None:
+    """Have this process, and gradio, which reads these when imported, write into a folder on a disk."""
+    tempfile.tempdir = str(temporary(private))
+    os.environ |= dict.fromkeys(OFF, "False") | {
+        "GRADIO_NUM_WORKERS": "0",
+        "GRADIO_TEMP_DIR": str(received(private)),
+        "HF_HUB_OFFLINE": "1",
+        "TMPDIR": str(temporary(private)),
+    }
+
+
+def _doors(app: "ASGIApp", config: Config, hosts: Hosts, private: Path) -> "Doors":
+    """Put the doors before gradio, which logs out and writes a link to what is on the page on GET."""
+    from framepackd.web.doors import Doors
+    from framepackd.web.passwords import Tries
+
+    web = config.web
+    return Doors(
+        app,
+        hosts=hosts,
+        uploads=Uploads(private, limit=web.upload_limit_mb * MB, quota=web.upload_quota_mb * MB),
+        tries=Tries(),
+        upload="/upload",
+        login="/login",
+        changing=("/logout", "/deep_link"),
+    )

@@ -1,9 +1,12 @@
 """A real page beside a real daemon, with a tiny model."""
 
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,16 +24,25 @@ base = "{TINY_MODELS / "hunyuanvideo"}"
 image_encoder = "{TINY_MODELS / "flux_redux"}"
 """
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
+EVERYBODY = "0.0.0.0"  # noqa: S104 - that is what is tested
+
 
 class Web:
     """Runs framepackd web."""
 
-    def __init__(self, daemon: Daemon, *options: str, password: str = "") -> None:
+    def __init__(self, daemon: Daemon, *options: str, first: str = "", **settings: str) -> None:
+        """Run it with settings under [web], after a line of Python if one is given."""
         self.log = daemon.root / "web.log"
-        own = {"FRAMEPACKD_WEB__PASSWORD": password} if password else {}
+        own = {f"FRAMEPACKD_WEB__{name.upper()}": value for name, value in settings.items()}
+        arguments = daemon.arguments("web", "--port", str(free_port()), *options)
+        if first:
+            code = f"{first}; from framepackd.cli import main; main()"
+            arguments[1:3] = ["-c", code]  # instead of -m framepackd
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                daemon.arguments("web", "--port", str(free_port()), *options),
+                arguments,
                 stdout=log,
                 stderr=log,
                 env=environment() | {"PYTHONUNBUFFERED": "1"} | own,
@@ -39,6 +51,16 @@ class Web:
         found = re.search(r"page: (\S+)", self.log.read_text())
         assert found, self.log.read_text()
         self.url = found[1]
+
+
+def status(url: str) -> int:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - the page's own address
+            code: int = answer.status
+            return code
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
 
 
 def free_port() -> int:
@@ -59,9 +81,9 @@ def tiny_daemon_in(folder: Path) -> Iterator[Daemon]:
 
 
 @contextmanager
-def running(daemon: Daemon, *options: str, password: str = "") -> Iterator[Web]:
+def running(daemon: Daemon, *options: str, first: str = "", **settings: str) -> Iterator[Web]:
     """Run the page."""
-    web = Web(daemon, *options, password=password)
+    web = Web(daemon, *options, first=first, **settings)
     yield web
     web.process.send_signal(signal.SIGTERM)
     web.process.wait(20)

@@ -1,12 +1,9 @@
 """The page in a real browser: what people do on it, and what it must never do."""
 
 import re
-import shutil
 import socket
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,11 +11,9 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.acceptance.conftest import Daemon, environment, picture
-from tests.web.conftest import Web, free_port, running
+from tests.web.conftest import CHROMIUM, EVERYBODY, Web, free_port, in_a_browser, status
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 90_000  # ms
-in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 
 
 @pytest.fixture
@@ -37,16 +32,6 @@ def page(web: Web) -> Iterator[Page]:
         browser.close()
     assert not [url for url in elsewhere if not url.startswith((web.url, "data:", "blob:"))]
     assert not errors
-
-
-def status(url: str) -> int:
-    try:
-        with urllib.request.urlopen(url, timeout=20) as answer:  # noqa: S310 - the page's own address
-            code: int = answer.status
-            return code
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
 
 
 @in_a_browser
@@ -87,21 +72,12 @@ def test_the_queue_can_be_paused_and_a_job_cancelled_and_made_again(page: Page, 
     tiny_daemon.until(lambda: (tiny_daemon.outbox / "cat.mp4").exists(), "the job, made again")
 
 
-EVERYBODY = "0.0.0.0"  # noqa: S104 - that is what is tested
-
-
 @pytest.mark.parametrize("options", [["--server", EVERYBODY], ["--share"]])
 def test_others_are_let_in_with_a_password_only(tiny_daemon: Daemon, options: list[str]) -> None:
     done = tiny_daemon.command("web", "--port", str(free_port()), *options)
     assert done.returncode == 2
     assert "set a password" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_with_a_password_nothing_is_told_without_it(tiny_daemon: Daemon) -> None:
-    with running(tiny_daemon, "--server", EVERYBODY, password="x" * 12) as web:
-        port = web.url.rstrip("/").rpartition(":")[2]
-        assert status(f"http://127.0.0.1:{port}/config") == 401
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(tiny_daemon: Daemon) -> None:
