@@ -94,22 +94,30 @@ def find(config: Config, job: str) -> dict[str, Any] | None:
 
 def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
     from framepackd.database import State
-    from framepackd.inbox import Inbox, Waiting
+    from framepackd.forgotten import forgotten
+    from framepackd.inbox import Inbox, Waiting, trouble
     from framepackd.jobs import JobStore
+    from framepackd.problems import Problem
     from framepackd.status import snapshot
 
     store = JobStore(config.database, read_only=True) if config.database.exists() else None
     waiting: tuple[Waiting, ...] = ()
-    if config.inbox.is_dir():
+    problems: list[Problem] = []
 
-        def missed_job(folder: str, name: str) -> str | None:
-            job = store.latest(folder, name) if store else None
-            return job.id if job else None
+    def missed_job(folder: str, name: str) -> str | None:
+        job = store.latest(folder, name) if store else None
+        return job.id if job else None
 
+    try:
         inbox = Inbox(config.inbox, settle_seconds=0, prompted="prompt" in config.defaults)
-        waiting = inbox.scan(missed_job).waiting
+        scan = inbox.scan(missed_job)
+        waiting, problems = scan.waiting, forgotten(scan.parts, config, store)
+    except FileNotFoundError:  # a daemon makes it
+        pass
+    except OSError as error:
+        problems = [trouble(config.inbox, error)]
     left = store.in_state(State.RUNNING) if store else []
     died = any(job.delivery is None for job in left)  # one with a delivery waits for the outbox, no more
     state = {"state": "died" if died else "stopped", "paused": store.paused() if store else None}
-    report = snapshot(store, waiting, {**stopped, **state})
+    report = snapshot(store, waiting, {**stopped, **state}, problems)
     return report, EXIT_DIED if died else EXIT_NOT_RUNNING

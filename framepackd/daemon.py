@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from framepackd import commands, control, files, folders, notify
+from framepackd import commands, control, files, folders, intake, notify
 from framepackd.apart import Apart, within
 from framepackd.config import Config, ConfigError, changed
 from framepackd.database import StoreError, StoreUnavailableError, utc_now
@@ -184,6 +184,7 @@ class Daemon:
 
     def run(self) -> int:
         """Go round until stopped, or, once, until all is done; returns the exit code."""
+        intake.clear_ended(self._config, self._store)
         self._take_up_leftovers()
         self._results_page.refresh(self._config)
         notify.notify("READY=1")
@@ -381,5 +382,5 @@ class Daemon:
     def _take_look(self) -> None:
         self._looked = Looked(self._looked.waiting, self._looked.problems, again=RETRY_SECONDS)
         self._looked = self._at_inbox.take()
-        self._failed |= not self._looked.readable
+        self._failed |= any(problem.code in ("inbox", "intake") for problem in self._looked.problems)
         self._next_scan = time.monotonic() + self._looked.again

@@ -5,7 +5,9 @@ A file that is not ours, damaged or of a newer version is refused and never writ
 """
 
 import os
+import re
 import sqlite3
+import stat
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -308,11 +310,19 @@ def _back_up(path: Path, version: int) -> None:
         raise StoreError(
             f"{path} cannot be copied before it is brought up to date ({error}): make room beside it"
         ) from error
-    copies = sorted(
-        path.parent.glob(f"{path.name}.schema-*"), key=lambda copy: int(copy.name.rpartition("-")[2])
-    )
-    for copy_file in copies[:-KEPT_BACKUPS]:
-        copy_file.unlink()
+    for old in _backups(path)[:-KEPT_BACKUPS]:
+        old.unlink()
+
+
+def _backups(path: Path) -> list[Path]:
+    """List the copies that ``_back_up`` made, the oldest first; others may keep theirs beside them."""
+    name = re.compile(rf"{re.escape(path.name)}\.schema-([0-9]+)")
+    found = [
+        (int(match[1]), copy)
+        for copy in path.parent.iterdir()
+        if (match := name.fullmatch(copy.name)) and stat.S_ISREG(copy.lstat().st_mode)
+    ]
+    return [copy for _, copy in sorted(found)]
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -111,11 +111,38 @@ def rename_to_free_name(source: Path, target: Path) -> None:
     Raises:
         OSError: it cannot be renamed.
     """
-    for number in itertools.count():
-        name = f"{target.stem}_{number:03}{target.suffix}" if number else target.name
+    for free in free_names(target):
         with contextlib.suppress(FileExistsError):
-            _rename_new(source, target.with_name(name))
+            _rename_new(source, free)
             return
+
+
+def free_names(target: Path) -> Iterator[Path]:
+    """Give names to try one after the other: NAME, NAME_001, NAME_002 ..."""
+    for number in itertools.count():
+        yield target.with_name(f"{target.stem}_{number:03}{target.suffix}") if number else target
+
+
+def discard_folder(folder: Path) -> None:
+    """Remove a folder of ours: first its name, in one step, then what is in it.
+
+    What a crash or an error leaves of it has a hidden name, and is removed at the next start.
+
+    Raises:
+        OSError: it is a symbolic link, or its name cannot be removed; nothing has changed.
+    """
+    if folder.is_symlink():
+        raise OSError(errno.ELOOP, "is a symbolic link", str(folder))
+    hidden = hidden_part(folder)
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def hidden_part(path: Path) -> Path:
+    """Give the name under which a file or folder is made, or removed, that is not to be taken for whole."""
+    return path.with_name(f"{PART_PREFIX}{path.name}.part")
 
 
 def write_bytes(path: Path, content: bytes, *, named: bool = True) -> None:

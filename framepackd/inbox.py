@@ -9,12 +9,13 @@ import logging
 import time
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from framepack_core.errors import RequestError
+from framepackd.conflicts import conflict_in
 from framepackd.files import folder_below
 from framepackd.groups import (
     MAX_NAME,
@@ -30,8 +31,9 @@ from framepackd.groups import (
     name_of,
     suffix_of,
 )
-from framepackd.listing import Found, Signature, list_files
+from framepackd.listing import Found, Signature, look_through, why_not_read
 from framepackd.names import as_utf8
+from framepackd.problems import Problem
 from framepackd.settings import read_settings_file
 
 log = logging.getLogger(__name__)
@@ -65,6 +67,12 @@ class Scan:
     ready: tuple[Group, ...]
     waiting: tuple[Waiting, ...]
     unsettled: bool  # something still moves: look again soon
+    parts: Mapping[str, float] = field(default_factory=dict)  # hidden files of our own, and since when
+
+
+def trouble(inbox: Path, error: OSError) -> Problem:
+    """Tell of an inbox that cannot be read."""
+    return Problem("inbox", f"the inbox {inbox} {why_not_read(error)}; what is queued goes on")
 
 
 class Inbox:
@@ -91,7 +99,7 @@ class Inbox:
 
     def scan(self, missed_job: Callable[[str, str], str | None] = lambda folder, name: None) -> Scan:
         """Look once. ``missed_job`` names the job that was taken earlier under a folder and name."""
-        found = list_files(self.root)
+        found, parts = look_through(self.root)
         moving = self._moving(found)
         self._read = {path: read for path, read in self._read.items() if path in found}
         self._missed = {path: missed for path, missed in self._missed.items() if path in found}
@@ -111,7 +119,7 @@ class Inbox:
                 else:
                     waiting.append(_waiting(group, missing, found))
         ready.sort(key=lambda group: max(found[path].arrived for path in group.paths))
-        return Scan(tuple(ready), tuple(waiting), unsettled)
+        return Scan(tuple(ready), tuple(waiting), unsettled, parts)
 
     def _moving(self, found: dict[str, Found]) -> set[str]:
         """Remember what has changed, and name the files that have not stood still for long enough."""
@@ -181,7 +189,7 @@ class Inbox:
         """Give the pictures that settings name as keyframes, by the settings' paths."""
         named: dict[str, Mapping[int, str]] = {}
         for path, entry in found.items():
-            own = suffix_of(path) == ".toml" and not is_defaults(path)
+            own = suffix_of(path) == ".toml" and not is_defaults(path) and not conflict_in(name_of(path))
             if own and path not in moving and entry.problem is None and as_utf8(path) == path:
                 with contextlib.suppress(Exception):  # which shows when the group is looked at
                     settings = self._settings(path, found)
@@ -206,6 +214,8 @@ class Inbox:
 
 def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
     """Name what a person has to sort out first."""
+    if conflict := _conflict(group):
+        return conflict
     for path in (*group.paths, *group.defaults):
         for part in path.split("/"):
             if part != as_utf8(part):
@@ -235,6 +245,18 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
         )
     empty = [path for path in group.paths if is_picture(path) and found[path].signature.size == 0]
     return f"{name_of(empty[0])} is empty (0 bytes)" if empty else None
+
+
+def _conflict(group: Group) -> str | None:
+    """Name a conflict copy of a file; one that settings name as a keyframe is wanted."""
+    for role in group.roles:
+        for name in map(name_of, group.files[role] if not role.startswith("keyframe") else ()):
+            if copy := conflict_in(name):
+                return (
+                    f"{as_utf8(name)} is a conflict copy of {as_utf8(copy.original)} ({copy.program}): "
+                    "delete it, or rename it to have it made"
+                )
+    return None
 
 
 def _missing_picture(group: Group, *, extends: bool = False) -> str | None:

@@ -5,24 +5,34 @@ else's any more; they are copied, because others may hold a link to one or have 
 removed; the row is written. What a crash leaves in between is finished at the next start.
 """
 
+import contextlib
+import errno
 import json
 import logging
+import os
+import re
 import secrets
 import shutil
+import stat
+import threading
 import time
 from collections.abc import Collection
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, Field, ValidationError
 
 from framepack_core.buckets import Size
 from framepackd import files, variations
 from framepackd.config import Config
-from framepackd.database import ENDED, Job, State, utc_now
+from framepackd.database import ENDED, Job, State, StoreError, utc_now
 from framepackd.groups import Group
 from framepackd.jobs import JobStore
 from framepackd.listing import Signature
-from framepackd.names import taken_name
+from framepackd.names import JOB_ID, printable, taken_name
+from framepackd.problems import Problem
 from framepackd.resolving import resolve
 
 log = logging.getLogger(__name__)
@@ -33,10 +43,32 @@ CHECKPOINT = "checkpoint"  # what the worker goes on from
 PREVIEW = "preview.mp4"  # what exists of the video
 CONTINUED = "continued"  # what is made ready of a video that the job goes on with
 KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
+HALF_MADE = re.compile(rf"{re.escape(files.PART_PREFIX)}{JOB_ID.pattern}\.part")
+OF_THE_SYSTEM = re.compile(r"lost\+found|@eaDir|\.nfs[0-9a-f]+")  # nobody can move these away
+TOLD_FOREIGN = 5  # things that are not ours, one by one
+MAX_MANIFEST_BYTES = 16 << 20  # a chain of a thousand frames takes 200 kB
+
+# One at a time: what is just being taken in looks like what a crash has left.
+_taking = threading.Lock()
 
 
 class ChangedError(OSError):
     """A file is not any more what had settled."""
+
+
+class HalfTakenError(OSError):
+    """Files that were being taken in are neither in the inbox nor in the work folder; the text says more."""
+
+
+class DamagedError(Exception):
+    """A work folder is not as framepackd leaves it; the text says what to do, to follow the folder's name."""
+
+
+class Leftovers(NamedTuple):
+    """What ``adopt_leftovers`` recorded, and what it could not finish or must not touch."""
+
+    jobs: list[Job]
+    problems: list[Problem]
 
 
 def take(group: Group, config: Config, store: JobStore) -> list[Job]:
@@ -46,33 +78,68 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
 
     Raises:
         ChangedError: a file has changed since it had settled; nothing is touched.
+        HalfTakenError: it can neither be done nor undone, for now: ``adopt_leftovers`` does either later.
         OSError: the files cannot be moved; they are where they were.
     """
-    for path, settled in group.signatures.items():
-        if _signature(config.inbox / path) != list(settled):
-            raise ChangedError(path)
+    with _taking:
+        for path, settled in group.signatures.items():
+            if _signature(config.inbox / path) != list(settled):
+                raise ChangedError(path)
+        work = config.jobs_dir / _new_id()
+        manifest = _manifest(group, config.inbox)
+        _begin(work, manifest)
+        try:
+            _bring_in(work, manifest, config.inbox)
+            return _record(work, manifest, config, store)
+        except OSError:
+            _undo(work, manifest, config.inbox)
+            raise
+
+
+def _undo(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
+    """Put everything back.
+
+    Raises:
+        HalfTakenError: it cannot be done now, and the work folder stays.
+    """
+    try:
+        if "variations" in manifest:
+            variations.undo(work, manifest, file=MANIFEST)
+        _put_back(work, manifest, inbox)
+    except HalfTakenError:
+        raise
+    except OSError as error:
+        reason = (
+            f"is half taken in: its files can be neither taken nor put back ({error.strerror}): tried again"
+        )
+        raise HalfTakenError(errno.EIO, reason) from error
+
+
+def _manifest(group: Group, inbox: Path) -> dict[str, Any]:
+    """Say what is to be taken, as what, and from which inbox."""
     roles = {path: role for role in group.files for path in group.files[role]}
-    manifest = {
+    return {
         "folder": group.folder,
         "name": group.name,
         "defaults": group.defaults,
+        "inbox": inbox.stat().st_ino,  # tells it from the empty folder that its share is mounted on
         "files": [
             {"path": path, "role": roles[path], "signature": list(group.signatures[path])}
             | _name_of_keyframe(group.name, path, roles[path])
             for path in group.paths
         ],
     }
-    work = config.jobs_dir / _new_id()
-    (work / INPUTS).mkdir(parents=True)
-    files.write_json(work / MANIFEST, manifest)
-    files.sync_folder(config.jobs_dir)
+
+
+def _begin(work: Path, manifest: dict[str, Any]) -> None:
+    """Make a work folder with its manifest."""
     try:
-        _bring_in(work, manifest, config.inbox)
-        return _record(work, manifest, config, store)
+        (work / INPUTS).mkdir(parents=True)
+        files.write_json(work / MANIFEST, manifest)
+        files.sync_folder(work.parent)
     except OSError:
-        if "variations" in manifest:
-            variations.undo(work, manifest, file=MANIFEST)
-        _put_back(work, manifest, config.inbox)
+        with contextlib.suppress(OSError, DamagedError):
+            _remove_empty(work)  # a full disk: there would be one more at each try
         raise
 
 
@@ -82,51 +149,202 @@ def _name_of_keyframe(name: str, path: str, role: str) -> dict[str, str]:
     return {"file": f"{name}_section_{number}{Path(path).suffix}"} if kind == "keyframe" else {}
 
 
-def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
-    """Finish, at start-up, what a crash interrupted between the inbox and the database, or at a job's end."""
-    known = store.states()
-    adopted: list[Job] = []
-    sizes: dict[str, Size] = {}
-    for work in sorted(path for path in config.jobs_dir.iterdir() if path.is_dir()):
-        manifest_file = work / MANIFEST
-        if known.get(work.name) in ENDED:
-            clear_work_folder(work, State(known[work.name]))
-        elif work.name not in known and not manifest_file.exists():
-            shutil.rmtree(work)  # the manifest comes first: nothing had been moved
-        if work.name in known or not work.exists():
-            continue
-        try:
-            manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
+    """Finish what was interrupted between the inbox and the database.
+
+    Can be repeated at any time. What cannot be finished, and what is not ours, stays as it is and is told.
+
+    Raises:
+        StoreError: the database cannot be used.
+        OSError: the work folders cannot be listed.
+    """
+    with _taking:
+        # Listed before the database is asked: what was recorded meanwhile is known then.
+        names, half_made, foreign = _list_work_folders(config.jobs_dir)
+        known = store.states()
+        left = Leftovers([], _told_of_foreign(foreign))
+        sizes: dict[str, Size] = {}
+        for hidden in half_made:
+            shutil.rmtree(hidden, ignore_errors=True)
+        for work in (config.jobs_dir / name for name in names if name not in known):
             try:
-                if "variations" not in manifest:
-                    _bring_in(work, manifest, config.inbox)
-            except ChangedError:
-                _put_back(work, manifest, config.inbox)
+                jobs = _finish(work, config, store, known, sizes)
+            except StoreError:
+                raise
+            except Exception as error:  # one odd folder must not hide the jobs behind it
+                left.problems.append(Problem("intake", printable(_told_of_work_folder(work, error))))
                 continue
-            jobs = _record(work, manifest, config, store, known, sizes)
-        except OSError as error:
-            log.error(  # noqa: TRY400 - the text says all
-                "job %s: its intake cannot be finished: %s: trying again at the next start", work.name, error
+            for job in jobs:
+                log.info("job %s: taken in after a crash during its intake", job.id)
+            left.jobs.extend(jobs)
+            known |= {job.id: job.state for job in jobs}
+        return left
+
+
+def clear_ended(config: Config, store: JobStore) -> None:
+    """Remove what was left of jobs at their end; only at a start, before any files move.
+
+    Raises:
+        StoreError: the database cannot be used.
+        OSError: the work folders cannot be listed.
+    """
+    names, _, _ = _list_work_folders(config.jobs_dir)
+    known = store.states()
+    for name in names:
+        if known.get(name) in ENDED:
+            try:
+                clear_work_folder(config.jobs_dir / name, State(known[name]))
+            except OSError as error:
+                log.warning("job %s: what is left of it cannot be removed: %s", name, error)
+
+
+def _list_work_folders(jobs_dir: Path) -> tuple[list[str], list[Path], list[Path]]:
+    """Give the names of the work folders, those that were being made or removed, and what is not ours."""
+    works, half_made, foreign = [], [], []
+    with os.scandir(jobs_dir) as entries:
+        for entry in entries:
+            ours = entry.is_dir(follow_symlinks=False)
+            if ours and JOB_ID.fullmatch(entry.name):
+                works.append(entry.name)
+            elif ours and HALF_MADE.fullmatch(entry.name):
+                half_made.append(Path(entry))
+            elif not OF_THE_SYSTEM.fullmatch(entry.name):
+                foreign.append(Path(entry))
+    return sorted(works), half_made, sorted(foreign)
+
+
+def _told_of_foreign(foreign: list[Path]) -> list[Problem]:
+    told = [f"{path} is not framepackd's: move it away" for path in foreign[:TOLD_FOREIGN]]
+    if len(foreign) > TOLD_FOREIGN:
+        rest = len(foreign) - TOLD_FOREIGN
+        told.append(f"{foreign[0].parent} holds {rest} more that are not framepackd's: move them away")
+    return [Problem("foreign", printable(text)) for text in told]
+
+
+def _told_of_work_folder(work: Path, error: Exception) -> str:
+    if isinstance(error, DamagedError | HalfTakenError):
+        return f"{work} {error.args[-1]}"
+    if not isinstance(error, OSError):
+        log.error("job %s", work.name, exc_info=error)
+        return f"{work}: an error of framepackd's own ({type(error).__name__}: {error}): please report it"
+    where = f": {error.filename}" if error.filename else ""
+    return (
+        f"{work} is of a job whose intake or end cannot be finished ({error.strerror}{where}): put that "
+        "right, and it goes on by itself"
+    )
+
+
+def _finish(
+    work: Path, config: Config, store: JobStore, known: dict[str, str], sizes: dict[str, Size]
+) -> list[Job]:
+    """Finish what was interrupted in one work folder, and give the jobs that are recorded now.
+
+    Raises:
+        DamagedError: it is not as framepackd leaves a folder.
+        OSError: it cannot be finished, for now.
+    """
+    if work.name in known:  # a variation's, recorded a moment ago
+        return []
+    if not os.path.lexists(work / MANIFEST):
+        _remove_empty(work)
+        return []
+    manifest = _read_manifest(work)
+    if "variations" not in manifest:
+        try:
+            _bring_in(work, manifest, config.inbox)
+        except ChangedError:
+            _put_back(work, manifest, config.inbox)
+            return []
+    return _record(work, manifest, config, store, known, sizes)
+
+
+def _remove_empty(work: Path) -> None:
+    """Remove a work folder that got no manifest, which comes first: nothing had been moved.
+
+    Raises:
+        DamagedError: it holds something all the same.
+        OSError: it cannot be removed.
+    """
+    parts = []
+    for path in work.iterdir():
+        if path.name.startswith(files.PART_PREFIX) and stat.S_ISREG(path.lstat().st_mode):
+            parts.append(path)
+        elif path.name != INPUTS or path.is_symlink() or not path.is_dir() or any(path.iterdir()):
+            raise DamagedError(
+                f"has no {MANIFEST} and is of no job that is known, but is not empty: if it holds files that "
+                "are wanted, drop them again; then move the folder away"
             )
-            continue
-        for job in jobs:
-            log.info("job %s: taken in after a crash during its intake", job.id)
-        adopted += jobs
-        known |= {job.id: job.state for job in jobs}
-    return adopted
+    for part in parts:
+        part.unlink()
+    if (work / INPUTS).exists():
+        (work / INPUTS).rmdir()
+    work.rmdir()
+
+
+class _Entry(BaseModel):
+    """A file of a manifest."""
+
+    path: str = Field(pattern=r"[^/]\z")
+    role: str
+    signature: list[int]
+    file: str | None = Field(None, pattern=r"\A[^/]+\z")
+
+
+class _Variation(BaseModel):
+    id: str = Field(pattern=rf"\A{JOB_ID.pattern}\z")
+    name: str = Field(pattern=r"\A[^/]+\z")
+    seed: int
+
+
+class _Manifest(BaseModel):
+    folder: str
+    name: str = Field(pattern=r"\A[^/]+\z")
+    defaults: list[str]
+    files: list[_Entry] = Field(min_length=1)
+    inbox: int | None = None
+    seed: int | None = None
+    variations: list[_Variation] | None = None
+
+
+def _read_manifest(work: Path) -> dict[str, Any]:
+    """Read what a work folder was made for.
+
+    Raises:
+        DamagedError: it cannot have been written by framepackd.
+        OSError: it cannot be read.
+    """
+    inputs = work / INPUTS
+    try:
+        with files.open_regular(work / MANIFEST) as file:
+            content = file.read(MAX_MANIFEST_BYTES)
+        _Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise DamagedError(
+            f"has a {MANIFEST} that is damaged: its files lie in {inputs}, or still in the inbox, hidden as "
+            f"{files.PART_PREFIX}{work.name}-….part: drop them again, and move the folder away"
+        ) from error
+    if inputs.is_symlink():
+        raise DamagedError(f"has a symbolic link for {INPUTS}: move the folder away")
+    manifest: dict[str, Any] = json.loads(content)
+    return manifest
 
 
 def clear_work_folder(work: Path, state: State) -> None:
     """Remove an ended job's folder; a failed one keeps for some days what a retry goes on from."""
+    if work.is_symlink():
+        return  # not made by framepackd: told by adopt_leftovers
     checkpoint = work / CHECKPOINT
-    if state is not State.FAILED or not checkpoint.exists() or _days_since(checkpoint) > KEPT_DAYS:
-        shutil.rmtree(work)
-        return
-    for path in work.iterdir():
-        if path.is_dir() and path != checkpoint:
-            shutil.rmtree(path)
-        elif path != checkpoint:
-            path.unlink()
+    with contextlib.suppress(FileNotFoundError):  # cleared by another thread as well
+        if state is not State.FAILED or not checkpoint.exists() or _days_since(checkpoint) > KEPT_DAYS:
+            shutil.rmtree(work)
+            return
+        for path in work.iterdir():
+            if path == checkpoint:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 def _days_since(path: Path) -> float:
@@ -157,32 +375,48 @@ def _claimed(folder: Path, work: Path, entry: dict[str, Any]) -> Path:
     return folder / f"{files.PART_PREFIX}{work.name}-{_dropped_name(entry)}.part"
 
 
+def _back(folder: Path, work: Path, entry: dict[str, Any]) -> Path:
+    """Give the hidden name that a copy has in the inbox while it is moved back."""
+    return folder / f"{files.PART_PREFIX}{_back_part(work, entry)}.part"
+
+
+def _back_part(work: Path, entry: dict[str, Any]) -> str:
+    return f"back-{work.name}-{_dropped_name(entry)}"
+
+
+def _copy_of(work: Path, entry: dict[str, Any]) -> Path:
+    return work / INPUTS / taken_name(entry)
+
+
 def _bring_in(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
     """Copy what the manifest names to the work folder and remove it from the inbox; goes on after a crash.
 
     Raises:
         ChangedError: a file is not any more what had settled; none has been removed.
     """
-    inputs = work / INPUTS
     try:
         with files.folder_below(inbox, manifest["folder"]) as folder:
             _claim(folder, work, manifest)
             for entry in manifest["files"]:
-                _copy(_claimed(folder, work, entry), inputs / taken_name(entry), entry)
-            files.sync_folder(inputs)
+                _copy(_claimed(folder, work, entry), _copy_of(work, entry), entry)
+            files.sync_folder(work / INPUTS)
             for entry in manifest["files"]:
                 _claimed(folder, work, entry).unlink(missing_ok=True)
             files.sync_folder(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         # The folder is gone; which is as it should be if all was taken before a crash.
-        if not all((inputs / taken_name(entry)).exists() for entry in manifest["files"]):
+        if not all(_copy_of(work, entry).exists() for entry in manifest["files"]):
             raise ChangedError(manifest["folder"]) from error
 
 
 def _claim(folder: Path, work: Path, manifest: dict[str, Any]) -> None:
+    for entry in manifest["files"]:  # all are looked at before one is renamed
+        there = _signature(_claimed(folder, work, entry)) or _signature(folder / _dropped_name(entry))
+        if not _copy_of(work, entry).exists() and there != entry["signature"]:
+            raise ChangedError(entry["path"])
     for entry in manifest["files"]:
         source, claimed = folder / _dropped_name(entry), _claimed(folder, work, entry)
-        copied = (work / INPUTS / taken_name(entry)).exists()
+        copied = _copy_of(work, entry).exists()
         if _signature(claimed) is None and (not copied or _signature(source) == entry["signature"]):
             source.rename(claimed)
         if not copied and _signature(claimed) != entry["signature"]:
@@ -200,22 +434,72 @@ def _copy(claimed: Path, target: Path, entry: dict[str, Any]) -> None:
 
 
 def _put_back(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
-    """Undo it: every file gets its name in the inbox again, and the work folder goes."""
-    copies = {path.name: path for path in (work / INPUTS).glob("[!.]*")}
-    try:
-        with files.folder_below(inbox, manifest["folder"]) as folder:
+    """Undo it: every file gets its name in the inbox again, and the work folder goes.
+
+    Raises:
+        HalfTakenError: some of the files are elsewhere, as it seems; nothing has changed.
+        OSError: a file cannot be moved; called again, it goes on.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(files.folder_below(inbox, manifest["folder"]))
+        except (FileNotFoundError, NotADirectoryError):
+            folder = None
+        elsewhere = _not_in(folder, work, manifest)
+        copied = any(_copy_of(work, entry).exists() for entry in manifest["files"])
+        # In the inbox that they were taken from what is missing was removed by somebody.
+        if elsewhere and ((copied and folder is None) or not _is_same(inbox, manifest)):
+            raise HalfTakenError(errno.ENOENT, _told_of_half(work, inbox / manifest["folder"], elsewhere))
+        if folder is not None:
             for entry in manifest["files"]:
-                source, claimed = folder / _dropped_name(entry), _claimed(folder, work, entry)
-                copy = copies.get(taken_name(entry))
-                if _signature(claimed) is not None:
-                    files.rename_to_free_name(claimed, source)
-                elif copy is not None and _signature(source) is None:  # the copy is all there is
-                    files.move(copy, source, part=f"back-{work.name}-{source.name}")
+                _put_one_back(folder, work, entry)
             files.sync_folder(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        if copies:
-            raise
-    shutil.rmtree(work)
+    files.discard_folder(work)
+
+
+def _put_one_back(folder: Path, work: Path, entry: dict[str, Any]) -> None:
+    source, claimed, copy = (
+        folder / _dropped_name(entry),
+        _claimed(folder, work, entry),
+        _copy_of(work, entry),
+    )
+    if _signature(claimed) is not None:
+        files.rename_to_free_name(claimed, source)
+    elif _signature(source) != entry["signature"] and (copy.exists() or _back(folder, work, entry).exists()):
+        # The copy is all there is: another file may have come under its name.
+        for target in files.free_names(source):
+            with contextlib.suppress(FileExistsError):
+                files.move(copy, target, part=_back_part(work, entry))
+                break
+
+
+def _not_in(folder: Path | None, work: Path, manifest: dict[str, Any]) -> list[str]:
+    """Name the files of which nothing lies in the folder: neither hidden nor under their own names."""
+    if folder is None:
+        return [_dropped_name(entry) for entry in manifest["files"]]
+    return [
+        _dropped_name(entry)
+        for entry in manifest["files"]
+        if _signature(_claimed(folder, work, entry)) is None
+        and _signature(folder / _dropped_name(entry)) is None
+    ]
+
+
+def _is_same(inbox: Path, manifest: dict[str, Any]) -> bool:
+    """Say whether this is the inbox that the files were taken from, and not what its share is mounted on."""
+    try:
+        return bool(inbox.stat().st_ino == manifest.get("inbox"))
+    except OSError:
+        return False
+
+
+def _told_of_half(work: Path, folder: Path, elsewhere: list[str]) -> str:
+    named = ", ".join(elsewhere[:3]) + (f" and {len(elsewhere) - 3} more" if len(elsewhere) > 3 else "")
+    return (
+        f"is half taken in: {named} {'is' if len(elsewhere) == 1 else 'are'} not in {folder}: is its share "
+        "mounted? It goes on by itself when the files are there; if they are gone for good, drop what is in "
+        f"{work / INPUTS} again and move the folder away"
+    )
 
 
 def _record(

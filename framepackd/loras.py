@@ -81,8 +81,11 @@ def find(name: str, lora_dir: Path) -> Path:
 
 def listing(lora_dir: Path) -> str:
     """Say which LoRAs are there, not all if they are many."""
-    if not lora_dir.is_dir():
-        return "there is no such folder"
+    try:
+        if not lora_dir.is_dir():
+            return "there is no such folder"
+    except OSError as error:  # a folder above is closed, or its disk fails
+        return f"it cannot be looked into: {error.strerror}"
     names = sorted(islice(_names(lora_dir), MAX_LOOKED_AT))
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return f"there are {', '.join(names[:NAMED])}{more}" if names else f"no {SUFFIX} file is there"

@@ -2,8 +2,13 @@
 
 import json
 import logging
+import os
+import re
+import shlex
 import unicodedata
 from typing import Any
+
+JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 
 
 def printable(text: str) -> str:
@@ -22,6 +27,25 @@ def as_utf8(name: str) -> str:
     'caf\\udce9'
     """
     return name.encode("utf-8", "backslashreplace").decode()
+
+
+def shell_word(path: str) -> str:
+    r"""Quote a path for a shell, in printable characters whatever it holds, so that a person can copy it.
+
+    >>> print(shell_word("a cat.png"), shell_word("a" + chr(10) + "'b"))
+    'a cat.png' $'a\x0a\'b'
+    """
+    if path.isprintable():  # which what is not UTF-8 is not
+        return shlex.quote(path)
+    return f"$'{''.join(_escaped(character) for character in path)}'"
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def rest_of_name(file: str, name: str) -> str:

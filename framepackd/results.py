@@ -6,7 +6,6 @@ gone.
 
 import logging
 import os
-import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from urllib.parse import quote
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from framepackd import files
-from framepackd.names import rest_of_name
+from framepackd.listing import IGNORED_FOLDERS
+from framepackd.names import JOB_ID, rest_of_name
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ FOLDER = ".framepackd"  # in the outbox: hidden, so that whoever goes through re
 STRIP = (
     f"{files.PART_PREFIX}strip.jpg"  # in the work folder: not delivered as the video's other companions are
 )
-JOB_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")
 ERROR = ".error.txt"
 ROLES, PICTURE = {".txt": "prompt", ".toml": "settings"}, "picture"  # of inputs, and what the others are
 MAX_RECORD_BYTES, MAX_REASON_BYTES = 1 << 20, 2000
@@ -156,7 +155,10 @@ def keep_strip(strip: Path, outbox: Path, job_id: str) -> None:
 
 
 def _folders(root: Path) -> Iterator[tuple[str, set[str]]]:
-    """Give the folders below a root, as ``a/b/``, and the names of their files; nothing hidden, no links."""
+    """Give the folders below a root, as ``a/b/``, and the names of their files.
+
+    Nothing hidden, no links, nothing that a file server keeps of what was removed.
+    """
     waiting = [""]
     while waiting:
         folder = waiting.pop()
@@ -164,7 +166,7 @@ def _folders(root: Path) -> Iterator[tuple[str, set[str]]]:
         for entry in _entries(root / folder, missing_ok=folder != ""):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False) and not IGNORED_FOLDERS.search(entry.name):
                 waiting.append(f"{folder}{entry.name}/")
             elif entry.is_file(follow_symlinks=False):
                 names.add(entry.name)

@@ -7,6 +7,7 @@ the network. Written by a thread that the loop never waits for; no job depends o
 import contextlib
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from markupsafe import Markup
 from framepackd import files
 from framepackd.config import Config
 from framepackd.display import duration
-from framepackd.names import as_utf8, printable
-from framepackd.results import FOLDER, JOB_ID, Outbox, Record, Result, failures
+from framepackd.names import JOB_ID, as_utf8, printable
+from framepackd.results import FOLDER, Outbox, Record, Result, failures
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ MARK = "<!-- made by framepackd; an index.html without this line is left alone -
 MARKED_BYTES = 200  # where the mark is looked for
 # A page that is full does not change by what is made after it; the index has the rest, this many or more.
 PAGE_RESULTS = 100
+PAGE = re.compile(r"page-(?P<number>[1-9][0-9]{0,8})\.html")
 SHOWN_FAILURES = 20
 ORPHAN_SECONDS = 86400  # a strip may lie there before its video does
 PAUSE_SECONDS = (
@@ -162,18 +164,22 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _clear(folder: Path, shown: set[str], older: int) -> None:
-    """Remove the strips of videos that are gone, and pages that nothing is left for."""
+    """Remove the strips of videos that are gone, and pages that nothing is left for; nothing else."""
+    if folder.is_symlink():
+        return  # into a folder that may hold the strips of another outbox
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
-            stem, _, kind = entry.name.rpartition(".")
-            if kind == "jpg":
-                orphan = JOB_ID.fullmatch(stem) and stem not in shown
-                gone = orphan and time.time() - entry.stat(follow_symlinks=False).st_mtime > ORPHAN_SECONDS
-            else:
-                number = stem.removeprefix("page-")
-                gone = kind == "html" and number.isdecimal() and int(number) > older
-            if gone:
+            if entry.is_file(follow_symlinks=False) and _is_gone(Path(entry), shown, older):
                 Path(entry).unlink(missing_ok=True)
+
+
+def _is_gone(path: Path, shown: set[str], older: int) -> bool:
+    """Say whether what a file of ours was made for is no more."""
+    if path.suffix == ".jpg":
+        orphan = JOB_ID.fullmatch(path.stem) and path.stem not in shown
+        return bool(orphan) and time.time() - path.lstat().st_mtime > ORPHAN_SECONDS
+    page = PAGE.fullmatch(path.name)
+    return page is not None and int(page["number"]) > older and _ours(path)
 
 
 def _draw(subtitle: str, results: list[Result], *, up: str = "", **shown: Any) -> str:

@@ -3,15 +3,18 @@
 They run in a thread of their own: the loop waits for no disk.
 """
 
-import errno
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from framepackd import intake
 from framepackd.config import Config, mount_of, poll_seconds
-from framepackd.inbox import Inbox, Scan, Waiting
+from framepackd.folders import FolderError
+from framepackd.forgotten import forgotten
+from framepackd.groups import Group
+from framepackd.inbox import Inbox, Scan, Waiting, trouble
 from framepackd.jobs import JobStore
 from framepackd.problems import Problem
 from framepackd.watching import Watch
@@ -31,7 +34,6 @@ class Looked:
     problems: tuple[Problem, ...] = ()
     idle: bool = False  # nothing is left to take or to wait for
     again: float = 0.0  # seconds until the next round
-    readable: bool = True
 
 
 class Rounds:
@@ -43,14 +45,15 @@ class Rounds:
         self._inbox = Inbox(config.inbox, config.settle_seconds)
         self._watch = Watch(wake)
         self._mount = ""  # where the inbox's file system is mounted
-        self._adopted = False
+        self._adopt_again = 0.0  # when what is half taken in is looked at
+        self._left: tuple[Problem, ...] = ()  # of what is half taken in, or not ours
         self._clear_held = 0.0
         self._waiting: tuple[Waiting, ...] = ()
         self._told: str | None = None
 
     def adopt_again(self) -> None:
         """Have the next round take up what is half taken in."""
-        self._adopted = False
+        self._adopt_again = 0.0
 
     def has_moved(self, config: Config) -> bool:
         """Say whether another folder stands at the inbox's path than the one that is watched; quick."""
@@ -86,15 +89,21 @@ class Rounds:
         again = polled if quiet else min(polled, max(config.settle_seconds / 4, SCAN_SECONDS))
         if self._inbox.held:
             again = min(again, max(self._clear_held - time.monotonic(), 0.0))
-        return Looked(scan.waiting, (), idle=quiet, again=0.0 if unfinished else again)
+        if unfinished:
+            again = 0.0
+        elif self._left:
+            again = min(again, RETRY_SECONDS)
+        problems = (*self._left, *forgotten(scan.parts, config, self._store))
+        return Looked(scan.waiting, problems, idle=quiet, again=again)
 
     def _find(self, config: Config) -> None:
         """See that the inbox is the one it was, and watch it."""
         mount, kind = mount_of(config.inbox)
         if len(mount) < len(self._mount):
-            raise OSError(
-                errno.ENOTCONN, f"the disk or share at {self._mount} is not mounted any more: mount it again"
+            words = (
+                f"lay on the disk or share at {self._mount}, which is not mounted any more: mount it again"
             )
+            raise FolderError(config.inbox, words)
         if not self._watch.is_on(config.inbox):
             obstacle = self._watch.turn_to(config.inbox)
             log.info("watching %s (%s)", config.inbox, kind or "unknown")
@@ -104,13 +113,18 @@ class Rounds:
 
     def _adopt(self, config: Config) -> None:
         """Take up what was half taken in; whole work folders become jobs also while the inbox is away."""
-        if self._adopted:
+        now = time.monotonic()
+        if now < self._adopt_again:
             return
         try:
-            intake.adopt_leftovers(config, self._store)
+            left = intake.adopt_leftovers(config, self._store).problems
         except OSError as error:
-            log.error("what lies in %s: %s: looked at again at the next start", config.jobs_dir, error)  # noqa: TRY400 - says all
-        self._adopted = True
+            left = [Problem("intake", f"{config.jobs_dir} cannot be looked through ({error.strerror})")]
+        for problem in left:
+            if problem not in self._left:
+                log.error("%s", problem.text)
+        self._left = tuple(left)
+        self._adopt_again = now + RETRY_SECONDS if left else math.inf
 
     def _scan(self) -> Scan:
         if time.monotonic() >= self._clear_held:  # what could not be moved is tried again now and then
@@ -129,22 +143,29 @@ class Rounds:
                 intake.take(group, config, self._store)
             except intake.ChangedError:
                 unfinished = True
+            except intake.HalfTakenError as error:
+                self._adopt_again = 0.0
+                self._hold(group, f"{group.name} {error.strerror}")
             except OSError as error:
-                reason = (
-                    f"{group.name} cannot be moved out of the inbox ({error.strerror}): check its permissions"
-                )
-                self._inbox.held[group.folder, group.name] = reason
-                log.warning("%s", reason)
+                words = f"cannot be moved out of the inbox ({error.strerror}): check its permissions"
+                self._hold(group, f"{group.name} {words}")
         return unfinished
+
+    def _hold(self, group: Group, reason: str) -> None:
+        """Keep from taking a group until everything that is held is tried again."""
+        self._inbox.held[group.folder, group.name] = reason
+        log.warning("%s", reason)
 
     def _missed_job(self, folder: str, name: str) -> str | None:
         job = self._store.latest(folder, name)
         return job.id if job else None
 
     def _unreadable(self, config: Config, error: OSError) -> Looked:
-        words = f"the inbox {config.inbox} cannot be read: {error.strerror}"
-        if words != self._told:
-            log.warning("%s", words)
-        self._told = words
+        problem = trouble(config.inbox, error)
+        if isinstance(error, FolderError):
+            problem = Problem("inbox", f"the inbox {error}; what is queued goes on")
+        if problem.text != self._told:
+            log.warning("%s", problem.text)
+        self._told = problem.text
         again = min(poll_seconds(config), RETRY_SECONDS)
-        return Looked(self._waiting, (Problem("inbox", words),), idle=True, again=again, readable=False)
+        return Looked(self._waiting, (*self._left, problem), idle=True, again=again)

@@ -1,8 +1,8 @@
 """Several variations of one video: each is a job of its own, with its own seed, name and copy of the files.
 
 Taken in, the files lie in one work folder. Its manifest is made to say which variations there are to be; then
-each gets a work folder, complete when it has a manifest; then the first one's manifest goes, and with it the
-folder. Whatever a crash leaves, every variation is made once: from its own folder, or from the first one.
+each gets a work folder, complete when it has its name; then the first one goes, its name before all. Whatever
+a crash leaves, every variation is made once: from its own folder, or from the first one.
 """
 
 import re
@@ -67,23 +67,26 @@ def spread(work: Path, manifest: dict[str, Any], known: Collection[str], *, inpu
         folder = work.with_name(variation["id"])
         if variation["id"] in known or (folder / file).exists():
             continue
-        if folder.exists():  # half-made before a crash
-            shutil.rmtree(folder)
-        (folder / inputs).mkdir(parents=True)
+        if folder.exists():  # half-made by an earlier version
+            files.discard_folder(folder)
+        making = files.hidden_part(folder)
+        if making.exists():  # half-made before a crash
+            shutil.rmtree(making)
+        (making / inputs).mkdir(parents=True)
         entries = []
         for entry in manifest["files"]:
             taken = taken_name(entry)
             name = variation["name"] + rest_of_name(taken, manifest["name"])
-            files.copy(work / inputs / taken, folder / inputs / name)
+            files.copy(work / inputs / taken, making / inputs / name)
             path = str(Path(manifest["folder"]) / name)
             entries.append({"path": path, "role": entry["role"], "signature": []})
-        files.sync_folder(folder / inputs)
+        files.sync_folder(making / inputs)
         own = {key: value for key, value in manifest.items() if key != "variations"}
         own |= {"name": variation["name"], "seed": variation["seed"], "files": entries}
-        files.write_json(folder / file, own)
+        files.write_json(making / file, own)
+        making.rename(folder)
     files.sync_folder(work.parent)
-    (work / file).unlink()  # from here on each variation stands for itself
-    shutil.rmtree(work, ignore_errors=True)  # without a manifest the next start removes what is left
+    files.discard_folder(work)  # without its name, from then on each variation stands for itself
 
 
 def undo(work: Path, manifest: dict[str, Any], *, file: str) -> None:
@@ -94,7 +97,9 @@ def undo(work: Path, manifest: dict[str, Any], *, file: str) -> None:
     """
     for variation in manifest.pop("variations", ()):
         folder = work.with_name(variation["id"])
-        (folder / file).unlink(missing_ok=True)
         if folder.exists():
-            shutil.rmtree(folder)
+            files.discard_folder(folder)
+        making = files.hidden_part(folder)
+        if making.exists():
+            shutil.rmtree(making)
     files.write_json(work / file, manifest)

@@ -385,3 +385,15 @@ def crowds() -> Iterator[Case]:
     yield Case("a folder called as a picture", several(put("x.png/y.png"), put("x.txt", b"a")), WAITING)
     for name in (".x.png", "x.png.part", "x.png~", "x.tmp", "desktop.ini", ".hidden/x.png", "@eaDir/x.png"):
         yield Case(f"{name} on its way", put(name), IGNORED)
+    for name in ("#recycle/x.png", "$RECYCLE.BIN/x.png", "System Volume Information/x.png", "Icon\r"):
+        yield Case(f"{name!a} of another system", put(name), IGNORED)
+    forgotten = put(".framepackd-20260101-000000-abcdef-x\x1b[31m.png.part")
+    yield Case("a hidden file of a job that is not known", forgotten, IGNORED)
+    for mark in (
+        " (conflicted copy 2026-11-28 101112)",
+        ".sync-conflict-20261128-101112-ABCDEFG",
+        " (Ann's conflicted copy 2026-11-28)",
+    ):
+        yield Case(
+            f"a pair of conflict copies{mark}", named(f"x{mark}", b"pan left"), WAITING, "conflict copy"
+        )

@@ -121,7 +121,7 @@ def test_without_the_database_a_job_that_is_brought_back_is_taken_in_from_its_wo
     do(place, "retry", "cat")
     place.config.database.unlink()
     place.store = JobStore(place.config.database)
-    (adopted,) = intake.adopt_leftovers(place.config, place.store)
+    (adopted,) = intake.adopt_leftovers(place.config, place.store).jobs
     assert (adopted.name, adopted.state, adopted.delivery) == ("cat", State.QUEUED, None)
 
 

@@ -87,13 +87,24 @@ def test_before_that_a_copy_is_kept(old: Path) -> None:
 
 
 def test_of_many_copies_the_latest_are_kept(old: Path) -> None:
-    for version in (-9, -8, -7):
-        old.with_name(f"framepackd.db.schema-{version}").touch()
-    for version in (10, 11, 12):
+    for version in (7, 8, 9, 10, 11, 12):
         old.with_name(f"framepackd.db.schema-{version}").touch()
     JobStore(old)
     kept = sorted(file.name for file in old.parent.glob("*.schema-*"))
     assert kept == [f"framepackd.db.schema-{version}" for version in (10, 11, 12)]
+
+
+def test_what_people_keep_beside_the_copies_is_neither_in_the_way_nor_removed(old: Path) -> None:
+    theirs = [f"framepackd.db.schema-{name}" for name in ("old", "1.bak", "before update", "4-wal")]
+    for name in theirs:
+        old.with_name(name).touch()
+    for version in (5, 6):
+        old.with_name(f"framepackd.db.schema-{version}").mkdir()
+    for version in (7, 8, 9):
+        old.with_name(f"framepackd.db.schema-{version}").touch()
+    JobStore(old)
+    kept = {file.name.partition("schema-")[2] for file in old.parent.glob("*.schema-*")}
+    assert kept == {"old", "1.bak", "before update", "4-wal", "5", "6", "7", "8", "9"}
 
 
 def test_looking_brings_up_to_date_only_what_it_looks_at(old: Path) -> None:

@@ -173,7 +173,7 @@ def test_an_inbox_that_was_replaced_is_watched_again(
     place.config.inbox.rename(place.config.inbox.with_name("old"))
     assert rounds.has_moved(place.config)
     (told,) = look(rounds, place)
-    assert "cannot be read" in told
+    assert "is not there: mount its share" in told
     assert not rounds.has_moved(place.config), "it is away, which was said"
     place.config.inbox.mkdir()
     assert rounds.has_moved(place.config)
@@ -193,7 +193,7 @@ def test_an_inbox_whose_share_is_mounted_late_and_goes_away_is_told_and_watched_
         assert drops_are_noticed(place, woken)
         unmount(place.config.inbox)
     (told,) = look(rounds, place)
-    assert f"the disk or share at {place.config.inbox} is not mounted any more" in told
+    assert f"lay on the disk or share at {place.config.inbox}, which is not mounted any more" in told
     with mounted(place.config.inbox):
         assert rounds.has_moved(place.config)
         assert look(rounds, place) == []

@@ -1,7 +1,11 @@
 """Which files become a job, which wait, and why; on real folders, with a clock that is told the time."""
 
+import contextlib
+import errno
 import os
+import re
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -228,24 +232,6 @@ def test_defaults_are_found_in_any_case_of_their_extension(box: Box) -> None:
     assert group.defaults == ["_defaults.TOML", "a/_defaults.toml"]
 
 
-def test_a_folder_that_lets_nobody_look_closer_does_not_stop_the_others(
-    box: Box, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    box.put("locked/dog.png", "cat.png", "cat.txt")
-    scandir = os.scandir
-
-    class Locked:
-        """An entry of a folder without the right to look into it."""
-
-        name, path = "dog.png", str(box.root / "locked/dog.png")
-
-        def stat(self, **_: object) -> None:
-            raise PermissionError
-
-    monkeypatch.setattr(os, "scandir", lambda p: [Locked()] if Path(p).name == "locked" else scandir(p))
-    assert [group.name for group in box.settled().ready] == ["cat"]
-
-
 def test_links_wait_and_are_not_followed(box: Box, tmp_path: Path) -> None:
     box.put("cat.txt")
     (box.root / "cat.png").symlink_to("/etc/hostname")
@@ -419,3 +405,206 @@ suffixes = st.sampled_from(
 def test_every_file_is_in_exactly_one_group(files: list[str]) -> None:
     grouped = [path for group in group_files(files) for path in group.paths]
     assert sorted(grouped) == sorted(path for path in files if path != "_defaults.toml")
+
+
+NOT_INBOX = (
+    *("#recycle", "#snapshot", "@eaDir", "@tmp", "@Recycle", "@Recently-Snapshot", "@sharebin", "@Transcode"),
+    *("$RECYCLE.BIN", "$Recycle.Bin", "System Volume Information", "system volume information", "RECYCLER"),
+    *(
+        "__MACOSX",
+        "Network Trash Folder",
+        "Temporary Items",
+        "~snapshot",
+        "lost+found",
+        ".recycle",
+        ".Trash-0",
+    ),
+)
+
+
+def test_what_file_servers_and_systems_keep_in_a_share_is_not_the_inbox(box: Box) -> None:
+    for folder in NOT_INBOX:
+        box.put(f"{folder}/cat.png", f"{folder}/cat.txt", f"deep/{folder}/dog.png")
+    box.put(
+        "Icon\r", "icon\uf00d", "ehthumbs.db", "ehthumbs_vista.db", "Thumbs.db", "desktop.ini", ".DS_Store"
+    )
+    box.put("cat.png:Zone.Identifier", "Thumbs.db:encryptable", "cat.png.!sync")
+    scan = box.settled()
+    assert (scan.ready, scan.waiting) == ((), ())
+
+
+@pytest.mark.parametrize(
+    "folder", ["#recycled", "@tmp2", "my @tmp", "recycler", "#Snapshots", "Icons", "$RECYCLE"]
+)
+def test_a_folder_that_is_only_called_similarly_is_the_inbox(box: Box, folder: str) -> None:
+    box.put(f"{folder}/Icon.png", f"{folder}/Icon.txt")
+    assert [group.folder for group in box.settled().ready] == [folder]
+
+
+CONFLICT_COPIES = {
+    " (conflicted copy 2026-11-28 101112)": "Nextcloud or ownCloud",
+    " (conflicted copy Ann B. 2026-11-28 101112)": "Nextcloud or ownCloud",
+    " (case clash from 2026-11-28 101112)": "Nextcloud or ownCloud",
+    "_conflict-20261128-101112": "ownCloud",
+    "_conflict_ann-20261128-101112": "ownCloud",
+    ".sync-conflict-20261128-101112-ABCDEFG": "Syncthing",
+    ".sync-conflict-20261128-101112": "Syncthing",
+    " (Ann's conflicted copy 2026-11-28)": "Dropbox",
+    " (fred.example.com's conflicted copy 2026-11-28 (1))": "Dropbox",
+    " (conflicted copy 2026-11-28)": "Dropbox",
+    " (In Konflikt stehende Kopie von Ann 2026-11-28)": "Dropbox",
+    " (Anns in Konflikt stehende Kopie 2026-11-28)": "Dropbox",
+    " (Case Conflict)": "Dropbox",
+    " (Case Conflict 1)": "Dropbox",
+    " (Unicode Encoding Conflict)": "Dropbox",
+    " (SFConflict ann@example.org 2026-11-28-10-11-12)": "Seafile",
+    "_Ann-PC_Nov-28-1011-2026_CaseConflict_1": "Synology Drive",
+}
+
+
+@pytest.mark.parametrize(("mark", "program"), CONFLICT_COPIES.items())
+def test_conflict_copies_wait_with_a_hint_and_are_no_job(box: Box, mark: str, program: str) -> None:
+    box.put(
+        "cat.png",
+        "cat.txt",
+        f"cat{mark}.png",
+        f"cat{mark}.txt",
+        f"café_end{mark}.png",
+        f"_defaults{mark}.toml",
+    )
+    scan = box.settled()
+    assert [group.name for group in scan.ready] == ["cat"]
+    hints = {waiting.name: waiting.missing for waiting in scan.waiting}
+    assert hints == {
+        f"{name}{mark}": f"{name}{mark}{suffix} is a conflict copy of {name}{suffix} ({program}): "
+        "delete it, or rename it to have it made"
+        for name, suffix in (("cat", ".png"), ("café_end", ".png"), ("_defaults", ".toml"))
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("conflict", "cat_conflict", "the conflicted cat", "cat (conflict)", "cat (conflicted)"),
+        *("cat-conflict-2026", "cat.sync-conflict", "(conflicted copy 2026-11-28)", "cat (copy 2026-11-28)"),
+        *("a (case conflict of law)", "cat_conflict-1-2"),
+    ],
+)
+def test_a_name_that_only_speaks_of_conflicts_is_a_name(box: Box, name: str) -> None:
+    box.put(f"{name}.png", f"{name}.txt")
+    assert [group.name for group in box.settled().ready] == [name]
+
+
+def test_a_conflict_copy_that_settings_name_as_a_keyframe_is_wanted(box: Box) -> None:
+    keyframe = "cat (conflicted copy 2026-11-28 101112).png"
+    box.put("cat.png", "cat.txt", keyframe)
+    box.put("cat.toml", content=f'keyframes = {{"0" = "{keyframe}"}}')
+    (group,) = box.settled().ready
+    assert group.only("keyframe-0") == keyframe
+
+
+def test_a_conflict_copy_of_settings_takes_no_keyframe_from_the_job(box: Box) -> None:
+    box.put("cat.png", "cat.txt", "key.png")
+    for name in ("cat", "cat.sync-conflict-20261128-101112-ABCDEFG"):
+        box.put(f"{name}.toml", content='keyframes = {"0" = "key.png"}')
+    (group,) = box.settled().ready
+    assert (group.name, group.only("keyframe-0")) == ("cat", "key.png")
+
+
+def test_hidden_files_of_our_own_are_seen_by_the_same_look(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = ".framepackd-20260101-000000-abcdef-cat.png.part"
+    box.put(part, f"sub/{part}", "sub/.hidden", "cat.png.part", f".hidden/{part}")
+    walked: list[str] = []
+    monkeypatch.setattr(
+        listing, "folder_below", lambda root, folder: walked.append(folder) or folder_below(root, folder)
+    )
+    scan = box.inbox.scan()
+    assert set(scan.parts) == {part, f"sub/{part}"}
+    assert scan.parts[part] == pytest.approx((box.root / part).stat().st_ctime)
+    assert walked == ["", "sub"]
+    monkeypatch.setattr(listing, "MAX_PARTS", 1)
+    assert len(box.inbox.scan().parts) == 1
+
+
+REASONS = {
+    errno.ENOENT: "is not there: mount its share",
+    errno.ENOTDIR: "is no folder: move away",
+    errno.EACCES: "may not be looked into by this user: correct its permissions",
+    errno.EPERM: "may not be looked into by this user: correct its permissions",
+    errno.ESTALE: "unmount it and mount it again",
+    errno.EIO: "its disk or share fails",
+    errno.EHOSTDOWN: "whose server does not answer",
+    errno.EBUSY: "cannot be looked into (Device or resource busy)",
+}
+
+
+@pytest.mark.parametrize(("number", "reason"), REASONS.items())
+def test_an_inbox_that_cannot_be_read_is_told_in_words(
+    box: Box, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    box.put("sub/cat.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(listing, "folder_below", refuse)
+        with pytest.raises(OSError, match=re.escape(os.strerror(number))) as raised:
+            box.inbox.scan()
+    problem = inbox.trouble(box.root, raised.value)
+    assert problem.code == "inbox"
+    assert f"{box.root} {reason}" in problem.text or (
+        reason in problem.text and str(box.root) in problem.text
+    )
+
+
+@dataclass
+class Closed:
+    """An entry of a folder without the right to search it."""
+
+    name: str
+
+    def stat(self, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize("folder", ["", "locked"])
+def test_a_folder_that_gives_its_names_and_no_more_is_told_and_not_taken_for_empty(
+    box: Box, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    box.put("locked/dog.png", "cat.png", "cat.txt")
+    scandir = os.scandir
+
+    def closing(path: Path) -> object:
+        entries = list(scandir(path))
+        if Path(path).resolve() == (box.root / folder).resolve():
+            entries = [Closed(entry.name) for entry in entries]  # type: ignore[misc]
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", closing)
+    if not folder:
+        with pytest.raises(PermissionError):
+            box.inbox.scan()
+    else:
+        scan = box.settled()
+        assert [group.name for group in scan.ready] == ["cat"]
+        assert ["may not be looked into" in waiting.missing for waiting in scan.waiting] == [True]
+
+
+def test_a_file_that_cannot_be_looked_at_waits_and_hides_no_other(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.put("dog.png", "cat.png", "cat.txt")
+    scandir = os.scandir
+
+    class Damaged(Closed):
+        def stat(self, **_: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+    def failing(path: Path) -> object:
+        entries = [Damaged(entry.name) if entry.name == "dog.png" else entry for entry in scandir(path)]
+        return contextlib.nullcontext(entries)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    scan = box.settled()
+    assert [group.name for group in scan.ready] == ["cat"]
+    assert ["cannot be looked at (Input/output error)" in each.missing for each in scan.waiting] == [True]

@@ -74,6 +74,13 @@ def test_a_file_that_is_not_there_is_told_with_those_that_are(lora_dir: Path) ->
         loras.find("styles.safetensors", lora_dir)
 
 
+def test_a_folder_that_cannot_be_looked_into_fails_the_job_and_is_not_blamed_on_the_inbox(
+    lora_dir: Path,
+) -> None:
+    with pytest.raises(RequestError, match="it cannot be looked into: File name too long"):
+        loras.find("oil.safetensors", lora_dir / ("x" * 300))
+
+
 def test_links_may_lead_about_the_folder_and_not_out_of_it(lora_dir: Path, tmp_path: Path) -> None:
     (lora_dir / "inside.safetensors").symlink_to("styles/oil.safetensors")
     assert loras.find("inside.safetensors", lora_dir) == (lora_dir / "styles/oil.safetensors").resolve()

@@ -381,6 +381,38 @@ def test_pictures_of_videos_that_are_gone_go_a_day_later_and_nothing_else_does(p
     assert {path.name for path in folder.iterdir()} == {f"{kept}.jpg", "holiday.jpg"}
 
 
+def test_what_only_has_the_name_of_a_page_or_picture_is_left_alone_and_in_no_way(place: Place) -> None:
+    place.add("cat")
+    folder = place.outbox / FOLDER
+    names = ("20250101-000000-aaaaaa.jpg", "page-7.html", "page-08.html", "page-9.html")
+    for name in names[:2]:
+        (folder / name).mkdir(parents=True)
+    for name in names[2:]:
+        (folder / name).write_text("somebody's")
+    for path in folder.iterdir():
+        os.utime(path, (0, 0))
+    place.draw()
+    assert {path.name for path in folder.iterdir()} == {*names}
+
+
+def test_pictures_are_not_removed_through_a_link(place: Place, tmp_path: Path) -> None:
+    """There they may be those of another outbox."""
+    place.add("cat")
+    strip = make(tmp_path / "elsewhere") / "20250101-000000-aaaaaa.jpg"
+    strip.touch()
+    os.utime(strip, (0, 0))
+    (place.outbox / FOLDER).symlink_to(strip.parent)
+    place.draw()
+    assert strip.exists()
+
+
+def test_what_a_file_server_keeps_of_removed_videos_is_no_result(place: Place) -> None:
+    for folder in ("#recycle", "@Recycle", "$RECYCLE.BIN", "#snapshot/2026"):
+        place.add(f"{folder}/gone")
+    place.add("cat")
+    assert place.draw().headings == ["cat"]
+
+
 def test_a_page_that_cannot_be_written_is_told_once_and_then_is(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
