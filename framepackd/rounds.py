@@ -100,9 +100,7 @@ class Rounds:
         """See that the inbox is the one it was, and watch it."""
         mount, kind = mount_of(config.inbox)
         if len(mount) < len(self._mount):
-            words = (
-                f"lay on the disk or share at {self._mount}, which is not mounted any more: mount it again"
-            )
+            words = f"lay on the disk or share at {self._mount}, which is not mounted now: mount it again"
             raise FolderError(config.inbox, words)
         if not self._watch.is_on(config.inbox):
             obstacle = self._watch.turn_to(config.inbox)

@@ -193,7 +193,7 @@ def test_an_inbox_whose_share_is_mounted_late_and_goes_away_is_told_and_watched_
         assert drops_are_noticed(place, woken)
         unmount(place.config.inbox)
     (told,) = look(rounds, place)
-    assert f"lay on the disk or share at {place.config.inbox}, which is not mounted any more" in told
+    assert f"lay on the disk or share at {place.config.inbox}, which is not mounted now" in told
     with mounted(place.config.inbox):
         assert rounds.has_moved(place.config)
         assert look(rounds, place) == []
