@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from framepack_core.buckets import Size
-from framepackd import files, variations
+from framepackd import aside, files, variations
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, utc_now
 from framepackd.groups import Group
@@ -118,14 +118,14 @@ def adopt_leftovers(config: Config, store: JobStore) -> list[Job]:
 
 def clear_work_folder(work: Path, state: State) -> None:
     """Remove an ended job's folder; a failed one keeps for some days what a retry goes on from."""
-    checkpoint = work / CHECKPOINT
-    if state is not State.FAILED or not checkpoint.exists() or _days_since(checkpoint) > KEPT_DAYS:
+    kept = [path for path in (work / CHECKPOINT, *aside.places(work / CHECKPOINT)) if path.exists()]
+    if state is not State.FAILED or all(_days_since(checkpoint) > KEPT_DAYS for checkpoint in kept):
         shutil.rmtree(work)
         return
     for path in work.iterdir():
-        if path.is_dir() and path != checkpoint:
+        if path.is_dir() and path not in kept:
             shutil.rmtree(path)
-        elif path != checkpoint:
+        elif path not in kept:
             path.unlink()
 
 

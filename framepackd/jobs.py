@@ -107,6 +107,10 @@ class JobStore:
             steps_run=Job.steps_run + max(steps - recorded, 0),
         )
 
+    def note(self, job_id: str, note: str) -> None:
+        """Add to the history of a running job what a person should know of it."""
+        self._set_running(job_id, history=_with_entry(State.RUNNING, note))
+
     def step(self, job_id: str, *, section: int, step: int, seconds: float) -> None:
         """Count a finished sampling step; ``section`` from 1."""
         self._set_running(

@@ -184,6 +184,10 @@ class Runner:
                 if message.steps:
                     log.info("job %s: goes on after step %d of %d", job.id, message.steps, job.steps_total)
                 return
+            case worker.SetAside():
+                self._store.note(job.id, message.text)
+                log.warning("job %s: %s", job.id, message.text)
+                return
             case worker.Ready():
                 self.device = message.device
                 return

@@ -100,6 +100,13 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class SetAside:
+    """A checkpoint cannot be used, or not all of it: says why, how the job goes on, and where it is kept."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Ready:
     """The model is loaded, or the inputs are encoded."""
 
@@ -163,7 +170,9 @@ class Blocked:
     reason: str
 
 
-Message = Resumed | Ready | Lowered | StepDone | SectionDecoded | Finished | Stopped | Blocked | Failed
+Message = (
+    Resumed | SetAside | Ready | Lowered | StepDone | SectionDecoded | Finished | Stopped | Blocked | Failed
+)
 
 
 @dataclass
