@@ -263,9 +263,12 @@ class Daemon:
 
     def _start_next(self, now: float) -> None:
         """Start the next job, unless something it needs is missing."""
-        job = self._store.next_queued()
-        if job is None or now < self._look_again:
-            self._held = self._held if job else None
+        job, passed_over = self._runner.next_job(), self._runner.why_passed_over
+        if job is None:
+            self._held = passed_over
+            self._look_again = now + RETRY_SECONDS if passed_over else self._look_again
+            return
+        if now < self._look_again and self._held not in (None, passed_over):
             return
         held = self._runner.take_block()
         if job.cancel is None:  # else what exists is to be written, no more

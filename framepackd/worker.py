@@ -188,12 +188,13 @@ class Handle:
     quiet: float = 0.0  # seconds since the last sign of life
     awaited: str = "start"  # what the next sign is of: start, step, decode or end
     slowest: dict[str, float] = field(default_factory=dict)  # of what was awaited, in seconds
-    hung: str | None = None  # why it was ended
+    hung: str | None = None  # why it was ended, at the cost of an attempt
+    ended: str | None = None  # why it was ended, through no fault of the job
 
     def manner_of_death(self) -> str:
         """Say in words how the process ended."""
-        if self.hung:
-            return self.hung
+        if self.hung or self.ended:
+            return str(self.hung or self.ended)
         code = self.process.exitcode or 0
         if code >= 0:
             return f"ended by itself with exit code {code}"
