@@ -81,6 +81,15 @@ def tail_latents(frames: int) -> int:
     return min(HISTORY_FRAMES, (frames - 1) // 4 + 1)
 
 
+def sections_taken(latents: int, window: int) -> int:
+    """Count the sections that made so many latents, the picture or frame that they began with left out.
+
+    >>> sections_taken(37, 9)
+    4
+    """
+    return math.ceil((latents - 1) / window)
+
+
 def remade(latents: int, window: int) -> int:
     """Count the frames at the end of a video that come with what is added, which fades in over the last.
 

@@ -1,7 +1,6 @@
 """From a request's text and pictures to what steers its video, the same prompt and picture only once."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +43,7 @@ class Before:
 
     def sections(self, window: int) -> int:
         """Say how many sections it has taken, the picture or frame that it began with left out."""
-        return math.ceil((self.latents.shape[2] - 1) / window)
+        return continuing.sections_taken(self.latents.shape[2], window)
 
 
 class Encoders:

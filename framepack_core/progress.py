@@ -32,6 +32,17 @@ class Progress:
         """Give the state before the first step."""
         return cls(noise=torch.Generator("cpu").manual_seed(seed).get_state())
 
+    def without_later(self, seed: int, before: int = 0) -> "Progress":
+        """Go back to the end of the last section that is sampled; what came of later ones was lost.
+
+        Draws anew, from the seed, the noise of its sections and of ``before`` that precede them, of a video
+        that is gone on with: the next section then has the noise that it had.
+        """
+        generator = torch.Generator("cpu").manual_seed(seed)
+        for _ in range(before + len(self.sampled)):
+            torch.randn(self.sampled[0].shape, generator=generator)
+        return replace(self, noise=generator.get_state(), solver=None, cache=None)
+
     @property
     def step(self) -> int:
         """How many steps of the section at hand are done."""

@@ -2,14 +2,16 @@
 
 Latents, segments of video and edges are files of their own, written once; a small state file after each step
 names them with their hashes. Everything is written aside, made durable and renamed. The state before the
-newest is kept until the newest is safe, and taken up if the newest is damaged.
+newest is kept until the newest is safe, and taken up if the newest is damaged. Where latents are damaged, the
+sections before them are gone on from. What cannot be used is moved aside, see :mod:`framepackd.aside`.
 """
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,13 @@ from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
 from framepack_core.sections import Kind, chronological
-from framepackd import files
+from framepackd import aside, files
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
 KEPT_STATES = 2
+_NAMES_DAMAGE = "names what is damaged"
 _HASH_BYTES = hashlib.sha256().digest_size
 
 
@@ -40,37 +43,75 @@ class Checkpoint:
 
     progress: Progress
     notes: dict[str, Any] = field(default_factory=dict)  # JSON
+    rewound: bool = False  # latents of later sections are lost: see Progress.without_later
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A state, and what of the files that it names is whole."""
+
+    state: Path
+    checkpoint: Checkpoint
+    hashes: dict[str, str]  # of the files that are gone on from
+    named: frozenset[str]  # all that the state names
+    wrong: dict[str, str]  # what is wrong with which of them
+
+    @property
+    def sections(self) -> int:
+        """How many sections need not be sampled again."""
+        return len(self.checkpoint.progress.sampled)
 
 
 class Checkpoints:
     """Writes a job's checkpoints, and reads the newest that is whole."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
-        """Use a folder; ``identity`` (JSON) says what they are checkpoints of: no others are loaded."""
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        tell: Callable[[str], None] = log.warning,
+        *,
+        to_write: bool = False,
+    ) -> None:
+        """Use a folder.
+
+        Args:
+            folder: where they are; it need not exist.
+            identity: as JSON, what they are checkpoints of: no others are loaded.
+            tell: is told, before it happens, what is moved aside and why.
+            to_write: what exists is written and nothing generated any more: others will do, and no latents
+                are needed.
+        """
         self._folder = folder
         self._identity = json.loads(json.dumps(identity))
+        self._tell = tell
+        self._to_write = to_write
         self._number = 0
         self._hashes: dict[str, str] = {}  # of the files that the newest state names
         self._kept: list[set[str]] = []  # per kept state: its own file and those it names
 
     def load(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole; None to begin at the beginning.
+        """Read the newest checkpoint that is whole, or as much as is whole; None to begin at the beginning.
 
         Those of another request, model or version are not gone on from: mixing would give the video of
-        neither. They lie there until a new one is durable.
+        neither. They, and what is damaged, are moved aside first; where they fit again, they are taken up.
 
         Raises:
-            OSError: the disk cannot be read just now: nothing is said about what is on it.
+            OSError: the disk cannot be read or written just now: nothing is said about what is on it.
         """
-        states = sorted(self._folder.glob("state-*"), reverse=True)
-        for path in states:
-            try:
-                return self._load(path)
-            except (FileNotFoundError, DamagedError) as error:
-                log.warning("checkpoint %s cannot be gone on from: %s", path.name, error)
-        self._number = _number(states[0]) if states else 0
-        self._hashes, self._kept = {}, []
-        return None
+        found, wrong = self._read_best(self._folder)
+        if found is not None and wrong:
+            self._put_away(found, wrong)
+        elif found is None:
+            if wrong:
+                self._put_all_away(wrong)
+            found = self._take_up()
+        if found is None:
+            self._number, self._hashes, self._kept = 0, {}, []
+            return None
+        self._number, self._hashes = _number(found.state), found.hashes
+        self._kept = [{found.state.name, *found.named} - wrong.keys()]
+        return found.checkpoint
 
     def save(self, progress: Progress, notes: dict[str, Any], segment: bytes | None = None) -> None:
         """Write a checkpoint, durable when it returns; ``segment`` is the video of a section just decoded.
@@ -129,40 +170,147 @@ class Checkpoints:
 
     # reading
 
-    def _load(self, path: Path) -> Checkpoint:
+    def _read_best(self, folder: Path) -> tuple[_Reading | None, dict[str, str]]:
+        """Read the newest state that is whole, else the one with the most whole sections.
+
+        Says too what is wrong with each file that cannot be used.
+        """
+        wrong: dict[str, str] = {}
+        partly: list[_Reading] = []
+        for path in sorted(folder.glob("state-*"), reverse=True):
+            try:
+                reading = self._load(path)
+            except (FileNotFoundError, DamagedError) as error:
+                wrong[path.name] = str(error)
+                continue
+            wrong |= reading.wrong
+            if not reading.checkpoint.rewound:
+                return reading, wrong
+            partly.append(reading)
+            wrong[path.name] = _NAMES_DAMAGE
+        best = max(partly, key=lambda reading: reading.sections, default=None)
+        if best is None or not best.sections:
+            return None, wrong
+        del wrong[best.state.name]
+        return best, wrong
+
+    def _load(self, path: Path) -> _Reading:
         content = path.read_bytes()
         digest, content = content[:_HASH_BYTES], content[_HASH_BYTES:]
         if hashlib.sha256(content).digest() != digest:
-            raise DamagedError("it is not what was written")
+            raise DamagedError("is not what was written")
         header = _header(content)
-        for key, ours in (("format", FORMAT), ("identity", self._identity)):
-            if header[key] != ours:
-                raise DamagedError(f"it was made with another {_difference(key, header[key], ours)}")
-        self._number, self._hashes = _number(path), header["files"]
-        described = header["progress"]
-        sampled = [self._read_tensor(_name("latents", number)) for number in range(described["sampled"])]
-        progress = _rebuild(safetensors.torch.load(content), described, tuple(sampled))
-        try:
-            for number in range(progress.decoded):
-                self._read(_name("segment", number))
-            edge = _name("edge", progress.decoded - 1)
-            if edge in self._hashes:
-                progress = replace(progress, edge=self._read_tensor(edge))
-        except (FileNotFoundError, DamagedError) as error:
-            log.warning("decoding all sections again: %s", error)  # their latents are whole
+        self._verify(header)
+        described, named = header["progress"], _Files(path.parent, header["files"])
+        sampled = named.tensors("latents", described["sampled"])
+        progress = _rebuild(safetensors.torch.load(content), described, sampled)
+        rewound = len(sampled) < described["sampled"] and not self._to_write
+        progress = _as_decoded(progress, named)
+        if rewound and progress.decoded > len(sampled):
             progress = replace(progress, decoded=0, edge=None)
-            self._hashes = {name: sha for name, sha in self._hashes.items() if name.startswith("latents-")}
-        self._kept = [{path.name, *self._hashes}]
-        return Checkpoint(progress, header["notes"])
+        hashes = {name: sha for name, sha in named.hashes.items() if _is_part_of(progress, name)}
+        checkpoint = Checkpoint(progress, header["notes"], rewound=rewound)
+        return _Reading(path, checkpoint, hashes, frozenset(named.hashes), named.wrong)
+
+    def _verify(self, header: Mapping[str, Any]) -> None:
+        """Refuse what is of another format or identity."""
+        theirs, ours = header.get("identity"), self._identity
+        if header.get("format") != FORMAT:
+            raise DamagedError(f"was made with another {_difference('format', header.get('format'), FORMAT)}")
+        if theirs != ours and not self._to_write:
+            raise DamagedError(f"was made with another {_difference('identity', theirs, ours)}")
 
     def _read(self, name: str) -> bytes:
-        content = (self._folder / name).read_bytes()
-        if hashlib.sha256(content).hexdigest() != self._hashes[name]:
-            raise DamagedError(f"{name} is not what was written")
-        return content
+        return _read(self._folder / name, self._hashes[name])
 
-    def _read_tensor(self, name: str) -> torch.Tensor:
-        return safetensors.torch.load(self._read(name))[_kind(name)]
+    # what cannot be used
+
+    def _put_away(self, found: _Reading, wrong: Mapping[str, str]) -> None:
+        """Move aside what is damaged, and go on from the rest."""
+        place = aside.next_place(self._folder)
+        progress = found.checkpoint.progress
+        steps = 0 if found.checkpoint.rewound else progress.step
+        then = f"going on after {len(progress.sampled)} sections and {steps} steps"
+        if any(_kind(name) in ("segment", "edge") for name in wrong):
+            then += ", whose pixels are decoded again"
+        self._tell(f"{_reasons(wrong)}: {then}; what cannot be used is kept in {place}")
+        aside.move_files(self._folder, wrong, place)
+
+    def _put_all_away(self, wrong: Mapping[str, str]) -> None:
+        """Move aside all there is, and begin anew."""
+        place = aside.next_place(self._folder)
+        self._tell(f"{_reasons(wrong)}: beginning anew; the old checkpoint is kept in {place}")
+        aside.move(self._folder, place)
+
+    def _take_up(self) -> _Reading | None:
+        """Go on from what was set aside, if that fits again: by whoever goes back to an older version."""
+        for place in reversed(aside.places(self._folder)):
+            found, wrong = self._read_best(place)
+            if found is not None:
+                self._tell(f"{place} can be used again: going on from there")
+                if self._folder.exists():  # without a state
+                    aside.move(self._folder, aside.next_place(self._folder))
+                aside.move(place, self._folder)
+                if wrong:
+                    self._put_away(found, wrong)
+                return found
+        return None
+
+
+class _Files:
+    """The files that a state names; notes which of them are of no use."""
+
+    def __init__(self, folder: Path, hashes: dict[str, str]) -> None:
+        self.hashes = hashes
+        self.wrong: dict[str, str] = {}
+        self._folder = folder
+
+    def read(self, name: str) -> bytes | None:
+        """Read a file; None if it is not what was written, or is missing."""
+        try:
+            return _read(self._folder / name, self.hashes[name])
+        except FileNotFoundError:
+            self.wrong[name] = "is missing"
+        except DamagedError as error:
+            self.wrong[name] = str(error)
+        return None
+
+    def tensors(self, kind: str, count: int) -> tuple[torch.Tensor, ...]:
+        """Read the first files of a kind, up to one that is of no use; those behind it are looked at too."""
+        contents = [self.read(_name(kind, number)) for number in range(count)]
+        whole = takewhile(lambda content: content is not None, contents)
+        return tuple(safetensors.torch.load(content)[kind] for content in whole if content is not None)
+
+
+def _as_decoded(progress: Progress, named: _Files) -> Progress:
+    """Have what is decoded go on from its edge; where any of it is of no use, all is decoded again."""
+    whole = [named.read(_name("segment", number)) is not None for number in range(progress.decoded)]
+    edge_name = _name("edge", progress.decoded - 1)
+    edge = named.read(edge_name) if edge_name in named.hashes else b""
+    if not all(whole) or edge is None:
+        return replace(progress, decoded=0)
+    return replace(progress, edge=safetensors.torch.load(edge)["edge"]) if edge else progress
+
+
+def _is_part_of(progress: Progress, name: str) -> bool:
+    """Say whether a progress goes on from a file."""
+    kind, _, number = name.partition("-")
+    return int(number) < (len(progress.sampled) if kind == "latents" else progress.decoded)
+
+
+def _read(path: Path, sha256: str) -> bytes:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DamagedError("is not what was written")
+    return content
+
+
+def _reasons(wrong: Mapping[str, str]) -> str:
+    """Say what is wrong, each reason once."""
+    told: dict[str, str] = {}
+    for name, why in wrong.items():
+        told.setdefault(why, name)
+    return ", ".join(f"{name} {why}" for why, name in told.items() if why != _NAMES_DAMAGE)
 
 
 def _name(kind: str, number: int) -> str:

@@ -161,8 +161,20 @@ class Daemon:
 
     def _snapshot(self) -> dict[str, Any]:
         looked = self._looked
-        problems = (*looked.problems, *self._silent_inbox(), *self._deliveries.problems)
-        return snapshot(self._store, looked.waiting, self._describe(), problems, self._deliveries.of)
+        problems = (
+            *looked.problems,
+            *self._silent_inbox(),
+            *self._deliveries.problems,
+            *self._runner.problems,
+        )
+        return snapshot(
+            self._store,
+            looked.waiting,
+            self._describe(),
+            problems,
+            delivery=self._deliveries.of,
+            passed_over=self._runner.passed_over,
+        )
 
     def _silent_inbox(self) -> tuple[Problem, ...]:
         if self._at_inbox.seconds < SILENT_SECONDS:
@@ -296,9 +308,12 @@ class Daemon:
 
     def _start_next(self, now: float) -> None:
         """Start the next job, unless something it needs is missing."""
-        job = self._store.next_queued()
-        if job is None or now < self._look_again:
-            self._held = self._held if job else None
+        job, passed_over = self._runner.next_job(), self._runner.why_passed_over
+        if job is None:
+            self._held = passed_over
+            self._look_again = now + RETRY_SECONDS if passed_over else self._look_again
+            return
+        if now < self._look_again and self._held not in (None, passed_over):
             return
         held = self._runner.take_block()
         if job.cancel is None:  # else what exists is to be written, no more

@@ -64,8 +64,12 @@ def deliver(job: Job, config: Config, store: JobStore, *, stop: Callable[[], boo
 
 def _prepare(job: Job, state: State, work: Path, target: Path) -> None:
     """Gather what is to be delivered, and fix the name it goes under."""
+    if state is State.DONE and not work.exists():
+        raise FileNotFoundError(
+            errno.ENOENT, "its video is missing, bring back jobs/ from a backup", str(work)
+        )
     staging = work / f"{files.PART_PREFIX}{OUTGOING}"
-    staging.mkdir(exist_ok=True)
+    files.make_folder(staging)
     rests = {
         entry["file"]: name_of_input(job, role, entry["file"], state) for role, entry in job.inputs.items()
     }
@@ -79,7 +83,9 @@ def _prepare(job: Job, state: State, work: Path, target: Path) -> None:
     if state in (State.DONE, State.SKIPPED):
         files.write_json(staging / f"{job.name}.json", final_record(job))
     else:
-        files.write_text(staging / f"{job.name}.{_reason_name(state)}.txt", _reason(job))
+        delivered = (job.name + rests[entry["file"]] for entry in job.inputs.values())
+        absent = [name for name in delivered if not (staging / name).exists()]
+        files.write_text(staging / f"{job.name}.{_reason_name(state)}.txt", _reason(job, absent))
     names = [path.name for path in staging.iterdir()]
     files.write_text(work / "stem", free_stem(job.name, names, target))
     files.sync_folder(staging)
@@ -135,10 +141,16 @@ def _reason_name(state: State) -> str:
     return "error" if state is State.FAILED else state.value
 
 
-def _reason(job: Job) -> str:
+def _reason(job: Job, absent: list[str]) -> str:
+    """Say why there is no video, and what can be done; ``absent`` files were not there to be delivered."""
     assert job.delivery is not None
     told = f"{job.delivery['error']}\n\n{job.path} (job {job.id}) was not made into a video. "
-    if job.settings:
+    if absent:
+        told += (
+            f"What was dropped for it was not in its work folder and is not here: {', '.join(absent)}. "
+            "To have it made, drop the files into the inbox again.\n"
+        )
+    elif job.settings:
         told += (
             "Its files lie beside this one. To make it as it was asked for, with the same seed: "
             f"framepackd retry {job.id}. To change anything, drop the files into the inbox again.\n"

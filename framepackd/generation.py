@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import framepack_core
-from framepack_core import compiling, footprint, media, memory
+from framepack_core import compiling, continuing, footprint, media, memory
 from framepack_core.attention import AUTO
 from framepack_core.encoders import Conditioning
 from framepack_core.engine import Clip, Engine, Step
@@ -35,6 +35,7 @@ from framepackd.worker import (
     Ready,
     Resumed,
     SectionDecoded,
+    SetAside,
     StepDone,
     Stopped,
     Work,
@@ -146,6 +147,8 @@ class Generation:
         while self._asked is None and self._has_more():
             self._generate_within_memory()
         exists = self._sections_before + self._progress.decoded
+        if self._asked is not None and self._asked.keep:
+            self._video.forget_after(exists)
         if self._asked is not None and not (self._asked.keep and exists):
             return Stopped()
         self._video.write(self._progress.edge, None if self._asked else work.frames)
@@ -187,13 +190,19 @@ class Generation:
         folder = self._work.checkpoint
         if self._work.following:
             folder /= f"clip-{len(self._clips) + 1:04}"
-        self._clips.append(Checkpoints(folder, self._identity))
+        self._clips.append(Checkpoints(folder, self._identity, self._tell, to_write=self._work.keep_only))
         found = self._clips[-1].load()
         self._progress = found.progress if found else Progress.start(self._work.request.seed)
+        if found is not None and found.rewound:
+            self._progress = found.progress.without_later(self._work.request.seed, _noises_before(self._work))
         if found is not None:
             self._clock.seconds = dict(found.notes["seconds"])
             if self._progress.decoded:
                 self._measures = Measures.from_json(found.notes["quality"])
+
+    def _tell(self, text: str) -> None:
+        """Have it recorded what becomes of a checkpoint that cannot be used, before it is moved."""
+        self._connection.send(SetAside(text))
 
     def _generate_within_memory(self) -> None:
         """Generate; where the device has not enough memory, take one rung down the ladder."""
@@ -330,6 +339,13 @@ def _identity(work: Work) -> dict[str, Any]:
         "mag_ratios": _mag_ratios(work),
         **_versions(),
     }
+
+
+def _noises_before(work: Work) -> int:
+    """Count the sections of a video that is gone on with: their noise is drawn and let go."""
+    if work.continued is None:
+        return 0
+    return continuing.sections_taken(work.continued.known, work.request.latent_window_size)
 
 
 def _mag_ratios(work: Work) -> tuple[float, ...]:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from framepack_core.buckets import Size
-from framepackd import files, variations
+from framepackd import aside, files, variations
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
 from framepackd.groups import Group
@@ -333,13 +333,13 @@ def clear_work_folder(work: Path, state: State) -> None:
     """Remove an ended job's folder; a failed one keeps for some days what a retry goes on from."""
     if work.is_symlink():
         return  # not made by framepackd: told by adopt_leftovers
-    checkpoint = work / CHECKPOINT
     with contextlib.suppress(FileNotFoundError):  # cleared by another thread as well
-        if state is not State.FAILED or not checkpoint.exists() or _days_since(checkpoint) > KEPT_DAYS:
+        kept = [path for path in (work / CHECKPOINT, *aside.places(work / CHECKPOINT)) if path.exists()]
+        if state is not State.FAILED or all(_days_since(checkpoint) > KEPT_DAYS for checkpoint in kept):
             shutil.rmtree(work)
             return
         for path in work.iterdir():
-            if path == checkpoint:
+            if path in kept:
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)

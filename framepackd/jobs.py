@@ -73,16 +73,23 @@ class JobStore:
 
     # a job's life
 
-    def next_queued(self) -> Job | None:
-        """Give the job that is to run next."""
+    def next_queued(self, passed_over: Collection[str] = ()) -> Job | None:
+        """Give the job that is to run next, of those that are not passed over."""
         with self.looking() as session:
-            return session.scalars(_following(Job)).one_or_none()
+            return session.scalars(_following(Job).where(Job.id.not_in(passed_over))).one_or_none()
 
-    def claim(self) -> Job | None:
-        """Start the next queued job."""
+    def queued_inputs(self) -> list[tuple[str, dict[str, Any]]]:
+        """List the jobs that could run, in the order of the queue: id, and role -> input."""
+        with self.looking() as session:
+            found = session.execute(select(Job.id, Job.inputs).where(*_RUNNABLE).order_by(*_IN_ORDER))
+            return [(row[0], row[1]) for row in found]
+
+    def claim(self, job_id: str | None = None) -> Job | None:
+        """Start a queued job, the next one unless told which; None if it cannot run any more."""
+        chosen = Job.id == job_id if job_id else Job.seq == _following(Job.seq).scalar_subquery()
         statement = (
             update(Job)
-            .where(Job.seq == _following(Job.seq).scalar_subquery())
+            .where(chosen, *_RUNNABLE)
             .values(
                 state=State.RUNNING,
                 resumes=Job.resumes + func.iif(Job.started_at.is_(None), 0, 1),
@@ -106,6 +113,10 @@ class JobStore:
             # The last step before a crash may have become durable without having been told of.
             steps_run=Job.steps_run + max(steps - recorded, 0),
         )
+
+    def note(self, job_id: str, note: str) -> None:
+        """Add to the history of a running job what a person should know of it."""
+        self._set_running(job_id, history=_with_entry(State.RUNNING, note))
 
     def step(self, job_id: str, *, section: int, step: int, seconds: float) -> None:
         """Count a finished sampling step; ``section`` from 1."""
@@ -367,10 +378,13 @@ def _variation_of(name: str) -> Any:
     return Job.name.startswith(f"{name}_seed_", autoescape=True)
 
 
+_RUNNABLE = (Job.state == State.QUEUED, Job.delivery.is_(None))
+_IN_ORDER = (Job.position, Job.seq)
+
+
 def _following(what: Any) -> Any:
     """Select the job that is to run next."""
-    runnable = (Job.state == State.QUEUED, Job.delivery.is_(None))
-    return select(what).where(*runnable).order_by(Job.position, Job.seq).limit(1)
+    return select(what).where(*_RUNNABLE).order_by(*_IN_ORDER).limit(1)
 
 
 def _changed(session: Session, statement: Any) -> bool:

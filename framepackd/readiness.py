@@ -1,10 +1,19 @@
-"""What must be there before the next job starts; while it is not, the queue waits, and goes on by itself."""
+"""What must be there before a job starts; while it is not, it or the queue waits, and goes on by itself."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
 
 from framepack_core import models
 from framepack_core.errors import FramePackError
 from framepackd.config import Config
 from framepackd.database import Job
+from framepackd.intake import INPUTS
+from framepackd.jobs import JobStore
+from framepackd.problems import Problem
 from framepackd.space import shortage
+
+SHOWN_JOBS = 5  # of those that a problem names
 
 
 def missing_model(job: Job, config: Config) -> str | None:
@@ -24,3 +33,34 @@ def missing_room(job: Job, config: Config) -> str | None:
         return shortage(job, config)
     except OSError as error:
         return f"{error.filename} cannot be looked at ({error.strerror}): check that its disk is there"
+
+
+def without_files(store: JobStore, config: Config) -> dict[str, str]:
+    """Say of which queued jobs the files are not in their work folders, by id, and what to do about each."""
+    return {
+        job_id: (
+            f"its files are not in {config.jobs_dir / job_id}: bring back jobs/ from the same backup as "
+            f"{config.database.name}, or framepackd cancel it and drop the files again"
+        )
+        for job_id, inputs in store.queued_inputs()
+        if not has_files(job_id, inputs, config)
+    }
+
+
+def has_files(job_id: str, inputs: Mapping[str, Any], config: Config) -> bool:
+    """Say whether all that was dropped for a job is in its work folder."""
+    folder = config.jobs_dir / job_id / INPUTS
+    return all(os.path.lexists(folder / entry["file"]) for entry in inputs.values())
+
+
+def problem_without_files(without: Mapping[str, str], config: Config) -> Problem | None:
+    """Tell of all such jobs together; None if there are none."""
+    if not without:
+        return None
+    some = ", ".join(list(without)[:SHOWN_JOBS]) + (" ..." if len(without) > SHOWN_JOBS else "")
+    jobs = "1 job waits" if len(without) == 1 else f"{len(without)} jobs wait"
+    return Problem(
+        "work-folders",
+        f"{jobs} for files that are not in {config.jobs_dir} ({some}): bring back jobs/ from the same backup "
+        f"as {config.database.name}, or framepackd cancel what is made already or is not to be made",
+    )

@@ -6,11 +6,12 @@ import math
 import time
 from typing import Any
 
-from framepackd import delivery, intake, loras, worker
+from framepackd import delivery, intake, loras, readiness, worker
 from framepackd.clips import clips, continued
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.jobs import CANCELLED, JobStore
+from framepackd.problems import Problem
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ LISTEN_SECONDS = 0.5  # to a worker that speaks faster than can be recorded; the
 ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
 # A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
+FOLDERS_SECONDS = 10.0  # before it is looked again whether the files of passed over jobs are there
 
 
 class Runner:
@@ -35,6 +37,8 @@ class Runner:
         self._why_left = STOPPING  # if the worker is told to leave its job
         self._writes_what_exists = False  # the worker was told to leave and keep
         self._blocked: str | None = None
+        self.passed_over: dict[str, str] = {}  # jobs without their files, by id: what to do about it
+        self._folders_again = 0.0
         self.device = config.gpu.device  # until the worker tells what "auto" has become
 
     def reconfigure(self, config: Config) -> None:
@@ -69,8 +73,36 @@ class Runner:
         reason, self._blocked = self._blocked, None
         return reason
 
+    def next_job(self) -> Job | None:
+        """Give the job that is to run next: the first in the queue whose files are in its work folder."""
+        if time.monotonic() >= self._folders_again:
+            self._look_for_files()
+        job = self._store.next_queued(self.passed_over)
+        if job is not None and not readiness.has_files(job.id, job.inputs, self._config):
+            self._look_for_files()
+            job = self._store.next_queued(self.passed_over)
+        return job
+
+    def _look_for_files(self) -> None:
+        """Find the jobs that have to be passed over; they are told when there are more of them."""
+        before, self.passed_over = self.passed_over, readiness.without_files(self._store, self._config)
+        self._folders_again = time.monotonic() + FOLDERS_SECONDS if self.passed_over else math.inf
+        if self.passed_over.keys() - before.keys():
+            log.warning("%s", self.why_passed_over)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What a person should put right before all jobs can run."""
+        problem = readiness.problem_without_files(self.passed_over, self._config)
+        return (problem,) if problem else ()
+
+    @property
+    def why_passed_over(self) -> str | None:
+        """Say why jobs are passed over, and what to do; None if none are."""
+        return next((problem.text for problem in self.problems), None)
+
     def start(self, job: Job) -> None:
-        """Start the job that is next in the queue; none may run."""
+        """Start a job of the queue; none may run."""
         try:
             work = self._work(job)
         except (KeyError, ValueError) as error:  # taken in under another config or version
@@ -78,7 +110,9 @@ class Runner:
             return
         if self._worker is None:
             self._worker = worker.start()
-        self._worker.job = self._store.claim()  # last: what fails before leaves the job in the queue
+        self._worker.job = self._store.claim(job.id)  # last: what fails before leaves it in the queue
+        if self._worker.job is None:  # cancelled meanwhile
+            return
         self._worker.quiet, self._worker.awaited, self._worker.slowest = 0.0, "start", {}
         self._worker.told_next = None
         self._writes_what_exists = job.cancel is not None
@@ -141,7 +175,7 @@ class Runner:
 
     def _tell_next(self, running: worker.Handle) -> None:
         """Have the worker know what comes next, so that it encodes nothing between two jobs."""
-        job = self._store.next_queued()
+        job = self.next_job()
         following = job.id if job else None
         if following == running.told_next:
             return
@@ -158,7 +192,7 @@ class Runner:
         least = self._config.hang_seconds
         known = running.slowest.get(running.awaited)
         bound = least * FIRST_FACTOR if known is None else max(least, known * HANG_FACTOR)
-        if running.quiet > bound and running.hung is None:
+        if running.quiet > bound and running.hung is None and running.ended is None:
             usual = "" if known is None else f", where {known:.1f} s were the most before"
             running.hung = f"was ended: it did nothing for {running.quiet:.0f} s ({running.awaited}){usual}"
             running.process.kill()
@@ -183,6 +217,10 @@ class Runner:
                 self._store.resumed(job.id, steps=message.steps)
                 if message.steps:
                     log.info("job %s: goes on after step %d of %d", job.id, message.steps, job.steps_total)
+                return
+            case worker.SetAside():
+                self._store.note(job.id, message.text)
+                log.warning("job %s: %s", job.id, message.text)
                 return
             case worker.Ready():
                 self.device = message.device
@@ -240,6 +278,8 @@ class Runner:
         job = running.job
         if job is None:
             log.warning("the worker ended while idle: %s", running.manner_of_death())
+        elif running.ended is not None and running.hung is None:
+            self._interrupted(job)
         elif running.stop_sent is not None and not self._writes_what_exists:
             self._put_back(job)
         else:
@@ -254,6 +294,11 @@ class Runner:
             return
         self._store.requeue(job.id, self._why_left)
         log.info("job %s: in the queue again: %s", job.id, self._why_left)
+
+    def _interrupted(self, job: Job) -> None:
+        """The worker was ended for the daemon's sake; the next one writes what is to be kept."""
+        self._store.requeue(job.id, STOPPING)  # one that was cancelled, without a wish to keep, is decided
+        log.info("job %s: %s", job.id, STOPPING)
 
     def _count_attempt(self, job: Job, error: str) -> None:
         limit = self._config.max_attempts
@@ -285,13 +330,17 @@ class Runner:
             with contextlib.suppress(OSError):
                 running.connection.send(worker.Leave(keep=self._writes_what_exists))
         elif why == STOPPING and now - running.stop_sent > STOP_SECONDS:
-            running.process.kill()  # whoever stops the daemon waits for it; else there is time
+            self._end(running, f"it did not leave its job within {STOP_SECONDS:.0f} s")
 
     def kill(self) -> None:
         """End the worker at once; the job goes back to the queue."""
         if self._worker is not None:
-            self._worker.stop_sent = time.monotonic()
-            self._worker.process.kill()
+            self._end(self._worker, "the daemon was told to stop at once")
+
+    def _end(self, running: worker.Handle, why: str) -> None:
+        """End a worker through no fault of its job."""
+        running.ended = running.ended or f"was ended: {why}"
+        running.process.kill()
 
     def end_worker(self) -> None:
         """End an idle worker, which gives back the memory of the GPU."""

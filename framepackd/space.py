@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from framepack_core.continuing import frames_of, tail_latents
+from framepackd import aside
 from framepackd.apart import within
 from framepackd.config import Config
 from framepackd.database import Job
-from framepackd.intake import INPUTS
+from framepackd.intake import CHECKPOINT, INPUTS
 
 # Left free beside the jobs in the state folder: a few MiB for the database and its log, the rest for the
 # system's log and for what is dropped into an inbox on the same disk, a hundred photos.
@@ -68,7 +69,8 @@ def shortage(job: Job, config: Config, *, reserve: int = RESERVE_BYTES) -> str |
     work = config.jobs_dir / job.id
     inputs = _used(work / INPUTS)
     delivered = inputs + parts["video"] + parts["stills"] + parts["kept latents"]
-    rest = max(sum(parts.values()) - (_used(work) - inputs), 0)
+    kept = sum(_used(place) for place in aside.of_job(work, CHECKPOINT))  # of no use to what is to come
+    rest = max(sum(parts.values()) - (_used(work) - inputs - kept), 0)
     state = _nearest(config.state_dir)
     device = state.stat().st_dev
     problems = [_missing(job, "state_dir", state, rest, reserve)]

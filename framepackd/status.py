@@ -4,7 +4,7 @@ Made by the daemon when it is asked, and by the command itself from the database
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,15 +25,25 @@ def snapshot(
     waiting: tuple[Waiting, ...],
     daemon: dict[str, Any],
     problems: Iterable[Problem] = (),
+    *,
     delivery: Callable[[Job], dict[str, Any] | None] = lambda job: described(job),
+    passed_over: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Gather it; ``store`` is None where there is no database, ``delivery`` says how a job's files stand."""
+    """Gather it; ``store`` is None where there is no database yet.
+
+    ``delivery`` says how the files of a job stand, ``passed_over`` why some jobs, by id, cannot run just now.
+    """
+    passed_over = passed_over or {}
     active = store.in_state(State.RUNNING, State.QUEUED) if store else []
     active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
     ended = store.in_state(*ENDED, limit=LAST_RESULTS, latest_first=True) if store else []
     counts = store.counts() if store else {state.value: 0 for state in State}
     remaining = _estimate(active, ended)
-    to_come = [seconds for job, seconds in zip(active, remaining, strict=True) if job.delivery is None]
+    to_come = [
+        seconds
+        for job, seconds in zip(active, remaining, strict=True)
+        if job.delivery is None and job.id not in passed_over
+    ]
     known = [seconds for seconds in to_come if seconds is not None]
     foreseeable = to_come and len(known) == len(to_come) and daemon["paused"] is None
     return {
@@ -41,7 +51,10 @@ def snapshot(
         "counts": {"waiting": len(waiting), **counts},
         "eta_seconds": round(sum(known), 1) if foreseeable else None,
         "jobs": [
-            *(_summary(job, eta, delivery(job)) for job, eta in zip(active, remaining, strict=True)),
+            *(
+                _summary(job, None if job.id in passed_over else eta, delivery(job), passed_over.get(job.id))
+                for job, eta in zip(active, remaining, strict=True)
+            ),
             *(_summary(job, None, None) for job in ended),
         ],
         "waiting": [entry.as_json() for entry in waiting],
@@ -75,7 +88,9 @@ def described(job: Job, reason: str | None = None, again: float | None = None) -
     return {"state": job.delivery["state"], "reason": reason, "next_try": next_try}
 
 
-def _summary(job: Job, eta: float | None, delivery: dict[str, Any] | None) -> dict[str, Any]:
+def _summary(
+    job: Job, eta: float | None, delivery: dict[str, Any] | None, note: str | None = None
+) -> dict[str, Any]:
     return {
         "id": job.id,
         "name": job.name,
@@ -93,7 +108,7 @@ def _summary(job: Job, eta: float | None, delivery: dict[str, Any] | None) -> di
         "error": job.error or (job.delivery or {}).get("error"),
         "output": job.output,
         "quality": job.quality,
-        "note": _note(job, delivery),
+        "note": note or _note(job, delivery),
         "delivery": delivery,
         "finished_at": job.finished_at,
     }

@@ -18,6 +18,8 @@ from framepackd.worker import Work
 
 log = logging.getLogger(__name__)
 
+VIDEO = ".mp4"
+
 
 class Video:
     """What is made of a job's frames; a section of them in memory at a time."""
@@ -79,9 +81,27 @@ class Video:
             self._save(strip)
         for path in self._work.result.iterdir():
             files.sync_file(path)
-        part.rename(self._work.result / ".mp4")
+        part.rename(self._work.result / VIDEO)
         files.sync_folder(self._work.result)
         files.sync_folder(self._work.result.parent)
+
+    def forget_after(self, sections: int) -> None:
+        """Remove what was written of the video and of later sections: by an attempt that was given up."""
+        latents = {
+            f"{which}.latents.safetensors"
+            for which, first in self._first_sections().items()
+            if first >= sections
+        }
+        stills = {f".section-{number}.png" for number in range(sections, self._work.sections)}
+        for name in {VIDEO, STRIP} | stills | latents:
+            (self._work.result / name).unlink(missing_ok=True)
+
+    def _first_sections(self) -> dict[str, int]:
+        """Say with which section the clips begin, by what their files are called."""
+        clips = len(self._work.clips)
+        if clips == 1:
+            return {"": 0}
+        return {f".clip-{number + 1}": number * self._work.sections // clips for number in range(clips)}
 
     def _save(self, strip: Strip) -> None:
         try:

@@ -100,6 +100,13 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class SetAside:
+    """A checkpoint cannot be used, or not all of it: says why, how the job goes on, and where it is kept."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Ready:
     """The model is loaded, or the inputs are encoded."""
 
@@ -163,7 +170,9 @@ class Blocked:
     reason: str
 
 
-Message = Resumed | Ready | Lowered | StepDone | SectionDecoded | Finished | Stopped | Blocked | Failed
+Message = (
+    Resumed | SetAside | Ready | Lowered | StepDone | SectionDecoded | Finished | Stopped | Blocked | Failed
+)
 
 
 @dataclass
@@ -179,12 +188,13 @@ class Handle:
     quiet: float = 0.0  # seconds since the last sign of life
     awaited: str = "start"  # what the next sign is of: start, step, decode or end
     slowest: dict[str, float] = field(default_factory=dict)  # of what was awaited, in seconds
-    hung: str | None = None  # why it was ended
+    hung: str | None = None  # why it was ended, at the cost of an attempt
+    ended: str | None = None  # why it was ended, through no fault of the job
 
     def manner_of_death(self) -> str:
         """Say in words how the process ended."""
-        if self.hung:
-            return self.hung
+        if self.hung or self.ended:
+            return str(self.hung or self.ended)
         code = self.process.exitcode or 0
         if code >= 0:
             return f"ended by itself with exit code {code}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import RequestError
 from framepack_core.request import Request
 from tests.conftest import whole_video
-from tests.core.test_resume import GUIDED, everything, request_for
+from tests.core.test_resume import GUIDED, comparable, everything, request_for
 
 TinyEngine = Callable[[str], Engine]
 SECTION = 0.4  # seconds, with a window of 3
@@ -124,6 +125,28 @@ def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
     for number, event in enumerate(whole):
         following = list(islice(engine.sample(request, conditioned, resume=event.progress), 3))
         assert everything(following) == everything(whole[number + 1 : number + 4]), f"after event {number}"
+
+
+@pytest.mark.parametrize("source", ["latents", "video"])
+def test_without_its_later_sections_a_progress_is_that_of_the_last_one_left(
+    tiny_engine: TinyEngine, tmp_path: Path, source: str
+) -> None:
+    engine = tiny_engine("framepack-f1")
+    request = request_for(tmp_path)
+    if source == "video":
+        path, known = film_of(tmp_path / "a.mp4", 40), continuing.tail_latents(40)
+    else:
+        latents = clips(engine, lasting(request, 3))[-1].latents
+        path, known = kept(tmp_path / "a.safetensors", latents), latents.shape[2]
+    first, last = clips(engine, lasting(request, 2, continue_from=path))
+    lost = replace(last.progress, sampled=last.progress.sampled[:1], decoded=1, edge=first.progress.edge)
+    again = lost.without_later(request.seed, continuing.sections_taken(known, 3))
+    assert comparable(again) == comparable(first.progress)
+
+
+def film_of(path: Path, frames: int) -> Path:
+    film(path, frames)
+    return path
 
 
 def test_a_model_that_goes_backward_refuses(tiny_engine: TinyEngine, tmp_path: Path) -> None:

@@ -132,6 +132,24 @@ def test_sections_whose_latents_are_known_are_decoded_again_but_not_sampled_agai
     assert everything(again) == everything(clips[1:])
 
 
+@pytest.mark.parametrize("mode", ["four-sections", "f1-four-sections", "cached"])
+def test_without_its_later_sections_a_progress_is_that_of_the_last_one_left(
+    tiny_engine: TinyEngine, tmp_path: Path, mode: str
+) -> None:
+    """Noise included: latents that got lost are made again to the bit."""
+    transformer, settings = MODES[mode]
+    engine, request = tiny_engine(transformer), request_for(tmp_path, **settings)
+    events = list(engine.generate(request))
+    ends = [event.progress for event in events if isinstance(event, Step) and event.step == request.steps]
+    midway = next(event.progress for event in reversed(events) if isinstance(event, Step))
+    assert len(ends) >= 2
+    for progress in (*ends[1:], midway):
+        for left in range(1, len(progress.sampled)):
+            lost = replace(progress, sampled=progress.sampled[:left], decoded=0, edge=None)
+            expected = replace(ends[left - 1], decoded=0, edge=None)
+            assert comparable(lost.without_later(request.seed)) == comparable(expected)
+
+
 def test_a_copy_on_the_host_is_the_progress_itself(tiny_engine: TinyEngine, tmp_path: Path) -> None:
     engine = tiny_engine("framepack-i2v")
     for event in engine.generate(request_for(tmp_path, cache="teacache")):

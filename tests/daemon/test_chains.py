@@ -163,7 +163,7 @@ def test_where_a_finished_clip_is_damaged_it_is_made_again_and_the_next_goes_on(
     (work.checkpoint / "clip-0001" / "segment-0001").write_bytes(b"damaged")
     answer, messages = run(work)
     assert isinstance(answer, Finished)
-    assert messages[0] == Resumed(SECTIONS * STEPS)
+    assert messages[1] == Resumed(SECTIONS * STEPS)
     assert not told_steps(messages), "the latents of all sections are whole"
     assert made(work) == made(whole[0])
 

@@ -3,7 +3,7 @@
 import errno
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,11 @@ import torch
 from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
-from framepackd import checkpoint, files
+from framepackd import aside, checkpoint, files
 from framepackd.checkpoint import Checkpoint, Checkpoints
 
 IDENTITY = {"request": "abc", "versions": ["1", "2"]}
+OTHER = {**IDENTITY, "request": "other"}
 Save = tuple[Progress, bytes | None]
 
 
@@ -68,6 +69,25 @@ def save_all(folder: Path, upto: int = 99) -> Checkpoints:
         checkpoints.save(progress, {"number": number}, made)
         checkpoints.clear()
     return checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+def listening(folder: Path, identity: Mapping[str, object] = IDENTITY) -> tuple[list[str], Checkpoints]:
+    told: list[str] = []
+    return told, Checkpoints(folder, identity, told.append)
+
+
+def begin_anew(checkpoints: Checkpoints) -> None:
+    checkpoints.save(saves()[0][0], {}, saves()[0][1])
+    checkpoints.clear()
 
 
 def loaded(folder: Path) -> Checkpoint:
@@ -168,14 +188,47 @@ def test_where_a_segment_is_damaged_the_latents_are_decoded_again(
     assert (found.decoded, found.edge) == (0, None)
 
 
-def test_where_latents_are_damaged_it_begins_again_with_clean_hands(tmp_path: Path) -> None:
-    save_all(tmp_path)
-    spoil(tmp_path / "latents-0000", "flipped")
-    checkpoints = Checkpoints(tmp_path, IDENTITY)
-    assert checkpoints.load() is None
-    checkpoints.save(saves()[0][0], {}, saves()[0][1])
+@pytest.mark.parametrize("damage", ["flipped", "short", "empty", "gone"])
+def test_where_latents_are_damaged_the_sections_before_them_are_kept(folder: Path, damage: str) -> None:
+    save_all(folder)
+    spoil(folder / "latents-0001", damage)
+    before = contents(folder)
+    told, checkpoints = listening(folder)
+    found = checkpoints.load()
+    assert found is not None
+    assert found.rewound
+    progress = found.progress
+    assert (progress.decoded, progress.edge, progress.solver, progress.cache) == (0, None, None, None)
+    assert same(progress.sampled, saves()[-1][0].sampled[:1])
+    assert ("latents-0001 is missing" if damage == "gone" else "is not what was written") in told[0]
+    checkpoints.save(progress, {})
     checkpoints.clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["state-00000007"]
+    aside = contents(folder.with_name("checkpoint.aside-1"))
+    assert aside.items() <= before.items()
+    assert (aside.get("latents-0001") is None) == (damage == "gone")
+    assert same(loaded(folder).progress.sampled, progress.sampled)
+
+
+def test_where_only_the_newest_state_names_damaged_latents_the_one_before_is_gone_on_from(
+    folder: Path,
+) -> None:
+    save_all(folder, 5)
+    spoil(folder / "latents-0001", "flipped")
+    found = loaded(folder)
+    assert not found.rewound
+    assert same(found.progress, saves()[3][0])
+
+
+def test_where_all_latents_are_damaged_it_begins_again_and_keeps_what_there_was(folder: Path) -> None:
+    save_all(folder)
+    spoil(folder / "latents-0000", "flipped")
+    before = contents(folder)
+    told, checkpoints = listening(folder)
+    assert checkpoints.load() is None
+    assert "latents-0000 is not what was written: beginning anew" in told[0]
+    begin_anew(checkpoints)
+    assert contents(folder).keys() == {"state-00000001"}
+    assert contents(folder.with_name("checkpoint.aside-1")) == before
 
 
 def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
@@ -189,30 +242,121 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
         content[place] ^= 1
 
 
-def test_checkpoints_of_another_request_or_version_are_not_gone_on_from(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    save_all(tmp_path, 2)
-    checkpoints = Checkpoints(tmp_path, {**IDENTITY, "request": "other"})
+def test_checkpoints_of_another_request_or_version_are_kept_aside_and_not_gone_on_from(folder: Path) -> None:
+    save_all(folder, 3)
+    before = contents(folder)
+    told, checkpoints = listening(folder, OTHER)
     assert checkpoints.load() is None
-    assert "request (abc, now other)" in caplog.text
-    checkpoints.save(saves()[0][0], {}, saves()[0][1])
-    checkpoints.clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["state-00000003"]
+    assert told == [
+        "state-00000003 was made with another request (abc, now other): beginning anew; "
+        f"the old checkpoint is kept in {folder}.aside-1"
+    ]
+    begin_anew(checkpoints)
+    assert contents(folder).keys() == {"state-00000001"}
+    assert contents(folder.with_name("checkpoint.aside-1")) == before
 
 
-def test_checkpoints_of_an_older_format_are_not_gone_on_from(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_checkpoints_of_an_older_format_are_kept_aside_and_not_gone_on_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint, "FORMAT", 1)
-        save_all(tmp_path, 3)
-    checkpoints = Checkpoints(tmp_path, IDENTITY)
+        save_all(folder, 3)
+    before = contents(folder)
+    told, checkpoints = listening(folder)
     assert checkpoints.load() is None
-    assert "format (1, now 2)" in caplog.text
-    checkpoints.save(saves()[0][0], {}, saves()[0][1])
-    checkpoints.clear()
-    assert [path.name for path in tmp_path.iterdir()] == ["state-00000004"]
+    assert "format (1, now 2)" in told[0]
+    begin_anew(checkpoints)
+    assert contents(folder.with_name("checkpoint.aside-1")) == before
+
+
+def test_what_was_set_aside_is_taken_up_when_it_fits_again(folder: Path) -> None:
+    """As after an update that was taken back."""
+    save_all(folder, 4)
+    before = contents(folder)
+    checkpoints = Checkpoints(folder, OTHER)
+    assert checkpoints.load() is None
+    begin_anew(checkpoints)
+    meanwhile = contents(folder)
+    told, checkpoints = listening(folder)
+    found = checkpoints.load()
+    assert found is not None
+    assert same(found.progress, saves()[3][0])
+    assert "checkpoint.aside-1 can be used again" in told[1]
+    assert contents(folder) == before
+    assert [path.name for path in aside.places(folder)] == ["checkpoint.aside-2"]
+    assert contents(aside.places(folder)[0]) == meanwhile
+
+
+def test_to_write_what_exists_a_checkpoint_of_any_version_will_do(folder: Path) -> None:
+    save_all(folder, 3)
+    found = Checkpoints(folder, OTHER, to_write=True).load()
+    assert found is not None
+    assert same(found.progress, saves()[2][0])
+    assert aside.places(folder) == []
+
+
+def test_to_write_what_exists_no_latents_are_needed(folder: Path) -> None:
+    save_all(folder, 3)
+    spoil(folder / "latents-0000", "flipped")
+    checkpoints = Checkpoints(folder, IDENTITY, to_write=True)
+    found = checkpoints.load()
+    assert found is not None
+    assert (found.progress.decoded, found.rewound) == (1, False)
+    assert same(found.progress.edge, saves()[2][0].edge)
+    assert list(checkpoints.segments("f1")) == [saves()[2][1]]
+
+
+@pytest.mark.parametrize("name", ["state-00000006", "latents-0001", "segment-0000"])
+def test_dying_at_any_call_while_something_is_set_aside_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for identity in (IDENTITY, OTHER):
+        for last in itertools.count(1):
+            folder = tmp_path / f"{identity['request']}-{last}" / "checkpoint"
+            save_all(folder)
+            spoil(folder / name, "flipped")
+            before = sorted(contents(folder).items())
+            calls = itertools.count(1)
+
+            def dying(
+                call: Callable[..., object], calls: Iterator[int] = calls, last: int = last
+            ) -> Callable[..., object]:
+                def wrapped(*arguments: object, **named: object) -> object:
+                    if next(calls) >= last:
+                        raise KeyboardInterrupt
+                    return call(*arguments, **named)
+
+                return wrapped
+
+            with monkeypatch.context() as patched:
+                for call in ("rename", "mkdir"):
+                    patched.setattr(Path, call, dying(getattr(Path, call)))
+                patched.setattr(files, "sync_folder", dying(files.sync_folder))
+                try:
+                    Checkpoints(folder, identity).load()
+                    done = True
+                except KeyboardInterrupt:
+                    done = False
+            found = Checkpoints(folder, identity).load()
+            assert (found is None) == (identity == OTHER)
+            everything = (folder, *aside.places(folder))
+            assert sorted(item for place in everything for item in contents(place).items()) == before
+            if done:
+                break
+        assert last > 2
+
+
+def test_all_that_was_set_aside_of_a_job_is_found(tmp_path: Path) -> None:
+    work, own = tmp_path / "job", tmp_path / "job" / "checkpoint"
+    found = ["checkpoint.aside-2", "checkpoint.aside-10"]
+    clips = ["clip-0001.aside-1", "clip-0002.aside-1"]
+    others = ["clip-0001", "clip-0003", "clip-0003.aside-", "clip-0001.aside-x"]
+    for path in (*(work / name for name in found), *(own / name for name in (*clips, *others))):
+        path.mkdir(parents=True)
+    (own / "clip-0001.aside-7").write_text("a file")
+    assert aside.of_job(work, "checkpoint") == [work / found[0], work / found[1], *(own / n for n in clips)]
+    assert aside.next_place(own) == work / "checkpoint.aside-11"
 
 
 def test_a_full_disk_is_told_and_harms_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

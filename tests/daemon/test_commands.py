@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,25 @@ def test_a_running_job_of_a_daemon_that_is_dead_is_cancelled_at_once(tmp_path: P
     ((done, message),) = do(place, "cancel", "cat")
     assert done, message
     assert only_job(place).state == State.CANCELLED
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
+def test_a_failed_job_keeps_for_some_days_what_was_set_aside_too(
+    tmp_path: Path, state: State, old: bool
+) -> None:
+    work = tmp_path / "job"
+    kept = ("checkpoint", "checkpoint.aside-1")
+    for name in (*kept, "inputs"):
+        (work / name).mkdir(parents=True)
+        (work / name / "file").touch()
+    (work / "manifest.json").touch()
+    if old:
+        for path in work.rglob("*"):
+            os.utime(path, (0, 0))
+    intake.clear_work_folder(work, state)
+    left = sorted(path.name for path in work.iterdir()) if work.exists() else []
+    assert left == ([] if old or state is State.CANCELLED else [*kept])
 
 
 def add(store: JobStore, *jobs: str, state: State = State.QUEUED) -> None:

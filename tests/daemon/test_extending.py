@@ -24,7 +24,7 @@ from framepackd.generation import Engines
 from framepackd.inbox import Inbox
 from framepackd.jobs import JobStore
 from framepackd.runner import Runner
-from framepackd.worker import Finished, Message, StepDone, _answer
+from framepackd.worker import Finished, Message, Resumed, StepDone, _answer
 from tests.daemon.test_generation import Ears
 from tests.golden import TINY_MODELS
 
@@ -265,6 +265,24 @@ def test_interrupted_it_goes_on_and_gives_the_same_bytes(studio: Studio, tmp_pat
             ((work.result / ".mp4").read_bytes(), (work.result / ".latents.safetensors").read_bytes())
         )
     assert results[1:] == results[:1] * 3
+
+
+def test_where_latents_are_damaged_it_goes_on_from_the_sections_before_and_gives_the_same_bytes(
+    studio: Studio,
+) -> None:
+    film(studio.inbox / "dog.mp4")
+    (studio.inbox / "dog.txt").write_text("a dog")
+    studio.settings("dog", more=1)
+    job = studio.take()
+    work = Runner(studio.config, studio.store)._work(job)
+    results = []
+    for _ in range(2):
+        ears = Ears()
+        assert isinstance(_answer(work, ENGINES, ears.theirs), Finished)
+        results.append((work.result / ".mp4").read_bytes())
+        (work.checkpoint / "latents-0001").write_bytes(b"damaged")
+    assert Resumed(job.steps) in ears.heard()
+    assert results[0] == results[1]
 
 
 class Stopping:

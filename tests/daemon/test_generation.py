@@ -30,6 +30,7 @@ from framepackd.worker import (
     Message,
     Resumed,
     SectionDecoded,
+    SetAside,
     StepDone,
     Stopped,
     Work,
@@ -171,6 +172,96 @@ class Cut:
 
     def poll(self) -> bool:
         return self._connection.poll()
+
+
+@pytest.mark.parametrize("transformer", ["framepack-i2v", "framepack-f1"])
+@pytest.mark.parametrize("damaged", [0, 1, 3])
+def test_where_a_sections_latents_are_damaged_those_before_it_are_not_sampled_again(
+    tmp_path: Path, transformer: str, damaged: int
+) -> None:
+    """A bit of one section had the whole video begin again."""
+    work = work_in(tmp_path, transformer, latent_window_size=2, cache="teacache")
+    assert work.sections == 4
+    assert isinstance(run(work)[0], Finished)
+    whole = made(work)
+    (work.checkpoint / f"latents-{damaged:04}").write_bytes(b"damaged")
+    answer, (told, resumed, *messages) = run(work)
+    assert isinstance(answer, Finished)
+    assert isinstance(told, SetAside)
+    assert f"latents-{damaged:04} is not what was written" in told.text
+    assert resumed == Resumed(2 * damaged)
+    assert told_steps(messages)[0] == (damaged + 1, 1)
+    assert made(work) == whole
+
+
+def test_a_checkpoint_of_other_versions_is_kept_and_nothing_of_it_gets_into_the_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, whole = work_in(tmp_path / "job"), work_in(tmp_path / "whole")
+    run(whole)
+    interrupt_in_the_second_section(work, monkeypatch, versions={"torch": "1.0"})
+    before = {path.name: path.read_bytes() for path in work.checkpoint.iterdir()}
+    answer, (told, resumed, *messages) = run(work)
+    assert isinstance(answer, Finished)
+    assert isinstance(told, SetAside)
+    assert "was made with another" in told.text
+    assert "torch (1.0, now " in told.text
+    assert f"kept in {work.checkpoint}.aside-1" in told.text
+    assert resumed == Resumed(0)
+    assert len(told_steps(messages)) == 4
+    assert made(work) == made(whole)
+    aside = work.checkpoint.with_name("checkpoint.aside-1")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
+
+
+def interrupt_in_the_second_section(
+    work: Work, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]
+) -> None:
+    """Have a section decoded and the next one begun, by other versions than these."""
+    ears = Ears()
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "_versions", lambda: versions)
+        patched.setattr(ears, "theirs", Cut(ears.theirs, 7))
+        with pytest.raises(PowerCut):
+            Generation(work, ENGINES, ears.theirs).run()
+    assert told_steps(ears.heard())[-1] == (2, 1)
+
+
+def test_what_exists_is_written_whatever_version_made_it(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is generated any more that would have to fit it."""
+    interrupt_in_the_second_section(work, monkeypatch, versions={"torch": "1.0"})
+    monkeypatch.setattr(Engines, "get", fail)
+    answer, messages = run(replace(work, keep_only=True))
+    assert isinstance(answer, Finished)
+    assert messages == [Resumed(3)]
+    assert count_frames(work.result / ".mp4") == 4 * 3 - 3
+
+
+@pytest.mark.parametrize("sections", [0, 1])
+def test_what_exists_holds_nothing_of_an_attempt_that_was_given_up(
+    work: Work, monkeypatch: pytest.MonkeyPatch, sections: int
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "_versions", lambda: {"torch": "1.0"})
+        assert isinstance(run(work)[0], Finished)
+    assert {".mp4", ".section-1.png", ".latents.safetensors"} <= made(work).keys()
+    ears = Ears()
+
+    def leave(self: Any, saving: Any, start: Any = generation.Beside.start) -> None:
+        start(self, saving)
+        if sections == sum(isinstance(message, SectionDecoded) for message in ears.heard()):
+            ears.ours.send(Leave(keep=True))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generation.Beside, "start", leave)
+        answer = _answer(work, ENGINES, ears.theirs)
+    if sections:
+        assert isinstance(answer, Finished)
+        assert count_frames(work.result / ".mp4") == 4 * 3 - 3
+        assert made(work).keys() == {".mp4", ".section-0.png", ".latents.safetensors"}
+    else:
+        assert answer == Stopped()
+        assert not made(work)
 
 
 def test_sampling_is_not_repeated_because_decoding_failed(

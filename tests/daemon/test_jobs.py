@@ -60,6 +60,33 @@ def test_jobs_are_claimed_in_the_order_they_came(store: JobStore) -> None:
     assert [claimed.id for _ in range(3) if (claimed := store.claim())] == ["job-0", "job-1", "job-2"]
 
 
+def test_the_very_job_that_was_chosen_is_claimed_and_only_while_it_can_run(store: JobStore) -> None:
+    for number in range(3):
+        store.add(job(number))
+    chosen = store.next_queued(passed_over=["job-0"])
+    assert chosen is not None
+    store.move_to_front("job-2")
+    claimed = store.claim(chosen.id)
+    assert claimed is not None
+    assert (claimed.id, claimed.state) == ("job-1", State.RUNNING)
+    assert store.claim("job-1") is None, "it runs"
+    store.decide("job-0", State.CANCELLED)
+    assert store.claim("job-0") is None
+    assert [job_id for job_id, _ in store.queued_inputs()] == ["job-2"]
+    assert store.next_queued(passed_over=["job-2"]) is None
+
+
+def test_what_is_noted_of_a_running_job_changes_nothing_but_its_history(store: JobStore) -> None:
+    store.add(job())
+    store.claim()
+    before = store.get("job-0").record()
+    store.note("job-0", "its checkpoint is kept")
+    after = store.get("job-0").record()
+    assert after.pop("history")[:-1] == before.pop("history")
+    assert after == before
+    assert store.get("job-0").history[-1]["note"] == "its checkpoint is kept"
+
+
 def test_steps_are_counted_over_all_attempts(store: JobStore) -> None:
     store.add(job())
     for attempt in range(3):

@@ -16,12 +16,13 @@ import pytest
 from sqlalchemy import event
 
 from framepack_core.models import BUILT_IN, ModelSpec, Source
-from framepackd import control, daemon, database, deliveries, worker
+from framepackd import commands, control, daemon, database, deliveries, worker
 from framepackd.config import GpuConfig
 from framepackd.daemon import Daemon
-from framepackd.database import State, StoreError
+from framepackd.database import Job, State, StoreError
 from framepackd.folders import MARKER
 from framepackd.jobs import JobStore
+from framepackd.runner import STOP_SECONDS
 from tests.daemon.test_files import Place
 
 LARGE = {"versions": "x" * 100_000}  # does not fit into the pages that the database has
@@ -377,3 +378,237 @@ def ask_in_thread(loop: Loop, request: dict[str, Any]) -> Any:
         return answers[0]
 
     return answer
+
+
+def dies(loop: Loop, signal_number: int = 9) -> None:
+    """Have the worker be gone, as the kernel tells it."""
+    running = loop.daemon._runner._worker
+    assert running is not None
+    dead: Any = SimpleNamespace(
+        is_alive=lambda: False, exitcode=-signal_number, join=lambda *_: None, kill=lambda: None
+    )
+    running.process = dead
+
+
+def cancel(loop: Loop, *, keep: bool) -> None:
+    """Cancel the running job, and have the worker told so."""
+    asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"], "keep": keep})
+    loop.round()
+    assert asked()["results"][0]["done"]
+    assert loop.worker.recv() == worker.Leave(keep=keep)
+
+
+def the_job(loop: Loop) -> Job:
+    (job_id,) = loop.place.store.states()
+    return loop.place.store.get(job_id)
+
+
+@pytest.mark.parametrize("how", ["a second signal", "too slow"])
+@pytest.mark.parametrize("cancelled", [None, "keep", "discard"])
+def test_a_worker_that_is_ended_for_the_daemons_sake_costs_the_job_nothing(
+    loop: Loop, caplog: pytest.LogCaptureFixture, how: str, cancelled: str | None
+) -> None:
+    """Least of all what was to be kept: it was told as a lack of memory, and an attempt counted."""
+    loop.start_job()
+    if cancelled is not None:
+        cancel(loop, keep=cancelled == "keep")
+    loop.daemon.stop()
+    loop.round()
+    if how == "a second signal":
+        loop.daemon.stop()
+    else:
+        running = loop.daemon._runner._worker
+        assert running is not None
+        assert running.stop_sent is not None
+        running.stop_sent -= STOP_SECONDS + 1
+        loop.round()
+    dies(loop)
+    loop.round()
+    job = the_job(loop)
+    assert job.attempts == 0
+    assert "memory" not in f"{job.error} {job.history} {caplog.text}"
+    if cancelled == "discard":
+        assert job.state == State.CANCELLED
+        return
+    assert (job.state, job.cancel, job.delivery) == (State.QUEUED, cancelled, None)
+    assert job.history[-1]["note"] == "stopped with the daemon"
+    loop.ours, loop.worker = multiprocessing.Pipe()  # the next daemon, with a worker of its own
+    loop.daemon.stopping = False
+    loop.round()
+    (work,) = (message for message in messages(loop) if isinstance(message, worker.Work))
+    assert work.keep_only == (cancelled == "keep")
+
+
+def test_a_worker_that_is_ended_at_once_has_not_hung(loop: Loop) -> None:
+    loop.start_job()
+    loop.daemon.stop()
+    loop.daemon.stop()
+    running = loop.daemon._runner._worker
+    assert running is not None
+    running.quiet = 1e9  # it takes its time to be gone
+    loop.round()
+    dies(loop)
+    loop.round()
+    assert (the_job(loop).state, the_job(loop).attempts) == (State.QUEUED, 0)
+
+
+def test_an_idle_worker_that_is_ended_with_the_daemon_is_not_told_as_a_lack_of_memory(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop.start_job()
+    loop.worker.send(worker.Failed("no", retry=False))
+    loop.round()
+    loop.daemon.stop()
+    loop.daemon.stop()
+    dies(loop)
+    loop.round()
+    assert "memory" not in caplog.text
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_worker_that_dies_by_itself_costs_an_attempt_whatever_it_was_told(loop: Loop, keep: bool) -> None:
+    loop.start_job()
+    if keep:
+        cancel(loop, keep=True)
+    dies(loop)
+    loop.round()
+    assert the_job(loop).attempts == 1
+    assert "memory" in str(the_job(loop).history)
+
+
+def test_what_becomes_of_a_checkpoint_is_in_the_history_and_once_in_the_log(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop.start_job()
+    told = "state-00000003 was made with another torch (1, now 2): beginning anew; kept in /jobs/aside-1"
+    loop.worker.send(worker.SetAside(told))
+    loop.worker.send(worker.Resumed(0))
+    loop.round()
+    job = the_job(loop)
+    assert (job.state, job.attempts) == (State.RUNNING, 0)
+    assert [entry["note"] for entry in job.history] == ["taken in", "started", told]
+    assert caplog.text.count(told) == 1
+
+
+# a queue that was put back without its work folders
+
+
+def lost(loop: Loop, *folders: str) -> list[Path]:
+    """Have jobs in the queue, and the work folders of some of them be gone."""
+    for folder in ("a", "b", "c"):
+        loop.place.drop(folder)
+        loop.place.take()
+    gone = []
+    for folder in folders:
+        work = loop.place.config.jobs_dir / loop.place.store.matching(f"{folder}/cat")[0].id
+        gone.append(work.rename(loop.place.config.state_dir / f"gone-{folder}"))
+    return gone
+
+
+def started(loop: Loop) -> list[str]:
+    """Name the folders of the jobs that were started since."""
+    works = (message for message in messages(loop) if isinstance(message, worker.Work))
+    return [loop.place.store.get(work.job_id).folder for work in works]
+
+
+def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_are_there(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They failed as damaged pictures, and were said to lie beside a text that lay there alone."""
+    monkeypatch.setattr("framepackd.runner.FOLDERS_SECONDS", 0.0)
+    first, second = lost(loop, "a", "b")
+    loop.round()
+    assert started(loop) == ["c"]
+    runner = loop.daemon._runner
+    a, b = (loop.place.store.matching(f"{folder}/cat")[0] for folder in "ab")
+    jobs_dir = loop.place.config.jobs_dir
+    assert runner.passed_over == {
+        job.id: f"its files are not in {jobs_dir / job.id}: bring back jobs/ from the same backup as "
+        "framepackd.db, or framepackd cancel it and drop the files again"
+        for job in (a, b)
+    }
+    (problem,) = runner.problems
+    assert problem.code == "work-folders"
+    assert problem.text.startswith(
+        f"2 jobs wait for files that are not in {jobs_dir} ({a.id}, {b.id}): bring"
+    )
+    for _ in range(3):
+        loop.round()
+    assert caplog.text.count("2 jobs wait") == 1
+    assert (a.state, a.attempts, a.delivery) == (State.QUEUED, 0, None)
+    second.rename(jobs_dir / b.id)
+    loop.worker.send(worker.Failed("no", retry=False))
+    loop.round()
+    assert started(loop) == ["b"]
+    loop.worker.send(worker.Failed("no", retry=False))
+    loop.round()
+    assert started(loop) == []
+    assert loop.paused() == runner.why_passed_over, "nothing else is left"
+    loop.place.drop("d")
+    loop.daemon._next_scan = 0.0
+    loop.daemon._round()
+    loop.daemon._round()
+    assert started(loop) == ["d"], "what is dropped does not wait for the next look"
+    first.rename(jobs_dir / a.id)
+    loop.worker.send(worker.Failed("no", retry=False))
+    loop.round()
+    assert started(loop) == ["a"]
+    assert (runner.passed_over, runner.problems, loop.paused()) == ({}, (), None)
+
+
+def test_a_job_whose_files_disappear_before_its_turn_is_passed_over(loop: Loop) -> None:
+    lost(loop)
+    loop.round()
+    assert started(loop) == ["a"]
+    shutil.rmtree(loop.place.config.jobs_dir / loop.place.store.matching("b/cat")[0].id / "inputs")
+    loop.worker.send(worker.Failed("no", retry=False))
+    loop.round()
+    assert started(loop) == ["c"]
+
+
+def test_a_queue_of_which_all_files_are_missing_sleeps_between_two_looks(loop: Loop) -> None:
+    lost(loop, "a", "b", "c")
+    loop.round()
+    loop.daemon._next_scan, loop.daemon._changed = time.monotonic() + 60, False
+    loop.daemon.wake()
+    loop.daemon._changed = False
+    loop.daemon._wait()
+    began = time.monotonic()
+    threading.Timer(0.2, loop.daemon.wake).start()
+    loop.daemon._wait()
+    assert time.monotonic() - began > 0.1
+
+
+def test_a_job_without_its_files_is_cancelled_and_not_told_that_they_lie_beside(loop: Loop) -> None:
+    lost(loop, "a")
+    store, config = loop.place.store, loop.place.config
+    answer = commands.perform(
+        {"command": "cancel", "jobs": ["a/cat"]}, commands.Queue(config, store, loop.daemon._runner)
+    )
+    assert answer["results"][0]["done"]
+    assert store.matching("a/cat")[0].state == State.CANCELLED
+    (told,) = (config.failed / "a").iterdir()
+    assert told.name == "cat.cancelled.txt"
+    text = told.read_text()
+    assert "lie beside this one" not in text
+    assert "was not in its work folder and is not here: cat.png, cat.txt. To have it made, drop" in text
+    assert not list(config.jobs_dir.glob("*/stem"))
+
+
+def test_a_finished_job_without_its_video_is_not_told_as_done(loop: Loop) -> None:
+    lost(loop, "a")
+    job = loop.place.store.matching("a/cat")[0]
+    loop.place.store.decide(job.id, State.DONE)
+    with pytest.raises(FileNotFoundError, match="bring back jobs/ from a backup"):
+        commands.settle(loop.place.store.get(job.id), loop.place.config, loop.place.store)
+    assert not list(loop.place.config.outbox.rglob("*.json"))
+
+
+def test_once_leaves_jobs_without_their_files_in_the_queue_says_so_and_ends_with_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Loop(tmp_path / "place", monkeypatch, once=True)
+    lost(loop, "a", "b", "c")
+    assert loop.daemon.run() == 1
+    assert loop.counts() == {"queued": 3}
+    assert "jobs are left in the queue: 3 jobs wait for files that are not in" in caplog.text
