@@ -93,6 +93,7 @@ def find(config: Config, job: str) -> dict[str, Any] | None:
 
 
 def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    from framepackd import folders
     from framepackd.database import State
     from framepackd.forgotten import forgotten
     from framepackd.inbox import Inbox, Waiting, trouble
@@ -116,6 +117,9 @@ def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]
         pass
     except OSError as error:
         problems = [trouble(config.inbox, error)]
+    for key in folders.MARKED:
+        if obstacle := folders.trouble(key, config):
+            problems.append(Problem(key, f"{key} {obstacle}"))
     left = store.in_state(State.RUNNING) if store else []
     died = any(job.delivery is None for job in left)  # one with a delivery waits for the outbox, no more
     state = {"state": "died" if died else "stopped", "paused": store.paused() if store else None}
