@@ -17,6 +17,7 @@ from framepackd.config import Config
 from framepackd.control import AlreadyRunningError
 from framepackd.database import StoreError
 from framepackd.intake import PREVIEW
+from framepackd.status import running_in
 from framepackd.web.api import add_endpoint
 from framepackd.web.drop import drop
 
@@ -259,7 +260,7 @@ class _Shown:
         report, _ = client.report(self._config)
         active = [job for job in report["jobs"] if job["state"] in ACTIVE]
         ended = [job for job in report["jobs"] if job["state"] in ENDED]
-        running = next((job for job in active if job["state"] == "running"), None)
+        running = running_in(report)
         folder = self._config.jobs_dir / running["id"] if running else None
         contents = {
             "now": _now(report, running),
@@ -322,6 +323,7 @@ def _now(report: dict[str, Any], running: dict[str, Any] | None) -> str:
         lines.append(f"<div>{html.escape(told)}</div>")
     if daemon.get("paused"):
         lines.append(f"<div>Paused: {html.escape(str(daemon['paused']))}</div>")
+    lines += [f"<div>Problem: {html.escape(problem['text'])}</div>" for problem in report["problems"]]
     if running is None:
         lines.append("<div>Nothing is being made.</div>")
     else:
@@ -348,7 +350,7 @@ def _share(job: dict[str, Any]) -> float:
 
 
 def _progress(job: dict[str, Any]) -> str:
-    if job["state"] != "running":
+    if job["state"] != "running" or job["delivery"]:
         return str(job["note"] or "")
     if not job["section"]:
         return "loading the model"
