@@ -308,10 +308,9 @@ def _take_on_rights(path: Path, hidden: Path) -> bool:
 
     What a new one has is for the kernel to say, which knows setgid and default ACLs.
     """
-    new = _create(hidden)
+    new = _create_nameless(hidden)
     wanted, acl = os.fstat(new), _acl(new)
     os.close(new)
-    hidden.unlink()
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     except PermissionError:  # somebody else's, and not for us
@@ -327,19 +326,37 @@ def _take_on_rights(path: Path, hidden: Path) -> bool:
     return True
 
 
-def _create(hidden: Path) -> int:
-    """Make a part anew and give its descriptor; without a default ACL it can be read by who can its folder.
+def _create_nameless(hidden: Path) -> int:
+    """Make a new file beside a part that is gone when it is closed, and give its descriptor."""
+    try:
+        descriptor = os.open(hidden.parent, os.O_RDWR | os.O_TMPFILE, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        descriptor = _create(hidden)  # its file system knows no files without a name
+        hidden.unlink()
+    else:
+        _open_as_folder(descriptor, hidden.parent)
+    return descriptor
 
-    Where a folder is shared by setgid, its group may write too. The umask is that of our own folders.
-    """
+
+def _create(hidden: Path) -> int:
+    """Make a part anew and give its descriptor."""
     hidden.unlink(missing_ok=True)  # of an earlier call, or put there: what it links to is not written to
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-    if not _has_default_acl(hidden.parent):
-        folder = hidden.parent.stat().st_mode
-        shared = 0o064 if folder & stat.S_ISGID else 0o044
-        with contextlib.suppress(OSError):  # a file system without such rights
-            os.fchmod(descriptor, 0o600 | folder & shared)
+    _open_as_folder(descriptor, hidden.parent)
     return descriptor
+
+
+def _open_as_folder(descriptor: int, folder: Path) -> None:
+    """Have a new file read by who can read its folder and, where that is shared by setgid, its group write.
+
+    The umask is that of our own folders. A default ACL, which the kernel has heeded, says otherwise.
+    """
+    if not _has_default_acl(folder):
+        mode = folder.stat().st_mode
+        with contextlib.suppress(OSError):  # a file system without such rights
+            os.fchmod(descriptor, 0o600 | mode & (0o064 if mode & stat.S_ISGID else 0o044))
 
 
 def _has_default_acl(folder: Path) -> bool:
