@@ -294,6 +294,7 @@ def _take_back(job: Job, plan: Plan, work: Path) -> list[str]:
         with contextlib.suppress(OSError):  # the target may be gone, or read-only
             files.part_beside(target, part).unlink(missing_ok=True)
         if origin is not None and source.exists():
+            (work / origin).parent.mkdir(exist_ok=True)
             source.rename(work / origin)
         elif plan.stem and not source.exists() and not (origin and (work / origin).exists()):
             elsewhere.append(str(target))
