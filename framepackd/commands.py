@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from framepackd import delivery, folders, retry
+from framepackd import delivery, files, folders, retry
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.intake import CHECKPOINT, clear_work_folder
@@ -80,10 +80,18 @@ def perform(request: dict[str, Any], queue: Queue) -> dict[str, Any]:
     return _answer(*(results if command != "top" else reversed(results)))
 
 
-def settle(job: Job, config: Config, store: JobStore, stop: Callable[[], bool] = lambda: False) -> None:
+def settle(
+    job: Job,
+    config: Config,
+    store: JobStore,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    progress: files.Progress | None = None,
+) -> None:
     """Move the files of a job to where it is decided that they belong.
 
     Raises:
+        StoppedError: ``stop`` said so; the next call goes on.
         OSError: that cannot be done now; nothing is lost, try again later.
     """
     assert job.delivery is not None
@@ -91,9 +99,9 @@ def settle(job: Job, config: Config, store: JobStore, stop: Callable[[], bool] =
         "outbox" if job.delivery["state"] in (State.DONE, State.SKIPPED) else "failed", config
     ):
         if job.delivery["state"] == State.QUEUED:
-            retry.bring_back(job, config, store)
+            retry.bring_back(job, config, store, stop=stop, progress=progress)
         else:
-            delivery.deliver(job, config, store, stop=stop)
+            delivery.deliver(job, config, store, stop=stop, progress=progress)
 
 
 def _accept_folders(queue: Queue) -> dict[str, Any]:
@@ -195,15 +203,14 @@ def _cancel(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
     if how == "keep":
         return True, f"{name} is cancelled as soon as a daemon has written what exists of its video"
     store.decide(job.id, State.CANCELLED, error=CANCELLED["error"])
-    return _settled(job, f"{name} is cancelled: its files are in {config.failed / job.folder}", queue)
+    return _settled(job, f"{name} is cancelled", queue)
 
 
 def _cancel_delivery(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
     """Cancel a job whose files cannot be moved to where they were to go."""
     if not queue.store.cancel_delivery(job.id, how):
         return False, f"job {job.id} ({job.path}) has ended meanwhile: framepackd show tells how"
-    told = f"job {job.id} ({job.path}) is cancelled: its files are in {queue.config.failed / job.folder}"
-    return _settled(job, told, queue)
+    return _settled(job, f"job {job.id} ({job.path}) is cancelled", queue)
 
 
 def _settled(job: Job, message: str, queue: Queue) -> tuple[bool, str]:
@@ -215,4 +222,7 @@ def _settled(job: Job, message: str, queue: Queue) -> tuple[bool, str]:
     after = queue.store.get(job.id)
     if after.delivery is not None and after.delivery["state"] == State.FAILED:
         return False, f"job {job.id} ({job.path}) fails again: {after.delivery['error']}"
+    if after.state == State.CANCELLED:
+        folder, _ = delivery.where(after)
+        message += f": its files are in {queue.config.failed / folder}"
     return True, message

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from framepackd import commands
+from framepackd import commands, files
 from framepackd.apart import Apart
 from framepackd.config import Config
 from framepackd.database import Job, State
@@ -51,6 +51,7 @@ class _Way:
         self.job: Job | None = None  # whose files are being moved
         self.obstacle: Obstacle | None = None  # for all of them
         self.told: set[str] = set()  # reasons that the log has already
+        self.progress = files.Progress()
         self.moved_at = 0.0  # when there was the last sign of bytes that move
 
     def begin(self, task: Callable[[], Any], job: Job | None = None) -> None:
@@ -102,12 +103,15 @@ class Deliveries:
                 if time.monotonic() >= until:
                     self._unfinished = True
                     break
-                way.begin(
-                    partial(commands.settle, job, self.config, self._store, partial(self._asked, way)), job
-                )
+                way.begin(self._moving(way, job), job)
                 self._collect(way, max(until - time.monotonic(), 0.0))
         ended, self._ended = self._ended, False
         return ended
+
+    def _moving(self, way: _Way, job: Job) -> Callable[[], None]:
+        way.progress = files.Progress()
+        stop = partial(self._asked, way)
+        return partial(commands.settle, job, self.config, self._store, stop=stop, progress=way.progress)
 
     def retry_now(self) -> None:
         """Try everything again in the next round."""
@@ -144,6 +148,10 @@ class Deliveries:
         job, way.job = way.job, None
         try:
             way.apart.take()
+        except files.StoppedError:
+            if job is not None:  # the next daemon goes on with it
+                self._obstacles[job.id] = Obstacle("stopped with the daemon", math.inf)
+            return
         except OSError as error:
             self._take_failure(way, job, error)
             return
@@ -196,7 +204,9 @@ class Deliveries:
         if job.delivery is None:
             return None
         way = next(way for way in self._ways.values() if job.delivery["state"] in way.states)
-        obstacle = None if self.is_moving(job.id) else way.obstacle or self._obstacles.get(job.id)
+        if self.is_moving(job.id):
+            return described(job, moved=way.progress)
+        obstacle = way.obstacle or self._obstacles.get(job.id)
         return described(job, obstacle.reason, obstacle.again) if obstacle else described(job)
 
     @property

@@ -1,5 +1,6 @@
 """Names of files and texts of users: compared, taken apart and printed."""
 
+import hashlib
 import json
 import logging
 import os
@@ -9,6 +10,9 @@ import unicodedata
 from typing import Any
 
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
+STAND_IN_BYTES = 100  # with a number and what follows NAME, within the 143 bytes of eCryptfs
+# Devices on Windows, whatever follows a point.
+RESERVED = re.compile(r"(?i:con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])")
 
 
 def printable(text: str) -> str:
@@ -55,6 +59,32 @@ def rest_of_name(file: str, name: str) -> str:
     '_end.png'
     """
     return unicodedata.normalize("NFC", file)[len(unicodedata.normalize("NFC", name)) :]
+
+
+def stand_ins(name: str) -> list[str]:
+    """Give what a file or folder can be called, one after another where a file system refuses a name.
+
+    First the name itself; then without what Windows, exFAT and SMB do not know, and shorter; then in ASCII.
+
+    >>> stand_ins("who?")
+    ['who?', 'who_']
+    >>> stand_ins("cat")
+    ['cat']
+    """
+    held = _on_windows(name)
+    plain = unicodedata.normalize("NFKD", held).encode("ascii", "ignore").decode()
+    if not plain.strip("_. "):
+        plain = f"name-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return list(dict.fromkeys((name, held, _on_windows(plain) if held != plain else held)))
+
+
+def _on_windows(name: str) -> str:
+    held = "".join("_" if c in '<>:"/\\|?*' or not c.isprintable() else c for c in name)
+    held = held.encode("utf-8", "replace")[:STAND_IN_BYTES].decode("utf-8", "ignore")
+    end = held.rstrip(". ")
+    held = end + "_" * (len(held) - len(end))
+    first, point, rest = held.partition(".")
+    return f"{first}_{point}{rest}" if RESERVED.fullmatch(first.rstrip()) else held
 
 
 def taken_name(entry: dict[str, Any]) -> str:

@@ -6,14 +6,13 @@ delivery, what a crash leaves in between is finished by whoever looks next.
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from framepackd import files
+from framepackd import delivery, files
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.delivery import SOURCE
 from framepackd.groups import OF_A_VIDEO, defaults_above
 from framepackd.intake import INPUTS, MANIFEST
 from framepackd.jobs import JobStore
@@ -40,14 +39,23 @@ def obstacle(job: Job, config: Config) -> str | None:
     return None
 
 
-def bring_back(job: Job, config: Config, store: JobStore) -> None:
+def bring_back(
+    job: Job,
+    config: Config,
+    store: JobStore,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    progress: files.Progress | None = None,
+) -> None:
     """Move the files of a job that is to run again into its work folder, and let it be claimed.
 
     Raises:
+        StoppedError: ``stop`` said so; the next call goes on.
         OSError: they cannot be moved; nothing is lost, try again later.
     """
     work = config.jobs_dir / job.id
     (work / INPUTS).mkdir(parents=True, exist_ok=True)
+    delivery.forget(work)
     files.sync_folder(config.jobs_dir)
     manifest = _manifest(job, config)
     files.write_json(work / MANIFEST, manifest)
@@ -55,7 +63,14 @@ def bring_back(job: Job, config: Config, store: JobStore) -> None:
         if source.exists() and target.exists() and target.stat().st_size == 0:
             target.unlink()  # a name that was taken for it, before a crash
         with contextlib.suppress(FileExistsError):  # moved before a crash: this is another of its old name
-            files.move(source, target, part=f"retry-{target.name}")
+            files.move(
+                source,
+                target,
+                part=f"retry-{target.name}",
+                note=work / delivery.MOVING,
+                stop=stop,
+                progress=progress,
+            )
     _remove_reason(job, config)
     job.delivery = None
     if not job.settings:
@@ -77,10 +92,11 @@ def _checked(job: Job) -> bool:
 
 def _moves(job: Job, config: Config) -> Iterator[tuple[Path, Path, str | None]]:
     """Name each file where it was delivered, where it belongs, and its SHA-256 if it must be that."""
+    folder, stem = delivery.where(job)
     for role, entry in job.inputs.items():
-        stem, rest = job.stem or job.name, rest_of_name(entry["file"], job.name)
-        source = config.failed / job.folder / f"{stem}{rest}"
-        given_way = source.with_name(f"{stem}{SOURCE}{rest}")
+        rest = rest_of_name(entry["file"], job.name)
+        source = config.failed / folder / f"{stem}{rest}"
+        given_way = source.with_name(f"{stem}{delivery.SOURCE}{rest}")
         if role in OF_A_VIDEO and given_way.exists():
             source = given_way
         target = config.jobs_dir / job.id / INPUTS / entry["file"]
@@ -104,8 +120,9 @@ def _manifest(job: Job, config: Config) -> dict[str, Any]:
 
 def _remove_reason(job: Job, config: Config) -> None:
     """Remove the text that says why it had ended, if it is this job's."""
+    folder, stem = delivery.where(job)
     for reason in ("error", "cancelled"):
-        path = config.failed / job.folder / f"{job.stem or job.name}.{reason}.txt"
+        path = config.failed / folder / f"{stem}.{reason}.txt"
         if path.is_file() and f"(job {job.id})" in path.read_text(encoding="utf-8", errors="replace"):
             path.unlink()
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State
+from framepackd.files import Progress
 from framepackd.inbox import Waiting
 from framepackd.intake import PREVIEW
 from framepackd.jobs import JobStore
-from framepackd.names import as_utf8, printable
+from framepackd.names import as_utf8, printable, size_text
 from framepackd.problems import Problem
 from framepackd.stage import stage
 
@@ -74,10 +75,13 @@ def whole(job: Job, config: Config, delivery: dict[str, Any] | None = None) -> d
     return job.record() | there | {"delivery": delivery or described(job)}
 
 
-def described(job: Job, reason: str | None = None, again: float | None = None) -> dict[str, Any] | None:
+def described(
+    job: Job, reason: str | None = None, again: float | None = None, moved: Progress | None = None
+) -> dict[str, Any] | None:
     """Say of a job whose end is decided what it is to be, why its files are not there yet, and the next try.
 
-    ``again`` is on the monotonic clock. None for a job that is not decided.
+    ``again`` is on the monotonic clock, ``moved`` how much of it was copied so far. None for a job whose end is
+    not decided.
     """
     if job.delivery is None:
         return None
@@ -85,7 +89,13 @@ def described(job: Job, reason: str | None = None, again: float | None = None) -
     if again is not None:
         left = timedelta(seconds=max(again - time.monotonic(), 0.0))
         next_try = f"{datetime.now(UTC) + left:%Y-%m-%dT%H:%M:%SZ}"
-    return {"state": job.delivery["state"], "reason": reason, "next_try": next_try}
+    return {
+        "state": job.delivery["state"],
+        "reason": reason,
+        "next_try": next_try,
+        "bytes_moved": moved.done if moved else None,
+        "bytes": moved.total if moved else None,
+    }
 
 
 def _summary(
@@ -159,8 +169,10 @@ def _clock(seconds: float | None, now: datetime, what: str = "done") -> str:
 def _note(job: Job, delivery: dict[str, Any] | None) -> str | None:
     """Point out what a person should know of a job that is not done."""
     if delivery is not None:
-        reason = delivery["reason"]
-        return f"its files cannot be moved: {reason}" if reason else "its files are being moved"
+        if delivery["reason"]:
+            return f"its files cannot be moved: {delivery['reason']}"
+        moved = f": {size_text(delivery['bytes_moved'])} of {size_text(delivery['bytes'])}"
+        return f"its files are being moved{moved if delivery['bytes'] else ''}"
     if job.cancel is not None and job.state not in ENDED:
         return "is being cancelled"
     if job.state == State.QUEUED and job.stalled_deaths >= 1 and job.resumes >= 1:

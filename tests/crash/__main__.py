@@ -15,6 +15,8 @@ from tests.crash.disk import Disk, unusable
 from tests.crash.harness import Campaign, undisturbed
 from tests.crash.jobs import Folders
 
+MEMORY = "/dev/shm"  # noqa: S108 - what is made there has a name of its own
+
 
 @click.group()
 def main() -> None:
@@ -27,11 +29,16 @@ def main() -> None:
 @click.option(
     "--power-loss", type=click.Choice(["ext4", "xfs"]), help="Cut the power of such a disk (as root)."
 )
+@click.option(
+    "--across",
+    type=click.Choice(["state", "targets"]),
+    help="Have the state folder, or outbox and failed folder, in /dev/shm: another file system.",
+)
 @click.option("--quiet", is_flag=True, help="Only the numbers at the end.")
-def kill(kills: int, seed: int, power_loss: str | None, *, quiet: bool) -> None:
+def kill(kills: int, seed: int, power_loss: str | None, across: str | None, *, quiet: bool) -> None:
     """Kill it at every point between two durable calls, and at random times."""
     began = time.monotonic()
-    with _folders(power_loss) as (folders, disk):
+    with _folders(power_loss, across) as (folders, disk):
         baseline = undisturbed(folders)
         click.echo(
             f"{baseline.points.total()} points, {len(baseline.points)} different, {baseline.seconds:.0f} s"
@@ -71,16 +78,21 @@ def harm(kinds: tuple[str, ...], times: int, seed: int) -> None:
 
 
 @contextmanager
-def _folders(disk_kind: str | None) -> Iterator[tuple[Folders, Disk | None]]:
-    """Give folders, on a disk of their own if one is wanted."""
+def _folders(disk_kind: str | None, across: str | None = None) -> Iterator[tuple[Folders, Disk | None]]:
+    """Give folders, on a disk of their own if one is wanted, and some of them on yet another."""
     reason = unusable(disk_kind) if disk_kind else None
     if reason:
         sys.exit(f"there can be no disk to harm: {reason}")
-    with tempfile.TemporaryDirectory(prefix="framepackd-crash-") as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="framepackd-crash-") as name,
+        tempfile.TemporaryDirectory(prefix="framepackd-crash-", dir=MEMORY) as other,
+    ):
         folder = Path(name)
         disk = Disk(folder, disk_kind) if disk_kind else None
         try:
-            yield Folders(disk.root if disk else folder, folder), disk
+            elsewhere = {"state": {"states": Path(other)}, "targets": {"targets": Path(other)}}
+            moved = elsewhere[across] if across else {}
+            yield Folders(disk.root if disk else folder, folder, **moved), disk
         finally:
             if disk:
                 disk.unmount()

@@ -57,6 +57,8 @@ class Folders:
     root: Path
     own: Path
     jobs: tuple[str, ...] = tuple(JOBS)  # of which the queue is made
+    states: Path | None = None  # where the state folder is, if not below the root
+    targets: Path | None = None  # where outbox and failed folder are, if not below the root
 
     @property
     def expected_jobs(self) -> list[str]:
@@ -74,15 +76,15 @@ class Folders:
 
     @property
     def outbox(self) -> Path:
-        return self.root / "outbox"
+        return (self.targets or self.root) / "outbox"
 
     @property
     def failed(self) -> Path:
-        return self.root / "failed"
+        return (self.targets or self.root) / "failed"
 
     @property
     def state(self) -> Path:
-        return self.root / "state"
+        return (self.states or self.root) / "state"
 
     @property
     def config(self) -> Path:

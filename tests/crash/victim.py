@@ -12,7 +12,6 @@ import functools
 import io
 import json
 import os
-import shutil
 import signal
 import struct
 import sys
@@ -157,7 +156,8 @@ def _what(path: object) -> str:
         "edge-",
         "preview",
         "manifest",
-        "stem",
+        "delivery",
+        "moving",
         "outgoing",
         "section",
     ):
@@ -185,7 +185,7 @@ def _patch_files(points: Points) -> None:
     for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "link"):
         _before(os, name, points)
     _before(files, "_rename_new", points)
-    _before(shutil, "copyfile", points)
+    _before(files, "_write_all", points)
 
     def write_bytes(path: Path, content: bytes) -> int:
         points.reach(f"write {_what(path)}")

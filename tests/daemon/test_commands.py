@@ -98,6 +98,7 @@ def test_bringing_files_back_survives_dying_at_every_line(
         nonlocal place
         place.store = JobStore(place.config.database)
         place.store.recover()
+        intake.clear_ended(place.config, place.store)
         intake.adopt_leftovers(place.config, place.store)
         settle(place)
         if only_job(place).state == State.FAILED:  # it died before anything was recorded

@@ -66,9 +66,11 @@ def test_across_file_systems_a_taken_name_is_not_overwritten_either(tmp_path: Pa
     assert (source.read_text(), target.read_text()) == ("new", "old")
 
 
-def at_every_call(monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], check: Callable[[], None]) -> int:
+def at_every_call(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], check: Callable[[], None], *, every: int = 1
+) -> int:
     """Run again and again, dying at a later one of the calls that change files each time; say how many."""
-    for number in range(1, 500):
+    for number in range(1, 500, every):
         with monkeypatch.context() as patched:
             calls = itertools.count(1)
 
@@ -87,7 +89,7 @@ def at_every_call(monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], chec
                 patched.setattr(Path, name, dying(getattr(Path, name)))
             patched.setattr(files, "copy", dying(files.copy))
             patched.setattr(files, "sync_folder", dying(files.sync_folder))
-            patched.setattr("shutil.copyfile", dying(__import__("shutil").copyfile))
+            patched.setattr(files, "_write_all", dying(files._write_all))
             patched.setattr("shutil.rmtree", dying(__import__("shutil").rmtree))
             try:
                 run()
@@ -175,10 +177,12 @@ def test_delivery_survives_dying_at_every_line(
             for path in place.config.outbox.glob("[!.]*"):
                 collected.append(path.name)
                 path.unlink()
+        intake.clear_ended(place.config, place.store)
         intake.adopt_leftovers(place.config, place.store)
         place.deliver()
         assert sorted([*collected, *place.outbox()]) == DELIVERED, "each file once, and no part of one"
         assert place.store.counts()["done"] == 1
+        intake.clear_ended(place.config, place.store)
         intake.adopt_leftovers(place.config, place.store)
         assert not list(place.config.jobs_dir.iterdir())
         place = fresh()
@@ -193,8 +197,8 @@ def test_a_name_that_is_taken_in_the_last_moment_is_not_overwritten(
     place.make_ready()
     choose = delivery.free_stem
 
-    def choose_and_be_overtaken(name: str, names: list[str], target: Path) -> str:
-        stem = choose(name, names, target)
+    def choose_and_be_overtaken(name: str, rests: list[str], target: Path, after: str | None = None) -> str:
+        stem = choose(name, rests, target, after)
         (target / f"{stem}.mp4").write_text("another's")
         monkeypatch.setattr(delivery, "free_stem", choose)
         return stem
@@ -209,27 +213,25 @@ def test_a_name_that_is_taken_in_the_last_moment_is_not_overwritten(
 def test_a_name_taken_after_the_file_was_copied_is_no_endless_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only the hidden copy in the outbox is left then; its name has to be looked at as well."""
     place = Place(tmp_path / "place")
     place.make_ready()
     with monkeypatch.context() as patched:
-        unlink = Path.unlink
+        rename = files._rename_new
 
-        def unlink_and_die(path: Path) -> None:
-            unlink(path)
-            raise Died
+        def die_before_it_has_its_name(source: Path, target: Path) -> None:
+            if source.parent == target.parent:
+                raise Died
+            rename(source, target)
 
-        patched.setattr(Path, "unlink", unlink_and_die)
+        patched.setattr(files, "_rename_new", die_before_it_has_its_name)
         with pytest.raises(Died):
             place.deliver()
     (part,) = place.config.outbox.glob(".framepackd-*.part")
-    taken = part.name.split("-", 4)[-1].removesuffix(".part")
+    taken = f"cat{part.name.split('-.', 1)[-1].removesuffix('.part')}"
     (place.config.outbox / taken).write_text("another's")
     place.deliver()
     assert (place.config.outbox / taken).read_text() == "another's"
-    assert sorted(path.name for path in place.config.outbox.glob("cat_001*")) == [
-        name.replace("cat", "cat_001") for name in DELIVERED
-    ]
+    assert place.outbox() == sorted([taken, *(name.replace("cat", "cat_001") for name in DELIVERED)])
 
 
 @pytest.mark.parametrize("links", [True, False])
