@@ -60,10 +60,26 @@ class CompiledBlocks:
 
 
 def set_up(cache: Path) -> None:
-    """Have what is compiled kept in a folder, and compute as near to the blocks as they are as can be."""
+    """Have what is compiled kept in a folder, and compute as near to the blocks as they are as can be.
+
+    Raises:
+        ModelError: the folder is another user's, who could have put code into it.
+    """
+    _make_own(cache)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
     import torch._inductor.config as settings
 
     settings.emulate_precision_casts = True  # bfloat16 is rounded where the blocks as they are round it
     settings.deterministic = True  # nothing is chosen by timing it, which would be another choice tomorrow
     settings.compile_threads = 1  # no processes of its own, which a killed worker would leave behind
+
+
+def _make_own(cache: Path) -> None:
+    """Make the folder, or close it: what lies in it is run."""
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if cache.stat().st_uid != os.geteuid():
+        raise ModelError(
+            f"{cache} is not a folder of this user, and compiled code from it would be run: move it away, or "
+            "set compile = false"
+        )
+    cache.chmod(0o700)

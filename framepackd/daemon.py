@@ -9,13 +9,13 @@ import multiprocessing.connection
 import os
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Any
 
-from framepackd import commands, control, files, intake, notify
+from framepackd import commands, control, intake, notify, rights
 from framepackd.config import Config, ConfigError, changed, filesystem_type, poll_seconds
 from framepackd.database import State, StoreError, StoreUnavailableError, utc_now
 from framepackd.inbox import Inbox, Scan, Waiting
@@ -47,14 +47,15 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
         StoreError: the database cannot be used.
         OSError: a folder cannot be made or read.
     """
-    for folder in config.made_folders:
-        files.make_folder(folder)
+    rights.make_folders(config)
     lock = control.Lock(config.state_dir)
     try:
         with ExitStack() as stack:
+            problems = rights.put_right(config)
             daemon = Daemon(
                 config, JobStore(config.database), once=once, load_again=load_again or (lambda: config)
             )
+            daemon.tell(problems)
             stack.enter_context(hearing_signals(daemon.stop, daemon.reload))
             stack.enter_context(control.serve(config.state_dir, daemon.answer))
             stack.enter_context(watching(config, daemon.wake))
@@ -100,6 +101,10 @@ class Daemon:
         self._failed = False
         self._reload_asked = False
         self.stopping = False
+
+    def tell(self, problems: Iterable[Problem]) -> None:
+        """Have the status tell of problems as well, as long as this daemon runs."""
+        self._problems = (*self._problems, *problems)
 
     def wake(self) -> None:
         """Have the loop look at the inbox soon; called from other threads and signal handlers."""

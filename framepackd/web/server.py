@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from framepackd.config import Config
+from framepackd.secret_files import SecretError
 
 
 class WebError(Exception):
@@ -24,11 +25,14 @@ def serve(config: Config, server: str, port: int, *, share: bool = False) -> Non
         WebError: gradio is not installed, or the address is open to others without a password.
         OSError: the address cannot be listened on.
     """
-    password = config.web.password
+    try:
+        password = config.web.read_password()
+    except SecretError as error:
+        raise WebError(str(error)) from error
     if not password and (share or not _is_own(server)):
         raise WebError(
             f"{'--share' if share else server} lets others in: set a password "
-            '(password = "…" under [web] in the configuration, or FRAMEPACKD_WEB__PASSWORD)'
+            "(password_file under [web] in the configuration, or FRAMEPACKD_WEB__PASSWORD)"
         )
     with tempfile.TemporaryDirectory(prefix="framepackd-web-") as private:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1", "GRADIO_TEMP_DIR": private}
