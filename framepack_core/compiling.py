@@ -1,7 +1,9 @@
 """The blocks compiled: the many small operations between the large ones become a few."""
 
+import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +13,8 @@ import torch
 from torch import nn
 
 from framepack_core.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 WORTH_SECTIONS = 3  # compiling takes half a minute the first time: of fewer sections it would be a large part
 
@@ -60,13 +64,8 @@ class CompiledBlocks:
 
 
 def set_up(cache: Path) -> None:
-    """Have what is compiled kept in a folder, and compute as near to the blocks as they are as can be.
-
-    Raises:
-        ModelError: the folder is another user's, who could have put code into it.
-    """
-    _make_own(cache)
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    """Have what is compiled kept in a folder, and compute as near to the blocks as they are as can be."""
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_own_folder(cache))
     import torch._inductor.config as settings
 
     settings.emulate_precision_casts = True  # bfloat16 is rounded where the blocks as they are round it
@@ -74,12 +73,15 @@ def set_up(cache: Path) -> None:
     settings.compile_threads = 1  # no processes of its own, which a killed worker would leave behind
 
 
-def _make_own(cache: Path) -> None:
-    """Make the folder, or close it: what lies in it is run."""
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if cache.stat().st_uid != os.geteuid():
-        raise ModelError(
-            f"{cache} is not a folder of this user, and compiled code from it would be run: move it away, or "
-            "set compile = false"
-        )
-    cache.chmod(0o700)
+def _own_folder(cache: Path) -> Path:
+    """Make the folder, for this user alone: what lies in it is run. Where that cannot be, give a new one."""
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if cache.stat().st_uid == os.geteuid():
+            cache.chmod(0o700)
+            return cache
+        reason = "it is another user's"
+    except OSError as error:
+        reason = str(error.strerror)
+    log.warning("%s cannot hold what is compiled (%s): it is compiled again after each start", cache, reason)
+    return Path(tempfile.mkdtemp(prefix="framepackd-compiled-"))

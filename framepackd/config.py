@@ -237,7 +237,10 @@ class Config(BaseSettings):
         """Where what can be made anew is kept; some of it is code."""
         if os.environ.get("CACHE_DIRECTORY"):  # set by systemd
             return Path(os.environ["CACHE_DIRECTORY"].split(":")[0])
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "framepackd"
+        try:
+            return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "framepackd"
+        except RuntimeError:  # a user without a home
+            return self.state_dir / "cache"
 
     @property
     def file(self) -> Path | None:

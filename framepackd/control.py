@@ -61,11 +61,7 @@ class Lock:
 
 def _open_lock(path: Path) -> TextIO:
     """Open the lock, for this user alone: who can open it can hold it, and stop the service with that."""
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
-    status = os.fstat(file.fileno())
-    if status.st_mode & 0o077 and status.st_uid == os.geteuid():
-        os.fchmod(file.fileno(), 0o600)
-    return file
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
 
 
 def _owner(state_dir: Path) -> str:

@@ -94,9 +94,7 @@ def run(config: Config) -> None:
     if told.webhook is not None:
         tells["webhook"] = lambda event, stop: _post(told, event, stop)
     if not tells:
-        raise NotifyError(
-            "there is nobody to tell: set command or webhook under [notify] in the config"
-        )
+        raise NotifyError("there is nobody to tell: set command or webhook under [notify] in the config")
     folder = config.state_dir / FOLDER
     files.make_folder(folder, rights.PRIVATE)
     lock = control.Lock(folder)

@@ -26,9 +26,7 @@ SHARED = 0o2770  # with setgid: what anybody puts there belongs to the group
 PRIVATE = 0o700
 STICKY = 0o1000  # where somebody has set it, members remove only their own files: that stays
 WRITABLE = 0o022  # by group or others
-# Groups that a system puts everybody into. In a folder of such a group nothing is opened to it.
-EVERYBODY = ("users", "nogroup", "nobody")
-MODELS = "models"  # the service's HF_HOME: others may read weights, but not write them
+EVERYBODY = ("users",)  # where a system puts all users into one group, nothing is opened to that
 FORMERLY_COMPILED = "compiled"  # in the state folder, of earlier versions; now in the cache folder
 
 
@@ -114,10 +112,8 @@ def _wrong(config: Config) -> Iterator[tuple[Path, int]]:
         if fixed is not None and not stat.S_ISDIR(status.st_mode):
             continue
         mode = stat.S_IMODE(status.st_mode)
-        if fixed is not None:
-            wanted = _for_group(fixed, status.st_gid) | (mode & STICKY)
-        else:
-            wanted = mode & ~WRITABLE if path.name == MODELS else mode & PRIVATE
+        opened = 0 if fixed is None else _for_group(fixed, status.st_gid) | (mode & STICKY)
+        wanted = opened or mode & PRIVATE
         if mode != wanted:
             yield path, wanted
 

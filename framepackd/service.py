@@ -38,6 +38,10 @@ _HERE = Path(__file__).parent
 # In a wheel the units lie in the package, in a checkout beside it.
 UNITS = next(folder for folder in (_HERE / "systemd", _HERE.parent / "systemd") if folder.is_dir())
 
+# What of a user's unit a system may deny to users; a service that asks for it would then not start.
+IN_NAMESPACE = re.compile(r"# In a namespace of users.*?\n\n", re.DOTALL)
+TRIAL_SECONDS = 20.0
+
 # What is done, in words, and how.
 Step = tuple[str, Callable[[], object]]
 
@@ -234,10 +238,25 @@ def command() -> list[str]:
 def unit_text(service: Service) -> str:
     """Fit the unit to this installation."""
     control = " ".join(service.systemctl)
-    return (
-        f"# Written by framepackd service install. For changes: {control} edit {service.name}\n"
-        + service.template.read_text().replace(SHIPPED_COMMAND, " ".join(map(quoted, command())))
-    )
+    text = service.template.read_text().replace(SHIPPED_COMMAND, " ".join(map(quoted, command())))
+    if service.of_user and IN_NAMESPACE.search(text) and not _users_have_namespaces():
+        text = IN_NAMESPACE.sub("", text)
+    return f"# Written by framepackd service install. For changes: {control} edit {service.name}\n{text}"
+
+
+def _users_have_namespaces() -> bool:
+    """Try whether this user's systemd can start something in a namespace of users."""
+    trial = ["systemd-run", "--user", "--wait", "--quiet", "--property=PrivateUsers=yes"]
+    try:
+        ran = subprocess.run(  # noqa: S603 - all from here
+            [*trial, "--property=ProtectSystem=full", "--property=CapabilityBoundingSet=", "true"],
+            capture_output=True,
+            timeout=TRIAL_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return ran.returncode == 0
 
 
 def quoted(path: object) -> str:

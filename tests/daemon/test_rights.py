@@ -19,7 +19,6 @@ import pytest
 from click.testing import CliRunner
 
 from framepack_core import compiling
-from framepack_core.errors import ModelError
 from framepackd import (
     client,
     commands,
@@ -175,7 +174,7 @@ def live(config: Config, mask: int, private: str) -> str:
     database._back_up(config.database, 1)
     files.make_folder(config.state_dir / hooks.FOLDER, rights.PRIVATE)
     (config.jobs_dir / "x").mkdir()
-    compiling._make_own(config.cache_dir / "compiled")
+    compiling._own_folder(config.cache_dir / "compiled")
     (config.cache_dir / "triton").mkdir()
     rights.put_right(config)
     store.pause()
@@ -250,7 +249,7 @@ def test_an_installation_of_an_earlier_version_is_put_right_at_the_start_and_tha
     assert set(attempts(MEMBER, state, cache).values()) <= {REFUSED, "FileNotFoundError"}
     assert not (state / "compiled").exists()
     assert not (config.cache_dir / "triton").exists(), "others could have put code there"
-    assert mode(state / "models") == 0o750, "weights may be read"
+    assert mode(state / "models") == 0o700
     assert mode(Path("/etc/passwd")) & 0o044, "no link is followed"
 
 
@@ -380,17 +379,17 @@ def test_who_may_not_ask_is_told_who_may(config: Config) -> None:
 
 @as_root
 def test_compiled_code_of_another_user_is_not_run(base: Path) -> None:
-    (base / "home/framepackd").mkdir()
-    os.chown(base / "home/framepackd", MEMBER.number, MEMBER.number)
-
-    def compile_there() -> str:
-        try:
-            compiling._make_own(base / "home/framepackd")
-        except ModelError as error:
-            return str(error)
-        return "taken"
-
-    assert "is not a folder of this user" in SERVICE.do(compile_there)
+    for name, owner in (("own", SERVICE), ("foreign", MEMBER)):
+        (base / name).mkdir()
+        os.chown(base / name, owner.number, owner.number)
+        (base / name).chmod(0o777)
+    assert SERVICE.do(lambda: compiling._own_folder(base / "own")) == base / "own"
+    assert mode(base / "own") == 0o700
+    for name in ("foreign", "none"):  # the second cannot be made
+        instead = SERVICE.do(lambda name=name: compiling._own_folder(base / name))
+        assert instead != base / name
+        assert mode(instead) == 0o700
+        instead.rmdir()
 
 
 def test_what_is_compiled_lies_in_the_cache_folder(
@@ -404,3 +403,6 @@ def test_what_is_compiled_lies_in_the_cache_folder(
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert config.cache_dir == tmp_path / ".cache/framepackd"
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 61000)
+    assert config.cache_dir == config.state_dir / "cache", "a user without a home"
