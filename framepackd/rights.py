@@ -107,9 +107,10 @@ def _wrong(config: Config) -> Iterator[tuple[Path, int]]:
             status = path.lstat()
         except OSError:  # gone meanwhile
             continue
-        if stat.S_ISLNK(status.st_mode) or status.st_dev != device:
-            continue
-        if fixed is not None and not stat.S_ISDIR(status.st_mode):
+        folder = stat.S_ISDIR(status.st_mode)
+        # Of files the device tells nothing: an overlay gives that of the layer that a file lies in.
+        mounted = folder and status.st_dev != device
+        if stat.S_ISLNK(status.st_mode) or mounted or (fixed is not None and not folder):
             continue
         mode = stat.S_IMODE(status.st_mode)
         opened = 0 if fixed is None else _for_group(fixed, status.st_gid) | (mode & STICKY)

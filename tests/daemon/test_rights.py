@@ -8,6 +8,7 @@ import shutil
 import socket
 import sqlite3
 import stat
+import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -277,6 +278,37 @@ def test_folders_outside_the_state_folder_are_the_administrators_unless_the_daem
     assert mode(config.inbox) == 0o755
     assert mode(config.outbox) == SHARED
     assert mode(config.outbox.parent) == 0o750, "can be walked through"
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Iterator[Path]:
+    """Give a folder on an overlay, as in a container: files there have another device than folders."""
+    lower, upper, work, merged = (tmp_path / name for name in ("lower", "upper", "work", "merged"))
+    for folder in (lower, upper, work, merged):
+        folder.mkdir()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    mounted = subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, merged], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("no overlay can be mounted here")
+    yield merged
+    subprocess.run(["umount", merged], check=True)
+
+
+@as_root
+def test_files_on_an_overlay_are_put_right_and_a_folder_that_is_mounted_there_is_not(overlay: Path) -> None:
+    path = overlay / "config.toml"
+    path.write_text(f'state_dir = "{overlay}/state"\n')
+    config = load_config(path)
+    rights.make_folders(config)
+    (config.state_dir / "lock").touch()
+    (config.state_dir / "lock").chmod(0o660)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", config.inbox], check=True)
+    try:
+        assert rights.put_right(config) == []
+        assert mode(config.state_dir / "lock") == 0o600
+        assert mode(config.inbox) == 0o755, "the administrator's"
+    finally:
+        subprocess.run(["umount", config.inbox], check=True)
 
 
 def test_a_folder_on_the_way_to_a_drop_folder_can_be_walked_through(tmp_path: Path) -> None:

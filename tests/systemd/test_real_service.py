@@ -269,7 +269,7 @@ def test_the_page_has_its_password_from_a_credential_and_starts_without_one(serv
     service.run(
         "mkdir -p -m 700 /etc/credstore && (umask 077 && echo hush > /etc/credstore/framepackd-web.password)"
     )
-    service.run(r"printf '[web]\npassword_file = \"password\"\n' >> /etc/framepackd/config.toml")
+    service.run("printf \"[web]\\npassword_file = 'password'\\n\" >> /etc/framepackd/config.toml")
     service.run("systemctl restart framepackd-web")
     service.until(lambda: service.run(ask, note=False).strip() == "401", "the page with a password")
     service.run("systemctl stop framepackd-web; systemctl disable framepackd-web", check=False)
@@ -310,7 +310,7 @@ def test_the_service_of_a_user_needs_no_root(service: Machine) -> None:
     drop(service, "cat", "/home/ann/.local/state/framepackd/inbox")
     service.run("chown ann: /home/ann/.local/state/framepackd/inbox/*")
     videos = "ls /home/ann/.local/state/framepackd/outbox"
-    service.until(lambda: "cat.mp4" in service.run(videos, check=False, note=False), "the video")
+    service.until(lambda: "cat.mp4" in service.run(videos, check=False, note=False), "the video", 600)
     service.run(f"{ann} systemctl --user status framepackd --no-pager")
     modes = service.run(
         "cd /home/ann/.local/state/framepackd && "
