@@ -168,11 +168,11 @@ def _close_cache(config: Config, changed: list[str]) -> list[Problem]:
                 "XDG_CACHE_HOME",
             )
         ]
+    for entry in list(os.scandir(cache)):  # even where the folder is closed by now: systemd does so before us
+        if entry.stat(follow_symlinks=False).st_mode & WRITABLE and entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry, ignore_errors=True)
+            changed.append(f"{entry.path} removed: others could write there, and it is code")
     if status.st_mode & 0o077:
-        for entry in list(os.scandir(cache)):
-            if entry.stat(follow_symlinks=False).st_mode & WRITABLE and entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry, ignore_errors=True)
-                changed.append(f"{entry.path} removed: others could write there, and it is code")
         cache.chmod(PRIVATE)
         changed.append(f"{cache} {stat.S_IMODE(status.st_mode):04o} to {PRIVATE:04o}")
     return []

@@ -39,7 +39,7 @@ _HERE = Path(__file__).parent
 UNITS = next(folder for folder in (_HERE / "systemd", _HERE.parent / "systemd") if folder.is_dir())
 
 # What of a user's unit a system may deny to users; a service that asks for it would then not start.
-IN_NAMESPACE = re.compile(r"# In a namespace of users.*?\n\n", re.DOTALL)
+IN_NAMESPACE = re.compile(r"# In a namespace of users.*\n((?:\w+=.*\n)+)\n")
 TRIAL_SECONDS = 20.0
 
 # What is done, in words, and how.
@@ -239,21 +239,24 @@ def unit_text(service: Service) -> str:
     """Fit the unit to this installation."""
     control = " ".join(service.systemctl)
     text = service.template.read_text().replace(SHIPPED_COMMAND, " ".join(map(quoted, command())))
-    if service.of_user and IN_NAMESPACE.search(text) and not _users_have_namespaces():
+    asked = IN_NAMESPACE.search(text) if service.of_user else None
+    if asked is not None and not _granted(asked[1].split()):
         text = IN_NAMESPACE.sub("", text)
     return f"# Written by framepackd service install. For changes: {control} edit {service.name}\n{text}"
 
 
-def _users_have_namespaces() -> bool:
-    """Try whether this user's systemd can start something in a namespace of users."""
-    trial = ["systemd-run", "--user", "--wait", "--quiet", "--property=PrivateUsers=yes"]
+def _granted(properties: list[str]) -> bool:
+    """Try whether this user's systemd can start something with these properties."""
+    trial = [
+        "systemd-run",
+        "--user",
+        "--wait",
+        "--quiet",
+        *(f"--property={line}" for line in properties),
+        "true",
+    ]
     try:
-        ran = subprocess.run(  # noqa: S603 - all from here
-            [*trial, "--property=ProtectSystem=full", "--property=CapabilityBoundingSet=", "true"],
-            capture_output=True,
-            timeout=TRIAL_SECONDS,
-            check=False,
-        )
+        ran = subprocess.run(trial, capture_output=True, timeout=TRIAL_SECONDS, check=False)  # noqa: S603 - all from here
     except (OSError, subprocess.TimeoutExpired):
         return False
     return ran.returncode == 0

@@ -236,6 +236,8 @@ def test_an_installation_of_an_earlier_version_is_put_right_at_the_start_and_tha
         assert before[what] != REFUSED, what
     assert MEMBER.do(lambda: write(state / "compiled/x.so")) == "written"
 
+    config.cache_dir.chmod(0o700)  # as systemd does before the daemon starts
+
     def start() -> list[str]:
         said: list[str] = []
         rights.log.warning = lambda text, *values: said.append(text % values)  # type: ignore[method-assign]

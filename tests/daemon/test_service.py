@@ -68,11 +68,14 @@ def test_what_a_system_denies_to_users_is_left_out(systemctl: Path, tmp_path: Pa
     trial = tmp_path / "bin/systemd-run"
     unit = tmp_path / "config/systemd/user/framepackd-web.service"
     for code, granted in ((1, False), (0, True)):
-        trial.write_text(f"#!/bin/sh\nexit {code}\n")
+        trial.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/tried; exit {code}\n')
         trial.chmod(0o755)
         assert command("install", "--user", "--with", "web").exit_code == 0
         assert ("PrivateUsers=yes" in unit.read_text()) == granted
         assert ("ProtectProc=" in unit.read_text()) == granted
+        tried = (tmp_path / "tried").read_text()
+        assert "--property=PrivateUsers=yes" in tried
+        assert "--property=ProtectProc=invisible" in tried, "all of it is tried, as one may be denied alone"
         assert "NoNewPrivileges=yes" in unit.read_text()
         assert "\n\n[Install]\n" in unit.read_text()
 
