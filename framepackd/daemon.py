@@ -51,10 +51,9 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
     lock = control.Lock(config.state_dir)
     try:
         with ExitStack() as stack:
-            problems = rights.put_right(config)
-            daemon = Daemon(
-                config, JobStore(config.database), once=once, load_again=load_again or (lambda: config)
-            )
+            store = JobStore(config.database)
+            problems = rights.put_right(config)  # of the database's files too
+            daemon = Daemon(config, store, once=once, load_again=load_again or (lambda: config))
             daemon.tell(problems)
             stack.enter_context(hearing_signals(daemon.stop, daemon.reload))
             stack.enter_context(control.serve(config.state_dir, daemon.answer))
