@@ -1,7 +1,9 @@
 """The blocks compiled: the many small operations between the large ones become a few."""
 
+import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,6 +13,8 @@ import torch
 from torch import nn
 
 from framepack_core.errors import ModelError
+
+log = logging.getLogger(__name__)
 
 WORTH_SECTIONS = 3  # compiling takes half a minute the first time: of fewer sections it would be a large part
 
@@ -61,9 +65,23 @@ class CompiledBlocks:
 
 def set_up(cache: Path) -> None:
     """Have what is compiled kept in a folder, and compute as near to the blocks as they are as can be."""
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_own_folder(cache))
     import torch._inductor.config as settings
 
     settings.emulate_precision_casts = True  # bfloat16 is rounded where the blocks as they are round it
     settings.deterministic = True  # nothing is chosen by timing it, which would be another choice tomorrow
     settings.compile_threads = 1  # no processes of its own, which a killed worker would leave behind
+
+
+def _own_folder(cache: Path) -> Path:
+    """Make the folder, for this user alone: what lies in it is run. Where that cannot be, give a new one."""
+    try:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if cache.stat().st_uid == os.geteuid():
+            cache.chmod(0o700)
+            return cache
+        reason = "it is another user's"
+    except OSError as error:
+        reason = str(error.strerror)
+    log.warning("%s cannot hold what is compiled (%s): it is compiled again after each start", cache, reason)
+    return Path(tempfile.mkdtemp(prefix="framepackd-compiled-"))

@@ -2,9 +2,12 @@
 
 import os
 import shutil
+import stat
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from framepack_core import footprint, models, planning, tiny_weights
 from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
@@ -13,12 +16,14 @@ from framepack_core.footprint import GIB, ItemBytes, Video, Weights
 from framepack_core.planning import Card, Host, Plan
 from framepack_core.request import Lora
 from framepackd import folders, loras
-from framepackd.config import Config, filesystem_type, poll_seconds
+from framepackd.config import SECRET_KEYS, Config, filesystem_type, poll_seconds
 from framepackd.database import StoreError
 from framepackd.jobs import JobStore
+from framepackd.secret_files import SecretError
 from framepackd.settings import JobSettings
 
-Check = tuple[bool | None, str, str]  # fine (None: only said), what was looked at, what was found
+# Fine (None: only said; a warning: to be put right, but no run needs it), what was looked at, what was found.
+Check = tuple[bool | Literal["warning"] | None, str, str]
 
 WIDTHS = {"float32": (4, 4)}  # in bytes, of an assumed card; half precision otherwise
 DISK_RESERVE_BYTES = 2 << 30  # a minute of video at the highest quality, and the database
@@ -28,6 +33,7 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     """Look at everything a run needs; yields each finding as it is made."""
     settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
     yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
+    yield from _secrets(config)
     for name, path in config.folders.items():
         another = None if name == "state_dir" else folders.trouble(name, config)
         yield (False, name, another) if another else _folder(name, path)
@@ -46,6 +52,51 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     yield _disk(config.state_dir)
     if gpu:
         yield from _device(config)
+
+
+def _secrets(config: Config) -> Iterator[Check]:
+    """Look at the files of secrets, and who else can read those that stand in the configuration."""
+    for key, file in (
+        ("password_file", config.web.password_file),
+        ("webhook_file", config.notify.webhook_file),
+    ):
+        if file is None:
+            continue
+        try:
+            config.web.read_password() if key == "password_file" else config.notify.read_webhook()
+        except SecretError as error:
+            # A command in a shell sees no credentials, and need not be the service's user.
+            yield "warning", key, str(error)
+        else:
+            yield True, key, str(file)
+    readers = readers_of_secrets(config)
+    if readers:
+        yield "warning", "secrets", readers
+
+
+def readers_of_secrets(config: Config) -> str | None:
+    """Say who else can read a secret in the configuration's file, and what to do; None if there is none."""
+    if config.file is None:
+        return None
+    try:
+        written = tomllib.loads(config.file.read_text(encoding="utf-8"))
+        status = config.file.stat()
+    except (OSError, ValueError):  # changed since it was read
+        return None
+    keys = [
+        f"{key} under [{section}]"
+        for section, key in SECRET_KEYS
+        if isinstance(written.get(section), dict) and written[section].get(key)
+    ]
+    droppers = config.inbox.stat().st_gid if config.inbox.exists() else None
+    by_all = status.st_mode & stat.S_IROTH
+    by_group = status.st_mode & stat.S_IRGRP and status.st_gid == droppers
+    if not keys or not (by_all or by_group):
+        return None
+    who = "everybody on this machine" if by_all else "who may drop files (the inbox has the same group)"
+    named = " and ".join(keys)
+    files = " and ".join(f"{key}_file" for section, key in SECRET_KEYS if f"{key} under [{section}]" in keys)
+    return f"{named} in {config.file} can be read by {who}: set {files} instead, a file with the mode 0600"
 
 
 def _folder(name: str, path: Path) -> Check:

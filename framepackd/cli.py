@@ -45,11 +45,12 @@ for command in (prepare, models, calibrate, sanity_check):
 def run(config_file: Path | None, *, once: bool) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C."""
     config = _load(config_file)
-    from framepackd import daemon
+    from framepackd import daemon, rights
     from framepackd.config import load_config
     from framepackd.control import AlreadyRunningError
     from framepackd.database import StoreError
 
+    os.umask(rights.UMASK)
     _log_to_stderr()
     faulthandler.enable()  # when systemd ends a daemon that hangs, the journal says where it hung
     try:

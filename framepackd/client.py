@@ -3,6 +3,7 @@
 Imports stand where they are needed: a command answers in half a second.
 """
 
+import os
 import time
 from typing import Any
 
@@ -70,16 +71,18 @@ def do_without_daemon(config: Config, request: dict[str, Any]) -> dict[str, Any]
         LookupError: there cannot be such a job.
         StoreError, OSError: the database or a folder cannot be used.
     """
-    from framepackd import commands
+    from framepackd import commands, files, rights
     from framepackd.jobs import JobStore
 
     if not config.database.exists() and "jobs" in request:
         raise LookupError(f"no job {request['jobs'][0]!r}: nothing was ever run on {config.state_dir}")
-    config.jobs_dir.mkdir(parents=True, exist_ok=True)
+    files.make_folder(config.jobs_dir, rights.PRIVATE)
     lock = control.Lock(config.state_dir)
+    before = os.umask(rights.UMASK)
     try:
         return commands.perform(request, commands.Queue(config, JobStore(config.database)))
     finally:
+        os.umask(before)
         lock.release()
 
 

@@ -5,7 +5,15 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,6 +26,7 @@ from framepack_core.errors import RequestError
 from framepack_core.models import BUILT_IN, ModelSpec, Source
 from framepack_core.request import explain
 from framepack_core.sections import Kind
+from framepackd.secret_files import SecretError, locate, secret, webhook_address
 from framepackd.settings import parse_settings, refuse_shared
 
 ENV_PREFIX = "FRAMEPACKD_"
@@ -59,7 +68,8 @@ class WebConfig(_Section):
 
     server: str = "127.0.0.1"
     port: int = Field(7860, ge=1, le=65535)
-    password: str = ""  # needed wherever others can reach it
+    password: str = Field("", repr=False)  # needed wherever others can reach it
+    password_file: Path | None = None  # which holds it instead
     hosts: tuple[str, ...] = ()  # by which names it answers besides this machine's own
     upload_limit_mb: int = Field(200, ge=1, le=100_000)  # of 10^6 bytes; one upload
     upload_quota_mb: int = Field(5000, ge=1, le=10_000_000)  # all that lie there at once
@@ -74,12 +84,27 @@ class WebConfig(_Section):
                 )
         return hosts
 
+    @model_validator(mode="after")
+    def _check_password(self) -> "WebConfig":
+        if self.password and self.password_file is not None:
+            raise ValueError("password and password_file are both set: leave one of them out")
+        return self
+
+    def read_password(self) -> str:
+        """Give the password, from wherever it is; empty if there is none.
+
+        Raises:
+            SecretError: its file cannot be used.
+        """
+        return self.password if self.password_file is None else secret(self.password_file, "password_file")
+
 
 class NotifyConfig(_Section):
     """Who is told of what became of jobs, by ``framepackd notify``."""
 
     command: tuple[str, ...] = ()
-    webhook: str | None = None
+    webhook: str | None = Field(None, repr=False)  # its path is a secret
+    webhook_file: Path | None = None  # which holds it instead
     events: tuple[Literal["done", "failed", "queue_empty"], ...] = ("done", "failed", "queue_empty")
     timeout_seconds: float = Field(30.0, gt=0, le=3600)
     attempts: int = Field(5, ge=1, le=100)
@@ -87,9 +112,26 @@ class NotifyConfig(_Section):
     @field_validator("webhook")
     @classmethod
     def _check_webhook(cls, url: str | None) -> str | None:
-        if url is not None and not re.fullmatch(r"https?://[^\s/]+\S*", url):
-            raise ValueError(f"webhook must be an address that starts with http:// or https://, got {url!r}")
-        return url
+        return url if url is None else webhook_address(url, "webhook")
+
+    @model_validator(mode="after")
+    def _check_both(self) -> "NotifyConfig":
+        if self.webhook is not None and self.webhook_file is not None:
+            raise ValueError("webhook and webhook_file are both set: leave one of them out")
+        return self
+
+    def read_webhook(self) -> str | None:
+        """Give the webhook's address, from wherever it is; None if there is none.
+
+        Raises:
+            SecretError: its file cannot be used.
+        """
+        if self.webhook_file is None:
+            return self.webhook
+        try:
+            return webhook_address(secret(self.webhook_file, "webhook_file"), str(self.webhook_file))
+        except ValueError as error:
+            raise SecretError(str(error)) from error
 
 
 class ModelConfig(_Section):
@@ -161,6 +203,7 @@ class Config(BaseSettings):
     notify: NotifyConfig = NotifyConfig()
     metrics_file: Path | None = None
     defaults: dict[str, Any] = {}
+    _file: Path | None = PrivateAttr(None)
 
     @field_validator("defaults")
     @classmethod
@@ -209,6 +252,21 @@ class Config(BaseSettings):
         return self.state_dir / "jobs"
 
     @property
+    def cache_dir(self) -> Path:
+        """Where what can be made anew is kept; some of it is code."""
+        if os.environ.get("CACHE_DIRECTORY"):  # set by systemd
+            return Path(os.environ["CACHE_DIRECTORY"].split(":")[0])
+        try:
+            return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "framepackd"
+        except RuntimeError:  # a user without a home
+            return self.state_dir / "cache"
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it was read from."""
+        return self._file
+
+    @property
     def made_folders(self) -> list[Path]:
         """The folders of its own that the daemon makes where they are missing; see also folders.py."""
         own = [self.lora_dir] if self.lora_dir.is_relative_to(self.state_dir) else []  # else read only
@@ -225,6 +283,7 @@ class Config(BaseSettings):
         }
 
 
+SECRET_KEYS = (("web", "password"), ("notify", "webhook"))
 FIXED_KEYS = ("state_dir", "inbox", "outbox", "failed", "gpu")  # while a daemon runs
 
 
@@ -263,11 +322,23 @@ def load_config(path: Path | None = None) -> Config:
     if found is not None:
         _reading["path"] = found
     try:
-        return _with_absolute_paths(Config(), (found.parent if found else Path.cwd()).absolute())
+        config = _with_absolute_paths(Config(), (found.parent if found else Path.cwd()).absolute())
     except ValidationError as error:
-        raise ConfigError(f"{where}: {explain(error, Config)}") from error
+        raise ConfigError(f"{where}: {_without_secrets(error)}") from None  # which it would hold
     except (SettingsError, OSError, RuntimeError, ValueError) as error:  # not TOML, not UTF-8, no such home
         raise ConfigError(f"{where}: {error}") from error
+    config._file = found
+    return config
+
+
+def _without_secrets(error: ValidationError) -> str:
+    """Explain a mistake; where the value is a secret, without it."""
+    for mistake in error.errors():
+        location = tuple(part for part in mistake["loc"] if isinstance(part, str))
+        if location[:2] in SECRET_KEYS or location in (("web",), ("notify",)):
+            reason = str(mistake["msg"]).removeprefix("Value error, ")
+            return f"{'.'.join(location)}: {reason[:1].lower()}{reason[1:]}"
+    return explain(error, Config)
 
 
 def _find_config() -> Path | None:
@@ -305,9 +376,23 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
         if (file := getattr(config, name)) is not None
     }
     models = {name: model.with_absolute_paths(base) for name, model in config.models.items()}
-    absolute = config.model_copy(update={"state_dir": state_dir, **others, "models": models, **optional})
+    absolute = config.model_copy(
+        update={"state_dir": state_dir, **others, "models": models, **optional, **_secret_files(config, base)}
+    )
     _refuse_nested(absolute)
     return absolute
+
+
+def _secret_files(config: Config, base: Path) -> dict[str, Any]:
+    """Find the files of secrets; they are read only by who needs them."""
+    found: dict[str, Any] = {}
+    if config.web.password_file is not None:
+        file = locate(config.web.password_file, base)
+        found["web"] = config.web.model_copy(update={"password_file": file})
+    if config.notify.webhook_file is not None:
+        file = locate(config.notify.webhook_file, base)
+        found["notify"] = config.notify.model_copy(update={"webhook_file": file})
+    return found
 
 
 def _refuse_nested(config: Config) -> None:

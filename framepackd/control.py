@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import pwd
 import signal
 import socket
 import socketserver
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 LOCK = "lock"
 SOCKET = "control.sock"
@@ -38,7 +39,7 @@ class Lock:
         Raises:
             AlreadyRunningError: another process holds it.
         """
-        self._file = (state_dir / LOCK).open("a+")
+        self._file = _open_lock(state_dir / LOCK)
         deadline = time.monotonic() + LOCK_RETRY_SECONDS
         while True:
             try:
@@ -67,6 +68,19 @@ class Lock:
         self._file.close()
 
 
+def _open_lock(path: Path) -> TextIO:
+    """Open the lock, for this user alone: who can open it can hold it, and stop the service with that."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
+
+
+def _owner(state_dir: Path) -> str:
+    user = state_dir.stat().st_uid
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"'#{user}'"  # as sudo takes a number
+
+
 def is_held(state_dir: Path) -> bool:
     """Say whether a daemon holds the state folder.
 
@@ -78,6 +92,11 @@ def is_held(state_dir: Path) -> bool:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
+    except PermissionError as error:
+        owner = _owner(state_dir)
+        raise PermissionError(
+            f"only {owner} and root may ask: put sudo -u {owner} before the command"
+        ) from error
     except OSError as error:
         if error.errno == errno.EWOULDBLOCK:
             return True

@@ -10,14 +10,14 @@ import multiprocessing.connection
 import os
 import queue
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from framepackd import commands, control, files, folders, intake, notify
+from framepackd import commands, control, folders, intake, notify, rights
 from framepackd.apart import Apart, within
 from framepackd.config import Config, ConfigError, changed
 from framepackd.database import StoreError, StoreUnavailableError, utc_now
@@ -50,15 +50,15 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
         StoreError: the database cannot be used.
         OSError: a folder cannot be made or read.
     """
-    for folder in config.made_folders:
-        files.make_folder(folder)
+    rights.make_folders(config)
     lock = control.Lock(config.state_dir, waiting=_say_that_it_waits)
     try:
         folders.make_new(config)
         with ExitStack() as stack:
-            daemon = Daemon(
-                config, JobStore(config.database), once=once, load_again=load_again or (lambda: config)
-            )
+            store = JobStore(config.database)
+            problems = rights.put_right(config)  # of the database's files too
+            daemon = Daemon(config, store, once=once, load_again=load_again or (lambda: config))
+            daemon.tell(problems)
             stack.enter_context(hearing_signals(daemon.stop, daemon.reload))
             stack.enter_context(control.serve(config.state_dir, daemon.answer))
             return daemon.run()
@@ -86,6 +86,7 @@ class Daemon:
         self._rounds = Rounds(config, store, self.wake)
         self._at_inbox: Apart[Looked] = Apart("inbox", self._nudge)
         self._looked = Looked()
+        self._problems: tuple[Problem, ...] = ()  # told at the start
         self._deliveries = Deliveries(config, store, self._nudge, self._is_to_stop)
         self._load_again = load_again
         self._runner = Runner(config, store)
@@ -108,6 +109,10 @@ class Daemon:
         self._reload_asked = False
         self._stop_by = math.inf  # when a stop waits no longer for disks
         self.stopping = False
+
+    def tell(self, problems: Iterable[Problem]) -> None:
+        """Have the status tell of problems as well, as long as this daemon runs."""
+        self._problems = (*self._problems, *problems)
 
     def wake(self) -> None:
         """Have the loop look at the inbox soon; called from other threads and signal handlers."""
@@ -162,6 +167,7 @@ class Daemon:
     def _snapshot(self) -> dict[str, Any]:
         looked = self._looked
         problems = (
+            *self._problems,
             *looked.problems,
             *self._silent_inbox(),
             *self._deliveries.problems,

@@ -4,6 +4,7 @@ Power loss safe: WAL with ``synchronous=FULL`` fsyncs every commit; there is one
 A file that is not ours, damaged or of a newer version is refused and never written.
 """
 
+import contextlib
 import os
 import re
 import sqlite3
@@ -251,6 +252,7 @@ def _create(path: Path) -> None:
     part = path.with_name(f"{files.PART_PREFIX}{path.name}.part")
     for file in (part, _beside(part, "-wal"), _beside(part, "-shm")):
         file.unlink(missing_ok=True)
+    _make_private(part)
     with explained(path), _connect_to(part, mode="rwc").begin() as connection:
         Base.metadata.create_all(connection)
         connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -258,6 +260,13 @@ def _create(path: Path) -> None:
     files.sync_file(part)
     part.rename(path)
     files.sync_folder(path.parent)
+
+
+def _make_private(path: Path) -> None:
+    """Make an empty file that only this user reads; SQLite gives what it puts beside it the same mode."""
+    with contextlib.suppress(OSError):  # then SQLite cannot either, and says why
+        path.touch(0o600, exist_ok=False)
+        path.chmod(0o600)  # an ACL of the folder may have opened it
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -301,6 +310,7 @@ def _back_up(path: Path, version: int) -> None:
     part = path.with_name(f"{files.PART_PREFIX}{path.name}.part")
     part.unlink(missing_ok=True)
     try:
+        _make_private(part)
         with closing(_connect(path, "ro")) as source, closing(sqlite3.connect(part)) as copy:
             source.backup(copy)
         files.sync_file(part)

@@ -17,7 +17,7 @@ from framepackd.names import printable, size_text
 from framepackd.stage import stage
 
 if TYPE_CHECKING:
-    from framepackd.check import Forecast
+    from framepackd.check import Check, Forecast
 
 PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
 LABEL_WIDTH = 11
@@ -271,12 +271,12 @@ def job(record: dict[str, Any]) -> RenderableType:
     return Group(Text(f"job {record['id']}", style="bold"), facts, Text("history", style="bold"), history)
 
 
-def checks(results: Iterable[tuple[bool | None, str, str]]) -> RenderableType:
-    """Draw checks: whether it is fine (None: only said), what was looked at, what was found."""
+def checks(results: Iterable["Check"]) -> RenderableType:
+    """Draw checks: whether it is fine, what was looked at, what was found."""
     grid = Table.grid(padding=(0, 2))
+    marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim"), "warning": ("!", "yellow")}
     for fine, what, found in results:
-        mark = {True: Text("✓", "green"), False: Text("✗", "red"), None: Text("·", "dim")}[fine]
-        grid.add_row(mark, Text(what, style="bold"), Text(printable(found)))
+        grid.add_row(Text(*marks[fine]), Text(what, style="bold"), Text(printable(found)))
     return grid
 
 

@@ -48,12 +48,35 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it where they are missing; durable, so that what is put into it is."""
+def make_folder(folder: Path, mode: int | None = None) -> None:
+    """Make a folder and those above it where they are missing; durable, so that what is put into it is.
+
+    Without ``mode`` a folder in one that is shared by setgid is as open as that one, whatever the umask.
+    Those above one with a ``mode`` can be walked through by whom it lets in, and no more.
+    """
     if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        make_folder(folder.parent, None if mode is None else mode & 0o755)
+        folder.mkdir(0o777 if mode is None else mode & 0o777, exist_ok=True)
+        _open_folder(folder, mode)
         sync_folder(folder.parent)
+
+
+def _open_folder(folder: Path, mode: int | None) -> None:
+    above = stat.S_IMODE(folder.parent.stat().st_mode)
+    if mode is None:
+        if not above & stat.S_ISGID or _has_default_acl(folder):
+            return
+        mode = above
+    if stat.S_IMODE(folder.stat().st_mode) != mode:
+        with contextlib.suppress(PermissionError):  # a sandbox, or a file system without such rights
+            folder.chmod(mode)
+
+
+def _has_default_acl(folder: Path) -> bool:
+    try:
+        return bool(os.getxattr(folder, "system.posix_acl_default"))
+    except OSError:
+        return False
 
 
 def sync_file(path: Path) -> None:
@@ -385,13 +408,6 @@ def _open_as_folder(descriptor: int, folder: Path) -> None:
         mode = folder.stat().st_mode
         with contextlib.suppress(OSError):  # a file system without such rights
             os.fchmod(descriptor, 0o600 | mode & (0o064 if mode & stat.S_ISGID else 0o044))
-
-
-def _has_default_acl(folder: Path) -> bool:
-    try:
-        return bool(os.getxattr(folder, "system.posix_acl_default"))
-    except OSError:
-        return False
 
 
 def _set_rights(descriptor: int, wanted: os.stat_result, acl: bytes | None) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from framepackd import files
+from framepackd import files, rights
 from framepackd.config import Config
 
 MARKER = ".framepackd.marker"
@@ -104,13 +104,14 @@ def accept(key: str, config: Config) -> None:
         OSError: it cannot be made, read or written.
     """
     path: Path = getattr(config, key)
-    files.make_folder(path)
+    files.make_folder(path, rights.mode_of(path, config))
     said = ""
     if key in MARKED:
         said = _marker(path)
         if not said:
             said = f"framepackd delivers here ({secrets.token_hex(8)}): leave this file where it is\n"
             files.write_text(path / MARKER, said)
+            rights.share(path / MARKER)
     with _recording:
         files.write_json(config.state_dir / RECORD, _record(config) | {str(path): said})
 

@@ -27,10 +27,11 @@ from urllib.parse import urlsplit
 from sqlalchemy import func, select
 
 from framepack_core import __version__
-from framepackd import control, files
+from framepackd import control, files, rights
 from framepackd.config import Config, NotifyConfig
 from framepackd.database import ENDED, Job, State, StoreError
 from framepackd.jobs import JobStore
+from framepackd.secret_files import SecretError
 from framepackd.status import whole
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def run(config: Config) -> None:
         AlreadyRunningError: another process tells for this state folder.
         OSError: the state folder cannot be written.
     """
-    told = config.notify
+    told = _with_webhook(config.notify)
     tells: dict[str, Tell] = {}
     if told.command:
         tells["command"] = lambda event, stop: _call(told, event, stop)
@@ -95,7 +96,7 @@ def run(config: Config) -> None:
     if not tells:
         raise NotifyError("there is nobody to tell: set command or webhook under [notify] in the config")
     folder = config.state_dir / FOLDER
-    files.make_folder(folder)
+    files.make_folder(folder, rights.PRIVATE)
     lock = control.Lock(folder)
     try:
         for name in {"command", "webhook"} - set(tells):
@@ -113,6 +114,14 @@ def run(config: Config) -> None:
                 ended.result()
     finally:
         lock.release()
+
+
+def _with_webhook(settings: NotifyConfig) -> NotifyConfig:
+    """Read the webhook's address where a file holds it."""
+    try:
+        return settings.model_copy(update={"webhook": settings.read_webhook(), "webhook_file": None})
+    except SecretError as error:
+        raise NotifyError(str(error)) from error
 
 
 @contextmanager

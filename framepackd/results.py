@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from framepackd import files
+from framepackd import files, rights
 from framepackd.listing import IGNORED_FOLDERS
 from framepackd.names import JOB_ID, rest_of_name
 
@@ -149,7 +149,9 @@ def keep_strip(strip: Path, outbox: Path, job_id: str) -> None:
     try:
         if strip.exists():
             files.make_folder(outbox / FOLDER)
-            files.write_bytes(outbox / FOLDER / f"{job_id}.jpg", strip.read_bytes())
+            kept = outbox / FOLDER / f"{job_id}.jpg"
+            files.write_bytes(kept, strip.read_bytes())
+            rights.share(kept)
     except OSError as error:
         log.warning("job %s: the results page has no picture of it: %s", job_id, error)
 

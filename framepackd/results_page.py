@@ -20,7 +20,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from framepackd import files
+from framepackd import files, rights
 from framepackd.config import Config
 from framepackd.display import duration
 from framepackd.names import JOB_ID, as_utf8, printable
@@ -154,9 +154,11 @@ def _replace(path: Path, text: str) -> None:
     content = text.encode("utf-8", "replace")
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:
+            rights.share(path)
             return
     try:
         files.write_bytes(path, content)
+        rights.share(path)
     except OSError:
         with contextlib.suppress(OSError):
             path.with_name(f"{files.PART_PREFIX}{path.name}.part").unlink(missing_ok=True)

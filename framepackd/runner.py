@@ -144,7 +144,7 @@ class Runner:
             rungs=self._store.rungs(),
             attention=self._config.gpu.attention,
             compile=self._config.gpu.compile,
-            compile_cache=self._config.state_dir / "compiled",
+            compile_cache=self._config.cache_dir / "compiled",
             vae_tiling=self._config.gpu.vae_tiling,
             keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
             keep_only=job.cancel is not None,

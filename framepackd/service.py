@@ -5,6 +5,7 @@ import os
 import pwd
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -13,14 +14,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from framepackd import files
+from framepackd import files, rights
 from framepackd.config import Config, load_config
 
 USER = "framepackd"
+MACHINE_UNITS = ("framepackd.service", "framepackd@.service")
 SHIPPED_COMMAND = "/opt/framepackd/bin/framepackd"
 SHARED_FOLDER = Path("/srv/framepackd")  # writable for every service
 MODELS = Path("/var/lib/framepackd/models")  # of all instances
-DROP_FOLDERS = ("inbox", "outbox", "failed")
+DROP_FOLDERS = ("inbox", "outbox", "failed", "loras")
+DEVICES = "framepackd-nvidia.service"  # which makes them, for all services of the machine
+CONFIG_MODE, USERS_CONFIG_MODE = 0o640, 0o600  # of root and the service's group, and of a user's own
 INSTALL_ELSEWHERE = (
     "Install framepackd where everybody may read, with a Python of the system: "
     "sudo python3 -m venv /opt/framepackd && sudo /opt/framepackd/bin/pip install . && "
@@ -33,6 +37,10 @@ INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HERE = Path(__file__).parent
 # In a wheel the units lie in the package, in a checkout beside it.
 UNITS = next(folder for folder in (_HERE / "systemd", _HERE.parent / "systemd") if folder.is_dir())
+
+# What of a user's unit a system may deny to users; a service that asks for it would then not start.
+IN_NAMESPACE = re.compile(r"# In a namespace of users.*\n((?:\w+=.*\n)+)\n")
+TRIAL_SECONDS = 20.0
 
 # What is done, in words, and how.
 Step = tuple[str, Callable[[], object]]
@@ -147,7 +155,8 @@ class Service:
 
 def parts() -> list[str]:
     """Name what may run beside the daemon as a service of its own."""
-    return sorted(unit.stem.removeprefix("framepackd-") for unit in UNITS.glob("framepackd-*[!@].service"))
+    units = set(UNITS.glob("framepackd-*[!@].service")) - {UNITS / DEVICES}
+    return sorted(unit.stem.removeprefix("framepackd-") for unit in units)
 
 
 def install(service: Service, beside: Sequence[str] = ()) -> Iterator[Step]:
@@ -165,12 +174,16 @@ def install(service: Service, beside: Sequence[str] = ()) -> Iterator[Step]:
     if not service.of_user:
         yield from _prepare_machine(service, config)
     if config is None:
-        yield f"write {service.config}", partial(_write, service.config, _first_config(service))
+        yield f"write {service.config}", partial(_write_config, service)
+    elif stat.S_IMODE(service.config.stat().st_mode) & 0o007:
+        yield f"close {service.config} to others: it may hold secrets", partial(_close_config, service)
     texts = [
         (path, text)
         for each in wanted
         for path, text in ((each.unit, unit_text(each)), (each.drop_in, _drop_in_text(each, config)))
     ]
+    if not service.of_user:
+        texts.append((service.unit.with_name(DEVICES), (UNITS / DEVICES).read_text()))
     for path, text in texts:
         if text and (not path.exists() or path.read_text() != text):
             yield f"write {path}", partial(_write, path, text)
@@ -192,6 +205,9 @@ def uninstall(service: Service) -> Iterator[Step]:
         enabled = {link.name for link in each.unit.parent.glob(f"*.wants/{of_all}*")}
         if "@" not in each.name or enabled <= {f"{each.name}.service"}:
             yield f"remove {each.unit}", each.unit.unlink
+    devices = service.unit.with_name(DEVICES)
+    if devices.exists() and not any(devices.with_name(name).exists() for name in MACHINE_UNITS):
+        yield f"remove {devices}", devices.unlink
     yield _reload(service)
 
 
@@ -222,10 +238,28 @@ def command() -> list[str]:
 def unit_text(service: Service) -> str:
     """Fit the unit to this installation."""
     control = " ".join(service.systemctl)
-    return (
-        f"# Written by framepackd service install. For changes: {control} edit {service.name}\n"
-        + service.template.read_text().replace(SHIPPED_COMMAND, " ".join(map(quoted, command())))
-    )
+    text = service.template.read_text().replace(SHIPPED_COMMAND, " ".join(map(quoted, command())))
+    asked = IN_NAMESPACE.search(text) if service.of_user else None
+    if asked is not None and not _granted(asked[1].split()):
+        text = IN_NAMESPACE.sub("", text)
+    return f"# Written by framepackd service install. For changes: {control} edit {service.name}\n{text}"
+
+
+def _granted(properties: list[str]) -> bool:
+    """Try whether this user's systemd can start something with these properties."""
+    trial = [
+        "systemd-run",
+        "--user",
+        "--wait",
+        "--quiet",
+        *(f"--property={line}" for line in properties),
+        "true",
+    ]
+    try:
+        ran = subprocess.run(trial, capture_output=True, timeout=TRIAL_SECONDS, check=False)  # noqa: S603 - all from here
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return ran.returncode == 0
 
 
 def quoted(path: object) -> str:
@@ -264,7 +298,8 @@ def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
     _refuse_hidden(_installation(), INSTALL_ELSEWHERE)
     folders = [service.state_dir, *(service.state_dir / name for name in DROP_FOLDERS)]
     if config is not None:
-        folders = list(config.folders.values())
+        folders = [*config.folders.values()]
+        folders += [config.lora_dir] if config.lora_dir.is_relative_to(service.state_dir) else []
         sources = [
             Path(place)
             for model in config.models.values()
@@ -281,6 +316,8 @@ def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
     for folder in folders:
         if not folder.exists():
             yield f"make {folder} for {USER}", partial(_make_folder, folder, service)
+    if config is not None and config.state_dir.exists() and rights.wrong(config):
+        yield f"put the rights in {config.state_dir} right", partial(rights.put_right, config)
 
 
 def _installation() -> list[Path]:
@@ -334,8 +371,7 @@ def _make_folder(folder: Path, service: Service) -> None:
     """Make a folder for the service's user; its group may drop and collect."""
     folder.mkdir(parents=True)
     shutil.chown(folder, USER, USER)
-    # As StateDirectoryMode= has it; in the others the group's files stay the group's.
-    folder.chmod(0o750 if folder == service.state_dir else 0o2770)
+    folder.chmod(rights.WALKED if folder == service.state_dir else rights.SHARED)
 
 
 def _first_config(service: Service) -> str:
@@ -352,6 +388,18 @@ def _first_config(service: Service) -> str:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_text(path, text)
+
+
+def _write_config(service: Service) -> None:
+    _write(service.config, _first_config(service))
+    _close_config(service)
+
+
+def _close_config(service: Service) -> None:
+    """Have a configuration read by the service and who may write it, no others: it may hold secrets."""
+    if not service.of_user:
+        shutil.chown(service.config, group=USER)
+    service.config.chmod(USERS_CONFIG_MODE if service.of_user else CONFIG_MODE)
 
 
 def _reload(service: Service) -> Step:

@@ -80,8 +80,8 @@ def described(
 ) -> dict[str, Any] | None:
     """Say of a job whose end is decided what it is to be, why its files are not there yet, and the next try.
 
-    ``again`` is on the monotonic clock, ``moved`` how much of it was copied so far. None for a job whose end is
-    not decided.
+    ``again`` is on the monotonic clock, ``moved`` how much of it was copied so far. None for a job whose end
+    is not decided.
     """
     if job.delivery is None:
         return None

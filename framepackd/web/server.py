@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framepackd.config import Config
+from framepackd.secret_files import SecretError
 from framepackd.web.drop import remove_unfinished
 from framepackd.web.origins import Hosts, is_loopback
 from framepackd.web.uploads import Uploads, own_folder, received, shown, temporary
@@ -36,11 +37,14 @@ def serve(config: Config, server: str, port: int, *, share: bool = False) -> Non
         WebError: gradio is not installed, or the address is open to others without a password.
         OSError: the address cannot be listened on.
     """
-    password = config.web.password
+    try:
+        password = config.web.read_password()
+    except SecretError as error:
+        raise WebError(str(error)) from error
     if not password and (share or not is_loopback(server)):
         raise WebError(
             f"{'--share' if share else server} lets others in: set a password "
-            '(password = "…" under [web] in the configuration, or FRAMEPACKD_WEB__PASSWORD)'
+            "(password_file under [web] in the configuration, or FRAMEPACKD_WEB__PASSWORD)"
         )
     hosts = Hosts(server, config.web.hosts, others=share or not is_loopback(server))
     remove_unfinished(config)

@@ -169,7 +169,7 @@ def _base(config: Config) -> Path:
     /tmp may be a RAM disk, the inbox a share.
     """
     made = []
-    for base in (config.state_dir / "web", _cache_folder() / "web"):
+    for base in (config.state_dir / "web", config.cache_dir / "web"):
         try:
             base.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
             base.mkdir(mode=0o700, exist_ok=True)
@@ -191,15 +191,6 @@ def _base(config: Config) -> Path:
         made[0],
     )
     return made[0]
-
-
-def _cache_folder() -> Path:
-    if os.environ.get("CACHE_DIRECTORY"):  # set by systemd
-        return Path(os.environ["CACHE_DIRECTORY"].split(":")[0])
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "framepackd"
-    except RuntimeError:  # this user has no home
-        return Path("/var/cache/framepackd")
 
 
 @contextmanager

@@ -1,5 +1,7 @@
 """The units, and putting them in place."""
 
+import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -14,7 +16,9 @@ from framepackd.cli import main
 from framepackd.service import Service, ServiceError
 
 UNITS = sorted(service.UNITS.rglob("*.service"))
-SYSTEM_UNITS = [path for path in UNITS if path.parent.name != "user"]
+# Those that run framepackd; what makes the devices is root's own, and not in a sandbox.
+SYSTEM_UNITS = [path for path in UNITS if path.parent.name != "user" and path.name != service.DEVICES]
+USER_UNITS = [path for path in UNITS if path.parent.name == "user"]
 
 
 def analyze(*words: object) -> "subprocess.CompletedProcess[str]":
@@ -47,6 +51,44 @@ def test_the_sandbox_is_tight(unit: Path) -> None:
     exposure = re.search(r"exposure level.*: ([\d.]+)", rated.stdout)
     assert exposure is not None
     assert float(exposure[1]) <= limit / 10
+
+
+@pytest.mark.parametrize("unit", USER_UNITS, ids=lambda path: path.name)
+def test_the_sandbox_of_a_user_is_as_tight_as_a_user_may_have_it(
+    unit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    rated = analyze("security", "--user", "--offline=true", unit)
+    exposure = re.search(r"exposure level.*: ([\d.]+)", rated.stdout)
+    assert exposure is not None, rated
+    assert float(exposure[1]) <= (6.2 if unit.stem == "framepackd" else 2.5)
+
+
+def test_what_a_system_denies_to_users_is_left_out(systemctl: Path, tmp_path: Path) -> None:
+    trial = tmp_path / "bin/systemd-run"
+    unit = tmp_path / "config/systemd/user/framepackd-web.service"
+    for code, granted in ((1, False), (0, True)):
+        trial.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/tried; exit {code}\n')
+        trial.chmod(0o755)
+        assert command("install", "--user", "--with", "web").exit_code == 0
+        assert ("PrivateUsers=yes" in unit.read_text()) == granted
+        assert ("ProtectProc=" in unit.read_text()) == granted
+        tried = (tmp_path / "tried").read_text()
+        assert "--property=PrivateUsers=yes" in tried
+        assert "--property=ProtectProc=invisible" in tried, "all of it is tried, as one may be denied alone"
+        assert "NoNewPrivileges=yes" in unit.read_text()
+        assert "\n\n[Install]\n" in unit.read_text()
+
+
+def test_the_devices_are_made_by_a_unit_that_has_no_device_policy() -> None:
+    assert not re.search(
+        "^Device|^PrivateDevices", (service.UNITS / service.DEVICES).read_text(), re.MULTILINE
+    )
+    for name in service.MACHINE_UNITS:
+        unit = (service.UNITS / name).read_text()
+        assert "nvidia-modprobe" not in unit, "its device policy would refuse to make them"
+        assert re.search(f"^After=.*{service.DEVICES}", unit, re.MULTILINE)
+        assert re.search(f"^Wants=.*{service.DEVICES}", unit, re.MULTILINE)
 
 
 def test_only_the_daemon_is_shut_off_from_the_network() -> None:
@@ -226,6 +268,38 @@ def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
     chosen.config.write_text('metrics_file = "/home/ann/framepackd.prom"\n')
     with pytest.raises(ServiceError, match="would not see /home/ann"):
         list(service.install(chosen))
+
+
+def test_what_makes_the_devices_is_put_in_place_for_the_machine_and_goes_with_the_last_service(
+    systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_installation", list)
+    chosen = machine_service(tmp_path, "")
+    devices = tmp_path / service.DEVICES
+    steps = dict(service.install(chosen))
+    for path in (chosen.unit, devices):
+        steps[f"write {path}"]()
+    assert "nvidia" not in service.parts(), "it is no part that somebody asks for"
+    (tmp_path / "framepackd.service").write_text("another")
+    assert f"remove {devices}" not in dict(service.uninstall(chosen))
+    (tmp_path / "framepackd.service").unlink()
+    for step in service.uninstall(chosen):
+        step[1]()
+    assert not devices.exists()
+
+
+def test_the_configuration_is_for_the_service_and_nobody_else(
+    systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config/framepackd/config.toml"
+    assert command("install", "--user").exit_code == 0
+    assert config.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(service, "_installation", list)
+    monkeypatch.setattr(service, "USER", pwd.getpwuid(os.geteuid()).pw_name)
+    chosen = machine_service(tmp_path, "")
+    chosen.config.chmod(0o644)  # as earlier versions wrote it
+    dict(service.install(chosen))[f"close {chosen.config} to others: it may hold secrets"]()
+    assert chosen.config.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("key", ["inbox", "lora_dir", "preview_decoder"])

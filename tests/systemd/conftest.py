@@ -77,7 +77,14 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
         (root / "etc/machine-id").write_text("0" * 31 + "1\n")
         shutil.copytree(build_wheel(folder), root / "opt/wheel")
         with (folder / "console.log").open("wb") as console:
-            booted = subprocess.Popen(boot(root), stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+            booted = subprocess.Popen(
+                boot(root),
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=console,
+                # As today's systems boot, and with nothing in the way of their device policy.
+                env=os.environ | {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_SECCOMP": "0"},
+            )
         machine = Machine(root, leader_of(booted), folder / "record.txt")
         machine.until(
             lambda: "running" in machine.run("systemctl is-system-running", check=False, note=False),
@@ -111,6 +118,7 @@ def boot(root: Path) -> list[str]:
     return [
         *("systemd-nspawn", "--quiet", "--directory", str(root), "--register=no", "--keep-unit"),
         *("--private-network", "--link-journal=no", "--console=pipe"),
+        "--capability=all",  # as on a real machine
         f"--bind-ro={sys.base_prefix}:/opt/python",
         f"--bind-ro={sysconfig.get_path('purelib')}:/opt/libraries",
         *("--boot", "systemd.unit=basic.target"),

@@ -25,10 +25,8 @@ CONFIG = (
 COUNT = "import sys; from framepack_core.media import count_frames as n; print(*map(n, sys.argv[1:]))"
 # What takes minutes in earnest takes seconds here. A Python with a shared library looks for it where it was
 # built, which the service may not see: hence the path.
-DROP_IN = (
-    "[Service]\nWatchdogSec=6s\nRestartSec=1s\nTimeoutStopSec=4s\n"
-    "Environment=LD_LIBRARY_PATH=/opt/python/lib OMP_NUM_THREADS=1\n"
-)
+LIBRARIES = "Environment=LD_LIBRARY_PATH=/opt/python/lib OMP_NUM_THREADS=1\n"
+DROP_IN = f"[Service]\nWatchdogSec=6s\nRestartSec=1s\nTimeoutStopSec=4s\n{LIBRARIES}"
 
 
 def jobs(machine: Machine) -> dict[str, Any]:
@@ -167,6 +165,116 @@ def test_it_lives_through_a_bad_night(service: Machine) -> None:
     service.run("journalctl -u framepackd --no-pager -o short-monotonic")
 
 
+def put_in_place(service: Machine) -> None:
+    """Have the service installed and running, whichever test came before."""
+    service.run(f"{FRAMEPACKD} service install")
+    if "settle_seconds" not in service.run("cat /etc/framepackd/config.toml", note=False):
+        service.run(f'printf "{CONFIG}" >> /etc/framepackd/config.toml')
+    service.run(
+        "mkdir -p /etc/systemd/system/framepackd.service.d && "
+        f"printf '{DROP_IN}' > /etc/systemd/system/framepackd.service.d/test.conf && systemctl daemon-reload"
+    )
+    service.run("systemctl restart framepackd")
+
+
+def test_who_may_drop_can_do_no_more(service: Machine) -> None:
+    put_in_place(service)
+    service.run("useradd --create-home --groups framepackd bob; useradd --create-home eve", check=False)
+    state, cache = "/var/lib/framepackd", "/var/cache/framepackd"
+    service.say("== as an earlier version left it")
+    service.run("systemctl stop framepackd")
+    service.run(
+        f"cd {state} && mkdir -p compiled loras && chmod 00770 jobs loras compiled && "
+        f"chmod 660 lock framepackd.db && "
+        f"mkdir -p {cache}/triton && chmod 750 {cache} && chmod 770 {cache}/triton && "
+        f"chown -R framepackd: {state}/compiled loras {cache}"
+    )
+    service.run(f"runuser -u bob -- sh -c 'flock --nonblock {state}/lock true && touch {state}/jobs/x'")
+    service.run("systemctl start framepackd")
+    said = service.run("journalctl -u framepackd --no-pager -o cat | grep 'rights put right'")
+    for word in ("jobs 0770 to 0700", "lock 0660 to 0600", "loras 0770 to 2770", "compiled removed"):
+        assert word in said.splitlines()[-1], said
+    service.run(f"find {state} {cache} -maxdepth 1 -printf '%m %u %g %p\\n'")
+    opened = service.run(f"find {state} {cache} -maxdepth 1 -perm /077", note=False).split()
+    boxes = {f"{state}/{name}" for name in ("inbox", "outbox", "failed", "loras")}
+    outside = [path for path in opened if not any(path.startswith(box) for box in boxes)]
+    assert outside == [state]
+    for attempt in (
+        f"flock --nonblock {state}/lock true",
+        f"ls {state}/jobs",
+        f"touch {state}/jobs/y",
+        f"cat {state}/framepackd.db",
+        f"touch {state}/compiled",
+        f"ls {cache}",
+    ):
+        assert "ermission denied" in service.run(f"runuser -u bob -- {attempt}", check=False), attempt
+    told = service.run(f"runuser -u bob -- {FRAMEPACKD} status; echo code $?")
+    assert "only framepackd and root may ask: put sudo -u framepackd before" in told
+    assert "code 4" in told
+    service.run(f"runuser -u bob -- sh -c 'touch {INBOX}/bob.toml && rm {INBOX}/bob.toml && ls {OUTBOX}'")
+    assert "ermission denied" in service.run(f"runuser -u eve -- ls {INBOX}", check=False)
+    mode = service.run("stat -c '%a %U %G' /etc/framepackd/config.toml")
+    assert mode.split() == ["640", "root", "framepackd"]
+
+
+# In place of the driver's: this kernel has none. Of the terminals' major number, which it knows by name.
+FAKE_MODPROBE = """#!/bin/sh
+case "$*" in
+"-c 0") mknod -m 666 /dev/nvidia0 c 4 65 ;;
+"-u -c 0 -c 1") mknod -m 666 /dev/nvidia-uvm c 4 66; mknod -m 666 /dev/nvidia-uvm-tools c 4 67 ;;
+esac
+"""
+
+
+def test_the_devices_are_made_although_the_service_itself_may_make_none(service: Machine) -> None:
+    put_in_place(service)
+    script = service.root / "usr/local/bin/nvidia-modprobe"
+    script.write_text(FAKE_MODPROBE)
+    script.chmod(0o755)
+    unit = service.run("cat /etc/systemd/system/framepackd.service", note=False)
+    policy = re.findall(r"^(Device(?:Policy|Allow)=.*)$", unit, re.MULTILINE)
+    assert policy == ["DevicePolicy=closed", "DeviceAllow=char-nvidia* rw"]
+    options = " ".join(f"-p '{line.replace('nvidia', 'tty')}'" for line in policy)
+    refused = service.run(f"systemd-run --wait --pipe -q {options} nvidia-modprobe -c 0", check=False)
+    assert "Operation not permitted" in refused, "the device policy is in force here"
+    assert "nvidia" not in service.run("ls /dev", note=False)
+    service.run("systemctl restart framepackd")
+    for device in ("nvidia0", "nvidia-uvm", "nvidia-uvm-tools"):
+        assert service.run(f"stat -c %F /dev/{device}").strip() == "character special file"
+    script.unlink()
+    service.run("rm /dev/nvidia* && systemctl restart framepackd")
+    assert service.show("ActiveState") == "active", "without such a driver nothing is amiss"
+
+
+ASK_THE_PAGE = (
+    "import urllib.request as r, urllib.error as e\n"
+    "try: print(r.urlopen('http://127.0.0.1:7860/config').status)\n"
+    "except e.HTTPError as error: print(error.code)\n"
+    "except e.URLError as error: print(error.reason)\n"
+)
+
+
+def test_the_page_has_its_password_from_a_credential_and_starts_without_one(service: Machine) -> None:
+    put_in_place(service)
+    (service.root / "root/ask.py").write_text(ASK_THE_PAGE)
+    ask = "/opt/framepackd/bin/python3 /root/ask.py"
+    service.run(f"{FRAMEPACKD} service install --with web")
+    service.run(
+        "mkdir -p /etc/systemd/system/framepackd-web.service.d && "
+        f"printf '[Service]\\n{LIBRARIES}' > /etc/systemd/system/framepackd-web.service.d/test.conf && "
+        "systemctl daemon-reload"
+    )
+    service.run("systemctl start framepackd-web")
+    service.until(lambda: service.run(ask, note=False).strip() == "200", "the page without a password")
+    service.run(
+        "mkdir -p -m 700 /etc/credstore && (umask 077 && echo hush > /etc/credstore/framepackd-web.password)"
+    )
+    service.run("printf \"[web]\\npassword_file = 'password'\\n\" >> /etc/framepackd/config.toml")
+    service.run("systemctl restart framepackd-web")
+    service.until(lambda: service.run(ask, note=False).strip() == "401", "the page with a password")
+    service.run("systemctl stop framepackd-web; systemctl disable framepackd-web", check=False)
+
+
 def test_an_instance_works_on_folders_of_its_own(service: Machine) -> None:
     service.run("mkdir -p /etc/framepackd && useradd --system --user-group framepackd", check=False)
     config = f"state_dir = '/var/lib/framepackd-cat'\noutbox = '/data/cats out'\n{CONFIG}steps = 2\n"
@@ -202,7 +310,23 @@ def test_the_service_of_a_user_needs_no_root(service: Machine) -> None:
     drop(service, "cat", "/home/ann/.local/state/framepackd/inbox")
     service.run("chown ann: /home/ann/.local/state/framepackd/inbox/*")
     videos = "ls /home/ann/.local/state/framepackd/outbox"
-    service.until(lambda: "cat.mp4" in service.run(videos, check=False, note=False), "the video")
+    service.until(lambda: "cat.mp4" in service.run(videos, check=False, note=False), "the video", 600)
     service.run(f"{ann} systemctl --user status framepackd --no-pager")
+    modes = service.run(
+        "cd /home/ann/.local/state/framepackd && "
+        "stat -c '%a %n' . inbox outbox failed loras jobs lock framepackd.db"
+    )
+    shared = "".join(f"2770 {name}\n" for name in ("inbox", "outbox", "failed", "loras"))
+    assert modes == f"750 .\n{shared}700 jobs\n600 lock\n600 framepackd.db\n"
+    exposure = service.run(f"{ann} systemd-analyze --user security framepackd --no-pager | tail -1")
+    assert float(re.findall(r"exposure level.* ([\d.]+) ", exposure)[0]) <= 6.2
+    (service.root / "root/ask.py").write_text(ASK_THE_PAGE)
+    service.run(f"{ann} {FRAMEPACKD} service install --user --with web")
+    service.run(f"{ann} systemctl --user start framepackd-web")
+    service.until(
+        lambda: service.run("/opt/framepackd/bin/python3 /root/ask.py", note=False).strip() == "200",
+        "the user's page",
+    )
+    assert "PrivateUsers=yes" in service.run("cat /home/ann/.config/systemd/user/framepackd-web.service")
     service.run(f"{ann} systemctl --user reload framepackd && {ann} {FRAMEPACKD} service uninstall --user")
     assert service.run(f"{ann} systemctl --user is-active framepackd", check=False).strip() == "inactive"
