@@ -390,10 +390,8 @@ class Daemon:
             return
         self._next_glance = now + GLANCE_SECONDS
         if now < self._next_scan:
-            moved = within(
-                GLANCE_SECONDS, "glance", partial(self._rounds.has_moved, self._config), otherwise=False
-            )
-            if not moved:
+            glance = partial(self._rounds.has_moved, self._config)
+            if not within(PATIENCE_SECONDS, "glance at the inbox", glance, otherwise=False):
                 return
         self._changed = False
         self._at_inbox.begin(partial(self._rounds.look, self._config, lambda: self.stopping))

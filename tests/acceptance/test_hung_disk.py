@@ -7,7 +7,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -73,15 +72,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
     disk.unmount()
 
 
-@contextmanager
-def frozen(disk: Disk) -> Iterator[None]:
-    subprocess.run(["fsfreeze", "--freeze", disk.root], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["fsfreeze", "--unfreeze", disk.root], check=False)
-
-
 def moving(daemon: Daemon) -> set[str]:
     """Name the jobs whose videos are made and not delivered."""
     return {job["name"] for job in daemon.status()["jobs"] if job["delivery"]}
@@ -97,7 +87,7 @@ def test_a_hung_outbox_stops_neither_the_queue_nor_the_next_daemon(
     daemon.start()
     daemon.until(lambda: (disk.root / "first.mp4").exists(), "the first video")
     begun = time.monotonic()
-    with frozen(disk):
+    with disk.frozen():
         daemon.drop("second")
         daemon.until(lambda: moving(daemon) >= {"second"}, "the second video")
         daemon.drop("third")

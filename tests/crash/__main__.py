@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -56,14 +57,17 @@ def kill(kills: int, seed: int, power_loss: str | None, across: str | None, *, q
 @click.option("--seed", default=1, show_default=True, help="Decides when.")
 @click.argument("kinds", nargs=-1, type=click.Choice(sorted(faults.HARMS)))
 def harm(kinds: tuple[str, ...], times: int, seed: int) -> None:
-    """Fill the disk, have it fail or turn read-only, send signals, have the clock jump.
+    """Fill the disk, have it fail, hang, go away or turn read-only, send signals, have the clock jump.
 
     A queue for each of KINDS, or for all of them.
     """
     good = True
     for kind in kinds or sorted(faults.HARMS):
         began = time.monotonic()
-        with _folders("ext4" if kind in faults.ON_A_DISK else None) as (folders, disk):
+        wanted = "ext4" if kind in (*faults.ON_A_DISK, *faults.TARGETS_ON_A_DISK) else None
+        with _folders(wanted) as (folders, disk):
+            if disk is not None and kind in faults.TARGETS_ON_A_DISK:
+                folders = replace(folders, root=folders.own, targets=disk.root)
             trial = faults.Trial(folders, undisturbed(folders), random.Random(seed), disk)
             outcome = trial.run([faults.HARMS[kind]] * times)
         good &= outcome.clean and outcome.repeated <= times + trial.restarts

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.crash.victim import EXT4_IOC_SHUTDOWN, GOINGDOWN_NOLOGFLUSH
@@ -65,6 +66,15 @@ class Disk:
             fcntl.ioctl(descriptor, EXT4_IOC_SHUTDOWN, struct.pack("I", mode))
         finally:
             os.close(descriptor)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Have every write wait without end, as on a share whose server is gone."""
+        _run("fsfreeze", "--freeze", str(self.root))
+        try:
+            yield
+        finally:
+            _run("fsfreeze", "--unfreeze", str(self.root))
 
     def turn_read_only(self) -> None:
         """Do what ext4 does when it finds itself damaged; mounted with ``errors=remount-ro``."""

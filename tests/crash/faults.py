@@ -1,13 +1,14 @@
 """Harm that leaves the daemon alive: a full, failing or read-only disk, signals, a clock that jumps."""
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tests.crash.disk import Disk
-from tests.crash.harness import LIFE_SECONDS, Baseline, Life
+from tests.crash.harness import LIFE_SECONDS, Baseline, Life, stretched
 from tests.crash.jobs import Folders, Outcome, drop, examine, seen_too_early, unfinished
 from tests.crash.victim import Plan
 
@@ -26,10 +27,12 @@ class Trial:
     rng: random.Random
     disk: Disk | None = None
     restarts: int = 0
+    hang_seconds: float = HANG_SECONDS  # as configured
 
     def run(self, harms: Sequence[Callable[["Trial", Life], Life]]) -> Outcome:
         """Do one harm after the other while the queue runs; a daemon that ends is started again."""
-        self.folders.prepare(f"hang_seconds = {HANG_SECONDS}\n")
+        self.hang_seconds = stretched(HANG_SECONDS)
+        self.folders.prepare(f"hang_seconds = {self.hang_seconds}\n")
         for name in self.folders.jobs:
             drop(self.folders, name)
         if self.disk is not None:
@@ -38,9 +41,10 @@ class Trial:
         life, to_come = Life(self.folders), list(harms)
         pause = self.baseline.seconds / (len(harms) + 2)
         next_harm = time.monotonic() + self.rng.uniform(0.2, 1) * pause
-        deadline = time.monotonic() + LIFE_SECONDS + 2 * STOPPED_SECONDS * len(harms)
+        began = time.monotonic()
         while True:
-            assert time.monotonic() < deadline, f"the queue does not end: see {life.log}"
+            limit = stretched(LIFE_SECONDS + 2 * STOPPED_SECONDS * len(harms))
+            assert time.monotonic() - began < limit, f"the queue does not end: see {life.log}"
             if not life.alive:
                 life.end()
                 if not unfinished(self.folders):
@@ -120,7 +124,7 @@ def terminate(trial: Trial, life: Life) -> Life:
 def suspend(trial: Trial, life: Life) -> Life:
     """Stop the clocks of all its processes for longer than a worker may be silent."""
     life.signal(signal.SIGSTOP)
-    time.sleep(STOPPED_SECONDS)
+    time.sleep(trial.hang_seconds + STOPPED_SECONDS - HANG_SECONDS)
     life.signal(signal.SIGCONT)
     return life
 
@@ -134,6 +138,54 @@ def jump(trial: Trial, life: Life) -> Life:
     return Life(trial.folders, Plan(number=trial.rng.randint(5, 150), jump_years=years))
 
 
+def hang_the_outbox(trial: Trial, life: Life) -> Life:
+    """Have the targets' disk not answer, kill the daemon under it, and start the next before it answers."""
+    with trial.own_disk.frozen():
+        time.sleep(REPAIRED_SECONDS)
+        life.signal(signal.SIGKILL)
+        following = trial.again()  # which waits for the one that cannot end
+        time.sleep(REPAIRED_SECONDS)
+    life.end()
+    return following
+
+
+def unmount_the_outbox(trial: Trial, life: Life) -> Life:
+    """Take the targets' disk away for a while; nothing may be put into the folder underneath."""
+    disk = trial.own_disk
+    disk.unmount()  # a delivery that is just under way ends first
+    time.sleep(REPAIRED_SECONDS)
+    assert not list(disk.root.iterdir()), "something was put where the disk is mounted"
+    disk.mount()
+    if not life.alive:  # --once does not wait for better times
+        life.end()
+        return trial.again()
+    return life
+
+
+def plant_foreign_entries(trial: Trial, life: Life) -> Life:
+    """Put what is not framepackd's beside the work folders and into the inbox, and start the daemon anew."""
+    jobs, inbox = trial.folders.state / "jobs", trial.folders.inbox
+    holiday, link, file = jobs / "0-holiday", jobs / "0-link", jobs / "0-file"
+    forgotten = inbox / ".framepackd-20200101-000000-abcdef-old.png.part"
+    recycled = inbox / "#recycle" / "old.png"
+    for path in (holiday / "beach.png", recycled, forgotten, file):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"somebody's")
+    link.symlink_to(holiday)
+    life.signal(signal.SIGKILL)
+    life.end()
+    life = trial.again()
+    time.sleep(stretched(REPAIRED_SECONDS))
+    for path in (holiday / "beach.png", recycled, forgotten, file):
+        assert path.read_bytes() == b"somebody's", f"{path} was touched"
+    assert link.is_symlink()
+    for path in (link, file, forgotten):
+        path.unlink()
+    shutil.rmtree(holiday)
+    shutil.rmtree(recycled.parent)
+    return life
+
+
 HARMS: dict[str, Callable[[Trial, Life], Life]] = {
     "full-disk": fill_the_disk,
     "failing-disk": fail_the_disk,
@@ -141,5 +193,9 @@ HARMS: dict[str, Callable[[Trial, Life], Life]] = {
     "terminate": terminate,
     "suspend": suspend,
     "clock": jump,
+    "hung-outbox": hang_the_outbox,
+    "unmounted-outbox": unmount_the_outbox,
+    "foreign-entries": plant_foreign_entries,
 }
 ON_A_DISK = ("full-disk", "failing-disk", "read-only-disk")  # of its own
+TARGETS_ON_A_DISK = ("hung-outbox", "unmounted-outbox")  # outbox and failed folder alone
