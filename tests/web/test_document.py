@@ -20,7 +20,8 @@ from tests.web.conftest import Web
 
 @pytest.fixture
 def outbox(tiny_daemon: Daemon) -> Path:
-    shutil.rmtree(tiny_daemon.outbox, ignore_errors=True)
+    for path in tiny_daemon.outbox.glob("[!.]*"):  # and nothing hidden: its marker stays
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     return tiny_daemon.outbox
 
 
