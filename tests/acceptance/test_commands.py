@@ -148,6 +148,7 @@ def test_a_model_whose_files_are_not_here_fails_the_job_at_once_and_says_what_to
     assert json.loads(daemon.command("show", "cat", "--json").stdout)["attempts"] == 0
 
 
+@pytest.mark.long
 def test_calibrating_writes_a_file_that_a_model_of_ones_own_can_use(make_daemon: MakeDaemon) -> None:
     from framepack_core.models import BUILT_IN
 

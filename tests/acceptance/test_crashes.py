@@ -90,6 +90,7 @@ def test_a_full_and_a_failing_disk_cost_no_job_and_no_attempt(
     assert outcome.clean, outcome
 
 
+@pytest.mark.long
 def test_stopped_and_suspended_it_goes_on_where_it_was(baseline: Baseline, tmp_path: Path) -> None:
     trial = faults.Trial(Folders(tmp_path, tmp_path, JOBS), baseline, random.Random(1))
     outcome = trial.run([faults.terminate, faults.jump, faults.suspend])

@@ -4,6 +4,7 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 import torch
 
@@ -23,6 +24,7 @@ def latents(path: Path) -> torch.Tensor:
     return safetensors.torch.load_file(path)["latents"]
 
 
+@pytest.mark.long
 def test_the_set_from_the_outbox_becomes_longer_as_if_it_had_been_asked_for_at_once(
     make_daemon: MakeDaemon,
 ) -> None:

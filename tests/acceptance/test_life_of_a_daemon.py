@@ -24,7 +24,7 @@ def done(daemon: Daemon) -> bool:
     return report["done"] > 0 and report["queued"] + report["running"] == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_told_to_stop_it_stops_at_the_next_step_and_the_job_goes_on_later(
     daemon: Daemon, how: signal.Signals
 ) -> None:
@@ -74,6 +74,7 @@ def test_a_killed_worker_is_replaced_and_its_attempt_counted(daemon: Daemon) -> 
     assert any("SIGSEGV" in entry["note"] for entry in record["history"])
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_is_ended_and_its_job_goes_on(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon(config="hang_seconds = 8\n")
     daemon.drop("cat", **LONG)
@@ -87,6 +88,7 @@ def test_a_worker_that_hangs_is_ended_and_its_job_goes_on(make_daemon: MakeDaemo
     assert any("it did nothing for" in entry["note"] for entry in record["history"])
 
 
+@pytest.mark.long
 def test_stopped_and_continued_as_a_whole_it_does_not_mistake_its_worker_for_hung(
     make_daemon: MakeDaemon,
 ) -> None:
@@ -105,6 +107,7 @@ def test_stopped_and_continued_as_a_whole_it_does_not_mistake_its_worker_for_hun
     assert json.loads((daemon.outbox / "cat.json").read_text())["attempts"] == 0
 
 
+@pytest.mark.long
 def test_a_job_that_keeps_killing_its_worker_fails_and_the_queue_goes_on(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon(config="max_attempts = 2\n")
     daemon.drop("cat", **LONG)

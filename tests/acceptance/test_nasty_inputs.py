@@ -193,11 +193,9 @@ def mistakes(daemon: Daemon, table: dict[str, Case]) -> list[str]:
 
 
 def strange_rights(*roots: Path) -> list[str]:
-    """List what has other rights than a file that this user makes."""
-    umask = os.umask(0o22)
-    os.umask(umask)
+    """List what has other rights than what is delivered has: for the group; what is only shown, to be read."""
     return [
         f"{path} {path.stat().st_mode:o}"
         for path in files_below(*roots)
-        if stat.S_IMODE(path.stat().st_mode) != 0o666 & ~umask
+        if stat.S_IMODE(path.stat().st_mode) not in (0o660, 0o640)
     ]

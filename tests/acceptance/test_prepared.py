@@ -7,6 +7,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 
 from framepack_core import media
 from framepackd.frames import difference, read_frames
@@ -34,6 +35,7 @@ def prepare(daemon: Daemon, *arguments: object) -> "subprocess.CompletedProcess[
     return daemon.command("prepare", *map(str, arguments))
 
 
+@pytest.mark.long
 def test_a_prepared_folder_dropped_whole_comes_out_whole_and_a_second_drop_is_skipped(
     tmp_path: Path, make_daemon: MakeDaemon
 ) -> None:

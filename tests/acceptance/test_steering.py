@@ -92,7 +92,7 @@ def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daem
         assert not picture.exists()
         assert shown(daemon, name)["preview"] is None
         assert shown(daemon, name)["preview_picture"] is None
-    assert not list(daemon.outbox.glob("*"))
+    assert not list(daemon.outbox.glob("[!.]*"))
 
 
 def shown(daemon: Daemon, name: str) -> dict[str, Any]:
@@ -148,6 +148,7 @@ def test_a_job_cancelled_after_its_daemon_was_killed_never_runs_again(daemon: Da
     assert daemon.status()["counts"]["cancelled"] == 1
 
 
+@pytest.mark.long
 def test_a_database_locked_for_long_by_another_program_costs_nothing(daemon: Daemon) -> None:
     daemon.drop("cat", **LONG)
     daemon.start()
@@ -161,6 +162,7 @@ def test_a_database_locked_for_long_by_another_program_costs_nothing(daemon: Dae
     assert (record["steps_run"], record["attempts"], record["resumes"]) == (record["steps_total"], 0, 0)
 
 
+@pytest.mark.long
 def test_a_model_that_arrives_later_is_waited_for(make_daemon: MakeDaemon) -> None:
     from framepack_core.models import BUILT_IN
 
