@@ -204,6 +204,7 @@ class Daemon:
         """Go round until stopped, or, once, until all is done; returns the exit code."""
         intake.clear_ended(self._config, self._store)
         self._take_up_leftovers()
+        self._deliveries.look_for_leftovers()
         self._results_page.refresh(self._config)
         notify.notify("READY=1")
         try:

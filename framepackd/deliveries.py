@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from framepackd import commands, files
+from framepackd import commands, files, folders
 from framepackd.apart import Apart
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.folders import FolderError, why
+from framepackd.forgotten import left_in
 from framepackd.jobs import JobStore
 from framepackd.problems import Problem
 from framepackd.status import described
@@ -76,6 +77,7 @@ class Deliveries:
         self._stop = stop
         self._ways = {key: _Way(key, wake) for key in WAYS}
         self._obstacles: dict[str, Obstacle] = {}  # of single jobs, by id
+        self._left: dict[str, tuple[Problem, ...]] = {}  # what lies in a folder and belongs to no job
         self._unfinished = False
         self._ended = False
         self.failed = False  # a job has failed, or could not be delivered
@@ -92,6 +94,15 @@ class Deliveries:
             return 0.0
         ways = [way.obstacle.again for way in self._ways.values() if way.obstacle]
         return min([*ways, *(each.again for each in self._obstacles.values())], default=math.inf)
+
+    def look_for_leftovers(self) -> None:
+        """Look, at the start, for copies in both folders that belong to no job that is known."""
+        for way in self._ways.values():
+            way.begin(partial(self._look_through, way.key))
+
+    def _look_through(self, key: str) -> None:
+        with folders.opened(key, self.config):
+            self._left[key] = tuple(left_in(getattr(self.config, key), self._store))
 
     def round(self) -> bool:
         """Take in what was moved and begin with what is next; says whether a job has ended."""
@@ -220,4 +231,5 @@ class Deliveries:
                 found.append(Problem(way.key, f"{since}: look after its disk or its connection"))
             elif way.obstacle is not None:
                 found.append(Problem(way.key, way.obstacle.reason))
+            found += self._left.get(way.key, ())
         return tuple(found)

@@ -53,6 +53,32 @@ def forgotten(
     return [Problem("forgotten", printable(text)) for text in told]
 
 
+def left_in(root: Path, store: JobStore) -> list[Problem]:
+    """Tell of the hidden copies in the outbox or the failed folder that were not finished, of unknown jobs.
+
+    Raises:
+        StoreError: the database cannot be used.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for folder, names, here in os.walk(root):
+        names[:] = [name for name in names if not name.startswith(".")]
+        for name in here:
+            part = PART.fullmatch(name)
+            if part is not None and part["job"] is not None:
+                found[part["job"]].append(str(Path(folder, name)))
+    known = store.states() if found else {}
+    paths = sorted(path for job, of_job in found.items() if job not in known for path in of_job)
+    if not paths:
+        return []
+    some = " ".join(map(shell_word, paths[:ONE_BY_ONE])) + (" ..." if len(paths) > ONE_BY_ONE else "")
+    files = "a copy that was" if len(paths) == 1 else f"{len(paths)} copies that were"
+    text = (
+        f"{root} holds {files} not finished, of jobs that are not known: bring framepackd.db and jobs/ back if "
+        f"they are in a backup, else remove what was copied: rm {some}"
+    )
+    return [Problem("forgotten", printable(text))]
+
+
 def _belonging_to_nothing(
     parts: Mapping[str, float], config: Config, store: JobStore | None, now: float
 ) -> Iterator[_Part]:

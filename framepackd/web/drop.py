@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from framepack_core.errors import RequestError
-from framepackd import client, files
+from framepackd import client, files, folders
 from framepackd.config import Config
 from framepackd.database import ENDED
 from framepackd.groups import PICTURES
@@ -40,6 +40,8 @@ def drop(
     content = _content(name, picture, end_picture, prompt, settings)
     folder = config.inbox / FOLDER
     made = not folder.is_dir()
+    if away := folders.trouble("inbox", config):  # what is made underneath a share would lie hidden
+        raise OSError(away)
     try:
         files.make_folder(folder)
         _put(folder, content)

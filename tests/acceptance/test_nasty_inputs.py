@@ -193,7 +193,7 @@ def mistakes(daemon: Daemon, table: dict[str, Case]) -> list[str]:
 
 
 def strange_rights(*roots: Path) -> list[str]:
-    """List what has other rights than what is delivered has: for the group; what is only shown, to be read."""
+    """List what has other rights than what is delivered (for the group) or only shown (to be read)."""
     return [
         f"{path} {path.stat().st_mode:o}"
         for path in files_below(*roots)

@@ -211,6 +211,22 @@ def test_a_delivery_that_cannot_be_made_can_be_cancelled(loop: Loop, monkeypatch
     assert names == [MARKER, "cat.cancelled.txt", "cat.png", "cat.toml", "cat.txt"]
 
 
+def test_half_finished_copies_of_unknown_jobs_are_told_and_those_of_known_ones_are_not(loop: Loop) -> None:
+    place = loop.place
+    place.make_ready()
+    (job,) = place.store.in_state(State.RUNNING)
+    (place.config.outbox / "sub").mkdir()
+    (place.config.outbox / f"sub/.framepackd-{job.id}-.mp4.part").touch()
+    unknown = place.config.outbox / "sub/.framepackd-20200101-000000-abcdef-.mp4.part"
+    unknown.touch()
+    loop.daemon._deliveries.look_for_leftovers()
+    until(lambda: not loop.daemon._deliveries.busy, loop)
+    (problem,) = report(loop)["problems"]
+    assert problem["code"] == "forgotten"
+    assert f"rm {unknown}" in problem["text"]
+    assert job.id not in problem["text"]
+
+
 def test_what_is_just_being_moved_cannot_be_cancelled(loop: Loop, hanging: Hanging) -> None:
     finish_a_job(loop)
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"]})
