@@ -73,8 +73,8 @@ def left_in(root: Path, store: JobStore) -> list[Problem]:
     some = " ".join(map(shell_word, paths[:ONE_BY_ONE])) + (" ..." if len(paths) > ONE_BY_ONE else "")
     files = "a copy that was" if len(paths) == 1 else f"{len(paths)} copies that were"
     text = (
-        f"{root} holds {files} not finished, of jobs that are not known: bring framepackd.db and jobs/ back if "
-        f"they are in a backup, else remove what was copied: rm {some}"
+        f"{root} holds {files} not finished, of jobs that are not known: bring back framepackd.db and jobs/ "
+        f"from a backup, or remove what was copied: rm {some}"
     )
     return [Problem("forgotten", printable(text))]
 
