@@ -3,6 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 PROCESSES := $(shell expr $$(nproc) \* 3 / 2)
 
+# Hundreds of processes are started here, and each would compile this package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test long check clean
 
 demo: .venv/installed

@@ -402,6 +402,7 @@ def _bring_in(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
             files.sync_folder(work / INPUTS)
             for entry in manifest["files"]:
                 _claimed(folder, work, entry).unlink(missing_ok=True)
+                _back(folder, work, entry).unlink(missing_ok=True)  # it was on its way back when a crash came
             files.sync_folder(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         # The folder is gone; which is as it should be if all was taken before a crash.

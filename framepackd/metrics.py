@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0  # at most this often it is looked for changes
+ANSWER_SECONDS = 3.0  # for a disk to tell its room
 WRITE_SECONDS = 15.0  # without any, the file is written this often: its age tells whether the daemon is alive
 
 
@@ -104,7 +105,7 @@ class Metrics:
         free: dict[str, float] = {}
         for name, folder in self._config().folders.items():
             with contextlib.suppress(OSError):  # its disk is away just now
-                room = within(LOOK_SECONDS, f"room-{name}", partial(shutil.disk_usage, folder), None)
+                room = within(ANSWER_SECONDS, f"room-{name}", partial(shutil.disk_usage, folder), None)
                 free |= {} if room is None else {name: room.free}
         yield _gauge("disk_free_bytes", "Free on the disk of a folder.", free, "folder")
 

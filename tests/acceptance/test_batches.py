@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from framepack_core.media import count_frames
 from framepackd.folders import MARKER
 from tests.acceptance.conftest import Daemon, MakeDaemon, picture
@@ -36,6 +38,7 @@ DELIVERED = {
 }
 
 
+@pytest.mark.long
 def test_each_comes_out_whole_and_dropped_again_is_skipped(make_daemon: MakeDaemon, tmp_path: Path) -> None:
     daemon = make_daemon(config='on_duplicate = "skip"\nresults_page = false\n')
     drop(daemon, tmp_path)

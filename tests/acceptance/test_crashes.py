@@ -75,6 +75,7 @@ def test_killed_in_every_phase_the_queue_is_done_as_if_nothing_had_been(
     run_and_check(Campaign(folders, baseline, random.Random(1)), KILLS)
 
 
+@pytest.mark.long
 def test_without_power_in_every_phase_the_queue_is_done_as_if_nothing_had_been(
     baseline: Baseline, disk: Disk, tmp_path: Path
 ) -> None:

@@ -171,6 +171,7 @@ def test_a_video_that_cannot_be_delivered_waits_and_is_not_made_again(daemon: Da
     assert (record["steps_run"], record["resumes"]) == (record["steps_total"], 0)
 
 
+@pytest.mark.long
 def test_a_job_whose_model_has_left_the_config_fails_and_the_queue_goes_on_at_once(
     make_daemon: MakeDaemon,
 ) -> None:
@@ -195,6 +196,7 @@ def test_the_same_job_again_gives_the_same_bytes(daemon: Daemon) -> None:
     assert (daemon.outbox / "cat.mp4").read_bytes() == (daemon.outbox / "cat_001.mp4").read_bytes()
 
 
+@pytest.mark.long
 def test_the_same_job_again_is_skipped_where_that_is_wanted(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon(config='on_duplicate = "skip"\n')
     for _ in range(2):

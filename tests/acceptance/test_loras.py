@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -57,6 +58,7 @@ def test_jobs_with_loras_without_and_with_wrong_ones(daemon: Daemon) -> None:
     assert f"style.safetensors, weight 0.8, {entry['matched']} keys matched, 0 not" in shown
 
 
+@pytest.mark.long
 def test_a_file_that_changes_before_its_job_runs_fails_it_and_a_retry_takes_the_former_one(
     daemon: Daemon,
 ) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from framepack_core.engine import Clip, Engine
 from framepack_core.media import write_picture
 from framepack_core.request import Request
@@ -50,6 +52,7 @@ JOBS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 def test_the_daemon_delivers_what_the_engine_makes(
     make_daemon: MakeDaemon, tiny_engine: Callable[[str], Engine], tmp_path: Path
 ) -> None:

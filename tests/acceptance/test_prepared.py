@@ -67,6 +67,7 @@ def test_a_prepared_folder_dropped_whole_comes_out_whole_and_a_second_drop_is_sk
     assert daemon.stop() == 0
 
 
+@pytest.mark.long
 def test_preparing_again_leaves_out_what_the_daemon_has_taken(daemon: Daemon, tmp_path: Path) -> None:
     make_videos(tmp_path / "videos", NAMES[:3])
     daemon.start()

@@ -6,6 +6,7 @@ from PIL import Image
 from tests.acceptance.conftest import Daemon
 
 
+@pytest.mark.long
 def test_it_says_what_it_found_and_shows_frames(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     # As a processor computes that has none of the instructions of this one: rounding differs, no more.
     for variable, value in {

@@ -67,6 +67,7 @@ def test_systemd_hears_when_it_is_ready_what_it_does_and_that_it_stops(
     assert "STOPPING=1" in systemd.listen()
 
 
+@pytest.mark.long
 def test_the_watchdog_is_fed_while_idle_and_while_it_works_and_not_while_it_hangs(
     daemon: Daemon, systemd: Systemd
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_reload_takes_what_may_change_while_the_job_goes_on(daemon: Daemon, sy
     assert jobs["dog"]["frames"] > jobs["cat"]["frames"], "the new defaults hold for what comes after"
 
 
+@pytest.mark.long
 def test_a_broken_configuration_is_not_taken(daemon: Daemon, systemd: Systemd) -> None:
     daemon.start()
     before = daemon.config.read_text()

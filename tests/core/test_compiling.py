@@ -61,6 +61,7 @@ def test_without_a_compiler_nothing_is_compiled_and_who_wants_it_is_told(tools: 
         compiling.decide(True, GPU, 1, exact=False)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is here")
 def test_compiled_blocks_compute_the_same_within_rounding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

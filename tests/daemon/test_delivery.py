@@ -14,6 +14,7 @@ from PIL import Image
 
 from framepackd import commands, delivery, files, intake
 from framepackd.database import Job, State
+from framepackd.folders import MARKER
 from framepackd.jobs import CANCELLED
 from framepackd.names import stand_ins
 from framepackd.results import Outbox
@@ -40,7 +41,7 @@ def cancel(place: Place, job: Job, how: str = "discard") -> None:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != MARKER)
 
 
 @pytest.fixture
@@ -160,9 +161,9 @@ def test_a_failed_job_whose_name_was_replaced_can_be_tried_again(place: Place, p
     place.deliver()
     folder = place.config.failed / "a_b"
     assert names(folder) == ["who_.error.txt", "who_.png", "who_.txt"]
-    (result,) = commands.perform({"command": "retry", "jobs": [job.id]}, place.config, place.store, None)[
-        "results"
-    ]
+    (result,) = commands.perform(
+        {"command": "retry", "jobs": [job.id]}, commands.Queue(place.config, place.store)
+    )["results"]
     assert result["done"], result
     assert names(folder) == []
     assert names(place.config.jobs_dir / job.id / intake.INPUTS) == ["who?.png", "who?.txt"]

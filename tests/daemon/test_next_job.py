@@ -82,11 +82,11 @@ def test_the_next_job_starts_before_the_one_that_ended_is_delivered(
     told(loop)
     settle = commands.settle
 
-    def looking(*arguments: Any) -> None:
+    def looking(*arguments: Any, **named: Any) -> None:
         states = loop.place.store.states()
         assert [message.job_id for message in told(loop) if isinstance(message, Work)] == [second]
         assert (states[first], states[second]) == ("running", "running"), "decided, and not yet moved"
-        settle(*arguments)
+        settle(*arguments, **named)
 
     monkeypatch.setattr(commands, "settle", looking)
     result = loop.place.config.jobs_dir / first / "result"
@@ -101,8 +101,8 @@ def test_room_that_a_delivery_makes_is_used_at_once(loop: Loop, monkeypatch: pyt
     delivered: list[str] = []
     settle = commands.settle
 
-    def noting(job: Any, *rest: Any) -> None:
-        settle(job, *rest)
+    def noting(job: Any, *rest: Any, **named: Any) -> None:
+        settle(job, *rest, **named)
         delivered.append(job.id)
 
     monkeypatch.setattr(commands, "settle", noting)

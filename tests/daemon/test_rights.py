@@ -27,6 +27,7 @@ from framepackd import (
     daemon,
     database,
     files,
+    folders,
     hooks,
     results,
     results_page,
@@ -107,6 +108,12 @@ def config(base: Path) -> Config:
     return load_config(path)
 
 
+def make_folders(config: Config) -> None:
+    """Make all folders as a start does."""
+    rights.make_folders(config)
+    folders.make_new(config)
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.lstat().st_mode)
 
@@ -166,7 +173,7 @@ left_open: list[sqlite3.Connection] = []
 def live(config: Config, mask: int, private: str) -> str:
     """Make what a daemon makes, where nothing is, under this umask."""
     os.umask(mask)
-    rights.make_folders(config)
+    make_folders(config)
     lock = control.Lock(config.state_dir)
     rights.put_right(config)
     store = JobStore(config.database)
@@ -275,7 +282,7 @@ def test_folders_outside_the_state_folder_are_the_administrators_unless_the_daem
     config = load_config(path)
     config.inbox.mkdir(0o755)
     with umask(0o077):
-        rights.make_folders(config)
+        make_folders(config)
     assert rights.put_right(config) == []
     assert mode(config.inbox) == 0o755
     assert mode(config.outbox) == SHARED
@@ -301,7 +308,7 @@ def test_files_on_an_overlay_are_put_right_and_a_folder_that_is_mounted_there_is
     path = overlay / "config.toml"
     path.write_text(f'state_dir = "{overlay}/state"\n')
     config = load_config(path)
-    rights.make_folders(config)
+    make_folders(config)
     (config.state_dir / "lock").touch()
     (config.state_dir / "lock").chmod(0o660)
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", config.inbox], check=True)
@@ -318,7 +325,7 @@ def test_a_folder_on_the_way_to_a_drop_folder_can_be_walked_through(tmp_path: Pa
     path.write_text(f'state_dir = "{tmp_path}/state"\noutbox = "state/out/videos"\nfailed = "state/out"\n')
     config = load_config(path)
     for _ in range(2):
-        rights.make_folders(config)
+        make_folders(config)
         rights.put_right(config)
         assert [mode(config.failed), mode(config.outbox)] == [SHARED, SHARED]
         config.failed.chmod(0o700)
@@ -331,7 +338,7 @@ def test_nothing_is_opened_to_a_group_that_everybody_is_in(
     path.write_text(f'state_dir = "{tmp_path}/state"\n')
     config = load_config(path)
     monkeypatch.setattr(rights, "EVERYBODY", (rights.grp.getgrgid(os.getegid()).gr_name,))
-    rights.make_folders(config)
+    make_folders(config)
     assert rights.put_right(config) == []
     assert [mode(config.state_dir), mode(config.inbox)] == [0o700, 0o700]
 
@@ -342,7 +349,7 @@ def test_looking_at_the_rights_does_not_take_longer_with_more_jobs(
     path = tmp_path / "config.toml"
     path.write_text(f'state_dir = "{tmp_path}/state"\n')
     config = load_config(path)
-    rights.make_folders(config)
+    make_folders(config)
     for number in range(200):
         (config.jobs_dir / str(number)).mkdir()
     looked: list[str] = []
