@@ -96,3 +96,20 @@ def test_stopped_and_suspended_it_goes_on_where_it_was(baseline: Baseline, tmp_p
     trial = faults.Trial(Folders(tmp_path, tmp_path, JOBS), baseline, random.Random(1))
     outcome = trial.run([faults.terminate, faults.jump, faults.suspend])
     assert outcome.clean, outcome
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", faults.TARGETS_ON_A_DISK)
+def test_an_outbox_that_hangs_or_goes_away_costs_nothing(
+    baseline: Baseline, disk: Disk, tmp_path: Path, kind: str
+) -> None:
+    folders = Folders(tmp_path, tmp_path, JOBS, targets=disk.root)
+    outcome = faults.Trial(folders, baseline, random.Random(1), disk).run([faults.HARMS[kind]] * 2)
+    assert outcome.clean, outcome
+
+
+@pytest.mark.long
+def test_what_is_not_framepackds_is_left_alone(baseline: Baseline, tmp_path: Path) -> None:
+    trial = faults.Trial(Folders(tmp_path, tmp_path, JOBS), baseline, random.Random(1))
+    outcome = trial.run([faults.plant_foreign_entries])
+    assert outcome.clean, outcome
