@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 PART_PREFIX = ".framepackd-"  # hidden, and ours: start-up may clear such files away
 COPIED_AT_ONCE = 1 << 20
 DURABLE_EVERY = 16 << 20  # bytes of a copy; at 1 MB/s it answers a stop within 16 s
+READABLE = 0o055  # a folder, by group and others
 ACL = "system.posix_acl_access"
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
@@ -51,7 +52,8 @@ def sync_folder(folder: Path) -> None:
 def make_folder(folder: Path, mode: int | None = None) -> None:
     """Make a folder and those above it where they are missing; durable, so that what is put into it is.
 
-    Without ``mode`` a folder in one that is shared by setgid is as open as that one, whatever the umask.
+    Without ``mode`` a folder in one that is shared by setgid is as open as that one, whatever the umask; in
+    another one it can be read by whoever can read that.
     Those above one with a ``mode`` can be walked through by whom it lets in, and no more.
     """
     if not folder.is_dir():
@@ -64,9 +66,9 @@ def make_folder(folder: Path, mode: int | None = None) -> None:
 def _open_folder(folder: Path, mode: int | None) -> None:
     above = stat.S_IMODE(folder.parent.stat().st_mode)
     if mode is None:
-        if not above & stat.S_ISGID or _has_default_acl(folder):
+        if _has_default_acl(folder):
             return
-        mode = above
+        mode = above if above & stat.S_ISGID else stat.S_IMODE(folder.stat().st_mode) | above & READABLE
     if stat.S_IMODE(folder.stat().st_mode) != mode:
         with contextlib.suppress(PermissionError):  # a sandbox, or a file system without such rights
             folder.chmod(mode)

@@ -42,6 +42,23 @@ def test_a_folder_that_is_made_is_durable_and_so_are_those_above_it(
     assert synced == [tmp_path, tmp_path / "a"]
 
 
+@pytest.mark.parametrize(
+    ("above", "made"), [(0o755, 0o755), (0o750, 0o750), (0o700, 0o700), (0o2770, 0o2770)]
+)
+def test_a_folder_below_one_that_others_read_can_be_read_by_them_whatever_the_umask(
+    tmp_path: Path, above: int, made: int
+) -> None:
+    outbox = tmp_path / "outbox"
+    outbox.mkdir()
+    outbox.chmod(above)
+    before = os.umask(0o077)
+    try:
+        files.make_folder(outbox / "sub")
+    finally:
+        os.umask(before)
+    assert (outbox / "sub").stat().st_mode & 0o7777 == made
+
+
 @pytest.fixture
 def across(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every rename out of a work folder or the inbox cross to another file system."""
