@@ -139,7 +139,7 @@ def scrub(root: Path) -> None:
     with closing(sqlite3.connect(root / "state/framepackd.db")) as database:
         for column in ("output", "model_sources", "settings", "error", "history"):
             for theirs, ours in paths.items():
-                database.execute(f"UPDATE job SET {column} = replace({column}, ?, ?)", (theirs, ours))  # noqa: S608
+                database.execute(f"UPDATE job SET {column} = replace({column}, ?, ?)", (theirs, ours))  # noqa: S608 - names from the line above
         database.commit()
         database.execute("VACUUM")
     for state in (root / "state").rglob("state-*"):
