@@ -18,7 +18,7 @@ from framepackd.folders import MARKER
 from framepackd.jobs import CANCELLED
 from framepackd.names import stand_ins
 from framepackd.results import Outbox
-from tests.daemon.test_files import DELIVERED, Died, Place, across, at_every_call  # noqa: F401 - across: a fixture
+from tests.daemon.test_files import DELIVERED, Died, Place, across, at_every_call, dying_at  # noqa: F401 - across: a fixture
 
 RESERVED = '<>:"\\|?*'
 
@@ -341,17 +341,8 @@ def test_a_file_that_had_just_got_its_name_is_not_delivered_twice_unless_that_ca
 ) -> None:
     job = ready(place)
     picture = place.config.jobs_dir / job.id / delivery.OUTGOING / "cat.png"
-    unlink = Path.unlink
-
-    def die(path: Path, *, missing_ok: bool = False) -> None:
-        if path == picture:
-            raise Died
-        unlink(path, missing_ok)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "unlink", die)
-        with pytest.raises(Died):
-            place.deliver()
+    with dying_at(Path, "unlink", picture):
+        place.deliver()
     assert (place.config.outbox / "cat.png").exists()
     if not reachable:
         place.config.outbox.rename(place.config.outbox.with_name("away"))

@@ -5,7 +5,9 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -59,9 +61,8 @@ def test_a_folder_below_one_that_others_read_can_be_read_by_them_whatever_the_um
     assert (outbox / "sub").stat().st_mode & 0o7777 == made
 
 
-@pytest.fixture
-def across(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every rename out of a work folder or the inbox cross to another file system."""
+def cross(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every rename between two folders cross to another file system."""
     rename = files._rename_new
 
     def refuse(source: Path, target: Path) -> None:
@@ -70,6 +71,27 @@ def across(monkeypatch: pytest.MonkeyPatch) -> None:
         rename(source, target)
 
     monkeypatch.setattr(files, "_rename_new", refuse)
+
+
+@contextmanager
+def dying_at(module: Any, name: str, path: Path) -> Iterator[None]:
+    """Have the process die when a function is called for a path."""
+    call = getattr(module, name)
+
+    def die(first: Path, *others: Any, **named: Any) -> Any:
+        if first == path:
+            raise Died
+        return call(first, *others, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, name, die)
+        with pytest.raises(Died):
+            yield
+
+
+@pytest.fixture
+def across(monkeypatch: pytest.MonkeyPatch) -> None:
+    cross(monkeypatch)
 
 
 @pytest.mark.usefixtures("across")

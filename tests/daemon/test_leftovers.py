@@ -13,7 +13,7 @@ import pytest
 from framepackd import commands, files, intake
 from framepackd.database import Job, State
 from framepackd.jobs import JobStore
-from tests.daemon.test_files import Died, Place
+from tests.daemon.test_files import Died, Place, cross
 
 ID = "20260101-000000-abcdef"  # of no job
 
@@ -352,18 +352,6 @@ def test_files_that_can_be_neither_taken_nor_put_back_are_taken_up_later(
     assert (job.name, problems) == ("cat", [])
 
 
-def crossing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every rename between two folders cross to another file system."""
-    rename = files._rename_new
-
-    def refuse(source: Path, target: Path) -> None:
-        if source.parent != target.parent:
-            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-        rename(source, target)
-
-    monkeypatch.setattr(files, "_rename_new", refuse)
-
-
 @pytest.mark.parametrize("dying", ["unlink", "_rename_new"])
 def test_a_copy_on_its_way_back_across_file_systems_is_not_lost(
     place: Place, monkeypatch: pytest.MonkeyPatch, dying: str
@@ -371,7 +359,7 @@ def test_a_copy_on_its_way_back_across_file_systems_is_not_lost(
     """It is all there is when the file itself was removed from the inbox."""
     place.drop()
     picture = (place.config.inbox / "cat.png").read_bytes()
-    crossing(monkeypatch)
+    cross(monkeypatch)
     unlink, rename = Path.unlink, files._rename_new
     failing = True
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from framepackd import files
-from tests.daemon.test_files import Died, across  # noqa: F401 - across: a fixture
+from tests.daemon.test_files import Died, across, dying_at  # noqa: F401 - across: a fixture
 
 BLOCK, DURABLE = 10, 40  # bytes
 CONTENT = bytes(range(256)) + b"end"
@@ -163,19 +163,10 @@ def test_whatever_became_of_a_part_what_is_delivered_is_whole(
     )
 
 
-def test_the_source_is_there_until_the_file_has_its_name(move: Move, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_source_is_there_until_the_file_has_its_name(move: Move) -> None:
     """So that a share that goes away meanwhile takes no only copy with it."""
-    rename = files._rename_new
-
-    def die(source: Path, target: Path) -> None:
-        if source == move.part:
-            raise Died
-        rename(source, target)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(files, "_rename_new", die)
-        with pytest.raises(Died):
-            move.go()
+    with dying_at(files, "_rename_new", move.part):
+        move.go()
     assert move.source.read_bytes() == move.part.read_bytes() == CONTENT
     move.go()
     assert move.target.read_bytes() == CONTENT
@@ -183,20 +174,11 @@ def test_the_source_is_there_until_the_file_has_its_name(move: Move, monkeypatch
 
 @pytest.mark.parametrize("same_disk", [True, False])
 def test_a_part_that_was_about_to_be_renamed_and_is_gone_was_renamed_unless_the_disk_is_another(
-    move: Move, monkeypatch: pytest.MonkeyPatch, same_disk: bool
+    move: Move, same_disk: bool
 ) -> None:
     """A consumer may have taken the file; a share that is not mounted has neither."""
-    unlink = Path.unlink
-
-    def die(path: Path, *, missing_ok: bool = False) -> None:
-        if path == move.source:
-            raise Died
-        unlink(path, missing_ok)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "unlink", die)
-        with pytest.raises(Died):
-            move.go()
+    with dying_at(Path, "unlink", move.source):
+        move.go()
     move.target.unlink()
     if not same_disk:
         move.note.write_text(move.note.read_text().replace('"device": ', '"device": 1'))

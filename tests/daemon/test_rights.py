@@ -108,6 +108,13 @@ def config(base: Path) -> Config:
     return load_config(path)
 
 
+def config_in(root: Path, more: str = "") -> Config:
+    """Give a configuration with its state folder below a root."""
+    path = root / "config.toml"
+    path.write_text(f'state_dir = "{root}/state"\n{more}')
+    return load_config(path)
+
+
 def make_folders(config: Config) -> None:
     """Make all folders as a start does."""
     rights.make_folders(config)
@@ -335,9 +342,7 @@ def test_a_folder_on_the_way_to_a_drop_folder_can_be_walked_through(tmp_path: Pa
 def test_nothing_is_opened_to_a_group_that_everybody_is_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(f'state_dir = "{tmp_path}/state"\n')
-    config = load_config(path)
+    config = config_in(tmp_path)
     monkeypatch.setattr(rights, "EVERYBODY", (rights.grp.getgrgid(os.getegid()).gr_name,))
     make_folders(config)
     assert rights.put_right(config) == []
@@ -347,9 +352,7 @@ def test_nothing_is_opened_to_a_group_that_everybody_is_in(
 def test_looking_at_the_rights_does_not_take_longer_with_more_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "config.toml"
-    path.write_text(f'state_dir = "{tmp_path}/state"\n')
-    config = load_config(path)
+    config = config_in(tmp_path)
     make_folders(config)
     for number in range(200):
         (config.jobs_dir / str(number)).mkdir()
