@@ -242,23 +242,7 @@ class Runner:
                 self._store.decoded(job.id, seconds=message.seconds)
                 return
             case worker.Finished():
-                spec = self._config.spec(job.settings["model"])
-                sources = ("transformer", "base", "image_encoder")
-                merged = job.settings.get("loras", [])
-                if message.loras:
-                    merged = loras.with_counts(merged, message.loras)
-                self._store.decide(
-                    job.id,
-                    State.DONE,
-                    settings=job.settings | {"loras": merged},
-                    timings=message.timings,
-                    versions=message.versions,
-                    computation=message.computation,
-                    quality=message.quality,
-                    device=self.device,
-                    model_sources={name: str(getattr(spec, name)) for name in sources}
-                    | ({"mag_ratios": str(spec.mag_ratios)} if spec.mag_ratios else {}),
-                )
+                self._decide_done(job, message)
             case worker.Stopped():
                 self._put_back(job)
             case worker.Blocked():
@@ -272,6 +256,25 @@ class Runner:
         running.job = None
         running.stop_sent = None
         running.idle_since = time.monotonic()
+
+    def _decide_done(self, job: Job, made: worker.Finished) -> None:
+        """Record that the video is made, and how."""
+        spec = self._config.spec(job.settings["model"])
+        merged = job.settings.get("loras", [])
+        if made.loras:
+            merged = loras.with_counts(merged, made.loras)
+        sources = ("transformer", "base", "image_encoder", *(("mag_ratios",) if spec.mag_ratios else ()))
+        self._store.decide(
+            job.id,
+            State.DONE,
+            settings=job.settings | {"loras": merged},
+            timings=made.timings,
+            versions=made.versions,
+            computation=made.computation,
+            quality=made.quality,
+            device=self.device,
+            model_sources={name: str(getattr(spec, name)) for name in sources},
+        )
 
     def _bury(self, running: worker.Handle) -> None:
         """The worker is dead; so may be its attempt at a job."""
