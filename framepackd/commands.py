@@ -85,13 +85,12 @@ def settle(
     config: Config,
     store: JobStore,
     *,
-    stop: Callable[[], bool] = lambda: False,
     progress: files.Progress | None = None,
 ) -> None:
     """Move the files of a job to where it is decided that they belong.
 
     Raises:
-        StoppedError: ``stop`` said so; the next call goes on.
+        StoppedError: ``progress.stop`` said so; the next call goes on.
         OSError: that cannot be done now; nothing is lost, try again later.
     """
     assert job.delivery is not None
@@ -99,9 +98,9 @@ def settle(
         "outbox" if job.delivery["state"] in (State.DONE, State.SKIPPED) else "failed", config
     ):
         if job.delivery["state"] == State.QUEUED:
-            retry.bring_back(job, config, store, stop=stop, progress=progress)
+            retry.bring_back(job, config, store, progress=progress)
         else:
-            delivery.deliver(job, config, store, stop=stop, progress=progress)
+            delivery.deliver(job, config, store, progress=progress)
 
 
 def _accept_folders(queue: Queue) -> dict[str, Any]:

@@ -120,9 +120,8 @@ class Deliveries:
         return ended
 
     def _moving(self, way: _Way, job: Job) -> Callable[[], None]:
-        way.progress = files.Progress()
-        stop = partial(self._asked, way)
-        return partial(commands.settle, job, self.config, self._store, stop=stop, progress=way.progress)
+        way.progress = files.Progress(stop=partial(self._asked, way))
+        return partial(commands.settle, job, self.config, self._store, progress=way.progress)
 
     def retry_now(self) -> None:
         """Try everything again in the next round."""

@@ -14,7 +14,7 @@ import logging
 import os
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -68,13 +68,12 @@ def deliver(
     config: Config,
     store: JobStore,
     *,
-    stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> None:
     """Move the files of a job whose end is decided to where they belong, and end it.
 
     Raises:
-        StoppedError: ``stop`` said so; the next call goes on.
+        StoppedError: ``progress.stop`` said so; the next call goes on.
         OSError: the target cannot be written (full, read-only, gone); nothing is lost, try again later.
     """
     assert job.delivery is not None
@@ -84,7 +83,7 @@ def deliver(
     if not plan.stem:
         _gather(job, plan, work)
     _make_below(Path(plan.root), plan.folder, job.id)
-    _move_all(job, plan, work, stop, progress or Progress())
+    _move_all(job, plan, work, progress or Progress())
     output = plan.target / f"{plan.stem}{VIDEO}" if state is State.DONE else None
     if output is not None:
         keep_strip(work / RESULT / STRIP, config.outbox, job.id)
@@ -405,7 +404,7 @@ def _part(job: Job, name: str) -> str:
     return f"{job.id}-.{rest_of_name(name, job.name)}"
 
 
-def _move_all(job: Job, plan: Plan, work: Path, stop: Callable[[], bool], progress: Progress) -> None:
+def _move_all(job: Job, plan: Plan, work: Path, progress: Progress) -> None:
     # The video last: where it is, everything is.
     waiting = sorted(_shown(work / OUTGOING), key=lambda path: (path.suffix == VIDEO, path.name))
     progress.total = sum(path.stat().st_size for path in waiting)
@@ -414,7 +413,7 @@ def _move_all(job: Job, plan: Plan, work: Path, stop: Callable[[], bool], progre
         target = plan.target / f"{plan.stem}{rest_of_name(path.name, job.name)}"
         part = _part(job, path.name)
         try:
-            files.move(path, target, part=part, note=work / MOVING, stop=stop, progress=progress)
+            files.move(path, target, part=part, note=work / MOVING, progress=progress)
             del waiting[0]
         except FileExistsError:  # somebody took the name since it was chosen: the rest goes under another
             plan.name, plan.stem = _choose(job, plan, [path.name for path in waiting])

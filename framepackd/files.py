@@ -31,10 +31,11 @@ class StoppedError(Exception):
 
 @dataclass
 class Progress:
-    """How many bytes have been moved, of how many; one thread counts, others look."""
+    """How many bytes have been moved, of how many; one thread counts, others look and may have it stop."""
 
     done: int = 0
     total: int = 0
+    stop: Callable[[], bool] = lambda: False  # asked between two blocks
 
 
 def sync_folder(folder: Path) -> None:
@@ -218,7 +219,6 @@ def move(
     *,
     part: str,
     note: Path | None = None,
-    stop: Callable[[], bool] = lambda: False,
     progress: Progress | None = None,
 ) -> None:
     """Move a file to a name that is free, across file systems too; durable when it returns.
@@ -234,7 +234,7 @@ def move(
 
     Raises:
         FileExistsError: the target's name is taken; the source is where it was.
-        StoppedError: ``stop`` said so, between two blocks.
+        StoppedError: ``progress.stop`` said so, between two blocks.
         OSError: it cannot be read or written.
     """
     hidden = part_beside(target, part)
@@ -247,7 +247,7 @@ def move(
         return
     if noted.begun or not _renamed(source, target, hidden, progress):
         if not was_moved(source, target, part=part, note=noted.path):
-            _copy_over(source, target, hidden, noted, stop, progress)
+            _copy_over(source, target, hidden, noted, progress)
         sync_folder(target.parent)
         source.unlink()
     sync_folder(source.parent)  # before the note is gone: without it the file would be moved again
@@ -432,9 +432,7 @@ def _acl(descriptor: int) -> bytes | None:
     return None
 
 
-def _copy_over(
-    source: Path, target: Path, hidden: Path, noted: _Note, stop: Callable[[], bool], progress: Progress
-) -> None:
+def _copy_over(source: Path, target: Path, hidden: Path, noted: _Note, progress: Progress) -> None:
     """Copy a file to its part and rename that, all durable; goes on where an interrupted call was."""
     if _linked(hidden, target):
         hidden.unlink()
@@ -443,13 +441,13 @@ def _copy_over(
     if size and noted.target == target.name and _is_there(target) and not target.lstat().st_size:
         target.unlink()  # took the name for it, before a crash: see _rename_new_by_other_means
     _refuse_taken(target)
-    _copy_on(source, hidden, noted, stop, progress)
+    _copy_on(source, hidden, noted, progress)
     sync_folder(target.parent)
     noted.write(size, device=hidden.stat().st_dev, target=target.name)
     _rename_new(hidden, target)
 
 
-def _copy_on(source: Path, hidden: Path, noted: _Note, stop: Callable[[], bool], progress: Progress) -> None:
+def _copy_on(source: Path, hidden: Path, noted: _Note, progress: Progress) -> None:
     """Copy what is missing in the part; durable when it returns.
 
     Copies as much as the source has at the start: it may grow without end.
@@ -466,7 +464,7 @@ def _copy_on(source: Path, hidden: Path, noted: _Note, stop: Callable[[], bool],
             copied.truncate()
             progress.done += durable
             while left := status.st_size - copied.tell():
-                if stop():
+                if progress.stop():
                     raise StoppedError(f"{source.name}: {left} bytes are left to be copied")
                 block = original.read(min(left, COPIED_AT_ONCE))
                 if not block:

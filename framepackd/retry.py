@@ -6,7 +6,7 @@ delivery, what a crash leaves in between is finished by whoever looks next.
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,12 @@ def bring_back(
     config: Config,
     store: JobStore,
     *,
-    stop: Callable[[], bool] = lambda: False,
     progress: files.Progress | None = None,
 ) -> None:
     """Move the files of a job that is to run again into its work folder, and let it be claimed.
 
     Raises:
-        StoppedError: ``stop`` said so; the next call goes on.
+        StoppedError: ``progress.stop`` said so; the next call goes on.
         OSError: they cannot be moved; nothing is lost, try again later.
     """
     work = config.jobs_dir / job.id
@@ -68,7 +67,6 @@ def bring_back(
                 target,
                 part=f"retry-{target.name}",
                 note=work / delivery.MOVING,
-                stop=stop,
                 progress=progress,
             )
     _remove_reason(job, config)

@@ -39,12 +39,12 @@ class Hanging:
         original = delivery.deliver
         ways = deliveries.WAYS[key]
 
-        def deliver(job: Job, config: Any, store: Any, *, stop: Callable[[], bool], progress: Any) -> None:
+        def deliver(job: Job, config: Any, store: Any, *, progress: Any) -> None:
             assert job.delivery is not None
-            self.stop = stop
+            self.stop = progress.stop
             if job.delivery["state"] in ways:
                 assert self.answers.wait(30)
-            original(job, config, store, stop=stop, progress=progress)
+            original(job, config, store, progress=progress)
 
         monkeypatch.setattr(delivery, "deliver", deliver)
         monkeypatch.setattr(deliveries, "PATIENCE_SECONDS", 0.05)
@@ -147,12 +147,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int, place: Path) -> list[str]
     original = delivery.deliver
     tried: list[str] = []
 
-    def deliver(job: Job, config: Any, store: Any, *, stop: Callable[[], bool], progress: Any) -> None:
+    def deliver(job: Job, config: Any, store: Any, *, progress: Any) -> None:
         assert job.delivery is not None
         if job.delivery["state"] == State.DONE:
             tried.append(job.name)
             raise OSError(code, os.strerror(code), str(place))
-        original(job, config, store, stop=stop, progress=progress)
+        original(job, config, store, progress=progress)
 
     monkeypatch.setattr(delivery, "deliver", deliver)
     return tried

@@ -39,13 +39,13 @@ class Move:
 
     def go(self, *, blocks: int | None = None) -> files.Progress:
         """Move it, or so many blocks of it."""
-        progress = files.Progress()
         asked = iter(range(blocks)) if blocks is not None else None
 
         def stop() -> bool:
             return asked is not None and next(asked, None) is None
 
-        files.move(self.source, self.target, part="x", note=self.note, stop=stop, progress=progress)
+        progress = files.Progress(stop=stop)
+        files.move(self.source, self.target, part="x", note=self.note, progress=progress)
         return progress
 
     def interrupted(self, *, blocks: int = 9) -> None:
