@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from framepackd import delivery, files, folders, retry
+from framepackd import delivery, folders, moving, retry
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.intake import CHECKPOINT, clear_work_folder
@@ -85,7 +85,7 @@ def settle(
     config: Config,
     store: JobStore,
     *,
-    progress: files.Progress | None = None,
+    progress: moving.Progress | None = None,
 ) -> None:
     """Move the files of a job to where it is decided that they belong.
 

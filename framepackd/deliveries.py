@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from framepackd import commands, files, folders
+from framepackd import commands, folders, moving
 from framepackd.apart import Apart
 from framepackd.config import Config
 from framepackd.database import Job, State
@@ -52,7 +52,7 @@ class _Way:
         self.job: Job | None = None  # whose files are being moved
         self.obstacle: Obstacle | None = None  # for all of them
         self.told: set[str] = set()  # reasons that the log has already
-        self.progress = files.Progress()
+        self.progress = moving.Progress()
         self.moved_at = 0.0  # when there was the last sign of bytes that move
 
     def begin(self, task: Callable[[], Any], job: Job | None = None) -> None:
@@ -120,7 +120,7 @@ class Deliveries:
         return ended
 
     def _moving(self, way: _Way, job: Job) -> Callable[[], None]:
-        way.progress = files.Progress(stop=partial(self._asked, way))
+        way.progress = moving.Progress(stop=partial(self._asked, way))
         return partial(commands.settle, job, self.config, self._store, progress=way.progress)
 
     def retry_now(self) -> None:
@@ -158,7 +158,7 @@ class Deliveries:
         job, way.job = way.job, None
         try:
             way.apart.take()
-        except files.StoppedError:
+        except moving.StoppedError:
             if job is not None:  # the next daemon goes on with it
                 self._obstacles[job.id] = Obstacle("stopped with the daemon", math.inf)
             return

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from framepackd import files
+from framepackd import files, moving
 from framepackd.config import Config
 from framepackd.database import Job, State, utc_now
-from framepackd.files import Progress
 from framepackd.groups import OF_A_VIDEO
 from framepackd.intake import INPUTS, clear_work_folder
 from framepackd.jobs import JobStore
+from framepackd.moving import Progress
 from framepackd.names import printable, rest_of_name, stand_ins
 from framepackd.results import STRIP, keep_strip
 
@@ -287,11 +287,11 @@ def _take_back(job: Job, plan: Plan, work: Path) -> list[str]:
         source, target = outgoing / name, plan.target / (plan.stem + rest_of_name(name, job.name))
         part = _part(job, name)
         with contextlib.suppress(OSError):  # in doubt it was not delivered: better twice than not at all
-            if source.exists() and files.was_moved(source, target, part=part, note=work / MOVING):
+            if source.exists() and moving.was_moved(source, target, part=part, note=work / MOVING):
                 files.sync_folder(target.parent)
                 source.unlink()
         with contextlib.suppress(OSError):  # the target may be gone, or read-only
-            files.part_beside(target, part).unlink(missing_ok=True)
+            moving.part_beside(target, part).unlink(missing_ok=True)
         if origin is not None and source.exists():
             (work / origin).parent.mkdir(exist_ok=True)
             source.rename(work / origin)
@@ -413,7 +413,7 @@ def _move_all(job: Job, plan: Plan, work: Path, progress: Progress) -> None:
         target = plan.target / f"{plan.stem}{rest_of_name(path.name, job.name)}"
         part = _part(job, path.name)
         try:
-            files.move(path, target, part=part, note=work / MOVING, progress=progress)
+            moving.move(path, target, part=part, note=work / MOVING, progress=progress)
             del waiting[0]
         except FileExistsError:  # somebody took the name since it was chosen: the rest goes under another
             plan.name, plan.stem = _choose(job, plan, [path.name for path in waiting])

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, Field, ValidationError
 
 from framepack_core.buckets import Size
-from framepackd import aside, files, variations
+from framepackd import aside, files, moving, variations
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
 from framepackd.groups import Group
@@ -470,7 +470,7 @@ def _put_one_back(folder: Path, work: Path, entry: dict[str, Any]) -> None:
         # The copy is all there is: another file may have come under its name.
         for target in files.free_names(source):
             with contextlib.suppress(FileExistsError):
-                files.move(copy, target, part=_back_part(work, entry))
+                moving.move(copy, target, part=_back_part(work, entry))
                 break
 
 

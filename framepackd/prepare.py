@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from framepack_core import media
 from framepack_core.errors import RequestError
 from framepack_core.media import Picture
-from framepackd import files, frames
+from framepackd import files, frames, moving
 from framepackd.config import Config
 from framepackd.database import State
 from framepackd.jobs import JobStore
@@ -348,7 +348,7 @@ def _place(staged: list[Path], folder: Path) -> bool:
     for path in staged:
         files.sync_file(path)
         with contextlib.suppress(FileExistsError):
-            files.move(path, folder / path.name, part=f"prepare-{path.name}")
+            moving.move(path, folder / path.name, part=f"prepare-{path.name}")
             placed = True
     return placed
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from framepackd import delivery, files
+from framepackd import delivery, files, moving
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.groups import OF_A_VIDEO, defaults_above
@@ -44,7 +44,7 @@ def bring_back(
     config: Config,
     store: JobStore,
     *,
-    progress: files.Progress | None = None,
+    progress: moving.Progress | None = None,
 ) -> None:
     """Move the files of a job that is to run again into its work folder, and let it be claimed.
 
@@ -62,7 +62,7 @@ def bring_back(
         if source.exists() and target.exists() and target.stat().st_size == 0:
             target.unlink()  # a name that was taken for it, before a crash
         with contextlib.suppress(FileExistsError):  # moved before a crash: this is another of its old name
-            files.move(
+            moving.move(
                 source,
                 target,
                 part=f"retry-{target.name}",

@@ -136,7 +136,7 @@ def _label(call: str) -> str | None:
     while frame is not None:
         module, name = frame.f_code.co_filename, frame.f_code.co_name
         if module.startswith(_DAEMON):
-            if function is None or function.startswith("files."):  # who calls those is of interest
+            if function is None or function.startswith(("files.", "moving.")):  # who calls those counts
                 function = f"{Path(module).stem}.{name}"
             phase = phase or PHASE_OF.get(name)
         frame = frame.f_back
@@ -184,7 +184,7 @@ def _patch_files(points: Points) -> None:
 
     for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "link"):
         _before(os, name, points)
-    _before(files, "_rename_new", points)
+    _before(files, "rename_new", points)
     _before(files, "_write_all", points)
 
     def write_bytes(path: Path, content: bytes) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import commands, delivery, files, intake
+from framepackd import commands, delivery, files, intake, moving
 from framepackd.database import Job, State
 from framepackd.folders import MARKER
 from framepackd.jobs import CANCELLED
@@ -54,7 +54,7 @@ class Picky:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
         self.folders, self.code, self.length, self.asked = folders, errno.EINVAL, 255, 0
-        rename, touch, mkdir = files._rename_new, Path.touch, Path.mkdir
+        rename, touch, mkdir = files.rename_new, Path.touch, Path.mkdir
 
         def renaming(source: Path, target: Path) -> None:
             self.check(target)
@@ -68,7 +68,7 @@ class Picky:
             self.check(path)
             mkdir(path, *arguments, **named)
 
-        monkeypatch.setattr(files, "_rename_new", renaming)
+        monkeypatch.setattr(files, "rename_new", renaming)
         monkeypatch.setattr(Path, "touch", touching)
         monkeypatch.setattr(Path, "mkdir", making)
 
@@ -276,7 +276,7 @@ def test_what_was_gathered_for_the_outbox_is_delivered_to_the_failed_folder_when
 ) -> None:
     job = ready(place)
     with monkeypatch.context() as patched:
-        patched.setattr(files, "move", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EROFS, "no")))
+        patched.setattr(moving, "move", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EROFS, "no")))
         with pytest.raises(OSError, match="no"):
             place.deliver()
     cancel(place, job, how)
@@ -299,15 +299,15 @@ def test_cancelling_a_delivery_survives_dying_at_every_seventh_line(
         made = next(places)
         job = ready(made)
         with monkeypatch.context() as patched:
-            move = files.move
+            move = moving.move
 
-            def moving(source: Path, target: Path, **named: Any) -> None:
+            def halting(source: Path, target: Path, **named: Any) -> None:
                 if source.name == "cat.section-0.png":
-                    files.write_bytes(files.part_beside(target, named["part"]), b"half")
+                    files.write_bytes(moving.part_beside(target, named["part"]), b"half")
                     raise Died
                 move(source, target, **named)
 
-            patched.setattr(files, "move", moving)
+            patched.setattr(moving, "move", halting)
             with pytest.raises(Died):
                 made.deliver()
         cancel(made, job, "keep")
@@ -356,7 +356,7 @@ def test_a_moved_outbox_gets_the_whole_delivery(place: Place, monkeypatch: pytes
     """The configuration may have another one after a restart."""
     ready(place)
     with monkeypatch.context() as patched:
-        patched.setattr(files, "move", lambda *_, **__: (_ for _ in ()).throw(Died))
+        patched.setattr(moving, "move", lambda *_, **__: (_ for _ in ()).throw(Died))
         with pytest.raises(Died):
             place.deliver()
     other = place.config.outbox.with_name("other")
@@ -386,15 +386,15 @@ def test_cancelled_while_it_is_brought_back_its_files_lie_together_under_their_o
     place.deliver()
     assert names(place.config.failed) == ["cat.png", "cat_001.error.txt", "cat_001.png", "cat_001.txt"]
     place.store.retry(job.id)
-    move = files.move
+    move = moving.move
 
-    def moving(source: Path, target: Path, **named: Any) -> None:
+    def halting(source: Path, target: Path, **named: Any) -> None:
         if source.name == "cat_001.txt":
             raise Died
         move(source, target, **named)
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "move", moving)
+        patched.setattr(moving, "move", halting)
         with pytest.raises(Died):
             commands.settle(place.store.get(job.id), place.config, place.store)
     assert names(place.config.failed) == ["cat.png", "cat_001.error.txt", "cat_001.txt"]

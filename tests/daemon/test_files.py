@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import delivery, files, intake, resolving
+from framepackd import delivery, files, intake, moving, resolving
 from framepackd.config import Config, load_config
 from framepackd.database import Job, State
 from framepackd.inbox import Inbox
@@ -28,7 +28,7 @@ def test_a_move_never_overwrites(tmp_path: Path) -> None:
     source.write_text("new")
     target.write_text("old")
     with pytest.raises(FileExistsError):
-        files.move(source, target, part="x")
+        moving.move(source, target, part="x")
     assert (source.read_text(), target.read_text()) == ("new", "old")
 
 
@@ -63,14 +63,14 @@ def test_a_folder_below_one_that_others_read_can_be_read_by_them_whatever_the_um
 
 def cross(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every rename between two folders cross to another file system."""
-    rename = files._rename_new
+    rename = files.rename_new
 
     def refuse(source: Path, target: Path) -> None:
         if source.parent != target.parent:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         rename(source, target)
 
-    monkeypatch.setattr(files, "_rename_new", refuse)
+    monkeypatch.setattr(files, "rename_new", refuse)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def test_across_file_systems_a_taken_name_is_not_overwritten_either(tmp_path: Pa
     source.write_text("new")
     target.write_text("old")
     with pytest.raises(FileExistsError):
-        files.move(source, target, part="x")
+        moving.move(source, target, part="x")
     assert (source.read_text(), target.read_text()) == ("new", "old")
 
 
@@ -123,12 +123,12 @@ def at_every_call(
 
                 return wrapped
 
-            patched.setattr(files, "_rename_new", dying(files._rename_new))
+            patched.setattr(files, "rename_new", dying(files.rename_new))
             for name in ("unlink", "rename", "replace", "mkdir", "write_text", "write_bytes"):
                 patched.setattr(Path, name, dying(getattr(Path, name)))
             patched.setattr(files, "copy", dying(files.copy))
             patched.setattr(files, "sync_folder", dying(files.sync_folder))
-            patched.setattr(files, "_write_all", dying(files._write_all))
+            patched.setattr(moving, "_write_all", dying(moving._write_all))
             patched.setattr("shutil.rmtree", dying(__import__("shutil").rmtree))
             try:
                 run()
@@ -255,14 +255,14 @@ def test_a_name_taken_after_the_file_was_copied_is_no_endless_loop(
     place = Place(tmp_path / "place")
     place.make_ready()
     with monkeypatch.context() as patched:
-        rename = files._rename_new
+        rename = files.rename_new
 
         def die_before_it_has_its_name(source: Path, target: Path) -> None:
             if source.parent == target.parent:
                 raise Died
             rename(source, target)
 
-        patched.setattr(files, "_rename_new", die_before_it_has_its_name)
+        patched.setattr(files, "rename_new", die_before_it_has_its_name)
         with pytest.raises(Died):
             place.deliver()
     (part,) = place.config.outbox.glob(".framepackd-*.part")
@@ -277,7 +277,7 @@ def test_a_name_taken_after_the_file_was_copied_is_no_endless_loop(
 def test_a_move_works_and_overwrites_nothing_where_the_kernels_own_way_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
-    monkeypatch.setattr(files, "_rename_new", files._rename_new_by_other_means)
+    monkeypatch.setattr(files, "rename_new", files._rename_new_by_other_means)
     if not links:
 
         def refuse(*_: object) -> None:
@@ -286,11 +286,11 @@ def test_a_move_works_and_overwrites_nothing_where_the_kernels_own_way_is_unknow
         monkeypatch.setattr(os, "link", refuse)
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_text("new")
-    files.move(source, target, part="x")
+    moving.move(source, target, part="x")
     assert target.read_text() == "new"
     source.write_text("newer")
     with pytest.raises(FileExistsError):
-        files.move(source, target, part="x")
+        moving.move(source, target, part="x")
     assert (source.read_text(), target.read_text()) == ("newer", "new")
 
 

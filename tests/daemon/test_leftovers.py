@@ -352,7 +352,7 @@ def test_files_that_can_be_neither_taken_nor_put_back_are_taken_up_later(
     assert (job.name, problems) == ("cat", [])
 
 
-@pytest.mark.parametrize("dying", ["unlink", "_rename_new"])
+@pytest.mark.parametrize("dying", ["unlink", "rename_new"])
 def test_a_copy_on_its_way_back_across_file_systems_is_not_lost(
     place: Place, monkeypatch: pytest.MonkeyPatch, dying: str
 ) -> None:
@@ -360,7 +360,7 @@ def test_a_copy_on_its_way_back_across_file_systems_is_not_lost(
     place.drop()
     picture = (place.config.inbox / "cat.png").read_bytes()
     cross(monkeypatch)
-    unlink, rename = Path.unlink, files._rename_new
+    unlink, rename = Path.unlink, files.rename_new
     failing = True
 
     def fail_at_the_text(path: Path, missing_ok: bool = False) -> None:
@@ -373,13 +373,13 @@ def test_a_copy_on_its_way_back_across_file_systems_is_not_lost(
             raise Died  # the copy is gone from the work folder, and has no name in the inbox yet
 
     def die_before_the_name(source: Path, target: Path) -> None:
-        if dying == "_rename_new" and source.name.startswith(".framepackd-back-"):
+        if dying == "rename_new" and source.name.startswith(".framepackd-back-"):
             raise Died
         rename(source, target)
 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", fail_at_the_text)
-        patched.setattr(files, "_rename_new", die_before_the_name)
+        patched.setattr(files, "rename_new", die_before_the_name)
         with pytest.raises(Died):
             place.take()
     adopt(place)

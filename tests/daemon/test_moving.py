@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import files
+from framepackd import files, moving
 from tests.daemon.test_files import Died, across, dying_at  # noqa: F401 - across: a fixture
 
 BLOCK, DURABLE = 10, 40  # bytes
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("across")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "COPIED_AT_ONCE", BLOCK)
-    monkeypatch.setattr(files, "DURABLE_EVERY", DURABLE)
+    monkeypatch.setattr(moving, "DURABLE_EVERY", DURABLE)
 
 
 class Move:
@@ -35,21 +35,21 @@ class Move:
 
     @property
     def part(self) -> Path:
-        return files.part_beside(self.target, "x")
+        return moving.part_beside(self.target, "x")
 
-    def go(self, *, blocks: int | None = None) -> files.Progress:
+    def go(self, *, blocks: int | None = None) -> moving.Progress:
         """Move it, or so many blocks of it."""
         asked = iter(range(blocks)) if blocks is not None else None
 
         def stop() -> bool:
             return asked is not None and next(asked, None) is None
 
-        progress = files.Progress(stop=stop)
-        files.move(self.source, self.target, part="x", note=self.note, progress=progress)
+        progress = moving.Progress(stop=stop)
+        moving.move(self.source, self.target, part="x", note=self.note, progress=progress)
         return progress
 
     def interrupted(self, *, blocks: int = 9) -> None:
-        with pytest.raises(files.StoppedError):
+        with pytest.raises(moving.StoppedError):
             self.go(blocks=blocks)
 
 
@@ -61,13 +61,13 @@ def move(tmp_path: Path) -> Move:
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the bytes that are copied from now on, by block."""
     sizes: list[int] = []
-    write_all = files._write_all
+    write_all = moving._write_all
 
     def counting(file: object, block: bytes) -> None:
         sizes.append(len(block))
         write_all(file, block)  # type: ignore[arg-type] # passed on as it came
 
-    monkeypatch.setattr(files, "_write_all", counting)
+    monkeypatch.setattr(moving, "_write_all", counting)
     return sizes
 
 
@@ -90,7 +90,7 @@ def test_a_copy_that_is_stopped_again_and_again_ends(move: Move) -> None:
     while move.source.exists():
         try:
             move.go(blocks=5)
-        except files.StoppedError:
+        except moving.StoppedError:
             stops += 1
         assert stops < 10
     assert stops > 4
@@ -165,7 +165,7 @@ def test_whatever_became_of_a_part_what_is_delivered_is_whole(
 
 def test_the_source_is_there_until_the_file_has_its_name(move: Move) -> None:
     """So that a share that goes away meanwhile takes no only copy with it."""
-    with dying_at(files, "_rename_new", move.part):
+    with dying_at(files, "rename_new", move.part):
         move.go()
     assert move.source.read_bytes() == move.part.read_bytes() == CONTENT
     move.go()
@@ -192,7 +192,7 @@ def test_a_crash_within_a_rename_in_two_steps_leaves_neither_a_second_nor_an_emp
     move: Move, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     """Without the kernel's own way the new name is a link first or, where there are none, an empty file."""
-    rename, link = files._rename_new, os.link
+    rename, link = files.rename_new, os.link
 
     def by_other_means(source: Path, target: Path) -> None:
         if source == move.part:
@@ -211,7 +211,7 @@ def test_a_crash_within_a_rename_in_two_steps_leaves_neither_a_second_nor_an_emp
         raise Died
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "_rename_new", by_other_means)
+        patched.setattr(files, "rename_new", by_other_means)
         patched.setattr(os, "link", link_and_die if links else refuse)
         if not links:
             replace = Path.replace
@@ -278,8 +278,8 @@ def test_a_file_has_the_group_and_the_acl_of_the_folder_it_is_put_into(
     if acl:
         new = folder / "new"
         new.touch()
-        assert os.getxattr(move.target, files.ACL) == os.getxattr(new, files.ACL)
-    elif files.ACL in os.listxattr(move.target):
+        assert os.getxattr(move.target, moving.ACL) == os.getxattr(new, moving.ACL)
+    elif moving.ACL in os.listxattr(move.target):
         pytest.fail("it has an ACL from nowhere")
 
 
