@@ -16,8 +16,9 @@ from framepack_core.footprint import GIB, ItemBytes, Video, Weights
 from framepack_core.planning import Card, Host, Plan
 from framepack_core.request import Lora
 from framepackd import folders, loras
-from framepackd.config import SECRET_KEYS, Config, filesystem_type, poll_seconds
+from framepackd.config import SECRET_KEYS, Config, poll_seconds
 from framepackd.database import StoreError
+from framepackd.files import filesystem_type
 from framepackd.jobs import JobStore
 from framepackd.secret_files import SecretError
 from framepackd.settings import JobSettings

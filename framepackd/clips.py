@@ -8,8 +8,8 @@ from framepack_core.request import GenerationSettings, Request
 from framepack_core.sections import FPS
 from framepackd import loras
 from framepackd.database import Job
-from framepackd.intake import CONTINUED, INPUTS
 from framepackd.source_video import START, TAIL, Continued
+from framepackd.work_folder import CONTINUED, INPUTS
 
 
 def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from framepackd import delivery, folders, moving, retry
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.intake import CHECKPOINT, clear_work_folder
 from framepackd.jobs import CANCELLED, JobStore
+from framepackd.work_folder import CHECKPOINT, clear_work_folder
 
 if TYPE_CHECKING:
     from framepackd.deliveries import Deliveries

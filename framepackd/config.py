@@ -26,6 +26,7 @@ from framepack_core.errors import RequestError
 from framepack_core.models import BUILT_IN, ModelSpec, Source
 from framepack_core.request import explain
 from framepack_core.sections import Kind
+from framepackd import files
 from framepackd.secret_files import SecretError, locate, secret, webhook_address
 from framepackd.settings import parse_settings, refuse_shared
 
@@ -408,26 +409,4 @@ def poll_seconds(config: Config) -> float:
     """Say how often to scan: as configured, else by whether the inbox's file system tells of all changes."""
     if config.poll_seconds is not None:
         return config.poll_seconds
-    return 10.0 if filesystem_type(config.inbox).startswith(UNWATCHED_FILESYSTEMS) else 60.0
-
-
-def filesystem_type(path: Path) -> str:
-    """Give the type of the file system a path is on, from /proc/self/mountinfo; empty if unknown."""
-    return mount_of(path)[1]
-
-
-def mount_of(path: Path) -> tuple[str, str]:
-    """Give where the file system that a path is on is mounted, and its type; both empty if unknown."""
-    place, kind = "", ""
-    try:
-        lines = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        return place, kind
-    resolved = path.resolve()
-    for line in lines:
-        fields, _, rest = line.partition(" - ")
-        # Blanks and the like are written as \\040; of two mounts on one point the later is on top.
-        mount = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
-        if resolved.is_relative_to(mount) and len(mount) >= len(place):
-            place, kind = mount, rest.split()[0]
-    return place, kind
+    return 10.0 if files.filesystem_type(config.inbox).startswith(UNWATCHED_FILESYSTEMS) else 60.0

@@ -24,7 +24,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool, StaticPool
 
 from framepackd import files
-from framepackd.config import filesystem_type
+from framepackd.files import filesystem_type
 from framepackd.names import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files

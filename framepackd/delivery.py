@@ -23,11 +23,11 @@ from framepackd import files, moving
 from framepackd.config import Config
 from framepackd.database import Job, State, utc_now
 from framepackd.groups import OF_A_VIDEO
-from framepackd.intake import INPUTS, clear_work_folder
 from framepackd.jobs import JobStore
 from framepackd.moving import Progress
 from framepackd.names import printable, rest_of_name, stand_ins
 from framepackd.results import STRIP, keep_strip
+from framepackd.work_folder import INPUTS, clear_work_folder
 
 log = logging.getLogger(__name__)
 

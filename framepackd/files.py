@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -218,3 +219,25 @@ def _rename_new_by_other_means(source: Path, target: Path) -> None:
         source.replace(target)
     else:
         source.unlink()
+
+
+def filesystem_type(path: Path) -> str:
+    """Give the type of the file system a path is on, from /proc/self/mountinfo; empty if unknown."""
+    return mount_of(path)[1]
+
+
+def mount_of(path: Path) -> tuple[str, str]:
+    """Give where the file system that a path is on is mounted, and its type; both empty if unknown."""
+    place, kind = "", ""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return place, kind
+    resolved = path.resolve()
+    for line in lines:
+        fields, _, rest = line.partition(" - ")
+        # Blanks and the like are written as \\040; of two mounts on one point the later is on top.
+        mount = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
+        if resolved.is_relative_to(mount) and len(mount) >= len(place):
+            place, kind = mount, rest.split()[0]
+    return place, kind

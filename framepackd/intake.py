@@ -10,43 +10,38 @@ import errno
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
-import stat
 import threading
-import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, Field, ValidationError
-
 from framepack_core.buckets import Size
-from framepackd import aside, files, moving, variations
+from framepackd import files, moving, variations
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
 from framepackd.groups import Group
 from framepackd.jobs import JobStore
 from framepackd.listing import Signature
-from framepackd.names import JOB_ID, printable, taken_name
+from framepackd.names import printable, taken_name
 from framepackd.problems import Problem
 from framepackd.resolving import resolve
+from framepackd.work_folder import (
+    INPUTS,
+    MANIFEST,
+    DamagedError,
+    clear_work_folder,
+    list_work_folders,
+    read_manifest,
+    remove_empty,
+)
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-INPUTS = "inputs"
-CHECKPOINT = "checkpoint"  # what the worker goes on from
-PREVIEW = "preview.mp4"  # what exists of the video
-CONTINUED = "continued"  # what is made ready of a video that the job goes on with
-KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
-HALF_MADE = re.compile(rf"{re.escape(files.PART_PREFIX)}{JOB_ID.pattern}\.part")
-OF_THE_SYSTEM = re.compile(r"lost\+found|@eaDir|\.nfs[0-9a-f]+")  # nobody can move these away
 TOLD_FOREIGN = 5  # things that are not ours, one by one
-MAX_MANIFEST_BYTES = 16 << 20  # a chain of a thousand frames takes 200 kB
 
 # One at a time: what is just being taken in looks like what a crash has left.
 _taking = threading.Lock()
@@ -58,10 +53,6 @@ class ChangedError(OSError):
 
 class HalfTakenError(OSError):
     """Files that were being taken in are neither in the inbox nor in the work folder; the text says more."""
-
-
-class DamagedError(Exception):
-    """A work folder is not as framepackd leaves it; the text says what to do, to follow the folder's name."""
 
 
 class Leftovers(NamedTuple):
@@ -139,7 +130,7 @@ def _begin(work: Path, manifest: dict[str, Any]) -> None:
         files.sync_folder(work.parent)
     except OSError:
         with contextlib.suppress(OSError, DamagedError):
-            _remove_empty(work)  # a full disk: there would be one more at each try
+            remove_empty(work)  # a full disk: there would be one more at each try
         raise
 
 
@@ -160,7 +151,7 @@ def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
     """
     with _taking:
         # Listed before the database is asked: what was recorded meanwhile is known then.
-        names, half_made, foreign = _list_work_folders(config.jobs_dir)
+        names, half_made, foreign = list_work_folders(config.jobs_dir)
         known = store.states()
         left = Leftovers([], _told_of_foreign(foreign))
         sizes: dict[str, Size] = {}
@@ -188,7 +179,7 @@ def clear_ended(config: Config, store: JobStore) -> None:
         StoreError: the database cannot be used.
         OSError: the work folders cannot be listed.
     """
-    names, _, _ = _list_work_folders(config.jobs_dir)
+    names, _, _ = list_work_folders(config.jobs_dir)
     known = store.states()
     for name in names:
         if known.get(name) in ENDED:
@@ -196,21 +187,6 @@ def clear_ended(config: Config, store: JobStore) -> None:
                 clear_work_folder(config.jobs_dir / name, State(known[name]))
             except OSError as error:
                 log.warning("job %s: what is left of it cannot be removed: %s", name, error)
-
-
-def _list_work_folders(jobs_dir: Path) -> tuple[list[str], list[Path], list[Path]]:
-    """Give the names of the work folders, those that were being made or removed, and what is not ours."""
-    works, half_made, foreign = [], [], []
-    with os.scandir(jobs_dir) as entries:
-        for entry in entries:
-            ours = entry.is_dir(follow_symlinks=False)
-            if ours and JOB_ID.fullmatch(entry.name):
-                works.append(entry.name)
-            elif ours and HALF_MADE.fullmatch(entry.name):
-                half_made.append(Path(entry))
-            elif not OF_THE_SYSTEM.fullmatch(entry.name):
-                foreign.append(Path(entry))
-    return sorted(works), half_made, sorted(foreign)
 
 
 def _told_of_foreign(foreign: list[Path]) -> list[Problem]:
@@ -246,9 +222,9 @@ def _finish(
     if work.name in known:  # a variation's, recorded a moment ago
         return []
     if not os.path.lexists(work / MANIFEST):
-        _remove_empty(work)
+        remove_empty(work)
         return []
-    manifest = _read_manifest(work)
+    manifest = read_manifest(work)
     if "variations" not in manifest:
         try:
             _bring_in(work, manifest, config.inbox)
@@ -256,101 +232,6 @@ def _finish(
             _put_back(work, manifest, config.inbox)
             return []
     return _record(work, manifest, config, store, known, sizes)
-
-
-def _remove_empty(work: Path) -> None:
-    """Remove a work folder that got no manifest, which comes first: nothing had been moved.
-
-    Raises:
-        DamagedError: it holds something all the same.
-        OSError: it cannot be removed.
-    """
-    parts = []
-    for path in work.iterdir():
-        if path.name.startswith(files.PART_PREFIX) and stat.S_ISREG(path.lstat().st_mode):
-            parts.append(path)
-        elif path.name != INPUTS or path.is_symlink() or not path.is_dir() or any(path.iterdir()):
-            raise DamagedError(
-                f"has no {MANIFEST} and is of no job that is known, but is not empty: if it holds files that "
-                "are wanted, drop them again; then move the folder away"
-            )
-    for part in parts:
-        part.unlink()
-    if (work / INPUTS).exists():
-        (work / INPUTS).rmdir()
-    work.rmdir()
-
-
-class _Entry(BaseModel):
-    """A file of a manifest."""
-
-    path: str = Field(pattern=r"[^/]\z")
-    role: str
-    signature: list[int]
-    file: str | None = Field(None, pattern=r"\A[^/]+\z")
-
-
-class _Variation(BaseModel):
-    id: str = Field(pattern=rf"\A{JOB_ID.pattern}\z")
-    name: str = Field(pattern=r"\A[^/]+\z")
-    seed: int
-
-
-class _Manifest(BaseModel):
-    folder: str
-    name: str = Field(pattern=r"\A[^/]+\z")
-    defaults: list[str]
-    files: list[_Entry] = Field(min_length=1)
-    inbox: int | None = None
-    seed: int | None = None
-    variations: list[_Variation] | None = None
-
-
-def _read_manifest(work: Path) -> dict[str, Any]:
-    """Read what a work folder was made for.
-
-    Raises:
-        DamagedError: it cannot have been written by framepackd.
-        OSError: it cannot be read.
-    """
-    inputs = work / INPUTS
-    try:
-        with files.open_regular(work / MANIFEST) as file:
-            content = file.read(MAX_MANIFEST_BYTES)
-        _Manifest.model_validate_json(content)
-    except ValidationError as error:
-        raise DamagedError(
-            f"has a {MANIFEST} that is damaged: its files lie in {inputs}, or still in the inbox, hidden as "
-            f"{files.PART_PREFIX}{work.name}-….part: drop them again, and move the folder away"
-        ) from error
-    if inputs.is_symlink():
-        raise DamagedError(f"has a symbolic link for {INPUTS}: move the folder away")
-    manifest: dict[str, Any] = json.loads(content)
-    return manifest
-
-
-def clear_work_folder(work: Path, state: State) -> None:
-    """Remove an ended job's folder; a failed one keeps for some days what a retry goes on from."""
-    if work.is_symlink():
-        return  # not made by framepackd: told by adopt_leftovers
-    with contextlib.suppress(FileNotFoundError):  # cleared by another thread as well
-        kept = [path for path in (work / CHECKPOINT, *aside.places(work / CHECKPOINT)) if path.exists()]
-        if state is not State.FAILED or all(_days_since(checkpoint) > KEPT_DAYS for checkpoint in kept):
-            shutil.rmtree(work)
-            return
-        for path in work.iterdir():
-            if path in kept:
-                continue
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-
-
-def _days_since(path: Path) -> float:
-    """Say how long ago anything was written to a folder; a chain has one for each clip in it."""
-    latest = max(each.stat().st_mtime for each in (path, *path.iterdir()))
-    return (time.time() - latest) / 86400
 
 
 def _new_id() -> str:

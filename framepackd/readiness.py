@@ -8,10 +8,10 @@ from framepack_core import models
 from framepack_core.errors import FramePackError
 from framepackd.config import Config
 from framepackd.database import Job
-from framepackd.intake import INPUTS
 from framepackd.jobs import JobStore
 from framepackd.problems import Problem
 from framepackd.space import shortage
+from framepackd.work_folder import INPUTS
 
 SHOWN_JOBS = 5  # of those that a problem names
 

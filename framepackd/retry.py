@@ -14,11 +14,11 @@ from framepackd import delivery, files, moving
 from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.groups import OF_A_VIDEO, defaults_above
-from framepackd.intake import INPUTS, MANIFEST
 from framepackd.jobs import JobStore
 from framepackd.listing import list_files
 from framepackd.names import rest_of_name
 from framepackd.resolving import resolve
+from framepackd.work_folder import INPUTS, MANIFEST
 
 log = logging.getLogger(__name__)
 

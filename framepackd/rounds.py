@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from framepackd import intake
-from framepackd.config import Config, mount_of, poll_seconds
+from framepackd.config import Config, poll_seconds
+from framepackd.files import mount_of
 from framepackd.folders import FolderError
 from framepackd.forgotten import forgotten
 from framepackd.groups import Group

@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from framepackd import delivery, intake, loras, readiness, worker
+from framepackd import delivery, loras, readiness, work_folder, worker
 from framepackd.clips import clips, continued
 from framepackd.config import Config
 from framepackd.database import Job, State
@@ -122,7 +122,7 @@ class Runner:
 
     def _work(self, job: Job) -> worker.Work:
         folder = self._config.jobs_dir / job.id
-        request, *following = clips(job, folder / intake.INPUTS, self._config.lora_dir)
+        request, *following = clips(job, folder / work_folder.INPUTS, self._config.lora_dir)
         return worker.Work(
             job_id=job.id,
             request=request,
@@ -130,8 +130,8 @@ class Runner:
             spec=self._config.spec(job.settings["model"]),
             fingerprint=job.fingerprint,
             result=folder / delivery.RESULT,
-            checkpoint=folder / intake.CHECKPOINT,
-            preview=folder / intake.PREVIEW,
+            checkpoint=folder / work_folder.CHECKPOINT,
+            preview=folder / work_folder.PREVIEW,
             sections=job.sections,
             frames=job.frames,
             size=(job.height, job.width),

@@ -14,7 +14,7 @@ from framepackd import aside
 from framepackd.apart import within
 from framepackd.config import Config
 from framepackd.database import Job
-from framepackd.intake import CHECKPOINT, INPUTS
+from framepackd.work_folder import CHECKPOINT, INPUTS
 
 # Left free beside the jobs in the state folder: a few MiB for the database and its log, the rest for the
 # system's log and for what is dropped into an inbox on the same disk, a hundred photos.

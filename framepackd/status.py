@@ -11,12 +11,12 @@ from typing import Any
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State
 from framepackd.inbox import Waiting
-from framepackd.intake import PREVIEW
 from framepackd.jobs import JobStore
 from framepackd.moving import Progress
 from framepackd.names import as_utf8, printable, size_text
 from framepackd.problems import Problem
 from framepackd.stage import stage
+from framepackd.work_folder import PREVIEW
 
 LAST_RESULTS = 100
 

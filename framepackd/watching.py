@@ -10,7 +10,7 @@ from watchdog.events import FileSystemEvent, FileSystemEventHandler
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
-from framepackd.config import mount_of
+from framepackd.files import mount_of
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ from framepackd import client
 from framepackd.config import Config
 from framepackd.control import AlreadyRunningError
 from framepackd.database import StoreError
-from framepackd.intake import PREVIEW
 from framepackd.status import running_in
 from framepackd.web.api import add_endpoint
 from framepackd.web.drop import drop
+from framepackd.work_folder import PREVIEW
 
 REFRESH_SECONDS = 2.0
 LATENT_PREVIEW = "preview.png"  # in a job's folder

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from framepackd.config import Config, filesystem_type
+from framepackd.config import Config
+from framepackd.files import filesystem_type
 from framepackd.names import size_text
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from rich.console import Console
 from framepack_core.engine import Engine
 from framepack_core.media import count_frames
 from framepack_core.sections import frame_count
-from framepackd import commands, display, generation, intake, resolving, video
+from framepackd import commands, display, generation, resolving, video, work_folder
 from framepackd.clips import clips
 from framepackd.database import Job, State
 from framepackd.folders import MARKER
@@ -276,7 +276,7 @@ def test_a_chain_is_one_job_whose_row_counts_all_clips(place: Place) -> None:
     job = drop(place, "red", "green", "blue", settings="seconds = 2\nsteps = 7")
     assert (job.clips, job.sections, job.frames, job.steps_total) == (2, 4, 2 * 72 + 1, 28)
     assert list(job.inputs) == ["frame-0", "frame-1", "frame-2", "text", "settings"]
-    inputs = place.config.jobs_dir / job.id / intake.INPUTS
+    inputs = place.config.jobs_dir / job.id / work_folder.INPUTS
     pairs = [
         (clip.image.name, clip.end_image and clip.end_image.name)
         for clip in clips(job, inputs, place.config.lora_dir)
@@ -321,7 +321,7 @@ def test_a_failed_chain_comes_back_whole(place: Place) -> None:
     (answer,) = commands.perform(request, commands.Queue(place.config, place.store))["results"]
     assert answer["done"], answer
     assert [path.name for path in place.config.failed.iterdir()] == [MARKER]
-    inputs = place.config.jobs_dir / taken.id / intake.INPUTS
+    inputs = place.config.jobs_dir / taken.id / work_folder.INPUTS
     assert sorted(path.name for path in inputs.iterdir()) == ["cat.txt", *frames]
     assert place.store.get(taken.id).inputs == taken.inputs
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from framepackd import commands, intake
+from framepackd import commands, intake, work_folder
 from framepackd.database import Job, State, utc_now
 from framepackd.folders import MARKER
 from framepackd.inbox import Inbox
@@ -104,7 +104,7 @@ def test_bringing_files_back_survives_dying_at_every_line(
         if only_job(place).state == State.FAILED:  # it died before anything was recorded
             ((done, message),) = do(place, "retry", "cat")
             assert done, message
-        inputs = place.config.jobs_dir / only_job(place).id / intake.INPUTS
+        inputs = place.config.jobs_dir / only_job(place).id / work_folder.INPUTS
         assert names(inputs) == ["cat.png", "cat.txt"]
         assert (inputs / "cat.txt").read_text() == "pan left"
         assert names(place.config.failed) == []
@@ -173,7 +173,7 @@ def test_of_several_failed_jobs_of_one_name_each_gets_its_own_files_back(tmp_pat
     ((done, message),) = do(place, "retry", "cat")
     assert done, message
     assert second.id in message, "the name means the last"
-    assert (place.config.jobs_dir / second.id / intake.INPUTS / "cat.txt").read_text() == "second"
+    assert (place.config.jobs_dir / second.id / work_folder.INPUTS / "cat.txt").read_text() == "second"
     assert names(place.config.failed) == ["cat.error.txt", "cat.png", "cat.txt"]
 
 
@@ -277,7 +277,7 @@ def test_a_failed_job_keeps_for_some_days_what_was_set_aside_too(
     if old:
         for path in work.rglob("*"):
             os.utime(path, (0, 0))
-    intake.clear_work_folder(work, state)
+    work_folder.clear_work_folder(work, state)
     left = sorted(path.name for path in work.iterdir()) if work.exists() else []
     assert left == ([] if old or state is State.CANCELLED else [*kept])
 

@@ -126,7 +126,7 @@ def test_a_model_of_ones_own_names_its_repositories(tmp_path: Path) -> None:
 def test_scans_are_more_frequent_where_events_cannot_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config()
     for filesystem, expected in (("ext4", 60), ("nfs4", 10), ("fuse.sshfs", 10), ("cifs", 10)):
-        monkeypatch.setattr("framepackd.config.filesystem_type", lambda _, found=filesystem: found)
+        monkeypatch.setattr("framepackd.files.filesystem_type", lambda _, found=filesystem: found)
         assert poll_seconds(config) == expected
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import commands, delivery, files, intake, moving
+from framepackd import commands, delivery, files, intake, moving, work_folder
 from framepackd.database import Job, State
 from framepackd.folders import MARKER
 from framepackd.jobs import CANCELLED
@@ -166,7 +166,7 @@ def test_a_failed_job_whose_name_was_replaced_can_be_tried_again(place: Place, p
     )["results"]
     assert result["done"], result
     assert names(folder) == []
-    assert names(place.config.jobs_dir / job.id / intake.INPUTS) == ["who?.png", "who?.txt"]
+    assert names(place.config.jobs_dir / job.id / work_folder.INPUTS) == ["who?.png", "who?.txt"]
 
 
 @pytest.mark.parametrize(
@@ -411,7 +411,7 @@ def older(place: Place, job: Job) -> Path:
     work = place.config.jobs_dir / job.id
     outgoing = work / delivery.OUTGOING
     outgoing.mkdir()
-    for path in (work / intake.INPUTS).iterdir():
+    for path in (work / work_folder.INPUTS).iterdir():
         path.rename(outgoing / path.name)
     for path in (work / delivery.RESULT).iterdir():
         path.rename(outgoing / f"cat{path.name}")

@@ -16,7 +16,7 @@ from PIL import Image
 from framepack_core import continuing, footage
 from framepack_core.errors import RequestError
 from framepack_core.media import crop_to
-from framepackd import delivery, intake, retry, space
+from framepackd import delivery, intake, retry, space, work_folder
 from framepackd.config import Config, load_config
 from framepackd.database import Job, State
 from framepackd.extending import MAX_RECORD_BYTES, Record, read_record
@@ -472,4 +472,4 @@ def test_a_job_cancelled_with_keep_delivers_both_videos_and_can_be_retried(studi
     studio.store.retry(job.id)
     retry.bring_back(studio.store.get(job.id), studio.config, studio.store)
     assert studio.store.get(job.id).delivery is None
-    assert len(frames(studio.config.jobs_dir / job.id / intake.INPUTS / "dog.mp4")) == 40
+    assert len(frames(studio.config.jobs_dir / job.id / work_folder.INPUTS / "dog.mp4")) == 40

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from framepack_core.engine import Clip, Engine
-from framepackd import commands, intake
+from framepackd import commands, intake, work_folder
 from framepackd.clips import clips
 from framepackd.config import ConfigError, load_config
 from framepackd.database import Job, State
@@ -42,7 +42,7 @@ def waiting(place: Place) -> dict[str, str]:
 
 
 def inputs(place: Place, job: Job) -> Path:
-    return place.config.jobs_dir / job.id / intake.INPUTS
+    return place.config.jobs_dir / job.id / work_folder.INPUTS
 
 
 def error(place: Place) -> str:
@@ -228,7 +228,7 @@ def test_variations_take_their_keyframes_along(place: Place) -> None:
     for job in place.store.in_state(State.QUEUED):
         assert (inputs(place, job) / f"{job.name}_section_0.png").exists()
         assert job.settings["keyframes"] == {"0": f"{job.name}_section_0.png"}
-        manifest = json.loads((place.config.jobs_dir / job.id / intake.MANIFEST).read_text())
+        manifest = json.loads((place.config.jobs_dir / job.id / work_folder.MANIFEST).read_text())
         assert manifest["name"] == job.name
 
 

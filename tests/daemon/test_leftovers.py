@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from framepackd import commands, files, intake
+from framepackd import commands, files, intake, work_folder
 from framepackd.database import Job, State
 from framepackd.jobs import JobStore
 from tests.daemon.test_files import Died, Place, cross
@@ -117,16 +117,16 @@ def test_a_damaged_manifest_is_told_with_what_to_do_and_hides_no_job(place: Plac
     identity = leave_queued(place)
     works = [place.config.jobs_dir / f"20260101-{number:06}-abcdef" for number in range(len(MANIFESTS))]
     for work, content in zip(works, MANIFESTS.values(), strict=True):
-        (work / intake.INPUTS).mkdir(parents=True)
-        (work / intake.INPUTS / "cat.png").write_text("precious")
+        (work / work_folder.INPUTS).mkdir(parents=True)
+        (work / work_folder.INPUTS / "cat.png").write_text("precious")
         written = content if isinstance(content, str | bytes) else json.dumps(content)
-        (work / intake.MANIFEST).write_bytes(written.encode() if isinstance(written, str) else written)
+        (work / work_folder.MANIFEST).write_bytes(written.encode() if isinstance(written, str) else written)
     jobs, problems = adopt(place)
     assert [job.id for job in jobs] == [identity]
     for work, problem in zip(works, problems, strict=True):
         assert "damaged" in problem
         assert f"{work}/inputs" in problem
-        assert (work / intake.INPUTS / "cat.png").read_text() == "precious"
+        assert (work / work_folder.INPUTS / "cat.png").read_text() == "precious"
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
@@ -135,7 +135,7 @@ def test_a_manifest_that_is_no_file_neither_hangs_nor_stops_the_start(
 ) -> None:
     identity = leave_queued(place)
     (place.config.jobs_dir / ID).mkdir()
-    make(place.config.jobs_dir / ID / intake.MANIFEST)
+    make(place.config.jobs_dir / ID / work_folder.MANIFEST)
     jobs, problems = adopt(place)
     assert [job.id for job in jobs] == [identity]
     assert len(problems) == 1
@@ -147,7 +147,7 @@ def test_one_folder_that_cannot_be_finished_hides_no_job_behind_it(
 ) -> None:
     identity = leave_queued(place)
     shutil.copytree(place.config.jobs_dir / identity, place.config.jobs_dir / ID)
-    read = intake._read_manifest
+    read = work_folder.read_manifest
 
     def refuse(work: Path) -> dict[str, Any]:
         if work.name == ID:
@@ -155,7 +155,7 @@ def test_one_folder_that_cannot_be_finished_hides_no_job_behind_it(
         return read(work)
 
     with monkeypatch.context() as patched:
-        patched.setattr(intake, "_read_manifest", refuse)
+        patched.setattr(intake, "read_manifest", refuse)
         jobs, (problem,) = adopt(place)
     assert [job.id for job in jobs] == [identity]
     assert ID in problem
@@ -213,10 +213,10 @@ def test_a_link_in_the_folder_of_a_failed_job_is_removed_and_not_followed(
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/precious").touch()
     work = place.config.jobs_dir / ID
-    (work / intake.CHECKPOINT).mkdir(parents=True)
+    (work / work_folder.CHECKPOINT).mkdir(parents=True)
     (work / "result").symlink_to(tmp_path / "outside")
-    intake.clear_work_folder(work, State.FAILED)
-    assert names(work) == [intake.CHECKPOINT]
+    work_folder.clear_work_folder(work, State.FAILED)
+    assert names(work) == [work_folder.CHECKPOINT]
     assert names(tmp_path / "outside") == ["precious"]
 
 
@@ -264,9 +264,9 @@ def test_a_job_half_taken_in_waits_for_its_share(
     die_while_taking(place, monkeypatch, copied)
     (work,) = place.config.jobs_dir.iterdir()
     if not noted:
-        manifest = json.loads((work / intake.MANIFEST).read_text())
+        manifest = json.loads((work / work_folder.MANIFEST).read_text())
         del manifest["inbox"]
-        (work / intake.MANIFEST).write_text(json.dumps(manifest))
+        (work / work_folder.MANIFEST).write_text(json.dumps(manifest))
     share = Share(place)
     share.unmount()
     for _ in range(2):
@@ -280,7 +280,7 @@ def test_a_job_half_taken_in_waits_for_its_share(
     (job,), problems = adopt(place)
     assert (job.name, job.delivery, problems) == ("cat", None, [])
     assert names(place.config.inbox / folder) == []
-    assert names(work / intake.INPUTS) == ["cat.png", "cat.txt"]
+    assert names(work / work_folder.INPUTS) == ["cat.png", "cat.txt"]
 
 
 def test_files_of_that_name_in_the_bare_folder_are_neither_hidden_nor_taken_for_the_others(
@@ -384,7 +384,7 @@ def test_a_copy_on_its_way_back_across_file_systems_is_not_lost(
             place.take()
     adopt(place)
     job = place.take()
-    (taken,) = (place.config.jobs_dir / job.id / intake.INPUTS).glob("*.png")
+    (taken,) = (place.config.jobs_dir / job.id / work_folder.INPUTS).glob("*.png")
     assert taken.read_bytes() == picture
     assert names(place.config.inbox) == []
 

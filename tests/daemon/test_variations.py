@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from framepack_core.request import MAX_SEED
-from framepackd import commands, files, intake, resolving
+from framepackd import commands, files, intake, resolving, work_folder
 from framepackd.database import Job, State
 from framepackd.jobs import JobStore
 from framepackd.status import whole
@@ -43,7 +43,7 @@ def dropped(place: Place) -> list[str]:
 
 
 def inputs(place: Place, job: Job) -> dict[str, bytes]:
-    folder = place.config.jobs_dir / job.id / intake.INPUTS
+    folder = place.config.jobs_dir / job.id / work_folder.INPUTS
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -265,7 +265,7 @@ def test_a_variation_is_tried_again_with_its_own_seed(place: Place) -> None:
     done, message = retry(place, job)
     assert done, message
     assert place.store.get(job.id).settings["seed"] == 9
-    manifest = json.loads((place.config.jobs_dir / job.id / intake.MANIFEST).read_text())
+    manifest = json.loads((place.config.jobs_dir / job.id / work_folder.MANIFEST).read_text())
     assert manifest["seed"] == 9, "also where the database is lost"
 
 
