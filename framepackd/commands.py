@@ -94,9 +94,7 @@ def settle(
         OSError: that cannot be done now; nothing is lost, try again later.
     """
     assert job.delivery is not None
-    with folders.opened(
-        "outbox" if job.delivery["state"] in (State.DONE, State.SKIPPED) else "failed", config
-    ):
+    with folders.opened(State(job.delivery["state"]).folder, config):
         if job.delivery["state"] == State.QUEUED:
             retry.bring_back(job, config, store, progress=progress)
         else:

@@ -10,7 +10,7 @@ import multiprocessing.connection
 import os
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -57,8 +57,9 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
         with ExitStack() as stack:
             store = JobStore(config.database)
             problems = rights.put_right(config)  # of the database's files too
-            daemon = Daemon(config, store, once=once, load_again=load_again or (lambda: config))
-            daemon.tell(problems)
+            daemon = Daemon(
+                config, store, once=once, load_again=load_again or (lambda: config), problems=problems
+            )
             stack.enter_context(hearing_signals(daemon.stop, daemon.reload))
             stack.enter_context(control.serve(config.state_dir, daemon.answer))
             return daemon.run()
@@ -76,9 +77,18 @@ class Daemon:
     """The loop: look at the inbox, deliver what is decided, listen to the worker, start the next job."""
 
     def __init__(
-        self, config: Config, store: JobStore, *, load_again: Callable[[], Config], once: bool = False
+        self,
+        config: Config,
+        store: JobStore,
+        *,
+        load_again: Callable[[], Config],
+        once: bool = False,
+        problems: Sequence[Problem] = (),
     ) -> None:
-        """Take what is opened already; ``once`` ends when nothing is left to do."""
+        """Take what is opened already, and what the start could not put right.
+
+        ``once`` ends when nothing is left to do.
+        """
         self._config = config
         self._store = store
         self._once = once
@@ -86,7 +96,7 @@ class Daemon:
         self._rounds = Rounds(config, store, self.wake)
         self._at_inbox: Apart[Looked] = Apart("inbox", self._nudge)
         self._looked = Looked()
-        self._problems: tuple[Problem, ...] = ()  # told at the start
+        self._problems = problems
         self._deliveries = Deliveries(config, store, self._nudge, self._is_to_stop)
         self._load_again = load_again
         self._runner = Runner(config, store)
@@ -109,10 +119,6 @@ class Daemon:
         self._reload_asked = False
         self._stop_by = math.inf  # when a stop waits no longer for disks
         self.stopping = False
-
-    def tell(self, problems: Iterable[Problem]) -> None:
-        """Have the status tell of problems as well, as long as this daemon runs."""
-        self._problems = (*self._problems, *problems)
 
     def wake(self) -> None:
         """Have the loop look at the inbox soon; called from other threads and signal handlers."""

@@ -90,6 +90,11 @@ class State(StrEnum):
     CANCELLED = "cancelled"
     SKIPPED = "skipped"
 
+    @property
+    def folder(self) -> str:
+        """The key of the folder that such a job's files go to; one that is to run again comes from there."""
+        return "outbox" if self in (State.DONE, State.SKIPPED) else "failed"
+
 
 ENDED = (State.DONE, State.FAILED, State.CANCELLED, State.SKIPPED)
 

@@ -27,10 +27,7 @@ RETRY_SECONDS = 30.0  # before what could not be moved is tried again
 PATIENCE_SECONDS = 0.5  # what is moved within this time has its outcome in the same round
 REACH_SECONDS = 5.0  # a command waits so long for the failed folder
 SILENT_SECONDS = 60.0  # without an answer; then status says so
-WAYS = {
-    "outbox": (State.DONE, State.SKIPPED),
-    "failed": (State.FAILED, State.CANCELLED, State.QUEUED),  # queued: back from there
-}
+WAYS = {key: [state for state in State if state.folder == key] for key in folders.MARKED}
 Made = TypeVar("Made")
 
 
@@ -213,7 +210,7 @@ class Deliveries:
         """Say of a job whose end is decided what it is to be, and what is in the way of its files."""
         if job.delivery is None:
             return None
-        way = next(way for way in self._ways.values() if job.delivery["state"] in way.states)
+        way = self._ways[State(job.delivery["state"]).folder]
         if self.is_moving(job.id):
             return described(job, moved=way.progress)
         obstacle = way.obstacle or self._obstacles.get(job.id)

@@ -109,17 +109,13 @@ def forget(work: Path) -> None:
     files.sync_folder(work)
 
 
-def _root(state: State, config: Config) -> Path:
-    return config.outbox if state in (State.DONE, State.SKIPPED) else config.failed
-
-
 def _plan(job: Job, state: State, config: Config, work: Path) -> Plan:
     """Give the plan for the end that is decided; what was gathered for another one is taken back.
 
     Raises:
         OSError: a video that was made is not there, or the work folder cannot be written.
     """
-    root = str(_root(state, config))
+    root = str(getattr(config, state.folder))
     plan = _written_plan(work) or _plan_of_older_version(job, state, config, work)
     if plan is not None and (plan.state, plan.root) == (state, root):
         return plan
@@ -315,7 +311,9 @@ def _plan_of_older_version(job: Job, state: State, config: Config, work: Path) -
     if not outgoing.exists():
         return None
     state = _end_of_older_version(job, state, {path.name for path in outgoing.iterdir()})
-    plan = Plan(state, str(_root(state, config)), _files(job, state, work), folder=job.folder, name=job.name)
+    plan = Plan(
+        state, str(getattr(config, state.folder)), _files(job, state, work), folder=job.folder, name=job.name
+    )
     plan.stem = stem.read_text(encoding="utf-8") if stem.exists() else ""
     _bring_home(job, plan, outgoing)
     origins = {

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from framepackd import files, rights
 from framepackd.config import Config
+from framepackd.listing import UNREACHABLE
 
 MARKER = ".framepackd.marker"
 RECORD = (
@@ -26,18 +27,14 @@ MARKED = ("outbox", "failed")
 NOT_THERE = "is not there: mount its disk or share"
 ANOTHER = "is not the folder that it was: its disk or share is not mounted, or it was made anew. Mount it"
 ACCEPT = "; if this is the right place from now on, run framepackd check --accept-folders"
+CLOSED = "may not be moved or written by this user: correct its owner or rights"
 # What holds for all that is moved to a folder, with what to do.
-REMEDIES = {
+REMEDIES = UNREACHABLE | {
     errno.EROFS: "is read-only: mount it for writing",
     errno.ENOSPC: "is full: make room",
     errno.EDQUOT: "has no more room for this user: raise the quota or make room",
-    errno.EACCES: "may not be moved or written by this user: correct its owner or rights",
-    errno.EPERM: "may not be moved or written by this user: correct its owner or rights",
-    errno.EIO: "fails: look after its disk or its connection (dmesg)",
-    errno.ESTALE: "is gone from its server: mount it again",
-    errno.EHOSTDOWN: "does not answer: look after its connection",
-    errno.ETIMEDOUT: "does not answer: look after its connection",
-    errno.ENOTCONN: "is not connected: mount it again",
+    errno.EACCES: CLOSED,
+    errno.EPERM: CLOSED,
 }
 _recording = threading.Lock()
 

@@ -350,12 +350,7 @@ class JobStore:
                 session.scalars(select(Job).where(Job.state.in_(states)).order_by(*order).limit(limit))
             )
 
-    def undelivered(self) -> list[Job]:
-        """List the jobs whose end is decided and whose files are still to be moved."""
-        with self.looking() as session:
-            return list(session.scalars(select(Job).where(Job.delivery.is_not(None)).order_by(Job.position)))
-
-    def to_deliver(self, states: Collection[State]) -> list[str]:
+    def to_deliver(self, states: Collection[State] = tuple(State)) -> list[str]:
         """Give the ids of the jobs that are decided to end in one of some states, in the queue's order."""
         decided = func.json_extract(Job.delivery, "$.state").in_(states)
         with self.looking() as session:

@@ -35,17 +35,19 @@ MAX_FILES = 50_000  # 130 MB of memory to look at
 MAX_PARTS = 10_000  # hidden files of our own; there are none but after a crash
 CLOSED = "may not be looked into by this user: correct its permissions, or those of a folder above it"
 SILENT = "is of a share whose server does not answer: look after the server and the network"
-REMEDIES = {
-    errno.ENOENT: "is not there: mount its share, or make it again",
-    errno.ENOTDIR: "is no folder: move away what lies in its place",
-    errno.EACCES: CLOSED,
-    errno.EPERM: CLOSED,
+UNREACHABLE = {
     errno.ESTALE: "is of a share that its server has exported anew: unmount it and mount it again",
     errno.ENOTCONN: "is of a share that is not connected any more: unmount it and mount it again",
     errno.EHOSTDOWN: SILENT,
     errno.EHOSTUNREACH: SILENT,
     errno.ETIMEDOUT: SILENT,
-    errno.EIO: "cannot be read: its disk or share fails, look into the kernel's log (dmesg)",
+    errno.EIO: "cannot be used: its disk or share fails, look into the kernel's log (dmesg)",
+}
+REMEDIES = UNREACHABLE | {
+    errno.ENOENT: "is not there: mount its share, or make it again",
+    errno.ENOTDIR: "is no folder: move away what lies in its place",
+    errno.EACCES: CLOSED,
+    errno.EPERM: CLOSED,
     errno.ELOOP: "is a symbolic link that leads in a circle: correct it",
     errno.EMFILE: "cannot be opened: too many files are open, raise LimitNOFILE= or ulimit -n",
     errno.ENFILE: "cannot be opened: too many files are open on this machine, raise fs.file-max",

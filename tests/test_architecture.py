@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from click import Command, Group
 
 from framepackd.cli import main
+from tests.conftest import pytest_runtest_makereport
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -72,6 +75,19 @@ def tracked() -> set[str]:
     if listed.returncode != 0:
         pytest.skip("not a git checkout: the tree cannot be told from what lies about")
     return set(listed.stdout.splitlines())
+
+
+@pytest.mark.parametrize(("in_ci", "outcome"), [("1", "failed"), ("", "skipped")])
+def test_what_is_skipped_for_want_of_something_fails_in_ci_and_nowhere_else(
+    monkeypatch: pytest.MonkeyPatch, in_ci: str, outcome: str
+) -> None:
+    monkeypatch.setenv("CI", in_ci)
+    report: Any = SimpleNamespace(skipped=True, outcome="skipped", longrepr="no chromium")
+    hook = pytest_runtest_makereport()
+    next(hook)
+    with pytest.raises(StopIteration):
+        hook.send(report)
+    assert report.outcome == outcome
 
 
 # Folders of which the README names only themselves.

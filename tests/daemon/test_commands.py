@@ -13,7 +13,7 @@ from framepackd.database import Job, State, utc_now
 from framepackd.folders import MARKER
 from framepackd.inbox import Inbox
 from framepackd.jobs import JobStore
-from tests.daemon.test_files import Place, across, at_every_call  # noqa: F401 - across: a fixture
+from tests.daemon.test_files import Place, across, at_every_call, undelivered  # noqa: F401 - across: a fixture
 
 
 def do(place: Place, command: str, *jobs: str, **more: Any) -> list[tuple[bool, str]]:
@@ -23,7 +23,7 @@ def do(place: Place, command: str, *jobs: str, **more: Any) -> list[tuple[bool, 
 
 
 def settle(place: Place) -> None:
-    for job in place.store.undelivered():
+    for job in undelivered(place.store):
         commands.settle(job, place.config, place.store)
 
 

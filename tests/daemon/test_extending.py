@@ -25,6 +25,7 @@ from framepackd.inbox import Inbox
 from framepackd.jobs import JobStore
 from framepackd.runner import Runner
 from framepackd.worker import Finished, Message, Resumed, StepDone, _answer
+from tests.daemon.test_files import undelivered
 from tests.daemon.test_generation import Ears
 from tests.golden import TINY_MODELS
 
@@ -392,7 +393,7 @@ def test_what_cannot_be_gone_on_with_is_told_and_comes_back_under_its_name(studi
         told = "dog.latents.safetensors is of" if way != "nan" else "holds numbers that are none"
     if way != "nan":
         assert told in studio.refusal()
-        delivery.deliver(studio.store.undelivered()[0], studio.config, studio.store)
+        delivery.deliver(undelivered(studio.store)[0], studio.config, studio.store)
     else:
         assert told in getattr(studio.make()[1], "error", "")
     delivered = {path.name for path in studio.config.failed.iterdir()}

@@ -141,6 +141,11 @@ def at_every_call(
     raise AssertionError("never came to an end")
 
 
+def undelivered(store: JobStore) -> list[Job]:
+    """Give the jobs whose end is decided and whose files are still to be moved."""
+    return [store.get(job_id) for job_id in store.to_deliver()]
+
+
 class Place:
     """Folders, a store and one job's files."""
 
@@ -179,7 +184,7 @@ class Place:
         self.generate()
 
     def deliver(self) -> None:
-        for job in self.store.undelivered():
+        for job in undelivered(self.store):
             delivery.deliver(job, self.config, self.store)
 
     def outbox(self) -> list[str]:

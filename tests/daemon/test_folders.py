@@ -12,7 +12,7 @@ from framepackd.database import State
 from framepackd.folders import MARKER, FolderError
 from framepackd.rounds import Rounds
 from tests.daemon.mounts import mounted, needs_mounts, unmount
-from tests.daemon.test_files import Place
+from tests.daemon.test_files import Place, undelivered
 from tests.daemon.test_loop import Loop, ask_in_thread
 
 
@@ -27,7 +27,7 @@ def accept(place: Place) -> None:
 
 
 def deliver(place: Place) -> None:
-    for job in place.store.undelivered():
+    for job in undelivered(place.store):
         commands.settle(job, place.config, place.store)
 
 

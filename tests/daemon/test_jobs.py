@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from framepackd.database import ENDED, SCHEMA_VERSION, Job, State, StoreError, utc_now
 from framepackd.jobs import STALLED_DEATHS, JobStore
+from tests.daemon.test_files import undelivered
 
 
 def job(number: int = 0) -> Job:
@@ -129,7 +130,7 @@ def test_what_is_decided_is_not_started_again(store: JobStore) -> None:
     store.add(job())
     store.decide("job-0", State.FAILED, error="no")
     assert store.claim() is None
-    assert [found.id for found in store.undelivered()] == ["job-0"]
+    assert [found.id for found in undelivered(store)] == ["job-0"]
 
 
 def test_an_ended_job_stays_as_it_ended(store: JobStore) -> None:
@@ -138,7 +139,7 @@ def test_an_ended_job_stays_as_it_ended(store: JobStore) -> None:
     with pytest.raises(StoreError, match="has ended already"):
         store.requeue("job-0", "what for")
     store.decide("job-0", State.FAILED, error="late")
-    assert store.undelivered() == []
+    assert undelivered(store) == []
     assert store.get("job-0").state == State.DONE
 
 

@@ -18,7 +18,7 @@ from framepackd.database import Job, State
 from framepackd.groups import Group, group_files
 from framepackd.inbox import Inbox
 from tests.conftest import tiny_spec
-from tests.daemon.test_files import Place, at_every_call
+from tests.daemon.test_files import Place, at_every_call, undelivered
 
 POSE = 'keyframes = {"0" = "pose.png"}\n'
 
@@ -47,7 +47,7 @@ def inputs(place: Place, job: Job) -> Path:
 
 def error(place: Place) -> str:
     place.take()
-    (job,) = place.store.undelivered()
+    (job,) = undelivered(place.store)
     assert job.delivery is not None
     return str(job.delivery["error"])
 

@@ -18,7 +18,7 @@ from framepackd.database import Job, State
 from framepackd.jobs import JobStore
 from framepackd.status import whole
 from framepackd.variations import choose_seeds, seed_in
-from tests.daemon.test_files import Place, at_every_call
+from tests.daemon.test_files import Place, at_every_call, undelivered
 
 THREE = "seeds = 3\nseed = 7\n"
 SEEDS = (7, 8, 9)
@@ -190,7 +190,7 @@ def test_without_the_database_every_variation_is_taken_in_again_with_its_seed(pl
 def test_a_mistake_fails_once_and_not_for_every_variation(place: Place) -> None:
     drop(place, "seeds = 3\nsteps = 0\n")
     place.take()
-    (job,) = place.store.undelivered()
+    (job,) = undelivered(place.store)
     assert (job.name, (job.delivery or {})["state"]) == ("cat", State.FAILED)
 
 
@@ -198,7 +198,7 @@ def test_a_mistake_fails_once_and_not_for_every_variation(place: Place) -> None:
 def test_a_number_of_seeds_out_of_range_is_refused(place: Place, seeds: str) -> None:
     drop(place, f"seeds = {seeds}\n")
     place.take()
-    (job,) = place.store.undelivered()
+    (job,) = undelivered(place.store)
     assert "seeds must be 1 to 64" in (job.delivery or {})["error"]
 
 
@@ -211,7 +211,7 @@ def test_what_is_done_is_skipped_variation_by_variation(place: Place) -> None:
     place.config = place.config.model_copy(update={"on_duplicate": "skip"})
     drop(place)
     place.take()
-    decided = {job.name: (job.delivery or {})["state"] for job in place.store.undelivered()}
+    decided = {job.name: (job.delivery or {})["state"] for job in undelivered(place.store)}
     assert decided == {"cat_seed_7": State.SKIPPED}
     assert sorted(job.name for job in queued(place) if job.delivery is None) == [
         *(["cat_seed_8"] * 2),
@@ -272,7 +272,7 @@ def test_a_variation_is_tried_again_with_its_own_seed(place: Place) -> None:
 def test_a_job_put_right_in_the_failed_folder_cannot_become_several(place: Place) -> None:
     drop(place, "seeds = 3\nsteps = 0\n")
     place.take()
-    (job,) = place.store.undelivered()
+    (job,) = undelivered(place.store)
     commands.settle(job, place.config, place.store)
     (place.config.failed / "sub/cat.toml").write_text("seeds = 3\nsteps = 1\n")
     done, message = retry(place, job)
