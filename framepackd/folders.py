@@ -114,14 +114,19 @@ def accept(key: str, config: Config) -> None:
 
 
 def make_new(config: Config) -> None:
-    """Make and mark those folders that were never there before; the others may come back, and are waited for.
+    """Make those folders that were never there before, and mark them; the others are waited for.
+
+    One that cannot be marked just now, read-only perhaps, is marked when it is used: ``opened``.
 
     Raises:
         OSError: one cannot be made.
     """
     for key in ("inbox", *MARKED):
-        if str(getattr(config, key)) not in _record(config):
-            accept(key, config)
+        path: Path = getattr(config, key)
+        if str(path) not in _record(config):
+            files.make_folder(path, rights.mode_of(path, config))
+            with contextlib.suppress(OSError):
+                accept(key, config)
 
 
 def why(error: OSError, key: str, config: Config) -> tuple[str, bool]:
@@ -129,12 +134,13 @@ def why(error: OSError, key: str, config: Config) -> tuple[str, bool]:
     root: Path = getattr(config, key)
     if isinstance(error, FolderError):
         return f"{key} {error}", True
-    place = error.filename2 or error.filename
-    inside = place is None or Path(str(place)).is_relative_to(root)
-    if error.errno in REMEDIES:
-        where = f"{key} {root}" if inside else str(place)
-        return f"{where} {REMEDIES[error.errno]}", True
-    return f"{error.strerror}: {place or root}", False
+    place = Path(str(error.filename2 or error.filename or root))
+    if error.errno not in REMEDIES:
+        return f"{error.strerror}: {place}", False
+    # Rights may lack on a folder below alone; whatever else it is, it is of the whole disk.
+    for_all = error.errno not in (errno.EACCES, errno.EPERM) or root in (place, place.parent)
+    where = f"{key} {root}" if for_all and place.is_relative_to(root) else str(place)
+    return f"{where} {REMEDIES[error.errno]}", for_all
 
 
 def _marker(folder: Path) -> str:

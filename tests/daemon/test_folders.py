@@ -1,6 +1,7 @@
 """Folders that come and go: nothing is delivered into what a share is mounted over, and nothing is missed."""
 
 import json
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -66,6 +67,34 @@ def test_a_folder_without_the_marker_is_waited_for_and_nothing_is_made_in_it(
     assert place.store.get(job.id).state == state
 
 
+@needs_mounts
+def test_an_outbox_that_is_read_only_at_the_first_start_is_told_and_used_when_it_can_be(place: Place) -> None:
+    with mounted(place.config.outbox, "-o", "ro"):
+        folders.make_new(place.config)
+        with pytest.raises(OSError, match="Read-only") as told, folders.opened("outbox", place.config):
+            pass
+        reason, for_all = folders.why(told.value, "outbox", place.config)
+        assert reason == f"outbox {place.config.outbox} is read-only: mount it for writing"
+        assert for_all
+        subprocess.run(["mount", "-o", "remount,rw", place.config.outbox], check=True)
+        with folders.opened("outbox", place.config):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("place_of", "whose", "for_all"),
+    [("", "", True), ("cat.png", "", True), ("sub/cat.png", "sub/cat.png", False)],
+)
+def test_rights_that_lack_on_a_folder_below_keep_no_other_job_back(
+    place: Place, place_of: str, whose: str, for_all: bool
+) -> None:
+    outbox = place.config.outbox
+    error = PermissionError(13, "Permission denied", str(outbox / place_of))
+    reason, of_all = folders.why(error, "outbox", place.config)
+    assert reason.startswith(f"{outbox / whose} may not" if whose else f"outbox {outbox} may not")
+    assert of_all == for_all
+
+
 def test_another_folder_is_the_right_one_once_it_is_accepted(place: Place) -> None:
     with folders.opened("outbox", place.config):
         pass
@@ -107,7 +136,7 @@ def test_an_outbox_cannot_be_unmounted_under_a_delivery(place: Place) -> None:
     with (
         mounted(place.config.outbox),
         folders.opened("outbox", place.config),
-        pytest.raises(Exception, match="32"),
+        pytest.raises(subprocess.CalledProcessError),
     ):
         unmount(place.config.outbox)
 
