@@ -8,18 +8,15 @@ the plan was made for another end, the files are taken back first.
 
 import contextlib
 import errno
-import itertools
 import json
 import logging
-import os
 import shutil
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from framepackd import files, moving
+from framepackd import files, moving, target_names
 from framepackd.config import Config
 from framepackd.database import Job, State, utc_now
 from framepackd.groups import OF_A_VIDEO
@@ -37,8 +34,6 @@ PLAN = "delivery.json"
 MOVING = "moving.json"  # how far the file is that is just being copied
 VIDEO = ".mp4"
 SOURCE = ".source"  # NAME.source.mp4: the video as it was before
-# No matter of names; any other error is one, where another name is taken: exFAT by FUSE says ENOENT.
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass
@@ -82,7 +77,7 @@ def deliver(
     plan = _plan(job, state, config, work)
     if not plan.stem:
         _gather(job, plan, work)
-    _make_below(Path(plan.root), plan.folder, job.id)
+    target_names.make_below(Path(plan.root), plan.folder, job.id)
     _move_all(job, plan, work, progress or Progress())
     output = plan.target / f"{plan.stem}{VIDEO}" if state is State.DONE else None
     if output is not None:
@@ -173,7 +168,7 @@ def _gather(job: Job, plan: Plan, work: Path) -> None:
     for name, origin in plan.files.items():
         if origin is not None and (work / origin).exists():
             (work / origin).rename(outgoing / name)
-    plan.folder = _make_below(Path(plan.root), job.folder, job.id)
+    plan.folder = target_names.make_below(Path(plan.root), job.folder, job.id)
     plan.name, stem = _choose(job, plan, list(plan.files))
     _write_text(job, plan, outgoing / _text_name(job, State(plan.state)))
     files.sync_folder(outgoing)
@@ -206,73 +201,17 @@ def _choose(job: Job, plan: Plan, names: list[str]) -> tuple[str, str]:
     if plan.name in known:
         known = known[known.index(plan.name) :]
     for name in known[:-1]:
-        stem = free_stem(name, rests, plan.target, plan.stem or None)
-        if _holds(plan.target, job.id, stem + max(rests, key=len)):
+        stem = target_names.free_stem(name, rests, plan.target, plan.stem or None)
+        if target_names.holds(plan.target, job.id, stem + max(rests, key=len)):
             return name, stem
         log.info("job %s: %s cannot hold the name %r", job.id, plan.target, stem)
-    return known[-1], free_stem(known[-1], rests, plan.target, plan.stem or None)
+    return known[-1], target_names.free_stem(known[-1], rests, plan.target, plan.stem or None)
 
 
 def _missing(job: Job, plan: Plan) -> list[str]:
     """Name the dropped files that are not in the work folder to be delivered."""
     planned = plan.files.values()
     return [file for entry in job.inputs.values() if f"{INPUTS}/{(file := entry['file'])}" not in planned]
-
-
-def _holds(target: Path, job_id: str, name: str) -> bool:
-    """Say whether a folder can hold a name, by trying it in a hidden folder there."""
-    with _trial(target, job_id) as trial:
-        try:
-            (trial / name).touch()
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            (trial / "a").touch()
-            return False
-    return True
-
-
-@contextlib.contextmanager
-def _trial(folder: Path, job_id: str) -> Iterator[Path]:
-    """Make a hidden folder in a folder, for a moment: a name that any file system holds.
-
-    Raises:
-        OSError: it cannot be made, so it is not the name that is refused.
-    """
-    trial = folder / f"{files.PART_PREFIX}{job_id}-names"
-    trial.mkdir(exist_ok=True)
-    try:
-        yield trial
-    finally:
-        shutil.rmtree(trial, ignore_errors=True)
-
-
-def _make_below(root: Path, folder: str, job_id: str) -> str:
-    """Make a folder below a root, which must be there, and say what it is called where names are refused.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    root.stat()  # never made here: it may be a share that is not mounted
-    made = PurePosixPath()
-    for part in PurePosixPath(folder).parts:
-        made /= _make(root / made, stand_ins(part), job_id)
-    return str(made) if folder else ""
-
-
-def _make(above: Path, names: list[str], job_id: str) -> str:
-    """Make a folder under the first of some names that is not refused."""
-    for name in names[:-1]:
-        try:
-            files.make_folder(above / name)
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            with _trial(above, job_id):
-                continue
-        return name
-    files.make_folder(above / names[-1])
-    return names[-1]
 
 
 def _take_back(job: Job, plan: Plan, work: Path) -> list[str]:
@@ -359,42 +298,6 @@ def name_of_input(job: Job, role: str, file: str, state: State) -> str:
     if role not in OF_A_VIDEO or state is State.FAILED or (state is State.CANCELLED and job.cancel != "keep"):
         return rest
     return f"{SOURCE}{rest}"
-
-
-def free_stem(name: str, rests: list[str], target: Path, after: str | None = None) -> str:
-    """Find a name under which none of the files exists yet: NAME, NAME_001, NAME_002 ...
-
-    The folder is listed once. Whether it tells upper from lower case is found out by looking a name up.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
-    listed = {entry.name for entry in os.scandir(target)}
-    folded = {_folded(entry) for entry in listed}
-    tells_case = True
-    for number in itertools.count(0 if after is None else _number(name, after) + 1):
-        stem = f"{name}_{number:03}" if number else name
-        its = [stem + rest for rest in rests]
-        clashes = not folded.isdisjoint(map(_folded, its))
-        if not listed.isdisjoint(its) or (clashes and not tells_case):
-            continue
-        if not any(os.path.lexists(target / file) for file in its):
-            return stem
-        tells_case = tells_case and not clashes
-    raise AssertionError("numbers do not end")
-
-
-def _folded(name: str) -> str:
-    """Give what names have in common that some file systems do not tell apart."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _number(name: str, stem: str) -> int:
-    """Give the number behind a name, 0 for the name alone; -1 if it is not that name."""
-    if stem == name:
-        return 0
-    number = stem.removeprefix(f"{name}_")
-    return int(number) if number != stem and number.isdecimal() else -1
 
 
 def _part(job: Job, name: str) -> str:

@@ -14,19 +14,18 @@ import secrets
 import shutil
 import threading
 from collections.abc import Collection
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from framepack_core.buckets import Size
-from framepackd import files, moving, variations
+from framepackd import files, variations
+from framepackd.claiming import ChangedError, HalfTakenError, bring_in, put_back, signature_of
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
 from framepackd.groups import Group
 from framepackd.jobs import JobStore
-from framepackd.listing import Signature
-from framepackd.names import printable, taken_name
+from framepackd.names import printable
 from framepackd.problems import Problem
 from framepackd.resolving import resolve
 from framepackd.work_folder import (
@@ -45,14 +44,6 @@ TOLD_FOREIGN = 5  # things that are not ours, one by one
 
 # One at a time: what is just being taken in looks like what a crash has left.
 _taking = threading.Lock()
-
-
-class ChangedError(OSError):
-    """A file is not any more what had settled."""
-
-
-class HalfTakenError(OSError):
-    """Files that were being taken in are neither in the inbox nor in the work folder; the text says more."""
 
 
 class Leftovers(NamedTuple):
@@ -74,13 +65,13 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
     """
     with _taking:
         for path, settled in group.signatures.items():
-            if _signature(config.inbox / path) != list(settled):
+            if signature_of(config.inbox / path) != list(settled):
                 raise ChangedError(path)
         work = config.jobs_dir / _new_id()
         manifest = _manifest(group, config.inbox)
         _begin(work, manifest)
         try:
-            _bring_in(work, manifest, config.inbox)
+            bring_in(work, manifest, config.inbox)
             return _record(work, manifest, config, store)
         except OSError:
             _undo(work, manifest, config.inbox)
@@ -96,7 +87,7 @@ def _undo(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
     try:
         if "variations" in manifest:
             variations.undo(work, manifest, file=MANIFEST)
-        _put_back(work, manifest, inbox)
+        put_back(work, manifest, inbox)
     except HalfTakenError:
         raise
     except OSError as error:
@@ -227,161 +218,15 @@ def _finish(
     manifest = read_manifest(work)
     if "variations" not in manifest:
         try:
-            _bring_in(work, manifest, config.inbox)
+            bring_in(work, manifest, config.inbox)
         except ChangedError:
-            _put_back(work, manifest, config.inbox)
+            put_back(work, manifest, config.inbox)
             return []
     return _record(work, manifest, config, store, known, sizes)
 
 
 def _new_id() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-
-
-def _signature(path: Path) -> list[int] | None:
-    """Tell a file from others by that name; None if there is none."""
-    try:
-        status = path.lstat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return list(Signature(status.st_size, status.st_mtime_ns, status.st_ino))
-
-
-def _dropped_name(entry: dict[str, Any]) -> str:
-    return Path(entry["path"]).name
-
-
-def _claimed(folder: Path, work: Path, entry: dict[str, Any]) -> Path:
-    """Give the hidden name that a file has in its folder while it is taken in."""
-    return folder / f"{files.PART_PREFIX}{work.name}-{_dropped_name(entry)}.part"
-
-
-def _back(folder: Path, work: Path, entry: dict[str, Any]) -> Path:
-    """Give the hidden name that a copy has in the inbox while it is moved back."""
-    return folder / f"{files.PART_PREFIX}{_back_part(work, entry)}.part"
-
-
-def _back_part(work: Path, entry: dict[str, Any]) -> str:
-    return f"back-{work.name}-{_dropped_name(entry)}"
-
-
-def _copy_of(work: Path, entry: dict[str, Any]) -> Path:
-    return work / INPUTS / taken_name(entry)
-
-
-def _bring_in(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
-    """Copy what the manifest names to the work folder and remove it from the inbox; goes on after a crash.
-
-    Raises:
-        ChangedError: a file is not any more what had settled; none has been removed.
-    """
-    try:
-        with files.folder_below(inbox, manifest["folder"]) as folder:
-            _claim(folder, work, manifest)
-            for entry in manifest["files"]:
-                _copy(_claimed(folder, work, entry), _copy_of(work, entry), entry)
-            files.sync_folder(work / INPUTS)
-            for entry in manifest["files"]:
-                _claimed(folder, work, entry).unlink(missing_ok=True)
-                _back(folder, work, entry).unlink(missing_ok=True)  # it was on its way back when a crash came
-            files.sync_folder(folder)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        # The folder is gone; which is as it should be if all was taken before a crash.
-        if not all(_copy_of(work, entry).exists() for entry in manifest["files"]):
-            raise ChangedError(manifest["folder"]) from error
-
-
-def _claim(folder: Path, work: Path, manifest: dict[str, Any]) -> None:
-    for entry in manifest["files"]:  # all are looked at before one is renamed
-        there = _signature(_claimed(folder, work, entry)) or _signature(folder / _dropped_name(entry))
-        if not _copy_of(work, entry).exists() and there != entry["signature"]:
-            raise ChangedError(entry["path"])
-    for entry in manifest["files"]:
-        source, claimed = folder / _dropped_name(entry), _claimed(folder, work, entry)
-        copied = _copy_of(work, entry).exists()
-        if _signature(claimed) is None and (not copied or _signature(source) == entry["signature"]):
-            source.rename(claimed)
-        if not copied and _signature(claimed) != entry["signature"]:
-            raise ChangedError(entry["path"])
-
-
-def _copy(claimed: Path, target: Path, entry: dict[str, Any]) -> None:
-    if target.exists():
-        return  # before a crash
-    part = target.with_name(f"{files.PART_PREFIX}{target.name}.part")
-    files.copy(claimed, part)
-    if _signature(claimed) != entry["signature"]:
-        raise ChangedError(entry["path"])  # somebody wrote to it meanwhile
-    part.rename(target)
-
-
-def _put_back(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
-    """Undo it: every file gets its name in the inbox again, and the work folder goes.
-
-    Raises:
-        HalfTakenError: some of the files are elsewhere, as it seems; nothing has changed.
-        OSError: a file cannot be moved; called again, it goes on.
-    """
-    with ExitStack() as stack:
-        try:
-            folder = stack.enter_context(files.folder_below(inbox, manifest["folder"]))
-        except (FileNotFoundError, NotADirectoryError):
-            folder = None
-        elsewhere = _not_in(folder, work, manifest)
-        copied = any(_copy_of(work, entry).exists() for entry in manifest["files"])
-        # In the inbox that they were taken from what is missing was removed by somebody.
-        if elsewhere and ((copied and folder is None) or not _is_same(inbox, manifest)):
-            raise HalfTakenError(errno.ENOENT, _told_of_half(work, inbox / manifest["folder"], elsewhere))
-        if folder is not None:
-            for entry in manifest["files"]:
-                _put_one_back(folder, work, entry)
-            files.sync_folder(folder)
-    files.discard_folder(work)
-
-
-def _put_one_back(folder: Path, work: Path, entry: dict[str, Any]) -> None:
-    source, claimed, copy = (
-        folder / _dropped_name(entry),
-        _claimed(folder, work, entry),
-        _copy_of(work, entry),
-    )
-    if _signature(claimed) is not None:
-        files.rename_to_free_name(claimed, source)
-    elif _signature(source) != entry["signature"] and (copy.exists() or _back(folder, work, entry).exists()):
-        # The copy is all there is: another file may have come under its name.
-        for target in files.free_names(source):
-            with contextlib.suppress(FileExistsError):
-                moving.move(copy, target, part=_back_part(work, entry))
-                break
-
-
-def _not_in(folder: Path | None, work: Path, manifest: dict[str, Any]) -> list[str]:
-    """Name the files of which nothing lies in the folder: neither hidden nor under their own names."""
-    if folder is None:
-        return [_dropped_name(entry) for entry in manifest["files"]]
-    return [
-        _dropped_name(entry)
-        for entry in manifest["files"]
-        if _signature(_claimed(folder, work, entry)) is None
-        and _signature(folder / _dropped_name(entry)) is None
-    ]
-
-
-def _is_same(inbox: Path, manifest: dict[str, Any]) -> bool:
-    """Say whether this is the inbox that the files were taken from, and not what its share is mounted on."""
-    try:
-        return bool(inbox.stat().st_ino == manifest.get("inbox"))
-    except OSError:
-        return False
-
-
-def _told_of_half(work: Path, folder: Path, elsewhere: list[str]) -> str:
-    named = ", ".join(elsewhere[:3]) + (f" and {len(elsewhere) - 3} more" if len(elsewhere) > 3 else "")
-    return (
-        f"is half taken in: {named} {'is' if len(elsewhere) == 1 else 'are'} not in {folder}: is its share "
-        "mounted? It goes on by itself when the files are there; if they are gone for good, drop what is in "
-        f"{work / INPUTS} again and move the folder away"
-    )
 
 
 def _record(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from framepackd import intake
+from framepackd import claiming, intake
 from framepackd.config import Config, poll_seconds
 from framepackd.files import mount_of
 from framepackd.folders import FolderError
@@ -140,9 +140,9 @@ class Rounds:
                 return True
             try:
                 intake.take(group, config, self._store)
-            except intake.ChangedError:
+            except claiming.ChangedError:
                 unfinished = True
-            except intake.HalfTakenError as error:
+            except claiming.HalfTakenError as error:
                 self._adopt_again = 0.0
                 self._hold(group, f"{group.name} {error.strerror}")
             except OSError as error:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import commands, delivery, files, intake, moving, work_folder
+from framepackd import commands, delivery, files, intake, moving, target_names, work_folder
 from framepackd.database import Job, State
 from framepackd.folders import MARKER
 from framepackd.jobs import CANCELLED
@@ -260,11 +260,11 @@ def test_a_folder_is_listed_once_and_not_asked_a_thousand_times(
         return path.name.upper() in {entry.name.upper() for entry in tmp_path.iterdir()}
 
     monkeypatch.setattr(os.path, "lexists", alike)
-    assert delivery.free_stem("cat", [".mp4", ".png"], tmp_path) == "cat_1100"
+    assert target_names.free_stem("cat", [".mp4", ".png"], tmp_path) == "cat_1100"
     assert len(asked) < 5
     monkeypatch.undo()
-    assert delivery.free_stem("cat", [".mp4"], tmp_path) == "cat", "here they are two"
-    assert delivery.free_stem("cat", [".mp4"], tmp_path, after="cat_1100") == "cat_1101"
+    assert target_names.free_stem("cat", [".mp4"], tmp_path) == "cat", "here they are two"
+    assert target_names.free_stem("cat", [".mp4"], tmp_path, after="cat_1100") == "cat_1101"
 
 
 # Another end

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import delivery, files, intake, moving, resolving
+from framepackd import claiming, delivery, files, intake, moving, resolving, target_names
 from framepackd.config import Config, load_config
 from framepackd.database import Job, State
 from framepackd.inbox import Inbox
@@ -239,15 +239,15 @@ def test_a_name_that_is_taken_in_the_last_moment_is_not_overwritten(
 ) -> None:
     place = Place(tmp_path / "place")
     place.make_ready()
-    choose = delivery.free_stem
+    choose = target_names.free_stem
 
     def choose_and_be_overtaken(name: str, rests: list[str], target: Path, after: str | None = None) -> str:
         stem = choose(name, rests, target, after)
         (target / f"{stem}.mp4").write_text("another's")
-        monkeypatch.setattr(delivery, "free_stem", choose)
+        monkeypatch.setattr(target_names, "free_stem", choose)
         return stem
 
-    monkeypatch.setattr(delivery, "free_stem", choose_and_be_overtaken)
+    monkeypatch.setattr(target_names, "free_stem", choose_and_be_overtaken)
     place.deliver()
     assert (place.config.outbox / "cat.mp4").read_text() == "another's"
     assert (place.config.outbox / "cat_001.mp4").read_text() == "video"
@@ -304,7 +304,7 @@ def test_a_file_that_changes_between_scan_and_taking_is_left_where_it_is(tmp_pat
     place.drop()
     (group,) = Inbox(place.config.inbox, 0).scan().ready
     (place.config.inbox / "cat.txt").write_text("something else altogether")
-    with pytest.raises(intake.ChangedError):
+    with pytest.raises(claiming.ChangedError):
         intake.take(group, place.config, place.store)
     assert len(list(place.config.inbox.iterdir())) == 2
 

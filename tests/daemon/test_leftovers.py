@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from framepackd import commands, files, intake, work_folder
+from framepackd import claiming, commands, files, intake, work_folder
 from framepackd.database import Job, State
 from framepackd.jobs import JobStore
 from tests.daemon.test_files import Died, Place, cross
@@ -327,7 +327,7 @@ def test_an_inbox_that_goes_away_while_files_are_taken_leaves_them_to_be_taken_i
 
     with monkeypatch.context() as patched:
         patched.setattr(files, "copy", go_away)
-        with pytest.raises(intake.HalfTakenError):
+        with pytest.raises(claiming.HalfTakenError):
             place.take()
     assert names(place.config.inbox) == []
     share.mount()
@@ -346,7 +346,7 @@ def test_files_that_can_be_neither_taken_nor_put_back_are_taken_up_later(
     with monkeypatch.context() as patched:
         patched.setattr(files, "copy", fail)
         patched.setattr(files, "rename_to_free_name", fail)
-        with pytest.raises(intake.HalfTakenError, match="input/output error"):
+        with pytest.raises(claiming.HalfTakenError, match="input/output error"):
             place.take()
     (job,), problems = adopt(place)
     assert (job.name, problems) == ("cat", [])

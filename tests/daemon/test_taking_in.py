@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from framepackd import files, intake, work_folder
+from framepackd import claiming, files, intake, work_folder
 from framepackd.database import State
 from tests.daemon.test_files import Died, Place, at_every_call
 
@@ -30,7 +30,7 @@ def test_taking_in_survives_dying_at_every_line(
             source.write_text("pan right")
 
     def take() -> None:
-        with monkeypatch.context() as patched, contextlib.suppress(intake.ChangedError):
+        with monkeypatch.context() as patched, contextlib.suppress(claiming.ChangedError):
             if interrupted_by:
                 patched.setattr(files, "copy", copy_and_change)
             place.take()
@@ -124,7 +124,7 @@ def test_what_takes_a_files_place_while_it_is_taken_in_is_neither_followed_nor_l
     place = Place(tmp_path / "place")
     place.drop()
     text = place.config.inbox / "cat.txt"
-    claim, copy = intake._claim, files.copy
+    claim, copy = claiming._claim, files.copy
 
     def swap_and_claim(*arguments: Any) -> None:
         text.rename(tmp_path / "taken away")
@@ -138,7 +138,7 @@ def test_what_takes_a_files_place_while_it_is_taken_in_is_neither_followed_nor_l
         copy(source, target)
 
     if moment == "rename":
-        monkeypatch.setattr(intake, "_claim", swap_and_claim)
+        monkeypatch.setattr(claiming, "_claim", swap_and_claim)
     else:
         monkeypatch.setattr(files, "copy", swap_and_copy)
     with pytest.raises(OSError):  # noqa: PT011 - what it says depends on what is in the way
