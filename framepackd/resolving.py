@@ -9,6 +9,7 @@ from typing import Any
 
 from framepack_core.buckets import Size, covering_size, output_size
 from framepack_core.errors import RequestError
+from framepack_core.models import ModelSpec
 from framepack_core.prompts import sections_of
 from framepack_core.sections import FPS, Kind, frame_count, section_count
 from framepackd import files, loras
@@ -73,45 +74,14 @@ def resolve(
 def _resolve(
     job: Job, inputs: Path, manifest: dict[str, Any], config: Config, sizes: dict[str, Size]
 ) -> JobSettings:
-    job.inputs = {entry["role"]: {"file": taken_name(entry), "sha256": None} for entry in manifest["files"]}
-    for entry in job.inputs.values():
-        entry["sha256"] = files.sha256(inputs / entry["file"])
-    if "diff" in job.inputs:
-        job.inputs["diff"]["values"] = read_differences(inputs / job.inputs["diff"]["file"])
-    if job.clips >= MAX_FRAMES:
-        raise RequestError(
-            f"{job.name} is a chain of {job.clips + 1} frames, of which one may have {MAX_FRAMES}: "
-            "drop it as several, each beginning with the frame that the one before ends with"
-        )
+    _note_inputs(job, inputs, manifest)
     record = read_record(inputs / job.inputs["record"]["file"]) if "record" in job.inputs else Record({})
     own = _own_settings(inputs, job)
-    settings = _settings(inputs, manifest, job, config, own, record)
-    # A variation is one, also when it is dropped again with the settings of all.
-    seed = manifest.get("seed", seed_in(job.name) if settings.seeds > 1 else None)
-    if seed is not None:
-        settings = settings.model_copy(update={"seed": seed, "seeds": 1})
-    if settings.seeds == 1:
-        settings = settings.with_drawn_seed()
-    name = config.model if settings.model is None else settings.model
-    if name not in config.model_names():
-        raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
-    if "video" in job.inputs:
-        name = choose_model(own.get("model"), name, record, config)
-    spec = config.spec(name)
-    pictures = {role: job.inputs[role] for role in _pictures(job)}
-    if "video" in job.inputs:  # what it was made to arrive at says nothing of what is added
-        pictures = {
-            role: entry
-            for role, entry in pictures.items()
-            if role == "image" or entry["sha256"] not in record.pictures
-        }
-    if "frame-0" in pictures and spec.kind == "f1":
-        raise RequestError(
-            f"model {name} generates forward and cannot aim at the next frame of a chain: "
-            "use a model of kind framepack"
-        )
+    settings = _with_seed(_settings(inputs, manifest, job, config, own, record), manifest, job)
+    spec = config.spec(_choose_model(settings, own, job, record, config))
+    pictures = _pictures_that_count(job, record)
     keyframes = _keyframes(pictures, job, settings)
-    spec.verify(end_image="end" in pictures, keyframes=bool(keyframes), continues="video" in job.inputs)
+    _refuse_what_the_model_cannot(spec, pictures, job, keyframes)
     for picture in pictures.values():
         if picture["sha256"] not in sizes:
             sizes[picture["sha256"]] = picture_size(inputs / picture["file"])
@@ -127,17 +97,13 @@ def _resolve(
     seconds = settings.seconds if source is None or settings.more is None else settings.more
     sections = section_count(seconds, settings.latent_window_size)
     job.sections = job.clips * sections
-    if max(keyframes, default=0) >= job.sections:
-        raise RequestError(
-            f"{keyframes[max(keyframes)]} is for section {max(keyframes)}, but the video has {job.sections}: "
-            f"0, its end, to {job.sections - 1}; sections are counted as they are made"
-        )
+    _refuse_keyframes_behind(job.sections, keyframes)
     # Each clip begins with the frame that the one before ends with.
     before = source.video.frames - 1 if source else 0
     job.frames = before + job.clips * (frame_count(sections, settings.latent_window_size) - 1) + 1
     job.steps_total = job.sections * settings.steps
     job.settings = settings.model_dump(mode="json", exclude={"seeds"}) | {
-        "model": name,
+        "model": spec.name,
         "width": job.width,
         "height": job.height,
         "prompts": _timed_prompts(settings, spec.kind, sections, job.clips, before / FPS, seconds),
@@ -148,6 +114,67 @@ def _resolve(
     }
     job.fingerprint = _fingerprint(job)
     return settings
+
+
+def _note_inputs(job: Job, inputs: Path, manifest: dict[str, Any]) -> None:
+    """Note what was dropped, with what it holds."""
+    job.inputs = {entry["role"]: {"file": taken_name(entry), "sha256": None} for entry in manifest["files"]}
+    for entry in job.inputs.values():
+        entry["sha256"] = files.sha256(inputs / entry["file"])
+    if "diff" in job.inputs:
+        job.inputs["diff"]["values"] = read_differences(inputs / job.inputs["diff"]["file"])
+    if job.clips >= MAX_FRAMES:
+        raise RequestError(
+            f"{job.name} is a chain of {job.clips + 1} frames, of which one may have {MAX_FRAMES}: "
+            "drop it as several, each beginning with the frame that the one before ends with"
+        )
+
+
+def _with_seed(settings: JobSettings, manifest: dict[str, Any], job: Job) -> JobSettings:
+    """Fix the seed, unless several jobs are asked for."""
+    # A variation is one, also when it is dropped again with the settings of all.
+    seed = manifest.get("seed", seed_in(job.name) if settings.seeds > 1 else None)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed, "seeds": 1})
+    return settings.with_drawn_seed() if settings.seeds == 1 else settings
+
+
+def _choose_model(
+    settings: JobSettings, own: dict[str, Any], job: Job, record: Record, config: Config
+) -> str:
+    name = config.model if settings.model is None else settings.model
+    if name not in config.model_names():
+        raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
+    return choose_model(own.get("model"), name, record, config) if "video" in job.inputs else name
+
+
+def _pictures_that_count(job: Job, record: Record) -> dict[str, Any]:
+    """Give the pictures by role; what a video was made to arrive at says nothing of what is added to it."""
+    return {
+        role: job.inputs[role]
+        for role in _pictures(job)
+        if "video" not in job.inputs or role == "image" or job.inputs[role]["sha256"] not in record.pictures
+    }
+
+
+def _refuse_what_the_model_cannot(
+    spec: ModelSpec, pictures: dict[str, Any], job: Job, keyframes: dict[int, str]
+) -> None:
+    if "frame-0" in pictures and spec.kind == "f1":
+        raise RequestError(
+            f"model {spec.name} generates forward and cannot aim at the next frame of a chain: "
+            "use a model of kind framepack"
+        )
+    spec.verify(end_image="end" in pictures, keyframes=bool(keyframes), continues="video" in job.inputs)
+
+
+def _refuse_keyframes_behind(sections: int, keyframes: dict[int, str]) -> None:
+    last = max(keyframes, default=0)
+    if last >= sections:
+        raise RequestError(
+            f"{keyframes[last]} is for section {last}, but the video has {sections}: "
+            f"0, its end, to {sections - 1}; sections are counted as they are made"
+        )
 
 
 def _timed_prompts(

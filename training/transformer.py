@@ -171,6 +171,22 @@ class Progress:
         }
 
 
+def optimizers(model: torch.nn.Module, rate: float) -> tuple[torch.optim.Muon, torch.optim.AdamW]:
+    """Have Muon train the matrices of the blocks, and AdamW the rest."""
+    in_blocks = [
+        weight
+        for name, weight in model.named_parameters()
+        if weight.ndim == 2 and "_blocks" in name and "norm" not in name
+    ]
+    ours = {id(weight) for weight in in_blocks}
+    others = [weight for weight in model.parameters() if id(weight) not in ours]
+    muon = torch.optim.Muon(
+        [{"params": in_blocks, "scale": 2.0}], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+    )
+    adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=1e-3)
+    return muon, adam
+
+
 @click.command()
 @click.argument("stage", type=click.Choice(list(STAGES)))
 @click.argument("pictures", type=click.Path(path_type=Path))
@@ -194,17 +210,7 @@ def main(stage: str, pictures: Path, folder: Path, iterations: int, fresh: int, 
     torch._dynamo.config.recompile_limit = 4 * len(shapes)  # each with gradients and without
     for block in (*model.transformer_blocks, *model.single_transformer_blocks):
         block.compile(dynamic=False)
-    in_blocks = [
-        weight
-        for name, weight in model.named_parameters()
-        if weight.ndim == 2 and "_blocks" in name and "norm" not in name
-    ]
-    ours = {id(weight) for weight in in_blocks}
-    others = [weight for weight in model.parameters() if id(weight) not in ours]
-    muon = torch.optim.Muon(
-        [{"params": in_blocks, "scale": 2.0}], lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-    )
-    adam = torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=1e-3)
+    muon, adam = optimizers(model, rate)
     run, progress = Run(folder / f"transformer-{stage}", model, muon, adam), Progress()
     random.seed(f"{stage} {run.iteration} {rank}")
     torch.manual_seed(random.getrandbits(40))

@@ -9,7 +9,7 @@ import gradio as gr
 
 from framepack_core.errors import RequestError
 from framepackd.config import Config
-from framepackd.web.drop import drop, look
+from framepackd.web.drop import Look, drop, look
 
 LOOK_SECONDS = 0.5  # between two looks at a job
 Yielded = tuple[dict[str, Any] | None, str]
@@ -91,18 +91,25 @@ def make_process(config: Config) -> Callable[..., AsyncIterator[Yielded]]:
             )
         except (RequestError, OSError) as error:
             raise gr.Error(str(error)) from error
-        while True:
-            found = await asyncio.to_thread(look, config, name)
-            if found.ended:
-                break
-            yield None, found.text
-            await asyncio.sleep(LOOK_SECONDS)
+        async for found in _looks(config, name):
+            if not found.ended:
+                yield None, found.text
         assert found.job is not None
         if found.job["output"] is None:
             raise gr.Error(found.text)
         yield {"video": file_record(Path(found.job["output"])), "subtitles": None}, found.text
 
     return process
+
+
+async def _looks(config: Config, name: str) -> AsyncIterator[Look]:
+    """Look at a dropped job until it has ended; the last look is at its end."""
+    while True:
+        found = await asyncio.to_thread(look, config, name)
+        yield found
+        if found.ended:
+            return
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 def _whole(value: Any) -> Any:
