@@ -80,7 +80,7 @@ def readers_of_secrets(config: Config) -> str | None:
     if config.file is None:
         return None
     try:
-        written = tomllib.loads(config.file.read_text(encoding="utf-8"))
+        written = tomllib.loads(config.file.read_text(encoding="utf-8-sig"))
         status = config.file.stat()
     except (OSError, ValueError):  # changed since it was read
         return None

@@ -274,7 +274,9 @@ def _new_job(work: Path, manifest: dict[str, Any]) -> Job:
 
 
 def _add(job: Job, store: JobStore) -> Job:
-    log.info("job %s: %s taken in: %s", job.id, job.path, (job.delivery or {}).get("error") or _summary(job))
+    decided = job.delivery or {}
+    level = logging.WARNING if decided.get("state") == State.FAILED else logging.INFO
+    log.log(level, "job %s: %s taken in: %s", job.id, job.path, decided.get("error") or _summary(job))
     return store.add(job)
 
 

@@ -17,12 +17,12 @@ from sqlalchemy import event
 
 from framepack_core.models import BUILT_IN, ModelSpec, Source
 from framepackd import commands, control, daemon, database, deliveries, worker
-from framepackd.config import GpuConfig
 from framepackd.daemon import Daemon
 from framepackd.database import Job, State, StoreError
 from framepackd.folders import MARKER
 from framepackd.jobs import JobStore
 from framepackd.runner import STOP_SECONDS
+from framepackd.tables import GpuConfig
 from tests.daemon.test_files import Place
 
 LARGE = {"versions": "x" * 100_000}  # does not fit into the pages that the database has

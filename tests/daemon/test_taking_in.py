@@ -70,6 +70,49 @@ def test_a_folder_removed_after_its_files_were_taken_hinders_no_start(
     assert place.store.counts()["queued"] == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cat.txt", "pan left".encode("utf-16"), "cat.txt is UTF-16: save it as UTF-8"),
+        ("cat.txt", "pan left\r\n".encode("utf-16-le"), "cat.txt is UTF-16: save it as UTF-8"),
+        ("cat.txt", "nach links".encode("utf-16-be"), "cat.txt is UTF-16: save it as UTF-8"),
+        ("cat.txt", "pan left".encode("utf-32"), "cat.txt is UTF-32: save it as UTF-8"),
+        ("cat.txt", bytes(8), "cat.txt holds null characters, so it is no text"),
+        ("cat.txt", b"caf\xe9", "cat.txt is not UTF-8 (byte 3 is 0xe9): save it as UTF-8"),
+        ("cat.toml", "steps = 3".encode("utf-16"), "cat.toml is UTF-16: save it as UTF-8"),
+        ("cat.toml", "steps = 3".encode("utf-16-le"), "cat.toml is UTF-16: save it as UTF-8"),
+        ("cat.toml", b"model = 'framepak'", "cat.toml: model must be one of demo, demo-f1, f1, framepack, "),
+        ("cat.toml", b"model = 'framepak'", "got 'framepak': did you mean 'framepack'?"),
+        ("cat.toml", b"loras = ['no.safetensors']", "cat.toml: loras: there is no no.safetensors in"),
+        (
+            "cat.toml",
+            b"prompts = [{from = 90, to = 99, text = 'x'}]",
+            "cat.toml: prompts: from = 90, to = 99",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_name_and_as_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes, said: str
+) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    (place.config.inbox / name).write_bytes(content)
+    job = place.take()
+    assert job.delivery is not None
+    assert said in job.delivery["error"]
+    (record,) = (record for record in caplog.records if "taken in" in record.message)
+    assert (record.levelname, said in record.message) == ("WARNING", True)
+
+
+def test_a_model_in_the_defaults_of_a_folder_is_told_with_that_file(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    place.drop("sub")
+    (place.config.inbox / "sub/_defaults.toml").write_text("model = 'zzz'")
+    job = place.take()
+    assert job.delivery is not None
+    assert job.delivery["error"].startswith("sub/_defaults.toml: model must be one of")
+
+
 def test_a_hard_link_is_copied_and_the_other_name_stays_as_it_is(tmp_path: Path) -> None:
     place = Place(tmp_path / "place")
     place.drop()
