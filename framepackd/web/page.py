@@ -17,7 +17,7 @@ from framepackd.config import Config
 from framepackd.control import AlreadyRunningError
 from framepackd.database import StoreError
 from framepackd.status import running_in
-from framepackd.web.api import add_endpoint
+from framepackd.web.api import add_endpoints
 from framepackd.web.drop import drop
 from framepackd.work_folder import PREVIEW
 
@@ -92,7 +92,7 @@ def build(config: Config, copies: Path) -> gr.Blocks:
                 api_visibility="private",
                 concurrency_limit=None,
             )
-        add_endpoint(config)
+        add_endpoints(config)
     page.queue(default_concurrency_limit=None)
     return page
 
@@ -146,7 +146,7 @@ def _form(config: Config) -> None:
                 },
             )
         except (RequestError, OSError) as error:
-            raise gr.Error(html.escape(str(error))) from error
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
         return f"In the inbox as `{name}`; in the queue in {config.settle_seconds:g} seconds."
 
     start.click(submit, [picture, end, prompt, *settings.values()], [told], api_visibility="private")
@@ -239,7 +239,7 @@ def _showing(config: Config) -> Callable[[str | None], tuple[Any, Any]]:
             answer = client.ask(config, {"command": "show", "job": job})
             record = answer["job"] if answer is not None else client.find(config, job)
         except (StoreError, OSError) as error:
-            raise gr.Error(html.escape(str(error))) from error
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
         output = Path(record["output"]) if record and record["output"] else None
         there = output is not None and output.exists()
         return gr.update(value=str(output) if there else None, visible=there), gr.update(
