@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepack_core.footprint import GIB
-from framepackd import loras
+from framepackd import loras, players
 from framepackd.names import printable, size_text
 from framepackd.stage import stage
 
@@ -286,6 +286,8 @@ def job(record: dict[str, Any]) -> RenderableType:
         then = f"; tried again at {delivery['next_try']}" if delivery["next_try"] else ""
         told = f"to be {delivery['state']}: {delivery['reason'] or 'its files are being moved'}{then}"
         facts.add_row(Text("  delivery", style="yellow"), _text(told))
+    for warning in players.of_crf(record):
+        facts.add_row(Text("  warning", style="yellow"), _text(warning))
     if continued := record.get("continues"):
         known = "frames" if continued["latents"] is None else "latents"
         told = f"{continued['file']}, {continued['frames']} frames, from its {known}"

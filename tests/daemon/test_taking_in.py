@@ -2,15 +2,20 @@
 
 import contextlib
 import errno
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from framepackd import claiming, files, intake, work_folder
+from framepackd import claiming, display, files, intake, work_folder
+from framepackd.check import run_checks
+from framepackd.config import Config
 from framepackd.database import State
+from framepackd.status import whole
 from tests.daemon.test_files import Died, Place, at_every_call
 
 
@@ -111,6 +116,27 @@ def test_a_model_in_the_defaults_of_a_folder_is_told_with_that_file(tmp_path: Pa
     job = place.take()
     assert job.delivery is not None
     assert job.delivery["error"].startswith("sub/_defaults.toml: model must be one of")
+
+
+def test_a_lossless_video_is_made_and_told_not_to_be_played_everywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    (place.config.inbox / "cat.toml").write_text("crf = 0")
+    job = place.take()
+    assert (job.delivery, job.settings["crf"]) == (None, 0)
+    told = "crf = 0 is lossless, which phones, Firefox and QuickTime do not play: crf = 1 looks the same"
+    assert [told in record.message for record in caplog.records if record.levelname == "WARNING"] == [True]
+    shown = io.StringIO()
+    Console(file=shown, width=400).print(display.job(whole(job, place.config) | {"history": []}))
+    assert told in shown.getvalue()
+    (check,) = (found for fine, what, found in run_checks(lossless(place.config), gpu=False) if what == "crf")
+    assert told in check
+
+
+def lossless(config: Config) -> Config:
+    return config.model_copy(update={"defaults": {"crf": 0}})
 
 
 def test_a_hard_link_is_copied_and_the_other_name_stays_as_it_is(tmp_path: Path) -> None:
