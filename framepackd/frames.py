@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 
 from framepack_core.errors import RequestError
 from framepack_core.media import Picture
+from framepack_core.video_colours import HdrError, to_rgb
 
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"),
@@ -156,8 +157,10 @@ class _Reader:
 
     def picture(self) -> Picture:
         """Give the frame as people see it."""
-        upright = np.rot90(self._shown.to_ndarray(format="rgb24"), self._shown.rotation // 90)
-        return np.ascontiguousarray(upright)
+        try:
+            return np.ascontiguousarray(np.rot90(to_rgb(self._shown), self._shown.rotation // 90))
+        except HdrError as error:
+            raise VideoError(str(error)) from error
 
     def rate(self) -> float:
         """Give the frames a second, the lowest that shows all of them."""

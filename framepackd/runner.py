@@ -263,11 +263,14 @@ class Runner:
         merged = job.settings.get("loras", [])
         if made.loras:
             merged = loras.with_counts(merged, made.loras)
+        continues = job.settings.get("continues")
+        if continues is not None:
+            continues = continues | {"encoded_anew": made.encoded_anew}
         sources = ("transformer", "base", "image_encoder", *(("mag_ratios",) if spec.mag_ratios else ()))
         self._store.decide(
             job.id,
             State.DONE,
-            settings=job.settings | {"loras": merged},
+            settings=job.settings | {"loras": merged, "continues": continues},
             timings=made.timings,
             versions=made.versions,
             computation=made.computation,

@@ -148,6 +148,7 @@ class Finished:
     computation: dict[str, str | bool]  # how it was computed, where there is a choice
     quality: str | None  # what is suspect about the pictures
     loras: tuple[dict[str, int], ...] = ()  # how many keys of each matched; none if nothing was generated
+    encoded_anew: bool = False  # the part that stays of a video that was gone on with
 
 
 @dataclass(frozen=True)
