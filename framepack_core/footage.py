@@ -21,7 +21,7 @@ from framepack_core.continuing import REMEDY, Footage, frames_of, tail_latents
 from framepack_core.errors import RequestError
 from framepack_core.media import Frames, Picture, crop_to
 from framepack_core.sections import FPS, HISTORY_FRAMES
-from framepack_core.video_colours import Colours, HdrError, to_rgb
+from framepack_core.video_colours import Colours, refuse_hdr, to_rgb
 
 MAX_SECONDS = 600  # of a video to go on with
 MAX_PIXELS = 50_000_000  # of one of its frames: 8K has 33
@@ -73,6 +73,10 @@ def opened(path: Path) -> Iterator[InputContainer]:
                 f"{path.name} has frames of {context.width}x{context.height}: at most "
                 f"{MAX_PIXELS // 10**6} megapixels: scale it down and drop it again"
             )
+        try:
+            refuse_hdr(context)
+        except RequestError as error:
+            raise RequestError(f"{path.name} {error}") from error
         yield container
 
 
@@ -80,8 +84,6 @@ def opened(path: Path) -> Iterator[InputContainer]:
 def _explained(path: Path) -> Iterator[None]:
     try:
         yield
-    except HdrError as error:
-        raise RequestError(f"{path.name} {error}") from error
     except RequestError:
         raise
     except MemoryError as error:

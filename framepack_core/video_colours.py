@@ -25,10 +25,6 @@ HD_LINES = 720  # from here on players take a video that says nothing for BT.709
 HDR = {16: "HDR10 (PQ)", 18: "HLG"}  # transfers that H.273 numbers so
 
 
-class HdrError(RequestError):
-    """A frame is of high dynamic range: read as any other it would be pale."""
-
-
 def tag(context: "VideoCodecContext") -> None:
     """Have an encoder write that its frames are BT.709 of limited range."""
     context.colorspace = context.color_primaries = context.color_trc = _BT709
@@ -38,6 +34,16 @@ def tag(context: "VideoCodecContext") -> None:
 def of_codec(context: "VideoCodecContext") -> Colours:
     """Say which colours a video of ours has, made by this version or an older one."""
     return "bt601" if context.colorspace == _UNSPECIFIED else "bt709"
+
+
+def refuse_hdr(context: "VideoCodecContext") -> None:
+    """Check that a video is not of high dynamic range: read as any other it would be pale.
+
+    Raises:
+        RequestError: it is; the text goes on after its name.
+    """
+    if context.color_trc in HDR:
+        raise RequestError(f"is an HDR video ({HDR[context.color_trc]}): save it as SDR and drop it again")
 
 
 def from_rgb(picture: Picture, colours: Colours) -> VideoFrame:
@@ -59,12 +65,7 @@ def to_rgb(frame: VideoFrame, untagged: Colours | None = None, size: Size | None
         frame: as it was decoded.
         untagged: what it is if it says nothing; None to guess by its lines, as players do.
         size: height and width to scale it down to.
-
-    Raises:
-        HdrError: it is of high dynamic range.
     """
-    if frame.color_trc in HDR:
-        raise HdrError(f"is an HDR video ({HDR[frame.color_trc]}): save it as SDR and drop it again")
     matrix = None
     if frame.colorspace == _UNSPECIFIED and not frame.format.is_rgb:
         guessed: Colours = "bt709" if frame.height >= HD_LINES else "bt601"
@@ -75,6 +76,7 @@ def to_rgb(frame: VideoFrame, untagged: Colours | None = None, size: Size | None
         height=height,
         format="rgb24",
         src_colorspace=matrix,
+        src_color_range=frame.color_range,
         dst_color_range=ColorRange.JPEG,
         interpolation=Interpolation.AREA if size else Interpolation.BILINEAR,
     )
