@@ -25,6 +25,7 @@ from framepack_core.video_colours import Colours, refuse_hdr, to_rgb
 
 MAX_SECONDS = 600  # of a video to go on with
 MAX_PIXELS = 50_000_000  # of one of its frames: 8K has 33
+MAX_COMMENT = 1 << 18  # characters; settings take some 1,000, and their prompts
 # What libx264 notes of its options in a video's first packet, as `segments` has set them from the start.
 _OUR_OPTIONS = re.compile(rb"x264 - core [^\0]* (bframes=3 [^\0]* rc=crf mbtree=0 |rc=cqp mbtree=0 qp=0)")
 
@@ -101,6 +102,17 @@ def has_our_options(path: Path) -> bool:
     with opened(path) as container:
         first = next(container.demux(container.streams.video[0]))
         return _OUR_OPTIONS.search(bytes(first)) is not None
+
+
+def comment(path: Path) -> str | None:
+    """Read the comment in a video's metadata, if it has one that is not too long to be ours.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    with opened(path) as container:
+        said: str = container.metadata.get("comment", "")
+    return said if 0 < len(said) <= MAX_COMMENT else None
 
 
 def pictures(path: Path, untagged: Colours | None = None) -> Iterator[Picture]:

@@ -5,7 +5,7 @@ of the same size and quality can be joined in any order: packets are copied, onl
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -87,8 +87,10 @@ def colours_of(segment: bytes) -> Colours:
         return of_codec(piece.streams.video[0].codec_context)
 
 
-def join(path: Path, segments: Iterable[bytes]) -> int:
+def join(path: Path, segments: Iterable[bytes], tags: Mapping[str, str] | None = None) -> int:
     """Write segments, given in the order of time, as an mp4 with its index in front; gives its frames.
+
+    ``tags`` are its metadata, as ``title`` and ``comment``.
 
     One segment at a time is in memory.
 
@@ -98,6 +100,7 @@ def join(path: Path, segments: Iterable[bytes]) -> int:
     """
     frames, parameters = 0, None
     with av.open(path, mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
+        container.metadata.update(tags or {})
         for segment in filter(None, segments):
             with _opened(segment) as piece:
                 source = piece.streams.video[0]

@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from framepackd import delivery, loras, readiness, work_folder, worker
+from framepackd import delivery, embedded, loras, readiness, work_folder, worker
 from framepackd.clips import clips, continued
 from framepackd.config import Config
 from framepackd.database import Job, State
@@ -136,6 +136,7 @@ class Runner:
             frames=job.frames,
             size=(job.height, job.width),
             crf=job.settings["crf"],
+            tags=embedded.tags(job, self._config.spec(job.settings["model"])),
             save_section_frames=job.settings["save_section_frames"],
             keep_latents=job.settings.get("keep_latents", False),
             device=self._config.gpu.device,

@@ -76,7 +76,7 @@ class Video:
             DamagedError: a segment is not what was written.
         """
         part = self._work.result / f"{files.PART_PREFIX}video.part"
-        joined = segments.join(part, self._pieces(edge, segments.EXACT))
+        joined = segments.join(part, self._pieces(edge, segments.EXACT), self._work.tags)
         strip = Strip(joined)
         written = media.count_frames(part, strip.look if self._work.strip else None)
         if written != joined or joined != (frames or joined):

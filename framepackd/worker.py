@@ -70,6 +70,7 @@ class Work:
     preview_decoder: Path | None = None  # weights of a tiny decoder
     strip: bool = False  # make a picture of the video's frames for the results page
     continued: Continued | None = None  # a video that becomes longer
+    tags: Mapping[str, str] = field(default_factory=dict)  # to be written into the video
     following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
 
     @property
