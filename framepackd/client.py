@@ -108,13 +108,9 @@ def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]
     waiting: tuple[Waiting, ...] = ()
     problems: list[Problem] = []
 
-    def missed_job(folder: str, name: str) -> str | None:
-        job = store.latest(folder, name) if store else None
-        return job.id if job else None
-
     try:
         inbox = Inbox(config.inbox, settle_seconds=0, prompted="prompt" in config.defaults)
-        scan = inbox.scan(missed_job)
+        scan = inbox.scan(store.taken_as) if store else inbox.scan()
         waiting, problems = scan.waiting, forgotten(scan.parts, config, store)
     except FileNotFoundError:  # a daemon makes it
         pass

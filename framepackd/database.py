@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import JSON, Engine, create_engine, event, text
+from sqlalchemy import JSON, Engine, Index, create_engine, event, text
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool, StaticPool
@@ -28,7 +28,7 @@ from framepackd.files import filesystem_type
 from framepackd.names import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What leads to each version from the one before it; a released one is never changed.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
@@ -37,6 +37,13 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE job ADD COLUMN computation JSON DEFAULT '{}' NOT NULL",
         'CREATE TABLE meta ("key" VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY ("key"))',
         'CREATE TABLE memory_rung ("key" VARCHAR NOT NULL, rung INTEGER NOT NULL, PRIMARY KEY ("key"))',
+    ),
+    3: (
+        "DROP INDEX ix_job_state",
+        "CREATE INDEX ix_job_queue ON job (state, position)",
+        "CREATE INDEX ix_job_name ON job (name, folder)",
+        "CREATE INDEX ix_job_finished_at ON job (finished_at)",
+        "CREATE INDEX ix_job_undelivered ON job (position) WHERE delivery IS NOT NULL",
     ),
 }
 # Where several processes cannot share memory, or locks are not to be trusted: WAL needs both.
@@ -112,17 +119,23 @@ class Job(Base):
     """One picture and its text on their way to a video."""
 
     __tablename__ = "job"
-    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 - as SQLAlchemy declares it
+    # What each round asks must not cost more where a hundred thousand jobs have ended.
+    __table_args__ = (
+        Index("ix_job_queue", "state", "position"),
+        Index("ix_job_name", "name", "folder"),
+        Index("ix_job_undelivered", "position", sqlite_where=text("delivery IS NOT NULL")),
+        {"sqlite_autoincrement": True},
+    )
 
     seq: Mapped[int] = mapped_column(primary_key=True)  # order of arrival
     position: Mapped[int] = mapped_column(index=True)  # order in the queue
     id: Mapped[str] = mapped_column(unique=True)
     name: Mapped[str]  # NAME of the dropped files
     folder: Mapped[str] = mapped_column(default="")  # below the inbox; "" at its top
-    state: Mapped[str] = mapped_column(index=True)
+    state: Mapped[str]
     created_at: Mapped[str]
     started_at: Mapped[str | None]
-    finished_at: Mapped[str | None]
+    finished_at: Mapped[str | None] = mapped_column(index=True)
     progress_at: Mapped[str | None]
     history: Mapped[list[dict[str, Any]]] = mapped_column(default=list)  # at, state, note
     inputs: Mapped[dict[str, Any]] = mapped_column(default=dict)  # role -> {file, sha256}

@@ -5,7 +5,6 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from framepackd.listing import Signature
 from framepackd.settings import DEFAULTS_FILE
@@ -120,7 +119,7 @@ def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
         return stem, "video"
     if suffix == ".json" and stem in videos:
         return stem, "record"
-    if suffix == ".safetensors" and stem.removesuffix(LATENTS) in videos - {stem}:
+    if suffix == ".safetensors" and stem.endswith(LATENTS) and stem.removesuffix(LATENTS) in videos:
         return stem.removesuffix(LATENTS), "latents"
     if suffix == ".toml":
         return stem, "settings"
@@ -138,15 +137,25 @@ def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
     return stem, "image"
 
 
-def defaults_above(folder: str, paths: Iterable[str]) -> list[str]:
-    """List, of these paths, the ``_defaults.toml`` files that hold for a folder, the outermost first.
+def defaults_by_folder(paths: Iterable[str]) -> dict[str, list[str]]:
+    """Find, of these paths, the ``_defaults.toml`` files, by the folder that they are in."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for path in sorted(path for path in paths if is_defaults(path)):
+        found[folder_of(path)].append(path)
+    return found
 
-    >>> defaults_above("a/b", ["_defaults.toml", "a/b/_defaults.TOML", "c/_defaults.toml"])
+
+def defaults_above(folder: str, defaults: Mapping[str, list[str]]) -> list[str]:
+    """List, of ``defaults_by_folder``, the files that hold for a folder, the outermost first.
+
+    >>> found = defaults_by_folder(["_defaults.toml", "a/b/_defaults.TOML", "c/_defaults.toml"])
+    >>> defaults_above("a/b", found)
     ['_defaults.toml', 'a/b/_defaults.TOML']
     """
-    above = ("", *(f"{parent}" for parent in reversed(PurePosixPath(folder).parents)), folder)
-    holding = [path for path in paths if is_defaults(path) and folder_of(path) in above]
-    return sorted(holding, key=lambda path: (path.count("/"), path))
+    folders = [folder]
+    while folders[-1]:
+        folders.append(folder_of(folders[-1]))
+    return [path for above in reversed(folders) for path in defaults.get(above, ())]
 
 
 def is_defaults(path: str) -> bool:

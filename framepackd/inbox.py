@@ -8,7 +8,7 @@ import itertools
 import logging
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -25,6 +25,7 @@ from framepackd.groups import (
     VIDEO,
     Group,
     defaults_above,
+    defaults_by_folder,
     folder_of,
     group_files,
     is_defaults,
@@ -39,6 +40,8 @@ from framepackd.problems import Problem
 from framepackd.settings import read_settings_file
 
 log = logging.getLogger(__name__)
+
+Name = tuple[str, str]  # a folder, and a NAME in it
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,21 @@ class Inbox:
         # Settings files, see _settings.
         self._read: dict[str, tuple[Signature, dict[str, Any] | RequestError]] = {}
         self._recipes: dict[str, tuple[Signature, dict[str, Any] | None]] = {}  # videos, see _embedded
-        self._missed: dict[str, tuple[dict[str, Signature], str | None]] = {}  # answers to missed_job
+        self._missed: dict[str, tuple[dict[str, Signature], str | None]] = {}  # see _missed_by
         self.held: dict[tuple[str, str], str] = {}  # groups that could not be taken, and why
 
-    def scan(self, missed_job: Callable[[str, str], str | None] = lambda folder, name: None) -> Scan:
-        """Look once. ``missed_job`` names the job that was taken earlier under a folder and name."""
+    def scan(self, taken: Callable[[Collection[Name]], Mapping[Name, str]] = lambda _: {}) -> Scan:
+        """Look once. ``taken`` gives, by folder and NAME, the jobs that were taken earlier under these."""
         found, parts = look_through(self.root)
         moving = self._moving(found)
         self._read = {path: read for path, read in self._read.items() if path in found}
         self._recipes = {path: read for path, read in self._recipes.items() if path in found}
         self._missed = {path: missed for path, missed in self._missed.items() if path in found}
-        all_defaults = [path for path in found if is_defaults(path)]
-        ready, waiting = [], []
+        all_defaults = defaults_by_folder(found)
+        composed = {unicodedata.normalize("NFC", path) for path in found}
+        ready: list[Group] = []
+        missing: list[tuple[Group, str]] = []
+        late: list[Group] = []  # without a picture: it may have been taken before they came
         unsettled = False
         for whole in group_files(found, self._keyframes(found, moving)):
             defaults = whole.defaults = defaults_above(whole.folder, all_defaults)
@@ -117,13 +123,26 @@ class Inbox:
                 continue
             for group in self._parted(whole, found):
                 group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
-                missing = self._missing(group, found, missed_job)
-                if missing is None:
+                words = self._missing(group, found, composed, late)
+                if words is None:
                     ready.append(group)
                 else:
-                    waiting.append(_waiting(group, missing, found))
+                    missing.append((group, words))
+        missed = self._missed_by(late, taken)
         ready.sort(key=lambda group: max(found[path].arrived for path in group.paths))
+        waiting = (_waiting(group, words + missed.get(id(group), ""), found) for group, words in missing)
         return Scan(tuple(ready), tuple(waiting), unsettled, parts)
+
+    def _missed_by(
+        self, late: list[Group], taken: Callable[[Collection[Name]], Mapping[Name, str]]
+    ) -> dict[int, str]:
+        """Say, by group, which jobs were taken before these came; asked once, of all whose files are new."""
+        known = self._missed
+        new = [group for group in late if known.get(group.paths[0], ({}, None))[0] != group.signatures]
+        jobs = taken({(group.folder, group.name) for group in new}) if new else {}
+        known |= {group.paths[0]: (group.signatures, jobs.get((group.folder, group.name))) for group in new}
+        missed = ((group, known[group.paths[0]][1]) for group in late)
+        return {id(group): f" (job {job} was taken before this came)" for group, job in missed if job}
 
     def _moving(self, found: dict[str, Found]) -> set[str]:
         """Remember what has changed, and name the files that have not stood still for long enough."""
@@ -152,33 +171,32 @@ class Inbox:
         return [group, video]
 
     def _missing(
-        self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
+        self, group: Group, found: dict[str, Found], composed: Collection[str], late: list[Group]
     ) -> str | None:
-        """Say what keeps a settled group from being a job; None if nothing does."""
+        """Say what keeps a settled group from being a job; None if nothing does.
+
+        ``composed``: all paths as NFC. One without a picture is added to ``late``.
+        """
         try:
             return (
                 self.held.get((group.folder, group.name))
                 or _in_the_way(group, found)
-                or self._missing_partner(group, found, missed_job)
+                or self._missing_partner(group, found, composed, late)
             )
         except Exception as error:  # whatever a file can do to us, it must not stop the others
             log.exception("%s: cannot be looked at", as_utf8(group.name))
             return f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
 
     def _missing_partner(
-        self, group: Group, found: dict[str, Found], missed_job: Callable[[str, str], str | None]
+        self, group: Group, found: dict[str, Found], composed: Collection[str], late: list[Group]
     ) -> str | None:
         own = group.only("settings")
         settings = self._settings(own, found) if own else {}
         extends = not isinstance(settings, RequestError) and "more" in settings
         missing = _missing_picture(group, extends=extends)
         if missing is not None:
-            first = group.paths[0]
-            if first not in self._missed or self._missed[first][0] != group.signatures:
-                # Asked only when the files are new: there may be thousands, at every look.
-                self._missed[first] = group.signatures, missed_job(group.folder, group.name)
-            job = self._missed[first][1]
-            return missing + (f" (job {job} was taken before this came)" if job else "")
+            late.append(group)
+            return missing
         prompted = self.prompted or bool(group.files.get("text") or group.files.get("record"))
         for path in group.defaults:
             defaults = self._settings(path, found)
@@ -192,7 +210,7 @@ class Inbox:
             prompted |= "prompt" in (self._embedded(recipe, found) or {})
         if group.files.get("video") and not extends and not isinstance(settings, RequestError):
             return f"more = 3.0 in {group.name}.toml, to make {group.name}.mp4 longer by so many seconds"
-        return _missing_keyframe(group, found) if prompted else f"{group.name}.txt"
+        return _missing_keyframe(group, composed) if prompted else f"{group.name}.txt"
 
     def _keyframes(self, found: dict[str, Found], moving: set[str]) -> dict[str, Mapping[int, str]]:
         """Give the pictures that settings name as keyframes, by the settings' paths."""
@@ -292,12 +310,15 @@ def _missing_picture(group: Group, *, extends: bool = False) -> str | None:
     return f"{group.name}_frame_{following}{suffix}"
 
 
-def _missing_keyframe(group: Group, found: dict[str, Found]) -> str | None:
-    """Name a picture that the group's settings name and that is not there, or somebody else's."""
+def _missing_keyframe(group: Group, composed: Collection[str]) -> str | None:
+    """Name a picture that the group's settings name and that is not there, or somebody else's.
+
+    ``composed``: all paths in the inbox as NFC.
+    """
     for number, file in group.keyframes.items():
         if is_picture(file) and not group.files.get(f"keyframe-{number}"):
             path = unicodedata.normalize("NFC", f"{group.folder}/{file}".lstrip("/"))
-            if all(unicodedata.normalize("NFC", other) != path for other in found):
+            if path not in composed:
                 return file
             return f"{file} is used already: give keyframe {number} of {group.name} a picture of its own"
     return None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import String, case, cast, delete, false, func, literal, select, update
+from sqlalchemy import String, case, cast, delete, false, func, literal, select, text, update
 from sqlalchemy.orm import Session
 
 from framepackd.database import (
@@ -27,6 +27,7 @@ from framepackd.database import (
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 CANCELLED = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
+LAST = "\U0010ffff"  # sorts behind every other character
 PAUSED = "paused"  # in the table meta: since when
 
 
@@ -320,7 +321,7 @@ class JobStore:
         conditions = (
             Job.id == wanted,
             Job.name == wanted,
-            Job.id.startswith(wanted, autoescape=True) & (wanted != ""),
+            _starts_with(Job.id, wanted) & (wanted != ""),
             (Job.folder == folder) & (Job.name == name),
             (Job.folder == folder) & _variation_of(name),
         )
@@ -331,28 +332,35 @@ class JobStore:
                     return jobs
         return []
 
-    def latest(self, folder: str, name: str) -> Job | None:
-        """Give the latest job taken from a folder under a name, or of its variations."""
+    def taken_as(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Give the ids of the latest jobs that were taken from these folders under these names.
+
+        Those of variations too. There may be thousands of names: each costs two looks into an index.
+        """
+        asked = {"names": json.dumps(list(names)), "after": LAST}
         with self.looking() as session:
-            same = select(Job).where(Job.folder == folder, (Job.name == name) | _variation_of(name))
-            return session.scalars(same.order_by(Job.seq.desc())).first()
+            found = session.execute(_TAKEN_AS, asked)
+            return {(row[0], row[1]): row[2] for row in found}
 
     def made_of(self, sha256: str) -> list[Job]:
         """List the jobs that a file of this content belongs to."""
         with self.looking() as session:
             return list(session.scalars(select(Job).where(cast(Job.inputs, String).contains(sha256))))
 
-    def in_state(self, *states: State, limit: int | None = None, latest_first: bool = False) -> list[Job]:
-        """List jobs by state, in the order of the queue, or the last finished first."""
-        order = (Job.finished_at.desc(), Job.seq.desc()) if latest_first else (Job.position,)
+    def in_state(self, *states: State) -> list[Job]:
+        """List jobs by state, in the order of the queue."""
         with self.looking() as session:
-            return list(
-                session.scalars(select(Job).where(Job.state.in_(states)).order_by(*order).limit(limit))
-            )
+            return list(session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.position)))
+
+    def last_ended(self, limit: int) -> list[Job]:
+        """List the jobs that have ended last, the latest first."""
+        ended = select(Job).where(Job.finished_at.is_not(None))
+        with self.looking() as session:
+            return list(session.scalars(ended.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit)))
 
     def to_deliver(self, states: Collection[State] = tuple(State)) -> list[str]:
         """Give the ids of the jobs that are decided to end in one of some states, in the queue's order."""
-        decided = func.json_extract(Job.delivery, "$.state").in_(states)
+        decided = Job.delivery.is_not(None) & func.json_extract(Job.delivery, "$.state").in_(states)
         with self.looking() as session:
             return list(session.scalars(select(Job.id).where(decided).order_by(Job.position)))
 
@@ -370,7 +378,29 @@ class JobStore:
 
 
 def _variation_of(name: str) -> Any:
-    return Job.name.startswith(f"{name}_seed_", autoescape=True)
+    return _starts_with(Job.name, f"{name}_seed_")
+
+
+def _starts_with(column: Any, start: str) -> Any:
+    """Compare so that an index helps, which LIKE does not let it."""
+    return (column >= start) & (column < start + LAST)
+
+
+# Unary plus: else SQLite looks for the greatest seq by going backwards through the whole table.
+_TAKEN_AS = text("""
+    WITH asked AS (
+        SELECT json_extract(value, '$[0]') AS folder, json_extract(value, '$[1]') AS name
+        FROM json_each(:names)
+    ), latest AS (
+        SELECT folder, name,
+            (SELECT max(+seq) FROM job WHERE name = asked.name AND folder = asked.folder) AS same,
+            (SELECT max(+seq) FROM job WHERE name >= asked.name || '_seed_'
+                AND name < asked.name || '_seed_' || :after AND folder = asked.folder) AS variation
+        FROM asked
+    )
+    SELECT latest.folder, latest.name, job.id
+    FROM latest JOIN job ON job.seq = max(coalesce(same, 0), coalesce(variation, 0))
+""")
 
 
 _RUNNABLE = (Job.state == State.QUEUED, Job.delivery.is_(None))

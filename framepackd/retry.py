@@ -13,7 +13,7 @@ from typing import Any
 from framepackd import delivery, files, moving
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.groups import OF_A_VIDEO, defaults_above
+from framepackd.groups import OF_A_VIDEO, defaults_above, defaults_by_folder
 from framepackd.jobs import JobStore
 from framepackd.listing import list_files
 from framepackd.names import rest_of_name
@@ -110,12 +110,16 @@ def _manifest(job: Job, config: Config) -> dict[str, Any]:
         **({"seed": job.settings["seed"]} if _checked(job) else {}),
         "folder": job.folder,
         "name": job.name,
-        "defaults": [] if _checked(job) else defaults_above(job.folder, list_files(config.inbox)),
+        "defaults": [] if _checked(job) else _defaults(job, config),
         "files": [
             {"path": prefix + entry["file"], "role": role, "signature": []}
             for role, entry in job.inputs.items()
         ],
     }
+
+
+def _defaults(job: Job, config: Config) -> list[str]:
+    return defaults_above(job.folder, defaults_by_folder(list_files(config.inbox)))
 
 
 def _remove_reason(job: Job, config: Config) -> None:

@@ -129,7 +129,7 @@ class Rounds:
         if time.monotonic() >= self._clear_held:  # what could not be moved is tried again now and then
             self._inbox.held.clear()
             self._clear_held = time.monotonic() + RETRY_SECONDS
-        return self._inbox.scan(self._missed_job)
+        return self._inbox.scan(self._store.taken_as)
 
     def _take(self, scan: Scan, config: Config, stopping: Callable[[], bool]) -> bool:
         """Take what is ready; says whether some of it is left."""
@@ -154,10 +154,6 @@ class Rounds:
         """Keep from taking a group until everything that is held is tried again."""
         self._inbox.held[group.folder, group.name] = reason
         log.warning("%s", reason)
-
-    def _missed_job(self, folder: str, name: str) -> str | None:
-        job = self._store.latest(folder, name)
-        return job.id if job else None
 
     def _unreadable(self, config: Config, error: OSError) -> Looked:
         problem = trouble(config.inbox, error)

@@ -37,7 +37,7 @@ def snapshot(
     passed_over = passed_over or {}
     active = store.in_state(State.RUNNING, State.QUEUED) if store else []
     active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
-    ended = store.in_state(*ENDED, limit=LAST_RESULTS, latest_first=True) if store else []
+    ended = store.last_ended(LAST_RESULTS) if store else []
     counts = store.counts() if store else {state.value: 0 for state in State}
     remaining = _estimate(active, ended)
     to_come = [

@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import unicodedata
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from framepackd import inbox, listing
 from framepackd.files import folder_below
 from framepackd.groups import group_files
-from framepackd.inbox import Inbox, Scan
+from framepackd.inbox import Inbox, Name, Scan
 
 SETTLE = 5.0
 
@@ -291,7 +292,7 @@ def test_a_companion_that_missed_its_job_names_it(box: Box) -> None:
     box.put("cat_end.png")
     box.inbox.scan()
     box.time += SETTLE
-    (waiting,) = box.inbox.scan(lambda folder, name: f"job of {name}").waiting
+    (waiting,) = box.inbox.scan(lambda names: {each: f"job of {each[1]}" for each in names}).waiting
     assert "job of cat" in waiting.missing
 
 
@@ -372,13 +373,18 @@ def test_settings_files_are_read_once_and_lost_jobs_looked_up_once(
     box.put("_defaults.toml", "a.png", "b.png", "c.txt")
     box.inbox.scan()
     box.time += SETTLE
+
+    def taken(names: Collection[Name]) -> dict[Name, str]:
+        asked.extend(name for _, name in names)
+        return {}
+
     for _ in range(3):
-        box.inbox.scan(lambda folder, name: asked.append(name))
+        box.inbox.scan(taken)
     assert asked == ["_defaults.toml", "c"]
     box.put("_defaults.toml", content="steps = 3")
     box.inbox.scan()
     box.time += SETTLE
-    box.inbox.scan(lambda folder, name: asked.append(name))
+    box.inbox.scan(taken)
     assert asked == ["_defaults.toml", "c"] * 2
 
 

@@ -285,8 +285,7 @@ def test_a_job_put_right_in_the_failed_folder_cannot_become_several(place: Place
 def test_a_companion_that_comes_late_and_a_person_find_the_variations_by_name(place: Place) -> None:
     drop(place)
     place.take()
-    found = place.store.latest("sub", "cat")
-    assert found is not None
-    assert found.id == queued(place)[-1].id
+    found = place.store.taken_as([("sub", "cat")])
+    assert found == {("sub", "cat"): queued(place)[-1].id}
     assert place.store.find("sub/cat") is not None
     assert place.store.find("sub/ca") is None

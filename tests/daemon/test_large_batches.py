@@ -1,0 +1,174 @@
+"""Thousands of files and jobs: what they cost is counted, in looks and questions, and grows as they do."""
+
+import re
+import sqlite3
+import unicodedata
+from collections.abc import Callable, Collection
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from framepackd import groups
+from framepackd.database import Job, State, utc_now
+from framepackd.inbox import Inbox, Name
+from framepackd.jobs import JobStore
+from tests.daemon.test_loop import Loop
+
+# Through an index that holds no more than is asked for, or from which all is answered.
+SHORT_SCANS = ("SCAN job USING INDEX ix_job_undelivered", "SCAN job USING COVERING INDEX ix_job_queue")
+
+
+@pytest.fixture
+def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
+    return Loop(tmp_path / "place", monkeypatch)
+
+
+def add(store: JobStore, name: str, state: State = State.QUEUED, folder: str = "", **columns: Any) -> Job:
+    job = Job(id=f"id-{folder}-{name}", name=name, folder=folder, state=state, created_at=utc_now())
+    for column, value in columns.items():
+        setattr(job, column, value)
+    return store.add(job)
+
+
+def plans(store: JobStore, do: Callable[[], object]) -> dict[str, list[str]]:
+    """Give how SQLite goes about each question that is asked meanwhile."""
+    asked: dict[str, Any] = {}
+
+    def note(connection: object, cursor: object, statement: str, parameters: Any, *_: object) -> None:
+        if statement.lstrip().startswith(("SELECT", "WITH", "UPDATE")):
+            asked[statement] = parameters
+
+    for engine in (store._reader, store._engine):
+        event.listen(engine, "before_cursor_execute", note)
+    do()
+    for engine in (store._reader, store._engine):
+        event.remove(engine, "before_cursor_execute", note)
+    with closing(sqlite3.connect(store.path)) as connection:
+        return {
+            statement: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
+            for statement, parameters in asked.items()
+        }
+
+
+def read_through(store: JobStore, do: Callable[[], object]) -> list[str]:
+    """Name the questions that are answered by reading or sorting all jobs there are."""
+    return [
+        f"{statement}: {step}"
+        for statement, steps in plans(store, do).items()
+        for step in steps
+        if (re.match("SCAN job", step) and step not in SHORT_SCANS)
+        or ("USE TEMP B-TREE" in step and "LIMIT" in statement)
+    ]
+
+
+def test_no_round_and_no_status_reads_all_jobs_that_have_ended(loop: Loop) -> None:
+    """With 20,000 of them a round took 21 ms, twenty times a second."""
+    for number in range(3):
+        add(loop.place.store, f"done{number}", State.DONE, finished_at=utc_now())
+        # Its files are gone: it is passed over.
+        add(loop.place.store, f"lost{number}", inputs={"image": {"file": "lost.png"}})
+    loop.round()  # a start compares all with what lies in the work folders
+    assert loop.counts() == {"done": 3, "queued": 3}
+    assert read_through(loop.place.store, loop.round) == []
+    assert read_through(loop.place.store, loop.daemon._snapshot) == []
+
+
+def test_no_job_is_looked_for_by_reading_all_of_them(loop: Loop) -> None:
+    store = loop.place.store
+    add(store, "cat", folder="sub")
+    for wanted in ("id-sub-cat", "cat", "id-sub", "sub/cat", "none"):
+        assert read_through(store, lambda wanted=wanted: store.matching(wanted)) == []
+    assert read_through(store, lambda: store.taken_as([("sub", "cat")])) == []
+
+
+def test_the_latest_job_of_a_name_or_of_its_variations_is_the_one_that_was_missed(loop: Loop) -> None:
+    store = loop.place.store
+    jobs = {
+        name: add(store, name, State.DONE, folder)
+        for folder, name in (
+            *(("", "cat"), ("", "cat_seed_1"), ("", "cat_seed_2"), ("sub", "cat"), ("", "Cat_seed_3")),
+            *(("", "cats"), ("", "a%_seed_1"), ("", "ab_seed_1"), ("", "cafe\u0301"), ("", "wolf_seed_1")),
+        )
+    }
+    later = add(store, "wolf", State.FAILED)
+    asked = [
+        ("", "cat"),
+        ("sub", "cat"),
+        ("", "a%"),
+        ("", "cafe\u0301"),
+        ("", "ca"),
+        ("x", "cat"),
+        ("", "wolf"),
+    ]
+    assert store.taken_as(asked) == {
+        ("", "cat"): jobs["cat_seed_2"].id,
+        ("sub", "cat"): jobs["cat"].id,
+        ("", "a%"): jobs["a%_seed_1"].id,
+        ("", "cafe\u0301"): jobs["cafe\u0301"].id,
+        ("", "wolf"): later.id,
+    }
+
+
+def test_jobs_that_texts_have_missed_are_asked_for_once_for_all_of_them(tmp_path: Path) -> None:
+    """20,000 captions without pictures, over 5,000 jobs, took three minutes to look at."""
+    for number in range(50):
+        (tmp_path / f"cat{number}.txt").write_text("a lake")
+    asked: list[Collection[Name]] = []
+
+    def taken(names: Collection[Name]) -> dict[Name, str]:
+        asked.append(names)
+        return {("", "cat7"): "job-7"}
+
+    waiting = {entry.name: entry.missing for entry in Inbox(tmp_path, 0).scan(taken).waiting}
+    assert [len(names) for names in asked] == [50]
+    assert waiting["cat7"] == "cat7.png (job job-7 was taken before this came)"
+    assert waiting["cat8"] == "cat8.png"
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, do: Callable[[], object]) -> int:
+    calls = 0
+    call = getattr(module, name)
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return call(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, counting)
+        do()
+    return calls
+
+
+def test_twice_as_many_folders_with_defaults_are_twice_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_at(folders: int) -> int:
+        for number in range(folders):
+            (tmp_path / f"{number}").mkdir(exist_ok=True)
+            for name in ("_defaults.toml", "cat.png", "cat.txt"):
+                (tmp_path / f"{number}" / name).write_text("steps = 5")
+        return counted(monkeypatch, groups, "is_defaults", Inbox(tmp_path, 0).scan)
+
+    few = look_at(20)
+    assert look_at(40) <= 2 * few
+
+
+def test_twice_as_many_jobs_without_their_keyframes_are_twice_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_at(jobs: int) -> int:
+        for number in range(jobs):
+            for suffix in (".png", ".txt"):
+                (tmp_path / f"{number}{suffix}").write_text("x")
+            (tmp_path / f"{number}.toml").write_text(f'keyframes = {{ "0" = "pose{number}.png" }}')
+        inbox = Inbox(tmp_path, 0)
+        work = counted(monkeypatch, unicodedata, "normalize", inbox.scan)
+        assert [entry.missing for entry in inbox.scan().waiting if entry.name == "7"] == ["pose7.png"]
+        return work
+
+    few = look_at(20)
+    assert look_at(40) <= 2 * few
