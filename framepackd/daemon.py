@@ -122,9 +122,10 @@ class Daemon:
         self.stopping = False
 
     def wake(self) -> None:
-        """Have the loop look at the inbox soon; called from other threads and signal handlers."""
-        self._changed = True
-        self._nudge()
+        """Have the loop look at the inbox soon; called from other threads, once for each change in it."""
+        if not self._changed:  # else it knows: what is taken in alone makes thousands of changes
+            self._changed = True
+            self._nudge()
 
     def _nudge(self) -> None:
         """Have the loop go round now."""
@@ -147,7 +148,7 @@ class Daemon:
     def reload(self) -> None:
         """Read the configuration again in the next round."""
         self._reload_asked = True
-        self.wake()
+        self._nudge()
 
     def answer(self, request: Any) -> Any:
         """Answer another command; runs in a thread of its own."""
@@ -164,7 +165,7 @@ class Daemon:
         """Hand a request that changes something to the loop, which alone does so, and wait for its answer."""
         answer: Future[Any] = Future()
         self._requests.put((request, answer))
-        self.wake()
+        self._nudge()
         try:
             return answer.result(REQUEST_SECONDS)
         except TimeoutError:
@@ -247,7 +248,13 @@ class Daemon:
         if self.stopping:
             busy = self._at_inbox.busy or self._deliveries.busy
             return not busy or time.monotonic() > self._stop_by
-        if self._changed or self._at_inbox.busy or self._deliveries.busy or self._deliveries.due == 0.0:
+        if (
+            not self._requests.empty()
+            or self._changed
+            or self._at_inbox.busy
+            or self._deliveries.busy
+            or self._deliveries.due == 0.0
+        ):
             return False
         stuck = self._paused or self._held
         return self._once and self._looked.idle and bool(stuck or not self._store.next_queued())

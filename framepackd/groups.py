@@ -152,10 +152,19 @@ def defaults_above(folder: str, defaults: Mapping[str, list[str]]) -> list[str]:
     >>> defaults_above("a/b", found)
     ['_defaults.toml', 'a/b/_defaults.TOML']
     """
+    return [path for above in folders_above(folder) for path in defaults.get(above, ())]
+
+
+def folders_above(folder: str) -> list[str]:
+    """List the folders from the inbox itself, which is empty, down to this one.
+
+    >>> folders_above("a/b")
+    ['', 'a', 'a/b']
+    """
     folders = [folder]
     while folders[-1]:
         folders.append(folder_of(folders[-1]))
-    return [path for above in reversed(folders) for path in defaults.get(above, ())]
+    return folders[::-1]
 
 
 def is_defaults(path: str) -> bool:

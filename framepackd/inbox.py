@@ -6,8 +6,10 @@ Only looks, never touches. Events of the file system wake a scan; a scan decides
 import contextlib
 import itertools
 import logging
+import os
 import time
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,14 +29,15 @@ from framepackd.groups import (
     defaults_above,
     defaults_by_folder,
     folder_of,
+    folders_above,
     group_files,
     is_defaults,
     is_picture,
     name_of,
     suffix_of,
 )
-from framepackd.listing import Found, Signature, look_through, why_not_read
-from framepackd.names import as_utf8
+from framepackd.listing import IGNORED, Found, Signature, look_through, why_not_read
+from framepackd.names import LAST, as_utf8
 from framepackd.pictures import read_comment
 from framepackd.problems import Problem
 from framepackd.settings import read_settings_file
@@ -42,6 +45,7 @@ from framepackd.settings import read_settings_file
 log = logging.getLogger(__name__)
 
 Name = tuple[str, str]  # a folder, and a NAME in it
+Came = tuple[str, str]  # the name of a file as NFC, and its path
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,40 @@ class Inbox:
         known |= {group.paths[0]: (group.signatures, jobs.get((group.folder, group.name))) for group in new}
         missed = ((group, known[group.paths[0]][1]) for group in late)
         return {id(group): f" (job {job} was taken before this came)" for group, job in missed if job}
+
+    def has_changed(self, group: Group, came: dict[str, list[Came]]) -> bool:
+        """Say whether files came since the last scan that make another group of one that was ready.
+
+        ``came`` keeps them, by folder, as long as they need not be newer; by names alone that is quick.
+        """
+        above = folders_above(group.folder)
+        for folder in above:
+            if folder not in came:
+                came[folder] = self._came_to(folder)
+        if any(is_defaults(path) for folder in above for path in _starting(came[folder], "_defaults.")):
+            return True
+        new = _starting(came[group.folder], group.name)
+        if not new:
+            return False
+        settings = group.only("settings")
+        together = group_files({*group.paths, *new}, {settings: group.keyframes} if settings else {})
+        paths = {path for other in together if other.name == group.name for path in other.paths}
+        return not paths.isdisjoint(new) or not paths.issuperset(group.paths)
+
+    def _came_to(self, folder: str) -> list[Came]:
+        """List the files of a folder that the last scan has not seen, sorted."""
+        found = []
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),  # as whoever takes its files will see
+            folder_below(self.root, folder) as opened,
+            os.scandir(opened) as entries,
+        ):
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                new = path not in self._still_since and not IGNORED.search(entry.name)
+                if new and not entry.is_dir(follow_symlinks=False):
+                    found.append((unicodedata.normalize("NFC", entry.name), path))
+        return sorted(found)
 
     def _moving(self, found: dict[str, Found]) -> set[str]:
         """Remember what has changed, and name the files that have not stood still for long enough."""
@@ -248,6 +286,11 @@ class Inbox:
                 return RequestError(f"{path} cannot be read ({error.strerror}): correct its permissions")
             self._read[path] = signature, result
         return self._read[path][1]
+
+
+def _starting(came: list[Came], start: str) -> list[str]:
+    """Give the paths of those whose names start so, of a sorted list."""
+    return [path for _, path in came[bisect_left(came, (start,)) : bisect_left(came, (start + LAST,))]]
 
 
 def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:

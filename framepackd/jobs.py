@@ -24,10 +24,10 @@ from framepackd.database import (
     open_database,
     utc_now,
 )
+from framepackd.names import LAST
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 CANCELLED = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
-LAST = "\U0010ffff"  # sorts behind every other character
 PAUSED = "paused"  # in the table meta: since when
 
 

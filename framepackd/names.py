@@ -9,6 +9,7 @@ import shlex
 import unicodedata
 from typing import Any
 
+LAST = "\U0010ffff"  # sorts behind every other character
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 STAND_IN_BYTES = 100  # with a number and what follows NAME, within the 143 bytes of eCryptfs
 # Devices on Windows, whatever follows a point.

@@ -15,7 +15,7 @@ from framepackd.files import mount_of
 from framepackd.folders import FolderError
 from framepackd.forgotten import forgotten
 from framepackd.groups import Group
-from framepackd.inbox import Inbox, Scan, Waiting, trouble
+from framepackd.inbox import Came, Inbox, Scan, Waiting, trouble
 from framepackd.jobs import JobStore
 from framepackd.problems import Problem
 from framepackd.watching import Watch
@@ -23,7 +23,10 @@ from framepackd.watching import Watch
 log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 0.25  # at most this often, however many events arrive
-INTAKE_SECONDS = 0.5  # of taking in, before others are heard
+INTAKE_SECONDS = 0.5  # of taking in, before the inbox is looked through again ...
+SCAN_SHARE = 0.25  # ... and until a scan was no more than this much of the work: it grows with the inbox
+LONGEST_INTAKE_SECONDS = 20.0  # on a slow disk; status tells of a round what it came to at its end
+FRESH_SECONDS = 1.0  # before it is looked whether more files came to those that are ready
 RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
 
 
@@ -68,7 +71,7 @@ class Rounds:
         self._watch.end()
 
     def look(self, config: Config, stopping: Callable[[], bool]) -> Looked:
-        """Go through the inbox once; of thousands of files no more than is taken in ``INTAKE_SECONDS``.
+        """Go through the inbox once, and take of thousands of files as many as are worth a scan.
 
         Raises:
             StoreError: the database cannot be used.
@@ -78,12 +81,14 @@ class Rounds:
         self._adopt(config)
         try:
             self._find(config)
+            begun = time.thread_time()
             scan = self._scan()
+            scanned = time.thread_time() - begun
         except OSError as error:
             # Unmounted or without rights: say so, and touch nothing; what is queued goes on.
             return self._unreadable(config, error)
         self._told = None
-        unfinished = self._take(scan, config, stopping)
+        unfinished = self._take(scan, scanned, config, stopping)
         self._waiting = scan.waiting
         quiet = not scan.ready and not scan.unsettled
         polled = poll_seconds(config)
@@ -131,14 +136,23 @@ class Rounds:
             self._clear_held = time.monotonic() + RETRY_SECONDS
         return self._inbox.scan(self._store.taken_as)
 
-    def _take(self, scan: Scan, config: Config, stopping: Callable[[], bool]) -> bool:
-        """Take what is ready; says whether some of it is left."""
-        begun = time.monotonic()  # after the scan: of thousands of files that alone may take as long
+    def _take(self, scan: Scan, scanned: float, config: Config, stopping: Callable[[], bool]) -> bool:
+        """Take what is ready; says whether some of it is left. ``scanned``: what the scan has taken."""
+        begun, worked = time.monotonic(), time.thread_time()
+        fresh_until, came = begun, dict[str, list[Came]]()
         unfinished = False
         for group in scan.ready:
-            if stopping() or time.monotonic() - begun > INTAKE_SECONDS:
+            now = time.monotonic()
+            worth_it = time.thread_time() - worked > scanned / SCAN_SHARE
+            enough = INTAKE_SECONDS if worth_it else LONGEST_INTAKE_SECONDS
+            if stopping() or now - begun > enough:
                 return True
+            if now > fresh_until:
+                fresh_until, came = now + FRESH_SECONDS, {}
             try:
+                if self._inbox.has_changed(group, came):
+                    unfinished = True
+                    continue
                 intake.take(group, config, self._store)
             except claiming.ChangedError:
                 unfinished = True

@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import time
 import unicodedata
 from collections.abc import Callable, Collection
 from contextlib import closing
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from sqlalchemy import event
 
-from framepackd import groups
+from framepackd import groups, intake
 from framepackd.database import Job, State, utc_now
 from framepackd.inbox import Inbox, Name
 from framepackd.jobs import JobStore
+from framepackd.rounds import Looked, Rounds
+from tests.daemon.test_files import Place
 from tests.daemon.test_loop import Loop
 
 # Through an index that holds no more than is asked for, or from which all is answered.
@@ -172,3 +176,110 @@ def test_twice_as_many_jobs_without_their_keyframes_are_twice_the_work(
 
     few = look_at(20)
     assert look_at(40) <= 2 * few
+
+
+class Dropped:
+    """An inbox with jobs that are ready, of which others hear when the first is taken."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, names: Collection[str]) -> None:
+        self.place = Place(root)
+        for name in names:
+            self.put(f"{name}.png")
+            self.put(f"{name}.txt")
+        self.rounds = Rounds(self.place.config, self.place.store, lambda: None)
+        self.scans = 0
+        self.meanwhile: Callable[[], object] = lambda: None
+        scan, take = self.rounds._inbox.scan, intake.take
+
+        def counted(*arguments: Any) -> Any:
+            self.scans += 1
+            return scan(*arguments)
+
+        def noticed(*arguments: Any) -> Any:
+            meanwhile, self.meanwhile = self.meanwhile, lambda: None
+            meanwhile()
+            return take(*arguments)
+
+        monkeypatch.setattr(self.rounds._inbox, "scan", counted)
+        monkeypatch.setattr(intake, "take", noticed)
+
+    def put(self, name: str, text: str = "a lake") -> None:
+        path = self.place.config.inbox / name
+        path.parent.mkdir(exist_ok=True)
+        if path.suffix == ".png":
+            Image.new("RGB", (32, 32)).save(path)
+        else:
+            path.write_text(text)
+
+    def look(self) -> Looked:
+        return self.rounds.look(self.place.config, lambda: False)
+
+    @property
+    def taken(self) -> dict[str, Job]:
+        return {job.name: job for job in self.place.store.in_state(State.QUEUED)}
+
+
+def test_the_inbox_is_not_looked_through_again_for_each_handful_of_jobs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 10,000 pairs each took ten times as long as of 300: the inbox was scanned every half second."""
+    monkeypatch.setattr("framepackd.rounds.INTAKE_SECONDS", 0.0)
+    monkeypatch.setattr("framepackd.rounds.SCAN_SHARE", 1e-6)
+    dropped = Dropped(tmp_path / "place", monkeypatch, [f"cat{number}" for number in range(20)])
+    dropped.look()
+    assert (dropped.scans, len(dropped.taken)) == (1, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "came"),
+    [
+        *(("b", "b.end.png"), ("b", "b_section_0.png"), ("b", "b.toml"), ("b", "_defaults.toml")),
+        *(("sub/b", "_defaults.toml"), ("caf\u00e9", "cafe\u0301_end.png")),
+    ],
+)
+def test_what_comes_to_a_job_while_others_are_taken_in_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, came: str
+) -> None:
+    """Also where it came only after the scan that found the job ready."""
+    monkeypatch.setattr("framepackd.rounds.FRESH_SECONDS", -1.0)
+    dropped = Dropped(tmp_path / "place", monkeypatch, ["a"])
+    dropped.look()
+    for each in ("a", name):  # taken in the order in which they came
+        dropped.put(f"{each}.png")
+        dropped.put(f"{each}.txt")
+        time.sleep(0.02)  # the clock of file systems has ticks of up to 10 ms
+    dropped.meanwhile = lambda: dropped.put(came, "steps = 7")
+    looked = dropped.look()
+    alone = name.rpartition("/")[2]
+    assert alone not in dropped.taken
+    assert not looked.idle
+    dropped.look()
+    job = dropped.taken[alone]
+    assert job.settings["steps"] == 7 or {"end", "keyframe-0"} & job.inputs.keys()
+
+
+def test_what_comes_and_belongs_to_others_keeps_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("framepackd.rounds.FRESH_SECONDS", -1.0)
+    dropped = Dropped(tmp_path / "place", monkeypatch, ["a", "b"])
+
+    def come() -> None:
+        for name in ("b2.png", "b_c.txt", "bb/b.png", "b.png.part", ".b.end.png"):
+            dropped.put(name)
+
+    dropped.meanwhile = come
+    dropped.look()
+    assert dropped.taken.keys() == {"a", "b"}
+
+
+def test_of_many_changes_in_the_inbox_the_loop_hears_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is taken in alone makes thousands; each had the loop go round."""
+    heard: list[None] = []
+    monkeypatch.setattr(loop.daemon, "_nudge", lambda: heard.append(None))
+    loop.daemon._changed = False
+    for _ in range(100):
+        loop.daemon.wake()
+    assert len(heard) == 1
