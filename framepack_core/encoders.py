@@ -1,6 +1,7 @@
 """From a request's text and pictures to what steers its video, the same prompt and picture only once."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,14 +68,15 @@ class Encoders:
             keyframes=bool(request.keyframes),
             continues=request.continue_from is not None,
         )
-        picture = open_picture(request.image)
+        picture = open_picture(request.image, request.background)
         size = output_size(request, picture.shape[:2], self._models.spec.buckets)
         before = None
         if request.continue_from is not None:
             before = self._before(request, request.continue_from, size)
             size = before.latents.shape[3] * LATENT_PIXELS, before.latents.shape[4] * LATENT_PIXELS
         others = [*([request.end_image] if request.end_image else []), *request.keyframes.values()]
-        pictures = [crop_to(picture, size), *(crop_to(open_picture(path), size) for path in others)]
+        opened = (open_picture(path, request.background) for path in others)  # one in memory at a time
+        pictures = [crop_to(picture, size) for picture in itertools.chain([picture], opened)]
         prompts = [request.prompt, *(timed.text for timed in request.prompts)]
         if request.true_cfg_scale != 1:
             prompts.append(request.negative_prompt)

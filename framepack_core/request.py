@@ -3,6 +3,7 @@
 Names are those of diffusers' pipelines. Nothing here imports torch.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -13,6 +14,7 @@ from framepack_core.prompts import TimedPrompts
 
 MAX_MISTAKES = 10  # told in one message
 MAX_SHOWN = 100  # characters of a wrong value in a message
+WHITE = "#ffffff"
 MAX_SEED = 2**32 - 1  # what the published programs draw from
 
 
@@ -22,6 +24,12 @@ def _refuse_bool(value: object) -> object:
         # Not TypeError: pydantic reports ValueErrors, with the key.
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - see above
     return value
+
+
+def _read_colour(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch("#[0-9A-Fa-f]{6}", value):
+        raise ValueError('must be a colour as "#rrggbb", of which "#ffffff" is white and "#000000" black')
+    return value.lower()
 
 
 Integer = Annotated[int, BeforeValidator(_refuse_bool)]
@@ -50,6 +58,8 @@ class GenerationSettings(BaseModel):
     height: Integer | None = Field(None, ge=32, le=4096, multiple_of=16)
     # None: the resolution the model was made for, 640 for the published ones.
     resolution: Integer | None = Field(None, ge=64, le=2048)
+    # What is seen where a picture is transparent: "#rrggbb", in sRGB.
+    background: Annotated[str, BeforeValidator(_read_colour)] = WHITE
     prompts: TimedPrompts = ()  # elsewhere the prompt itself holds
 
     @model_validator(mode="after")

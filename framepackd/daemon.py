@@ -227,6 +227,8 @@ class Daemon:
         if self._once and not self.stopping and self._store.next_queued():
             self._failed = True
             log.error("jobs are left in the queue: %s", self._describe()["paused"])
+        if self._once and not self.stopping:
+            self._looked.tell_what_waits()
         return 1 if self._once and self._failed else 0
 
     def _take_up_leftovers(self) -> None:

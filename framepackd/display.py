@@ -259,7 +259,9 @@ def job(record: dict[str, Any]) -> RenderableType:
         facts.add_row(Text("  lora", style="cyan"), _text(loras.in_words(entry)))
     for key in tables:
         for name, value in (record[key] or {}).items():
-            text = value["file"] if isinstance(value, dict) else str(value)
+            text = str(value)
+            if isinstance(value, dict):
+                text = "; ".join([value["file"], *value.get("passed_over", ())])
             facts.add_row(
                 Text(f"  {key.replace('_', ' ')}: {name}", style="cyan"),
                 _text(f"{text} s" if key == "timings" else text),

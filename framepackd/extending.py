@@ -24,6 +24,7 @@ MAX_RECORD_BYTES = 1 << 18  # a job's record has some 5 KiB, and its prompts
 TAKEN_OVER = (
     *("prompt", "negative_prompt", "seed", "latent_window_size", "steps", "true_cfg_scale", "guidance_scale"),
     *("guidance_rescale", "cache", "crf", "save_section_frames", "keep_latents", "width", "height", "loras"),
+    "background",
 )
 
 

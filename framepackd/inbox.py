@@ -20,7 +20,6 @@ from framepackd.files import folder_below
 from framepackd.groups import (
     MAX_NAME,
     OF_A_VIDEO,
-    PICTURES,
     VIDEO,
     Group,
     defaults_above,
@@ -30,6 +29,7 @@ from framepackd.groups import (
     is_picture,
     name_of,
     suffix_of,
+    why_unread,
 )
 from framepackd.listing import Found, Signature, look_through, why_not_read
 from framepackd.names import as_utf8
@@ -171,6 +171,8 @@ class Inbox:
                 # Asked only when the files are new: there may be thousands, at every look.
                 self._missed[first] = group.signatures, missed_job(group.folder, group.name)
             job = self._missed[first][1]
+            if group.unread:
+                missing += f" is missing, and {why_unread(next(iter(group.unread.values())))}"
             return missing + (f" (job {job} was taken before this came)" if job else "")
         prompted = self.prompted or bool(group.files.get("text") or group.files.get("record"))
         for path in group.defaults:
@@ -183,7 +185,11 @@ class Inbox:
         prompted |= isinstance(settings, RequestError) or "prompt" in settings
         if group.files.get("video") and not extends and not isinstance(settings, RequestError):
             return f"more = 3.0 in {group.name}.toml, to make {group.name}.mp4 longer by so many seconds"
-        return _missing_keyframe(group, found) if prompted else f"{group.name}.txt"
+        if not prompted:
+            return f"{group.name}.txt"
+        # A picture of its name is there; an end frame that cannot be read is not to be left out unsaid.
+        unread = next((path for role, path in group.unread.items() if role != "image"), None)
+        return _missing_keyframe(group, found) if unread is None else why_unread(unread)
 
     def _keyframes(self, found: dict[str, Found], moving: set[str]) -> dict[str, Mapping[int, str]]:
         """Give the pictures that settings name as keyframes, by the settings' paths."""
@@ -229,8 +235,7 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
         if found[path].problem:
             return f"{name_of(path)} {found[path].problem}"
     if group.files.get("unknown"):
-        unknown = name_of(group.files["unknown"][0])
-        return f"{unknown} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
+        return why_unread(group.files["unknown"][0])
     for role in group.roles:
         several = group.files[role]
         if len(several) > 1:

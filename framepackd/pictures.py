@@ -5,17 +5,22 @@ The process is started when the first of them is looked at and ends with the dae
 
 import atexit
 import json
+import logging
 import resource
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from framepack_core.buckets import Size
 from framepack_core.continuing import REMEDY, Footage
 from framepack_core.errors import RequestError
+
+log = logging.getLogger(__name__)
 
 DECODE_SECONDS = 15  # a hundred megapixels take two
 MEMORY_BYTES = 2 << 30  # address space of the process
@@ -24,13 +29,18 @@ _running: subprocess.Popen[bytes] | None = None  # one for the whole daemon
 _asking = threading.Lock()  # the inbox's thread, and that of the failed folder, where a job is tried again
 
 
-def picture_size(path: Path) -> Size:
-    """Decode a picture to its end and give its height and width upright.
+def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Size:
+    """Read a picture as a video's is read, and give its height and width upright.
+
+    ``tell`` is told what of it is passed over: a profile of its colours that cannot be used.
 
     Raises:
         RequestError: it cannot be used; says why and what to do.
     """
-    height, width = _answer(path, "size", "save it again as PNG or JPEG and drop it again")
+    answer = _answer(path, "size", "save it again as PNG or JPEG and drop it again")
+    for text in answer["told"]:
+        tell(text)
+    height, width = answer["size"]
     return height, width
 
 
@@ -40,21 +50,20 @@ def look_at_video(path: Path) -> Footage:
     Raises:
         RequestError: it cannot be used; says why and what to do.
     """
-    return Footage(*_answer(path, "video", REMEDY))
+    return Footage(*_answer(path, "video", REMEDY)["video"])
 
 
-def _answer(path: Path, what: str, remedy: str) -> list[int]:
+def _answer(path: Path, what: str, remedy: str) -> dict[str, Any]:
     with _asking:
         line, code = _ask(path, what)
         if not line and code != -signal.SIGALRM:
             # Somebody else may have ended the process; a second time it is the file.
             line, code = _ask(path, what)
     if line:
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RequestError(answer["error"])
-        found: list[int] = answer[what]
-        return found
+        return answer
     if code == -signal.SIGALRM:
         fault = f"takes more than {DECODE_SECONDS} s to decode"
     else:
@@ -104,8 +113,11 @@ def _end() -> int | None:
 
 def _main() -> None:
     """Answer one line with one line: what is wanted of which path, with that or an error."""
+    from PIL import AvifImagePlugin
+
     from framepack_core import footage, media
 
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 2  # not one a core: each reserves address space
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon decides when this ends
         signal.signal(ignored, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
@@ -113,9 +125,13 @@ def _main() -> None:
     for line in sys.stdin:
         signal.alarm(DECODE_SECONDS)  # it ends the process, even in the middle of a decoder
         what, name = json.loads(line)
+        told: list[str] = []
         try:
-            found = media.picture_size(Path(name)) if what == "size" else astuple(footage.look(Path(name)))
-            answer: dict[str, object] = {what: found}
+            if what == "size":
+                found: tuple[object, ...] = media.picture_size(Path(name), told.append)
+            else:
+                found = astuple(footage.look(Path(name)))
+            answer: dict[str, object] = {what: found, "told": told}
         except RequestError as error:
             answer = {"error": str(error)}
         signal.alarm(0)

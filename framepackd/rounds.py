@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 0.25  # at most this often, however many events arrive
 INTAKE_SECONDS = 0.5  # of taking in, before others are heard
+TOLD_WAITING = 20  # names, one by one
 RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
 
 
@@ -35,6 +36,15 @@ class Looked:
     problems: tuple[Problem, ...] = ()
     idle: bool = False  # nothing is left to take or to wait for
     again: float = 0.0  # seconds until the next round
+
+    def tell_what_waits(self) -> None:
+        """Log what stays in the inbox, and why: after ``run --once`` no daemon is there to be asked."""
+        for entry in self.waiting[:TOLD_WAITING]:
+            files = ", ".join(f"{entry.folder}/{file}".lstrip("/") for file in entry.files)
+            reason = entry.missing if " " in entry.missing else f"{entry.missing} is missing"
+            log.warning("left in the inbox: %s: %s", files, reason)
+        if len(self.waiting) > TOLD_WAITING:
+            log.warning("left in the inbox: what belongs to %d more", len(self.waiting) - TOLD_WAITING)
 
 
 class Rounds:
