@@ -66,7 +66,9 @@ def decode(path: Path) -> "Image":
     if not available():
         raise RequestError(f"{path.name}: {NOT_HERE}")
     command = [sys.executable, "-m", "framepack_core.heif", str(path)]
-    process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)  # noqa: S603 - this module
+    process = subprocess.run(  # noqa: S603 - this module
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False
+    )
     if process.returncode == -signal.SIGALRM:
         fault = f"takes more than {DECODE_SECONDS} s to decode"
     elif process.returncode != 0:

@@ -35,6 +35,7 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 FIRST_SIDEWAYS = 5  # from here on height and width change places
+BAND_PIXELS = 1 << 20  # converted at once
 FEW_BITS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies samples of so few bits by, but not the clear one
 
 
@@ -53,9 +54,11 @@ def open_picture(path: Path, background: str = WHITE, tell: Callable[[str], obje
         RequestError: it is not a picture that can be read, is damaged, too large or animated.
     """
     with _decoded(path) as found:
+        picture = np.empty((found.image.height, found.image.width, 3), np.uint8)
+        for top, band in _bands(path, found, background, tell):
+            picture[top : top + band.height] = np.asarray(band)
         turn = UPRIGHT.get(_orientation(found.image))
-        flat = _flat(path, found, background, tell)
-        return np.array(flat if turn is None else flat.transpose(turn))
+        return picture if turn is None else np.array(Image.fromarray(picture).transpose(turn))
 
 
 def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Size:
@@ -67,7 +70,8 @@ def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Siz
     with _decoded(path) as found:
         height, width = found.image.height, found.image.width
         sideways = _orientation(found.image) >= FIRST_SIDEWAYS
-        _flat(path, found, WHITE, tell)
+        for _ in _bands(path, found, WHITE, tell):
+            pass
         return (width, height) if sideways else (height, width)
 
 
@@ -118,36 +122,52 @@ def _decoded(path: Path) -> Iterator[_Found]:
         ) from error
 
 
-def _flat(path: Path, found: _Found, background: str, tell: Callable[[str], object]) -> Image.Image:
-    """Give a picture as sRGB without transparency."""
-    colours, alpha = _parted(found)
+def _bands(
+    path: Path, found: _Found, background: str, tell: Callable[[str], object]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Give a picture as sRGB without transparency: bands of it, from the top, each with its first row.
+
+    What is made on the way takes memory for a band, not for a hundred megapixels.
+    """
+    convert = _converter(path, found, tell)
+    image = found.image
+    # Many programs fill the fourth byte of a BMP with zeros; viewers show those pictures, too.
+    clear = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    rows = max(BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        colours, alpha = _parted(band, found.packing)
+        colours = convert(colours).convert("RGB")
+        if alpha is not None and not clear and alpha.getextrema() != (255, 255):
+            ground = Image.new("RGB", band.size, background)
+            ground.paste(colours, mask=alpha)
+            colours = ground
+        yield top, colours
+
+
+def _converter(
+    path: Path, found: _Found, tell: Callable[[str], object]
+) -> Callable[[Image.Image], Image.Image]:
+    """Give what converts a picture's colours to sRGB, and tell why nothing does, if nothing can."""
+    grey = found.image.mode in ("1", "L", "LA", "I;16") or found.packing == "LA;16B"
+    space = "GRAY" if grey else found.image.mode.removesuffix("A")
     problem = found.problem
     if found.profile:
-        # A palette's colours are left alone, as for every other mismatch of profile and picture.
-        mode = "P" if found.image.mode.startswith("P") else colours.mode
         try:
-            colours = profiles.to_srgb(colours, found.profile, mode)
+            return profiles.converter(found.profile, space)
         except profiles.ProfileError as error:
             problem = str(error)
     if problem is not None:
         tell(f"{path.name}: its colour profile is passed over: {problem}")
-    colours = colours.convert("RGB")
-    if alpha is None or alpha.getextrema()[0] == 255:
-        return colours
-    flat = Image.new("RGB", colours.size, background)
-    flat.paste(colours, mask=alpha)
-    return flat
+    return lambda image: image
 
 
-def _parted(found: _Found) -> tuple[Image.Image, Image.Image | None]:
+def _parted(image: Image.Image, packing: str) -> tuple[Image.Image, Image.Image | None]:
     """Part a picture into its colours (L, RGB or CMYK, 8 bits) and its transparency (L), if it has any."""
-    image, packing = found.image, found.packing
     clear = image.info.get("transparency")  # a colour, as the file's samples are
-    if image.mode.startswith("I;16"):
+    if image.mode == "I;16":
         samples = np.asarray(image)
-        alpha = (
-            None if clear is None else Image.fromarray(np.where(samples == clear, 0, 255).astype(np.uint8))
-        )
+        alpha = None if clear is None else Image.fromarray((samples != clear) * np.uint8(255))
         return Image.fromarray((samples >> 8).astype(np.uint8)), alpha
     if clear is not None:
         if packing == "RGB;16B":
@@ -161,10 +181,7 @@ def _parted(found: _Found) -> tuple[Image.Image, Image.Image | None]:
     if packing == "LA;16B":
         image = Image.merge("LA", (image.getchannel("R"), image.getchannel("A")))
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
-    if alpha is not None and image.format == "BMP" and alpha.getextrema() == (0, 0):
-        alpha = None  # of many programs that fill the fourth byte with zeros; viewers show those, too
-    modes = {"1": "L", "LA": "L", "L": "L", "CMYK": "CMYK"}
-    mode = modes.get(image.mode, "RGB")
+    mode = {"1": "L", "LA": "L", "L": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
     return image if image.mode == mode else image.convert(mode), alpha
 
 

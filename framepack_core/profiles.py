@@ -2,12 +2,13 @@
 
 import io
 import itertools
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageCms
 
-SPACES = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}  # of profiles, by the modes of pictures
+MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of pictures, by the colour spaces of profiles
 SAME = 2  # levels of 255: no farther from sRGB is what rounds its curve or its primaries
 GRID = (*range(0, 255, 32), 255)
 
@@ -16,27 +17,27 @@ class ProfileError(Exception):
     """A profile cannot be used; says why."""
 
 
-def to_srgb(image: Image.Image, profile: bytes, mode: str) -> Image.Image:
-    """Give a picture of mode L, RGB or CMYK in sRGB; the picture itself where its profile is sRGB.
+def converter(profile: bytes, space: str) -> Callable[[Image.Image], Image.Image]:
+    """Give what converts pictures of mode L, RGB or CMYK to sRGB; nothing is changed if the profile is that.
 
-    ``mode`` is what it is in its file; one of "P" there takes no profile.
+    ``space`` is what the picture is of in its file: "GRAY", "RGB", "CMYK", or "P", which takes no profile.
 
     Raises:
         ProfileError: the profile is damaged, or of another colour space than the picture.
     """
-    wanted = SPACES.get(mode)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         found = source.profile.xcolor_space.strip()
-        if found == wanted:
-            if _changes_nothing(source, image.mode):
-                return image
-            return _transform(source, image.mode, ImageCms.Intent.PERCEPTUAL).apply(image)
+        if found == space and space in MODES:
+            if _changes_nothing(source, MODES[space]):
+                return lambda image: image
+            return _transform(source, MODES[space], ImageCms.Intent.PERCEPTUAL).apply
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError) as error:
         raise ProfileError(f"it is damaged ({error})") from error
-    of = {"GRAY": "grey", "P": "a palette"}
-    kinds = [of.get(space, space) for space in (found, wanted or mode)]
-    raise ProfileError(f"it is for {kinds[0]}, and the picture is of {kinds[1]}")
+    names = {"GRAY": "grey", "P": "a palette"}
+    raise ProfileError(
+        f"it is for {names.get(found, found)}, and the picture is of {names.get(space, space)}"
+    )
 
 
 def _transform(

@@ -22,7 +22,7 @@ from framepack_core.errors import RequestError
 
 log = logging.getLogger(__name__)
 
-DECODE_SECONDS = 15  # a hundred megapixels take two
+DECODE_SECONDS = 15  # a hundred megapixels take four, with their conversion to sRGB
 MEMORY_BYTES = 2 << 30  # address space of the process
 
 _running: subprocess.Popen[bytes] | None = None  # one for the whole daemon
