@@ -101,6 +101,7 @@ def _form(config: Config) -> None:
     picture = gr.Image(
         type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=300
     )
+    _leave_as_uploaded(picture)
     with gr.Accordion("End frame", open=False):
         end = gr.Image(
             type="filepath",
@@ -109,6 +110,7 @@ def _form(config: Config) -> None:
             sources=["upload", "clipboard"],
             height=200,
         )
+        _leave_as_uploaded(end)
     prompt = gr.Textbox(label="Prompt", lines=2, placeholder="Who moves, and how")
     quick = gr.Dataset(
         label="Quick prompts",
@@ -150,6 +152,11 @@ def _form(config: Config) -> None:
         return f"In the inbox as `{name}`; in the queue in {config.settle_seconds:g} seconds."
 
     start.click(submit, [picture, end, prompt, *settings.values()], [told], api_visibility="private")
+
+
+def _leave_as_uploaded(picture: gr.Image) -> None:
+    """Have a picture come as its file: gradio opens it with Pillow, which refuses some that are read here."""
+    picture.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign] # as said
 
 
 def _more_settings() -> dict[str, gr.components.Component]:
