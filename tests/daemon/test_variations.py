@@ -251,7 +251,9 @@ def test_pictures_are_looked_at_once_for_all_variations(
     """Each look may take seconds, in which the loop does nothing else."""
     looked: list[str] = []
     size = resolving.picture_size
-    monkeypatch.setattr(resolving, "picture_size", lambda path: looked.append(path.name) or size(path))
+    monkeypatch.setattr(
+        resolving, "picture_size", lambda path, tell: looked.append(path.name) or size(path, tell)
+    )
     drop(place)
     place.take()
     assert looked == ["cat.png"]
