@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,16 @@ def look_at_video(path: Path) -> Footage:
         RequestError: it cannot be used; says why and what to do.
     """
     return Footage(*_answer(path, "video", REMEDY)["video"])
+
+
+def read_comment(path: Path) -> str | None:
+    """Read the comment in a video's metadata.
+
+    Raises:
+        RequestError: it is no video that can be read.
+    """
+    comment: str | None = _answer(path, "comment", REMEDY)["comment"]
+    return comment
 
 
 def _answer(path: Path, what: str, remedy: str) -> dict[str, Any]:
@@ -122,16 +133,18 @@ def _main() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    told: list[str] = []  # of a picture, what is passed over
+    look: dict[str, Callable[[Path], object]] = {
+        "size": partial(media.picture_size, tell=told.append),
+        "video": lambda path: astuple(footage.look(path)),
+        "comment": footage.comment,
+    }
     for line in sys.stdin:
         signal.alarm(DECODE_SECONDS)  # it ends the process, even in the middle of a decoder
         what, name = json.loads(line)
-        told: list[str] = []
+        told.clear()
         try:
-            if what == "size":
-                found: tuple[object, ...] = media.picture_size(Path(name), told.append)
-            else:
-                found = astuple(footage.look(Path(name)))
-            answer: dict[str, object] = {what: found, "told": told}
+            answer: dict[str, object] = {what: look[what](Path(name)), "told": told}
         except RequestError as error:
             answer = {"error": str(error)}
         signal.alarm(0)
