@@ -40,11 +40,11 @@ class Looked:
     def tell_what_waits(self) -> None:
         """Log what stays in the inbox, and why: after ``run --once`` no daemon is there to be asked."""
         for entry in self.waiting[:TOLD_WAITING]:
-            files = ", ".join(f"{entry.folder}/{file}".lstrip("/") for file in entry.files)
-            reason = entry.missing if " " in entry.missing else f"{entry.missing} is missing"
-            log.warning("left in the inbox: %s: %s", files, reason)
+            name = f"{entry.folder}/{entry.name}".lstrip("/")
+            reason = entry.missing if " " in entry.missing else f"it waits for {entry.missing}"
+            log.warning("%s is left in the inbox: %s", name, reason)
         if len(self.waiting) > TOLD_WAITING:
-            log.warning("left in the inbox: what belongs to %d more", len(self.waiting) - TOLD_WAITING)
+            log.warning("%d more are left in the inbox", len(self.waiting) - TOLD_WAITING)
 
 
 class Rounds:

@@ -105,8 +105,8 @@ def test_once_names_what_it_leaves_in_the_inbox(
     for name in ("cat.gif", "dog.png"):
         (loop.place.config.inbox / name).write_text("x")
     assert loop.daemon.run() == 0
-    assert "left in the inbox: cat.gif: cat.gif is not of a known type" in caplog.text
-    assert "left in the inbox: dog.png: dog.txt is missing" in caplog.text
+    assert "cat.gif is left in the inbox: cat.gif is not of a known type" in caplog.text
+    assert "dog is left in the inbox: it waits for dog.txt" in caplog.text
 
 
 def test_the_page_takes_no_photo_that_would_wait(tmp_path: Path, readable: bool) -> None:
