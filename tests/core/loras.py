@@ -95,6 +95,13 @@ FAMILIES: dict[str, tuple[bool, Callable[[str], str], tuple[str, str]]] = {
         ("lora_A", "lora_B"),
     ),
     "diffusers": (False, lambda name: "transformer." + name, ("lora_A", "lora_B")),
+    # musubi-tuner's converter turns kohya's names back into dotted ones without knowing where dots belong.
+    "converted": (
+        False,
+        lambda name: "diffusion_model." + name.replace("_", "."),
+        ("lora_A", "lora_B"),
+    ),
+    "lycoris": (False, lambda name: "lycoris_" + name.replace(".", "_"), ("lora_down", "lora_up")),
 }
 
 
@@ -113,7 +120,8 @@ def make_lora(
     *,
     seed: int = 1,
     only: str = "",
-    alpha: float | None = None,
+    alpha: float | torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
     extra: Weights | None = None,
     metadata: dict[str, str] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -128,12 +136,13 @@ def make_lora(
             continue
         down = torch.randn(RANK, shapes[weights[0]][1], generator=generator) * 0.1
         up = torch.randn(sum(shapes[name][0] for name in weights), RANK, generator=generator) * 0.1
+        down, up = down.to(dtype), up.to(dtype)
         tensors |= {f"{named(module)}.{down_name}.weight": down, f"{named(module)}.{up_name}.weight": up}
         if alpha is not None:
-            tensors[f"{named(module)}.alpha"] = torch.tensor(alpha)
-        scale = 1.0 if alpha is None else alpha / RANK
+            tensors[f"{named(module)}.alpha"] = torch.as_tensor(alpha).clone()
+        scale = 1.0 if alpha is None else float(alpha) / RANK
         for name, rows in zip(weights, up.split([shapes[name][0] for name in weights]), strict=True):
-            added[name] = scale * (rows @ down)
+            added[name] = scale * (rows.float() @ down.float())
     tensors |= extra or {}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
     return added
