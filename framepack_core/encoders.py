@@ -16,6 +16,7 @@ from framepack_core.errors import RequestError
 from framepack_core.footprint import TILE
 from framepack_core.media import Picture, crop_to, open_picture
 from framepack_core.places import Places
+from framepack_core.prompts import Cut
 from framepack_core.recent import Recent
 from framepack_core.request import Request
 
@@ -32,6 +33,12 @@ class Conditioning:
     keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
     timed: tuple[TextConditioning, ...] = ()  # of the timed prompts
     before: "Before | None" = None
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Say which of its prompts are too long, and for which encoder."""
+        texts = (self.positive, *([self.negative] if self.negative else []), *self.timed)
+        return tuple(dict.fromkeys(cut for text in texts for cut in text.cuts))
 
 
 @dataclass(frozen=True)
