@@ -61,6 +61,14 @@ _COMFYUI = {
     "mlp_2": "mlp_fc2",
     "mod_lin": "mod_linear",
     "modulation_lin": "modulation_linear",
+    "time_in_in_layer": "time_in_mlp_0",
+    "time_in_out_layer": "time_in_mlp_2",
+    "guidance_in_in_layer": "guidance_in_mlp_0",
+    "guidance_in_out_layer": "guidance_in_mlp_2",
+    "t_embedder_in_layer": "t_embedder_mlp_0",
+    "t_embedder_out_layer": "t_embedder_mlp_2",
+    "c_embedder_in_layer": "c_embedder_linear_1",
+    "c_embedder_out_layer": "c_embedder_linear_2",
 }
 # Its rows are shift and scale in HunyuanVideo, scale and shift in diffusers.
 _SWAPPED = "final_layer_adaLN_modulation_1"
@@ -143,29 +151,33 @@ def fit_all(loras: Iterable[Lora], spec: ModelSpec) -> list[Fit]:
         RequestError: one cannot be read, or does not fit.
         ModelError: the model's files are missing or damaged.
     """
-    loras = list(loras)
-    base = read_headers(find(spec).transformer) if loras else {}
-    return [
-        fit(lora.file.name, read_lora(lora.file), base, allow_partial=lora.allow_partial) for lora in loras
-    ]
+    headers = [(lora, read_lora(lora.file)) for lora in loras]  # first: what is wrong alone needs no model
+    base = read_headers(find(spec).transformer) if headers else {}
+    return [fit(lora.file.name, header, base, allow_partial=lora.allow_partial) for lora, header in headers]
 
 
 def read_lora(file: Path) -> Header:
     """Read what a LoRA file holds.
 
     Raises:
-        RequestError: it cannot be read, or is no safetensors file.
+        RequestError: it cannot be read, is no safetensors file, or was made for another family of models.
     """
     if file.suffix.lower() != ".safetensors":
         raise RequestError(f"LoRA {file.name} is no .safetensors file: convert it; no other format is read")
     try:
-        return read_header(file)
+        header = read_header(file)
     except OSError as error:
         raise RequestError(
             f"LoRA {file} cannot be read ({error.strerror}): put it there, or leave it out of loras"
         ) from error
     except ValueError as error:
         raise RequestError(f"LoRA {file.name} cannot be used ({error}): download or save it again") from error
+    if other := other_family(header.metadata):
+        raise RequestError(
+            f"LoRA {file.name} was made for {other[0]} ({other[1]} in its metadata): use one for "
+            "HunyuanVideo or FramePack"
+        )
+    return header
 
 
 def fit(name: str, lora: Header, base: Mapping[str, Tensor], *, allow_partial: bool = False) -> Fit:
@@ -178,14 +190,9 @@ def fit(name: str, lora: Header, base: Mapping[str, Tensor], *, allow_partial: b
         allow_partial: take it even if keys of blocks belong nowhere.
 
     Raises:
-        RequestError: no key belongs anywhere, or not all that are of blocks do, shapes do not fit, it is for
-            another family of models, or it is another thing than a LoRA.
+        RequestError: no key belongs anywhere, or not all that are of blocks do, shapes do not fit, or it is
+            another thing than a LoRA.
     """
-    if other := other_family(lora.metadata):
-        raise RequestError(
-            f"LoRA {name} was made for {other[0]} ({other[1]} in its metadata): use one for HunyuanVideo or "
-            "FramePack"
-        )
     own = {key.removesuffix(".weight"): tensor for key, tensor in base.items() if len(tensor.shape) > 1}
     flat = {module.replace(".", "_"): module for module in own}
     modules, others, ignored = _sorted_keys(name, lora)
@@ -269,14 +276,13 @@ def _verify_once(name: str, parts: Iterable[Part]) -> None:
 
 def _renamed(module: str) -> tuple[str, ...]:
     """Give diffusers' names of one of HunyuanVideo's modules; none if it has no such module."""
-    if module in _OTHERS:
-        return (_OTHERS[module],)
-    for pattern, blocks, names in _BLOCKS:
-        if found := pattern.fullmatch(module):
-            name = found[2]
-            for theirs, ours in _COMFYUI.items():
-                name = re.sub(f"{theirs}$", ours, name)
-            return tuple(f"{blocks}.{found[1]}.{part}" for part in names.get(name, ()))
+    comfyui = (module.removesuffix(end) + own for end, own in _COMFYUI.items() if module.endswith(end))
+    for name in (module, *comfyui):
+        if name in _OTHERS:
+            return (_OTHERS[name],)
+        for pattern, blocks, names in _BLOCKS:
+            if (found := pattern.fullmatch(name)) and found[2] in names:
+                return tuple(f"{blocks}.{found[1]}.{part}" for part in names[found[2]])
     return ()
 
 

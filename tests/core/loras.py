@@ -42,6 +42,8 @@ REFINER = {
 ONCE = {
     "txt_in.input_embedder": ["context_embedder.proj_in"],
     "time_in.mlp.0": ["time_text_embed.timestep_embedder.linear_1"],
+    "txt_in.t_embedder.mlp.2": ["context_embedder.time_text_embed.timestep_embedder.linear_2"],
+    "txt_in.c_embedder.linear_1": ["context_embedder.time_text_embed.text_embedder.linear_1"],
     "vector_in.out_layer": ["time_text_embed.text_embedder.linear_2"],
     "guidance_in.mlp.2": ["time_text_embed.guidance_embedder.linear_2"],
     "final_layer.linear": ["proj_out"],
@@ -77,6 +79,19 @@ def linear_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]
     }
 
 
+def _as_in_comfyui(name: str) -> str:
+    for theirs, comfyui in (
+        (r"(time_in|guidance_in|t_embedder)\.mlp\.0", r"\1.in_layer"),
+        (r"(time_in|guidance_in|t_embedder)\.mlp\.2", r"\1.out_layer"),
+        (r"c_embedder\.linear_1", "c_embedder.in_layer"),
+        (r"mlp\.fc1", "mlp.0"),
+        (r"mlp\.fc2", "mlp.2"),
+        (r"(_mod|modulation)\.linear", r"\1.lin"),
+    ):
+        name = re.sub(theirs, comfyui, name)
+    return name
+
+
 # Family -> what a key is made of the module's name; the names of the two matrices.
 FAMILIES: dict[str, tuple[bool, Callable[[str], str], tuple[str, str]]] = {
     "kohya-hunyuan": (True, lambda name: "lora_unet_" + name.replace(".", "_"), ("lora_down", "lora_up")),
@@ -84,9 +99,7 @@ FAMILIES: dict[str, tuple[bool, Callable[[str], str], tuple[str, str]]] = {
     "diffusion-pipe": (True, lambda name: "diffusion_model." + name, ("lora_A", "lora_B")),
     "comfyui": (
         True,
-        lambda name: (
-            "diffusion_model." + re.sub(r"(?<=mlp)\.fc1", ".0", re.sub(r"(?<=mod)\.linear", ".lin", name))
-        ),
+        lambda name: "diffusion_model." + _as_in_comfyui(name),
         ("lora_A", "lora_B"),
     ),
     "original-transformer": (

@@ -141,8 +141,10 @@ def test_one_that_fits_in_part_is_refused_at_intake_unless_its_setting_allows_th
 def test_one_of_another_family_is_refused_at_intake(lora_dir: Path) -> None:
     metadata = {"modelspec.architecture": "flux-1-dev/lora"}
     make_lora(lora_dir / "flux.safetensors", "kohya-hunyuan", stored(DEMO), metadata=metadata)
-    with pytest.raises(RequestError, match=r"flux.safetensors was made for FLUX.1"):
-        loras.take_in(chosen("flux.safetensors"), lora_dir, DEMO)
+    absent = ModelSpec("mine", "framepack", Source("/nowhere"), DEMO.base, DEMO.image_encoder)
+    for spec in (DEMO, absent):
+        with pytest.raises(RequestError, match=r"flux.safetensors was made for FLUX.1"):
+            loras.take_in(chosen("flux.safetensors"), lora_dir, spec)
 
 
 def test_an_extension_may_be_in_capitals(lora_dir: Path) -> None:
