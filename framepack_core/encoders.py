@@ -107,7 +107,7 @@ class Encoders:
 
     def _before(self, request: Request, path: Path, size: Size) -> Before:
         """Read a video to go on with: its latents as they are, or the latents that its last frames become."""
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             latents = continued_latents(path)
             own = (latents.shape[3] * LATENT_PIXELS, latents.shape[4] * LATENT_PIXELS)
             if request.width is not None and size != own:

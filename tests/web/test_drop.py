@@ -166,3 +166,11 @@ def test_a_video_of_which_a_person_should_know_something_is_done_and_says_it() -
     job = {"state": "done", "frames": 145, "fps": 30, "quality": None, "warnings": ["prompt is cut: …"]}
     assert dropping.describe(job) == "done: 145 frames, 4.83 s; prompt is cut: …"
     assert dropping.describe(job | {"quality": "frozen"}).endswith(", but looks frozen; prompt is cut: …")
+
+
+def test_the_page_notes_it_too() -> None:
+    from framepackd.web.page import _note  # here: the page takes seconds to import
+
+    job = {"error": None, "quality": "frozen", "warnings": ["prompt is cut: …"]}
+    assert _note(job) == "looks frozen; prompt is cut: …"
+    assert _note(job | {"error": "no"}) == "no"
