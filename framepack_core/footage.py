@@ -4,27 +4,30 @@ No torch. Only mp4 files are opened, and as nothing else: other containers may n
 """
 
 import math
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import av
 import numpy as np
+from av import VideoFrame
+from av.container import InputContainer
 
 from framepack_core.buckets import Size
 from framepack_core.continuing import REMEDY, Footage, frames_of, tail_latents
 from framepack_core.errors import RequestError
 from framepack_core.media import Frames, Picture, crop_to
 from framepack_core.sections import FPS, HISTORY_FRAMES
-
-if TYPE_CHECKING:
-    from av.container import InputContainer
-    from av.video.frame import VideoFrame
+from framepack_core.video_colours import Colours, refuse_hdr, to_rgb
 
 MAX_SECONDS = 600  # of a video to go on with
 MAX_PIXELS = 50_000_000  # of one of its frames: 8K has 33
+MAX_COMMENT = 1 << 18  # characters; settings take some 1,000, and their prompts
+# What libx264 notes of its options in a video's first packet, as `segments` has set them from the start.
+_OUR_OPTIONS = re.compile(rb"x264 - core [^\0]* (bframes=3 [^\0]* rc=crf mbtree=0 |rc=cqp mbtree=0 qp=0)")
 
 
 def look(path: Path) -> Footage:
@@ -51,14 +54,12 @@ def look(path: Path) -> Footage:
 
 
 @contextmanager
-def opened(path: Path) -> "Iterator[InputContainer]":
+def opened(path: Path) -> Iterator[InputContainer]:
     """Open a video as mp4, and say in plain words why it cannot be read.
 
     Raises:
         RequestError: it is none, or is damaged.
     """
-    import av
-
     # From an open file and with its format said: whatever is in it, no other file is opened for it.
     with (
         path.open("rb") as file,
@@ -73,6 +74,10 @@ def opened(path: Path) -> "Iterator[InputContainer]":
                 f"{path.name} has frames of {context.width}x{context.height}: at most "
                 f"{MAX_PIXELS // 10**6} megapixels: scale it down and drop it again"
             )
+        try:
+            refuse_hdr(context)
+        except RequestError as error:
+            raise RequestError(f"{path.name} {error}") from error
         yield container
 
 
@@ -88,17 +93,41 @@ def _explained(path: Path) -> Iterator[None]:
         raise RequestError(f"{path.name} cannot be read as mp4 ({error}): {REMEDY}") from error
 
 
-def pictures(path: Path) -> Iterator[Picture]:
+def has_our_options(path: Path) -> bool:
+    """Say whether a video was encoded as this version and all before it do.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    with opened(path) as container:
+        first = next(container.demux(container.streams.video[0]))
+        return _OUR_OPTIONS.search(bytes(first)) is not None
+
+
+def comment(path: Path) -> str | None:
+    """Read the comment in a video's metadata, if it has one that is not too long to be ours.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    with opened(path) as container:
+        said: str = container.metadata.get("comment", "")
+    return said if 0 < len(said) <= MAX_COMMENT else None
+
+
+def pictures(path: Path, untagged: Colours | None = None) -> Iterator[Picture]:
     """Decode a video, upright, frame by frame; at each 30th of a second the frame that is shown then.
+
+    Its colours are what it says they are, else ``untagged``, else what players guess.
 
     Raises:
         RequestError: it cannot be decoded.
     """
     with opened(path) as container:
-        yield from _at_30_fps(container.decode(video=0))
+        yield from _at_30_fps(container.decode(video=0), untagged)
 
 
-def _at_30_fps(frames: "Iterable[VideoFrame]") -> Iterator[Picture]:
+def _at_30_fps(frames: Iterable[VideoFrame], untagged: Colours | None) -> Iterator[Picture]:
     first: Fraction | None = None
     current: Picture | None = None
     given = 0
@@ -112,7 +141,7 @@ def _at_30_fps(frames: "Iterable[VideoFrame]") -> Iterator[Picture]:
             yield current
             given += 1
         if given <= tick:
-            current = _upright(frame)
+            current = _upright(frame, untagged)
     if current is not None:
         yield current
 
@@ -122,9 +151,8 @@ def _ticks(seconds: Fraction) -> int:
     return math.ceil(seconds * FPS - Fraction(1, 20))
 
 
-def _upright(frame: "VideoFrame") -> Picture:
-    rgb = frame.to_ndarray(format="rgb24")
-    turned: Picture = np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
+def _upright(frame: VideoFrame, untagged: Colours | None) -> Picture:
+    turned: Picture = np.ascontiguousarray(np.rot90(to_rgb(frame, untagged), round(frame.rotation / 90)))
     return turned
 
 

@@ -5,7 +5,7 @@ of the same size and quality can be joined in any order: packets are copied, onl
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +17,7 @@ from av.container import InputContainer
 from framepack_core.buckets import Size
 from framepack_core.media import Picture
 from framepack_core.sections import FPS
+from framepack_core.video_colours import Colours, from_rgb, of_codec, tag
 
 ENCODER_THREADS = 2  # fixed: libx264 writes other bytes with another number of threads
 # The macroblock tree of libx264 (core 165, AVX) reads memory it did not write: the same frames gave other
@@ -33,8 +34,13 @@ class SegmentError(ValueError):
     """A segment is not whole, or does not go with the others."""
 
 
-def encode(frames: Iterable[Picture], *, size: Size, crf: int, options: str = EXACT) -> bytes:
-    """Encode frames as a segment, H.264, yuv420p: the same bytes for the same frames; b"" for none."""
+def encode(
+    frames: Iterable[Picture], *, size: Size, crf: int, options: str = EXACT, colours: Colours = "bt709"
+) -> bytes:
+    """Encode frames as a segment, H.264, yuv420p: the same bytes for the same frames; b"" for none.
+
+    Those in ``bt601`` say nothing of their colours: they go with segments of older versions alone.
+    """
     file = io.BytesIO()
     given = 0
     with av.open(file, mode="w", format="mp4") as container:
@@ -42,8 +48,10 @@ def encode(frames: Iterable[Picture], *, size: Size, crf: int, options: str = EX
         stream.height, stream.width = size
         stream.pix_fmt = "yuv420p"
         stream.codec_context.thread_count = ENCODER_THREADS
+        if colours == "bt709":
+            tag(stream.codec_context)
         for given, picture in enumerate(frames, start=1):  # noqa: B007 - counted, also where there are none
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode(from_rgb(picture, colours)))
         container.mux(stream.encode(None))
     return file.getvalue() if given else b""
 
@@ -69,8 +77,20 @@ def count(segment: bytes) -> int:
         return sum(1 for packet in piece.demux(piece.streams.video[0]) if packet.size)
 
 
-def join(path: Path, segments: Iterable[bytes]) -> int:
+def colours_of(segment: bytes) -> Colours:
+    """Say which colours a segment has.
+
+    Raises:
+        SegmentError: it is damaged.
+    """
+    with _opened(segment) as piece:
+        return of_codec(piece.streams.video[0].codec_context)
+
+
+def join(path: Path, segments: Iterable[bytes], tags: Mapping[str, str] | None = None) -> int:
     """Write segments, given in the order of time, as an mp4 with its index in front; gives its frames.
+
+    ``tags`` are its metadata, as ``title`` and ``comment``.
 
     One segment at a time is in memory.
 
@@ -80,6 +100,7 @@ def join(path: Path, segments: Iterable[bytes]) -> int:
     """
     frames, parameters = 0, None
     with av.open(path, mode="w", format="mp4", options={"movflags": "+faststart"}) as container:
+        container.metadata.update(tags or {})
         for segment in filter(None, segments):
             with _opened(segment) as piece:
                 source = piece.streams.video[0]

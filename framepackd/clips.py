@@ -88,4 +88,5 @@ def continued(job: Job, work: Path) -> Continued | None:
         window=job.settings["latent_window_size"],
         size=(job.height, job.width),
         crf=job.settings["crf"],
+        ours="record" in job.inputs,
     )

@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 
 from framepack_core.errors import RequestError
 from framepack_core.media import Picture
+from framepack_core.video_colours import refuse_hdr, to_rgb
 
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"),
@@ -105,6 +106,11 @@ class _Reader:
         if not isinstance(stream, av.VideoStream):
             self._container.close()
             raise VideoError("holds no pictures, only sound: leave it out")
+        try:
+            refuse_hdr(stream.codec_context)
+        except RequestError as error:
+            self._container.close()
+            raise VideoError(str(error)) from error
         self._stream = stream
         stream.thread_type = "AUTO"
         self._start = (self._container.start_time or 0) / av.time_base
@@ -156,8 +162,7 @@ class _Reader:
 
     def picture(self) -> Picture:
         """Give the frame as people see it."""
-        upright = np.rot90(self._shown.to_ndarray(format="rgb24"), self._shown.rotation // 90)
-        return np.ascontiguousarray(upright)
+        return np.ascontiguousarray(np.rot90(to_rgb(self._shown), self._shown.rotation // 90))
 
     def rate(self) -> float:
         """Give the frames a second, the lowest that shows all of them."""

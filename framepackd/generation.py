@@ -162,6 +162,7 @@ class Generation:
             self._computation,
             self._measures.verdict(picture),
             self._loras,
+            encoded_anew=work.continued is not None and work.continued.encoded_anew(),
         )
 
     @property

@@ -21,12 +21,14 @@ FRAME_DIFF = re.compile(r"(?P<name>.+)_frame_diff\Z", re.DOTALL)
 SUFFIXES = {END_FRAME: "end", FIRST_FRAME: "image", FRAME: "frame", KEYFRAME: "keyframe"}
 # In the order in which they are told.
 ROLES = (
-    *("image", "frame", "video", "text", "end", "keyframe", "settings", "latents", "record", "diff"),
-    "unknown",
+    *("image", "frame", "video", "recipe", "text", "end", "keyframe", "settings", "latents"),
+    *("record", "diff", "unknown"),
 )
-VIDEO = ".mp4"  # one to be made longer; with it, as they were delivered, NAME.json and the latents
+# One to be made longer; with it, as they were delivered, NAME.json and the latents. Beside a picture, one of
+# ours is its recipe: it says how it was made.
+VIDEO = ".mp4"
 LATENTS = ".latents"
-OF_A_VIDEO = ("video", "latents", "record")
+OF_A_VIDEO = ("video", "recipe", "latents", "record")
 
 
 @dataclass

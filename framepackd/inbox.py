@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from framepack_core.errors import RequestError
+from framepackd import embedded
 from framepackd.conflicts import conflict_in
 from framepackd.files import folder_below
 from framepackd.groups import (
@@ -33,6 +34,7 @@ from framepackd.groups import (
 )
 from framepackd.listing import Found, Signature, look_through, why_not_read
 from framepackd.names import as_utf8
+from framepackd.pictures import read_comment
 from framepackd.problems import Problem
 from framepackd.settings import read_settings_file
 
@@ -94,6 +96,7 @@ class Inbox:
         self._still_since: dict[str, tuple[Signature, float]] = {}
         # Settings files, see _settings.
         self._read: dict[str, tuple[Signature, dict[str, Any] | RequestError]] = {}
+        self._recipes: dict[str, tuple[Signature, dict[str, Any] | None]] = {}  # videos, see _embedded
         self._missed: dict[str, tuple[dict[str, Signature], str | None]] = {}  # answers to missed_job
         self.held: dict[tuple[str, str], str] = {}  # groups that could not be taken, and why
 
@@ -102,6 +105,7 @@ class Inbox:
         found, parts = look_through(self.root)
         moving = self._moving(found)
         self._read = {path: read for path, read in self._read.items() if path in found}
+        self._recipes = {path: read for path, read in self._recipes.items() if path in found}
         self._missed = {path: missed for path, missed in self._missed.items() if path in found}
         all_defaults = [path for path in found if is_defaults(path)]
         ready, waiting = [], []
@@ -139,6 +143,9 @@ class Inbox:
             return [group]
         said = [self._settings(path, found) for path in (*group.files.get("settings", []), *group.defaults)]
         if any(isinstance(settings, RequestError) or "more" in settings for settings in said):
+            return [group]
+        if len(group.files["video"]) == 1 and self._embedded(group.files["video"][0], found) is not None:
+            group.files["recipe"] = group.files.pop("video")
             return [group]
         video = Group(group.folder, group.name, defaults=group.defaults)
         video.files |= {role: group.files.pop(role) for role in OF_A_VIDEO if role in group.files}
@@ -181,6 +188,8 @@ class Inbox:
             extends |= "more" in defaults
         # A mistake in the job's own settings: it is taken, and fails with the reason.
         prompted |= isinstance(settings, RequestError) or "prompt" in settings
+        if recipe := group.only("recipe"):
+            prompted |= "prompt" in (self._embedded(recipe, found) or {})
         if group.files.get("video") and not extends and not isinstance(settings, RequestError):
             return f"more = 3.0 in {group.name}.toml, to make {group.name}.mp4 longer by so many seconds"
         return _missing_keyframe(group, found) if prompted else f"{group.name}.txt"
@@ -196,6 +205,17 @@ class Inbox:
                     if not isinstance(settings, RequestError) and "keyframes" in settings:
                         named[path] = settings["keyframes"]
         return named
+
+    def _embedded(self, path: str, found: dict[str, Found]) -> dict[str, Any] | None:
+        """Give what a video says of how it was made, if it is one of ours; reads each version once."""
+        signature = found[path].signature
+        if path not in self._recipes or self._recipes[path][0] != signature:
+            said = None
+            if found[path].problem is None and as_utf8(path) == path:
+                with contextlib.suppress(RequestError):  # then it is none
+                    said = embedded.read(read_comment(self.root / path))
+            self._recipes[path] = signature, said
+        return self._recipes[path][1]
 
     def _settings(self, path: str, found: dict[str, Found]) -> dict[str, Any] | RequestError:
         """Give what a settings file holds, or what is wrong with it; reads each version once."""

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
+from typing import Any
 
 from framepack_core.buckets import Size
 from framepack_core.continuing import REMEDY, Footage
@@ -43,7 +45,17 @@ def look_at_video(path: Path) -> Footage:
     return Footage(*_answer(path, "video", REMEDY))
 
 
-def _answer(path: Path, what: str, remedy: str) -> list[int]:
+def read_comment(path: Path) -> str | None:
+    """Read the comment in a video's metadata.
+
+    Raises:
+        RequestError: it is no video that can be read.
+    """
+    comment: str | None = _answer(path, "comment", REMEDY)
+    return comment
+
+
+def _answer(path: Path, what: str, remedy: str) -> Any:
     with _asking:
         line, code = _ask(path, what)
         if not line and code != -signal.SIGALRM:
@@ -53,8 +65,7 @@ def _answer(path: Path, what: str, remedy: str) -> list[int]:
         answer = json.loads(line)
         if "error" in answer:
             raise RequestError(answer["error"])
-        found: list[int] = answer[what]
-        return found
+        return answer[what]
     if code == -signal.SIGALRM:
         fault = f"takes more than {DECODE_SECONDS} s to decode"
     else:
@@ -110,12 +121,16 @@ def _main() -> None:
         signal.signal(ignored, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    look: dict[str, Callable[[Path], object]] = {
+        "size": media.picture_size,
+        "video": lambda path: astuple(footage.look(path)),
+        "comment": footage.comment,
+    }
     for line in sys.stdin:
         signal.alarm(DECODE_SECONDS)  # it ends the process, even in the middle of a decoder
         what, name = json.loads(line)
         try:
-            found = media.picture_size(Path(name)) if what == "size" else astuple(footage.look(Path(name)))
-            answer: dict[str, object] = {what: found}
+            answer: dict[str, object] = {what: look[what](Path(name))}
         except RequestError as error:
             answer = {"error": str(error)}
         signal.alarm(0)

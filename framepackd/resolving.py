@@ -12,14 +12,14 @@ from framepack_core.errors import RequestError
 from framepack_core.models import ModelSpec
 from framepack_core.prompts import sections_of
 from framepack_core.sections import FPS, Kind, frame_count, section_count
-from framepackd import files, loras
+from framepackd import embedded, files, loras
 from framepackd.config import Config
 from framepackd.database import Job, State, StoreError
 from framepackd.differences import read_differences
 from framepackd.extending import Record, choose_model, look, read_record
 from framepackd.jobs import JobStore
 from framepackd.names import printable, taken_name
-from framepackd.pictures import picture_size
+from framepackd.pictures import picture_size, read_comment
 from framepackd.settings import JobSettings, parse_settings, read_settings_file
 from framepackd.variations import seed_in
 
@@ -197,6 +197,15 @@ def _own_settings(inputs: Path, job: Job) -> dict[str, Any]:
     return read_settings_file(inputs / file, file)
 
 
+def _embedded(inputs: Path, job: Job) -> dict[str, Any]:
+    """Give what a video of ours, dropped beside the picture, says of how it was made."""
+    if "recipe" not in job.inputs:
+        return {}
+    file = job.inputs["recipe"]["file"]
+    said = embedded.read(read_comment(inputs / file))
+    return embedded.settings_of(said, file) if said is not None else {}
+
+
 def _settings(
     inputs: Path, manifest: dict[str, Any], job: Job, config: Config, own: dict[str, Any], record: Record
 ) -> JobSettings:
@@ -207,7 +216,7 @@ def _settings(
             folder, _, name = path.rpartition("/")
             with files.folder_below(config.inbox, folder) as opened:
                 layers.append(read_settings_file(opened / name, path))
-    layers += [record.settings, own]
+    layers += [record.settings, _embedded(inputs, job), own]
     if "text" in job.inputs:
         prompt = _read_prompt(inputs / job.inputs["text"]["file"])
         if not prompt and "prompt" not in own:
@@ -274,6 +283,7 @@ def _fingerprint(job: Job) -> str:
     settings = {key: value for key, value in job.settings.items() if key != "keyframes"}  # only their names
     # What came later counts only where it is used: earlier jobs are still recognised.
     settings = loras.decisive(settings)
+    settings.pop("embed_metadata")  # the pictures are the same
     settings = {key: value for key, value in settings.items() if value or key not in ADDED_SETTINGS}
     decisive = json.dumps([pictures, settings], sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()

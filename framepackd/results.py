@@ -17,6 +17,7 @@ from urllib.parse import quote
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from framepackd import files, rights
+from framepackd.groups import OF_A_VIDEO
 from framepackd.listing import IGNORED_FOLDERS
 from framepackd.names import JOB_ID, rest_of_name
 
@@ -189,8 +190,10 @@ def _entries(folder: Path, *, missing_ok: bool) -> list["os.DirEntry[str]"]:
 def _inputs(record: Record, folder: str, stem: str, names: set[str]) -> tuple[str, ...]:
     """Give what was dropped for a video, as far as it lies beside it."""
     dropped = []
-    for role in record.inputs.values():
-        for entry in role if isinstance(role, list) else [role]:
+    for role, entries in record.inputs.items():
+        if role in OF_A_VIDEO:  # it gave its name to the one that was made
+            continue
+        for entry in entries if isinstance(entries, list) else [entries]:
             file = entry.get("file") if isinstance(entry, dict) else None
             dropped += [stem + rest_of_name(file, record.name)] if isinstance(file, str) else []
     return tuple(folder + name for name in dropped if name in names)

@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from framepackd import delivery, job_warnings, loras, readiness, work_folder, worker
+from framepackd import delivery, embedded, job_warnings, loras, readiness, work_folder, worker
 from framepackd.clips import clips, continued
 from framepackd.config import Config
 from framepackd.database import Job, State
@@ -136,6 +136,7 @@ class Runner:
             frames=job.frames,
             size=(job.height, job.width),
             crf=job.settings["crf"],
+            tags=embedded.tags(job, self._config.spec(job.settings["model"])),
             save_section_frames=job.settings["save_section_frames"],
             keep_latents=job.settings.get("keep_latents", False),
             device=self._config.gpu.device,
@@ -277,11 +278,14 @@ class Runner:
         merged = job.settings.get("loras", [])
         if made.loras:
             merged = loras.with_counts(merged, made.loras)
+        continues = job.settings.get("continues")
+        if continues is not None:
+            continues = continues | {"encoded_anew": made.encoded_anew}
         sources = ("transformer", "base", "image_encoder", *(("mag_ratios",) if spec.mag_ratios else ()))
         self._store.decide(
             job.id,
             State.DONE,
-            settings=job.settings | {"loras": merged},
+            settings=job.settings | {"loras": merged, "continues": continues},
             timings=made.timings,
             versions=made.versions,
             computation=made.computation,

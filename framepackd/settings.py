@@ -83,6 +83,7 @@ class JobSettings(GenerationSettings):
     crf: Integer = Field(16, ge=0, le=51)
     save_section_frames: bool = False
     keep_latents: bool = False
+    embed_metadata: bool = True  # say in the mp4 how it was made
     loras: LoraSettings = Field(default_factory=list)
     gpu_memory_preservation: Number | None = Field(None, ge=0, le=128)
 

@@ -24,12 +24,12 @@ from framepackd import files
 
 if TYPE_CHECKING:
     from framepack_core.media import Picture
+    from framepack_core.video_colours import Colours
 
 OLD, TAIL, START = "old.mp4", "tail.mp4", "start.png"
-SECONDS, FRAMES_PER_SECOND = (
-    120,
-    2,
-)  # it may take so long, and at least so many frames must be done in a second
+ANEW = "encoded-anew"  # an empty file: none of the old part could be copied
+SECONDS = 120  # it may take so long
+FRAMES_PER_SECOND = 2  # and so much longer that this many are done in a second
 MEMORY_BYTES = 6 << 30  # address space of the process
 _PR_SET_PDEATHSIG = 1
 
@@ -45,6 +45,7 @@ class Continued:
     window: int
     size: tuple[int, int]  # height, width
     crf: int
+    ours: bool = False  # its record lay beside it
 
     @property
     def known(self) -> int:
@@ -59,6 +60,10 @@ class Continued:
     def old(self) -> bytes:
         """Give the part that stays as it is, as a segment; b"" if there is none."""
         return (Path(self.folder) / OLD).read_bytes()
+
+    def encoded_anew(self) -> bool:
+        """Say whether the part that stays was encoded once more: as it was it cannot be joined to ours."""
+        return (Path(self.folder) / ANEW).exists()
 
 
 def make_ready(continued: Continued) -> None:
@@ -121,13 +126,14 @@ def _take_apart(continued: Continued) -> None:
     like = segments.encode([_black(size)], size=size, crf=continued.crf)
     copied = segments.head(path.read_bytes(), like, continued.stays)
     there = segments.count(copied)
+    untagged: Colours | None = "bt601" if continued.ours or footage.has_our_options(path) else None
     first = continued.frames - continuing.frames_of(continued.known)
     tail: list[Picture] = []
     decoded = 0
 
     def encoded_anew() -> "Iterator[Picture]":
         nonlocal decoded
-        for number, frame in enumerate(footage.pictures(path)):
+        for number, frame in enumerate(footage.pictures(path, untagged)):
             decoded = number + 1
             picture = media.crop_to(frame, size)
             if number == first:
@@ -145,6 +151,8 @@ def _take_apart(continued: Continued) -> None:
         )
     if tail:
         files.write_bytes(folder / TAIL, segments.encode_exactly(tail))
+    if rest and not there:
+        files.write_bytes(folder / ANEW, b"")
     part = folder / f"{files.PART_PREFIX}{OLD}.part"
     if there or rest:
         segments.join(part, [copied, rest])

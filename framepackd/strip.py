@@ -2,12 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from av import VideoFrame
 from PIL import Image
 
-if TYPE_CHECKING:
-    from av import VideoFrame
+from framepack_core.video_colours import to_rgb
 
 FRAMES = 5
 FRAME_PIXELS = 240 * 240  # of each, whatever its shape
@@ -22,13 +21,12 @@ class Strip:
         self._wanted = {round(number * (count - 1) / (FRAMES - 1)) for number in range(FRAMES)}
         self._frames: list[Image.Image] = []
 
-    def look(self, number: int, frame: "VideoFrame") -> None:
+    def look(self, number: int, frame: VideoFrame) -> None:
         """Keep a frame, small, if it is one of those that are shown."""
         if number in self._wanted:
             scale = math.sqrt(FRAME_PIXELS / (frame.width * frame.height))
-            width, height = (max(round(scale * side), 1) for side in (frame.width, frame.height))
-            pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-            self._frames.append(Image.fromarray(pixels))
+            size = max(round(scale * frame.height), 1), max(round(scale * frame.width), 1)
+            self._frames.append(Image.fromarray(to_rgb(frame, "bt601", size)))
 
     def save(self, path: Path) -> None:
         """Write the strip as a JPEG.

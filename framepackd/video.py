@@ -2,7 +2,9 @@
 
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain
 
 import av
 import safetensors.torch
@@ -10,6 +12,8 @@ import torch
 
 from framepack_core import media, segments, vae
 from framepack_core.engine import Clip
+from framepack_core.media import Picture
+from framepack_core.video_colours import Colours
 from framepackd import files
 from framepackd.checkpoint import Checkpoints, DamagedError
 from framepackd.results import STRIP
@@ -44,7 +48,7 @@ class Video:
             content = safetensors.torch.save({"latents": clip.latents.contiguous()})
             which = f".clip-{len(self._clips)}" if self._work.following else ""
             files.write_bytes(self._work.result / f"{which}.latents.safetensors", content)
-        return segments.encode(clip.frames, size=self._work.size, crf=self._work.crf)
+        return self._segment(clip.frames)
 
     def write_preview(self, edge: torch.Tensor | None) -> None:
         """Have the preview be all that exists of the video; the job does not depend on it.
@@ -72,7 +76,7 @@ class Video:
             DamagedError: a segment is not what was written.
         """
         part = self._work.result / f"{files.PART_PREFIX}video.part"
-        joined = segments.join(part, self._pieces(edge, segments.EXACT))
+        joined = segments.join(part, self._pieces(edge, segments.EXACT), self._work.tags)
         strip = Strip(joined)
         written = media.count_frames(part, strip.look if self._work.strip else None)
         if written != joined or joined != (frames or joined):
@@ -112,18 +116,31 @@ class Video:
 
     def _pieces(self, edge: torch.Tensor | None, options: str) -> Iterator[bytes]:
         """Give the video's segments in the order of time, with one more of the frames at its edge."""
-        kind = self._work.spec.kind
         unfinished = b""
         if edge is not None:
-            frames = vae.to_uint8(edge)
-            unfinished = segments.encode(frames, size=self._work.size, crf=self._work.crf, options=options)
+            unfinished = self._segment(vae.to_uint8(edge), options)
+        *before, at_hand = self._durable()
+        for segments_of_clip in before:
+            yield from segments_of_clip
+        if self._work.spec.kind == "framepack":
+            yield unfinished
+        yield from at_hand
+        if self._work.spec.kind == "f1":
+            yield unfinished
+
+    def _durable(self) -> Iterator[Iterator[bytes]]:
+        """Give what lies on disk in the order of time: the video gone on with, and clip by clip."""
         if self._work.continued is not None:
-            yield self._work.continued.old()
-        *finished, at_hand = self._clips
-        for clip in finished:
-            yield from clip.segments(kind)
-        if kind == "framepack":
-            yield unfinished
-        yield from at_hand.segments(kind)
-        if kind == "f1":
-            yield unfinished
+            yield iter([self._work.continued.old()])
+        for clip in self._clips:
+            yield clip.segments(self._work.spec.kind)
+
+    def _segment(self, frames: Iterable[Picture], options: str = segments.EXACT) -> bytes:
+        size, crf = self._work.size, self._work.crf
+        return segments.encode(frames, size=size, crf=crf, options=options, colours=self._colours)
+
+    @cached_property
+    def _colours(self) -> Colours:
+        """Those of what is there: a video that an older version began ends in its colours."""
+        there = next(filter(None, chain.from_iterable(self._durable())), b"")
+        return segments.colours_of(there) if there else "bt709"

@@ -71,6 +71,7 @@ class Work:
     preview_decoder: Path | None = None  # weights of a tiny decoder
     strip: bool = False  # make a picture of the video's frames for the results page
     continued: Continued | None = None  # a video that becomes longer
+    tags: Mapping[str, str] = field(default_factory=dict)  # to be written into the video
     following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
 
     @property
@@ -156,6 +157,7 @@ class Finished:
     computation: dict[str, str | bool]  # how it was computed, where there is a choice
     quality: str | None  # what is suspect about the pictures
     loras: tuple[dict[str, int], ...] = ()  # how many keys of each matched; none if nothing was generated
+    encoded_anew: bool = False  # the part that stays of a video that was gone on with
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def test_the_daemon_delivers_what_the_engine_makes(
 ) -> None:
     daemon = make_daemon(models=MODELS)
     for name, settings in JOBS.items():
-        own = SHARED | settings | {"crf": 0, "save_section_frames": True}
+        own = SHARED | settings | {"crf": 0, "save_section_frames": True, "embed_metadata": False}
         if own.pop("end", False):
             picture(daemon.inbox / f"{name}_end.png", seed=1, size=(90, 30))
         daemon.drop(name, prompt="A girl, dancing.", **own)

@@ -15,6 +15,7 @@ from skimage.metrics import structural_similarity
 
 from framepack_core.media import Picture
 from framepackd.frames import VideoError, difference, read_frames
+from tests.core.test_video_colours import BT709, BT2020, SMPTE170M, UNSPECIFIED, film
 from tests.daemon.videos import make_endless, make_sound, make_video
 
 
@@ -142,6 +143,30 @@ def test_pictures_that_end_before_their_time_are_damaged(tmp_path: Path) -> None
     spoil(broken, broken.stat().st_size // 2)
     with pytest.raises(VideoError, match=r"is damaged: its pictures end at \d.\d\d s of 10.00 s"):
         list(read_frames(broken, 2))
+
+
+@pytest.mark.parametrize(
+    ("tagged", "coded", "lines"),
+    [
+        (BT709, BT709, 96),
+        (SMPTE170M, SMPTE170M, 720),
+        (UNSPECIFIED, BT709, 720),
+        (UNSPECIFIED, SMPTE170M, 96),
+    ],
+)
+def test_frames_have_the_colours_that_players_show(
+    tmp_path: Path, tagged: int, coded: int, lines: int
+) -> None:
+    colour = (40, 200, 120)
+    video = film(tmp_path / "v.mp4", colour, tagged=tagged, coded=coded, size=(lines, 160), count=20)
+    for frame in read_frames(video, 2):
+        assert np.abs(frame[5, 5].astype(int) - colour).max() <= 2
+
+
+def test_an_hdr_video_gives_no_frames_and_says_so(tmp_path: Path) -> None:
+    video = film(tmp_path / "v.mp4", (9, 9, 9), tagged=BT2020, coded=BT2020, transfer=16, count=20)
+    with pytest.raises(VideoError, match=r"is an HDR video \(HDR10 \(PQ\)\): save it as SDR"):
+        list(read_frames(video, 2))
 
 
 def test_frames_too_small_or_of_two_sizes_are_not_compared() -> None:

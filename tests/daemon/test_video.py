@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from framepack_core import segments
 from framepack_core.media import Picture, count_frames
+from framepackd.video import Video
 from framepackd.worker import (
     Failed,
     Finished,
@@ -183,6 +185,34 @@ def test_a_damaged_segment_is_made_again_from_its_latents(tmp_path: Path, work: 
     assert isinstance(answer, Finished)
     assert (3, 1) not in [(m.section, m.step) for m in messages if isinstance(m, StepDone)]
     assert made(work) == made(whole)
+
+
+def test_a_video_that_an_older_version_began_ends_in_its_colours(
+    tmp_path: Path, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Segments of both kinds cannot be joined, and the bits are those that it would have had."""
+    whole = work_in(tmp_path / "whole", transformer=work.spec.name, **LASTING)
+    with monkeypatch.context() as older:
+        older.setattr(Video, "_colours", "bt601")
+        assert isinstance(run(whole)[0], Finished)
+        leave_in_section(work, 3)
+    assert segments.colours_of(work.preview.read_bytes()) == "bt601"
+    leave_in_section(work, 4)
+    assert isinstance(run(work)[0], Finished)
+    assert made(work) == made(whole)
+    assert segments.colours_of((work.result / ".mp4").read_bytes()) == "bt601"
+
+
+def test_what_exists_of_a_video_that_an_older_version_began_is_kept_in_its_colours(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as older:
+        older.setattr(Video, "_colours", "bt601")
+        leave_in_section(work, 3)
+    frames = count_frames(work.preview)
+    assert isinstance(run(replace(work, keep_only=True))[0], Finished)
+    assert count_frames(work.result / ".mp4") == frames
+    assert segments.colours_of((work.result / ".mp4").read_bytes()) == "bt601"
 
 
 def test_a_job_does_without_a_preview_that_cannot_be_written_and_says_so_once(
