@@ -11,7 +11,7 @@ from pathlib import Path
 
 from framepack_core.buckets import Size
 from framepack_core.errors import RequestError
-from framepack_core.request import shown
+from framepack_core.mistakes import shown
 from framepack_core.sections import HISTORY_FRAMES
 
 REMEDY = "save it again as mp4 (H.264) and drop it again"

@@ -1,7 +1,7 @@
 """Which models there are and where their files lie. No torch here: ``check`` and intake use it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -62,8 +62,15 @@ class ModelSpec:
     buckets: tuple[Size, ...] = BUCKETS
     mag_ratios: Path | None = None  # a calibration of one's own for MagCache; else those of the kind
 
-    def verify(self, *, end_image: bool, keyframes: bool = False, continues: bool = False) -> None:
-        """Check that the model can do what is asked.
+    def verify(
+        self,
+        *,
+        end_image: bool,
+        keyframes: bool = False,
+        continues: bool = False,
+        others: Iterable["ModelSpec"] = (),
+    ) -> None:
+        """Check that the model can do what is asked; if not, those of ``others`` that can are named.
 
         Raises:
             RequestError: it generates forward and was given a picture to arrive at, or backward and was given
@@ -71,13 +78,20 @@ class ModelSpec:
         """
         if self.kind != "f1" and continues:
             raise RequestError(
-                f"model {self.name} generates backward and cannot go on with a video: use a model of kind f1"
+                f"model {self.name} generates backward and cannot go on with a video: "
+                f"use {of_kind('f1', others)}"
             )
         if self.kind == "f1" and (end_image or keyframes):
             raise RequestError(
                 f"model {self.name} generates forward and cannot aim at an end frame or keyframes: "
-                "use a model of kind framepack, or leave them out"
+                f"use {of_kind('framepack', others)}, or leave them out"
             )
+
+
+def of_kind(kind: Kind, models: Iterable[ModelSpec]) -> str:
+    """Name those of the models that are of a kind, for a message: ``a model of kind f1 (demo-f1, f1)``."""
+    names = ", ".join(sorted(model.name for model in models if model.kind == kind))
+    return f"a model of kind {kind}" + (f" ({names})" if names else "")
 
 
 _BASE = Source("hunyuanvideo-community/HunyuanVideo", "e8c2aaa66fe3742a32c11a6766aecbf07c56e773")

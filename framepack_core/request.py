@@ -4,15 +4,12 @@ Names are those of diffusers' pipelines. Nothing here imports torch.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from annotated_types import Ge, Le, MultipleOf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from framepack_core.prompts import TimedPrompts
 
-MAX_MISTAKES = 10  # told in one message
-MAX_SHOWN = 100  # characters of a wrong value in a message
 MAX_SEED = 2**32 - 1  # what the published programs draw from
 
 
@@ -33,7 +30,7 @@ class GenerationSettings(BaseModel):
 
     Raises:
         pydantic.ValidationError: a value is of the wrong type or outside its range;
-            :func:`explain` puts it in plain words.
+            :func:`framepack_core.mistakes.explain` puts it in plain words.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -90,49 +87,3 @@ class Request(GenerationSettings):
     keyframes: dict[Annotated[int, Field(ge=0)], Path] = {}
     loras: tuple[Lora, ...] = ()
     continue_from: Path | None = None
-
-
-def explain(error: ValidationError, fields: type[BaseModel]) -> str:
-    """Say in one line per mistake which key is wrong, its value and what it may be."""
-    mistakes = [_explain_one(dict(mistake), fields) for mistake in error.errors()[:MAX_MISTAKES]]
-    more = error.error_count() - len(mistakes)
-    return "; ".join([*mistakes, f"and {more} more mistakes"] if more else mistakes)
-
-
-def _explain_one(mistake: dict[str, Any], fields: type[BaseModel]) -> str:
-    location = [str(part) for part in mistake["loc"]]
-    key = ".".join(part for part in location if part not in ("int", "float", "str"))
-    if mistake["type"] == "extra_forbidden":
-        return f"unknown key {shown(key)}"
-    message = str(mistake["msg"]).removeprefix("Value error, ")
-    if not key:
-        return message
-    allowed = _allowed(location[0], fields)
-    said = f"must be {allowed}" if allowed else message[:1].lower() + message[1:]
-    return f"{key} {said}, got {shown(mistake['input'])}"
-
-
-def shown(value: object) -> str:
-    """Write a value out for a message, as Python would, but not at any length or depth.
-
-    >>> shown("x" * 1000) == repr("x" * 1000)[:100] + "…"
-    True
-    """
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; tables in tables without end
-        return f"a {type(value).__name__} too large to show"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
-
-
-def _allowed(key: str, fields: type[BaseModel]) -> str:
-    """Spell out the range of a field: ``1 to 120``."""
-    field = fields.model_fields.get(key)
-    if field is None:
-        return ""
-    low = next((m.ge for m in field.metadata if isinstance(m, Ge)), None)
-    high = next((m.le for m in field.metadata if isinstance(m, Le)), None)
-    step = next((m.multiple_of for m in field.metadata if isinstance(m, MultipleOf)), None)
-    if low is None or high is None:
-        return ""
-    return f"{low} to {high}" + (f" in steps of {step}" if step else "")

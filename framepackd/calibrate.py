@@ -12,7 +12,6 @@ from framepack_core import __version__, memory
 from framepack_core.engine import Engine
 from framepack_core.errors import ModelError
 from framepack_core.magcache import skipped_steps
-from framepack_core.models import BUILT_IN
 from framepack_core.request import GenerationSettings, Request
 from framepackd.config import Config
 
@@ -28,9 +27,8 @@ def calibrate(config: Config, model: str, picture: Path | None, prompt: str | No
         FramePackError: the model is unknown or not here, or the picture cannot be used.
         OSError: the file cannot be written.
     """
-    if model not in config.models and model not in BUILT_IN:
-        known = ", ".join([*config.models, *BUILT_IN])
-        raise ModelError(f"no model {model!r}: the built-in ones and those in the config are {known}")
+    if model not in config.model_names():
+        raise ModelError(config.unknown_model(model))
     request = Request.model_validate(
         {
             "image": picture or Path(str(DEMO.joinpath("lake.png"))),

@@ -14,7 +14,7 @@ from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
 from framepack_core.errors import FramePackError, RequestError
 from framepack_core.footprint import GIB, ItemBytes, Video, Weights
 from framepack_core.planning import Card, Host, Plan
-from framepackd import folders, loras
+from framepackd import folders, loras, players
 from framepackd.config import SECRET_KEYS, Config, poll_seconds
 from framepackd.database import StoreError
 from framepackd.files import filesystem_type
@@ -33,6 +33,8 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     """Look at everything a run needs; yields each finding as it is made."""
     settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
     yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
+    for warning in players.of_crf(config.defaults):
+        yield "warning", "crf", f"[defaults] {warning}"
     yield from _secrets(config)
     for name, path in config.folders.items():
         another = None if name == "state_dir" else folders.trouble(name, config)
@@ -79,7 +81,7 @@ def readers_of_secrets(config: Config) -> str | None:
     if config.file is None:
         return None
     try:
-        written = tomllib.loads(config.file.read_text(encoding="utf-8"))
+        written = tomllib.loads(config.file.read_text(encoding="utf-8-sig"))
         status = config.file.stat()
     except (OSError, ValueError):  # changed since it was read
         return None

@@ -1,13 +1,13 @@
 """The daemon's configuration: a TOML file, over it environment variables ``FRAMEPACKD_...``."""
 
 import os
-import re
+import tomllib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     ValidationError,
@@ -16,19 +16,20 @@ from pydantic import (
 )
 from pydantic_settings import (
     BaseSettings,
+    InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
-    TomlConfigSettingsSource,
 )
 
 from framepack_core.errors import RequestError
-from framepack_core.models import BUILT_IN, ModelSpec, Source
-from framepack_core.request import explain
-from framepack_core.sections import Kind
+from framepack_core.mistakes import closest, explain, shown
+from framepack_core.models import BUILT_IN, ModelSpec
 from framepackd import files
-from framepackd.secret_files import SecretError, locate, secret, webhook_address
-from framepackd.settings import parse_settings, refuse_shared
+from framepackd.decoding import as_text
+from framepackd.secret_files import locate
+from framepackd.settings import OTHER_NAMES, JobSettings, parse_settings, refuse_shared
+from framepackd.tables import GpuConfig, ModelConfig, NotifyConfig, WebConfig
 
 ENV_PREFIX = "FRAMEPACKD_"
 CONFIG_VARIABLE = "FRAMEPACKD_CONFIG"
@@ -38,144 +39,8 @@ EVENT_VARIABLES = tuple(f"FRAMEPACKD_{name}" for name in ("EVENT", "JOB", "NAME"
 UNWATCHED_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "vboxsf", "ceph")
 
 
-# A host as a browser names it: a name or an IPv6 address in brackets, and perhaps a port.
-HOST = re.compile(
-    r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>[0-9]{1,5}))?", re.ASCII
-)
-
-
 class ConfigError(Exception):
     """The configuration cannot be read; the text says where and why."""
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class GpuConfig(_Section):
-    """Where and how the model computes."""
-
-    device: str = "auto"  # auto, cpu, cuda, cuda:0 ...
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    precision: Literal["exact", "fp8", "nf4"] = "exact"
-    attention: str = "auto"  # or a backend of diffusers; see attention.py
-    compile: Literal["auto"] | bool = "auto"
-    vae_tiling: Literal["auto"] | bool = "auto"
-    idle_unload_seconds: float = Field(600.0, ge=0, le=31_536_000)  # 0: never
-
-
-class WebConfig(_Section):
-    """Where ``framepackd web`` listens."""
-
-    server: str = "127.0.0.1"
-    port: int = Field(7860, ge=1, le=65535)
-    password: str = Field("", repr=False)  # needed wherever others can reach it
-    password_file: Path | None = None  # which holds it instead
-    hosts: tuple[str, ...] = ()  # by which names it answers besides this machine's own
-    upload_limit_mb: int = Field(200, ge=1, le=100_000)  # of 10^6 bytes; one upload
-    upload_quota_mb: int = Field(5000, ge=1, le=10_000_000)  # all that lie there at once
-
-    @field_validator("hosts")
-    @classmethod
-    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
-        for host in hosts:
-            if not HOST.fullmatch(host.lower()):
-                raise ValueError(
-                    f'hosts must be names such as "films.example", perhaps with a port, got {host!r}'
-                )
-        return hosts
-
-    @model_validator(mode="after")
-    def _check_password(self) -> "WebConfig":
-        if self.password and self.password_file is not None:
-            raise ValueError("password and password_file are both set: leave one of them out")
-        return self
-
-    def read_password(self) -> str:
-        """Give the password, from wherever it is; empty if there is none.
-
-        Raises:
-            SecretError: its file cannot be used.
-        """
-        return self.password if self.password_file is None else secret(self.password_file, "password_file")
-
-
-class NotifyConfig(_Section):
-    """Who is told of what became of jobs, by ``framepackd notify``."""
-
-    command: tuple[str, ...] = ()
-    webhook: str | None = Field(None, repr=False)  # its path is a secret
-    webhook_file: Path | None = None  # which holds it instead
-    events: tuple[Literal["done", "failed", "queue_empty"], ...] = ("done", "failed", "queue_empty")
-    timeout_seconds: float = Field(30.0, gt=0, le=3600)
-    attempts: int = Field(5, ge=1, le=100)
-
-    @field_validator("webhook")
-    @classmethod
-    def _check_webhook(cls, url: str | None) -> str | None:
-        return url if url is None else webhook_address(url, "webhook")
-
-    @model_validator(mode="after")
-    def _check_both(self) -> "NotifyConfig":
-        if self.webhook is not None and self.webhook_file is not None:
-            raise ValueError("webhook and webhook_file are both set: leave one of them out")
-        return self
-
-    def read_webhook(self) -> str | None:
-        """Give the webhook's address, from wherever it is; None if there is none.
-
-        Raises:
-            SecretError: its file cannot be used.
-        """
-        if self.webhook_file is None:
-            return self.webhook
-        try:
-            return webhook_address(secret(self.webhook_file, "webhook_file"), str(self.webhook_file))
-        except ValueError as error:
-            raise SecretError(str(error)) from error
-
-
-class ModelConfig(_Section):
-    """A model of one's own, or another source for a built-in one."""
-
-    kind: Kind
-    transformer: str
-    base: str = BUILT_IN["framepack"].base.location
-    image_encoder: str = BUILT_IN["framepack"].image_encoder.location
-    revision: str | None = None  # of the transformer; for the others write "org/name@revision"
-    mag_ratios: Path | None = None  # written by `framepackd calibrate`
-
-    def with_absolute_paths(self, base: Path) -> "ModelConfig":
-        """Resolve those of the three that are folders against the config's folder; the others are hub ids."""
-        folders = {
-            key: str(base / Path(getattr(self, key)).expanduser())
-            for key in ("transformer", "base", "image_encoder")
-            if (base / Path(getattr(self, key)).expanduser()).exists()
-        }
-        ratios = base / self.mag_ratios.expanduser() if self.mag_ratios else None
-        return self.model_copy(update={**folders, "mag_ratios": ratios})
-
-    def spec(self, name: str) -> ModelSpec:
-        """Build what the engine loads."""
-        return ModelSpec(
-            name=name,
-            kind=self.kind,
-            transformer=_source(self.transformer, self.revision),
-            base=_source(self.base, None),
-            image_encoder=_source(self.image_encoder, None),
-            mag_ratios=self.mag_ratios,
-        )
-
-
-def _source(location: str, revision: str | None) -> Source:
-    for built_in in BUILT_IN.values():
-        for source in (built_in.transformer, built_in.base, built_in.image_encoder):
-            if source.location == location and revision is None:
-                return source  # with the revision that was tested
-    if Path(location).is_dir():
-        return Source(location)
-    name, _, written = location.partition("@")
-    return Source(name, written or revision)
 
 
 class Config(BaseSettings):
@@ -220,7 +85,7 @@ class Config(BaseSettings):
     def _check_model(self) -> "Config":
         for key, name in (("model", self.model), ("defaults.model", self.defaults.get("model", self.model))):
             if name not in self.model_names():
-                raise ValueError(f"{key} must be one of {', '.join(self.model_names())}, got {name!r}")
+                raise ValueError(self.unknown_model(name, key))
         return self
 
     @classmethod
@@ -228,15 +93,27 @@ class Config(BaseSettings):
         cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Read the environment over the TOML file, and nothing else."""
+        environment = (named["env_settings"],) if _reading.environment else ()
         return (
             named["init_settings"],
-            named["env_settings"],
-            TomlConfigSettingsSource(settings_cls, _reading.get("path")),
+            *environment,
+            InitSettingsSource(settings_cls, init_kwargs=_reading.file),
         )
 
     def model_names(self) -> list[str]:
         """Name the models that jobs may ask for."""
         return sorted({*BUILT_IN, *self.models})
+
+    def unknown_model(self, name: str, key: str = "model") -> str:
+        """Say what models there are instead of one that is none."""
+        names = self.model_names()
+        guess = closest(name, names)
+        meant = "" if guess is None else f": did you mean {guess!r}?"
+        return f"{key} must be one of {', '.join(names)}, got {shown(name)}{meant}"
+
+    def specs(self) -> list[ModelSpec]:
+        """Give all models that jobs may ask for."""
+        return [self.spec(name) for name in self.model_names()]
 
     def spec(self, name: str) -> ModelSpec:
         """Give a model by name; one in the config stands before a built-in one of the same name."""
@@ -296,8 +173,15 @@ def changed(running: Config, new: Config) -> tuple[Config, list[str], list[str]]
     return taken, [key for key in differing if key not in fixed], fixed
 
 
-# What the TOML source reads while a Config is built: pydantic-settings asks for it by a class method.
-_reading: dict[str, Path] = {}
+@dataclass
+class _Reading:
+    """What a Config is built of: pydantic-settings asks for its sources by a class method."""
+
+    file: dict[str, Any] = field(default_factory=dict)
+    environment: bool = True
+
+
+_reading = _Reading()
 
 
 def load_config(path: Path | None = None) -> Config:
@@ -317,29 +201,48 @@ def load_config(path: Path | None = None) -> Config:
             )
     except (OSError, RuntimeError) as error:  # no right to look there; no home folder
         raise ConfigError(f"config {path or ''}: {error}") from error
-    where = str(found) if found else "environment"
     _refuse_unknown_variables()
-    _reading.clear()
-    if found is not None:
-        _reading["path"] = found
+    _reading.file = _read_toml(found) if found else {}
     try:
         config = _with_absolute_paths(Config(), (found.parent if found else Path.cwd()).absolute())
     except ValidationError as error:
-        raise ConfigError(f"{where}: {_without_secrets(error)}") from None  # which it would hold
-    except (SettingsError, OSError, RuntimeError, ValueError) as error:  # not TOML, not UTF-8, no such home
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(_explain(error, found)) from None  # which would hold secrets
+    except (SettingsError, OSError, RuntimeError, ValueError) as error:  # a variable that is no JSON; no home
+        raise ConfigError(f"{found or 'environment'}: {error}") from error
     config._file = found
     return config
 
 
-def _without_secrets(error: ValidationError) -> str:
-    """Explain a mistake; where the value is a secret, without it."""
-    for mistake in error.errors():
-        location = tuple(part for part in mistake["loc"] if isinstance(part, str))
-        if location[:2] in SECRET_KEYS or location in (("web",), ("notify",)):
-            reason = str(mistake["msg"]).removeprefix("Value error, ")
-            return f"{'.'.join(location)}: {reason[:1].lower()}{reason[1:]}"
-    return explain(error, Config)
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(as_text(path.read_bytes(), str(path)))
+    except RequestError as error:  # not UTF-8
+        raise ConfigError(str(error)) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _explain(error: ValidationError, file: Path | None) -> str:
+    """Say what is wrong, and where: in the file, unless that alone is fine."""
+    variables = sorted(name for name in os.environ if _key_of(name) in Config.model_fields)
+    where = f"environment ({', '.join(variables)})"
+    if file is not None:
+        _reading.environment = False
+        try:
+            Config()
+        except ValidationError as own:
+            error, where = own, str(file)
+        finally:
+            _reading.environment = True
+    secret = ("web", "notify", *(".".join(key) for key in SECRET_KEYS))
+    return f"{where}: {explain(error, Config, meant=_meant_in_config(), secret=secret)}"
+
+
+def _meant_in_config() -> dict[str, str]:
+    """Give for what people write on the top level of the configuration where it belongs."""
+    tables: dict[str, type[BaseModel]] = {"gpu": GpuConfig, "web": WebConfig, "notify": NotifyConfig}
+    nested = {key: f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
+    return nested | {key: f"defaults.{key}" for key in (*JobSettings.model_fields, *OTHER_NAMES)}
 
 
 def _find_config() -> Path | None:
@@ -358,10 +261,23 @@ def _default_state_dir() -> Path:
 def _refuse_unknown_variables() -> None:
     """Name a mistyped variable: pydantic-settings ignores unknown ones at the top level."""
     for variable in os.environ:
-        key = variable.upper().removeprefix(ENV_PREFIX).split("__")[0].lower()
-        known = key in Config.model_fields or variable in (CONFIG_VARIABLE, *EVENT_VARIABLES)
-        if variable.upper().startswith(ENV_PREFIX) and not known:
-            raise ConfigError(f"environment: unknown key {key!r} ({variable}): correct it or unset it")
+        key = _key_of(variable)
+        if key is None or key in Config.model_fields or variable in (CONFIG_VARIABLE, *EVENT_VARIABLES):
+            continue
+        # FRAMEPACKD_GPU_DEVICE is as likely as FRAMEPACKD_DEVICE.
+        nested = _meant_in_config()
+        known = nested | {where.replace(".", "_"): where for where in nested.values()}
+        known |= {name: name for name in Config.model_fields}
+        guess = closest(key, known)
+        meant = "" if guess is None else ENV_PREFIX + known[guess].replace(".", "__").upper()
+        remedy = f"did you mean {meant}?" if meant else "correct it or unset it"
+        raise ConfigError(f"environment: unknown key {key!r} ({variable}): {remedy}")
+
+
+def _key_of(variable: str) -> str | None:
+    """Give the key that a variable of ours sets, or would set, on the top level."""
+    name = variable.upper()
+    return name.removeprefix(ENV_PREFIX).split("__")[0].lower() if name.startswith(ENV_PREFIX) else None
 
 
 def _with_absolute_paths(config: Config, base: Path) -> Config:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool, StaticPool
 
-from framepackd import files, job_warnings
+from framepackd import files, job_warnings, players
 from framepackd.files import filesystem_type
 from framepackd.names import printable
 
@@ -202,7 +202,12 @@ class Job(Base):
     @property
     def warnings(self) -> list[str]:
         """What a person should know of the job, and what keeps it from nothing."""
-        return [*job_warnings.of_cuts(self.cuts or []), *job_warnings.of_loras(self.settings or {})]
+        settings = self.settings or {}
+        return [
+            *job_warnings.of_cuts(self.cuts or []),
+            *job_warnings.of_loras(settings),
+            *players.of_crf(settings),
+        ]
 
     @property
     def frame_diff(self) -> float | list[float] | None:

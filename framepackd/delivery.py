@@ -87,7 +87,8 @@ def deliver(
         job.id, state, error=job.delivery["error"], output=str(output) if output else None, stem=stem
     )
     clear_work_folder(work, state)
-    log.info("job %s: %s: %s", job.id, state.value, output or job.delivery["error"] or plan.target)
+    level = logging.WARNING if state is State.FAILED else logging.INFO
+    log.log(level, "job %s: %s: %s", job.id, state.value, output or job.delivery["error"] or plan.target)
 
 
 def where(job: Job) -> tuple[str, str]:

@@ -3,6 +3,9 @@
 import logging
 from pathlib import Path
 
+from framepack_core.errors import RequestError
+from framepackd.decoding import as_text
+
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 1 << 13
@@ -17,7 +20,10 @@ def read_differences(path: Path) -> list[float]:
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     try:
-        values = [float(word) for word in content.decode("utf-8-sig").split()]
+        values = [float(word) for word in as_text(content, path.name).split()]
+    except RequestError as error:
+        log.warning("%s; no difference is recorded", error)
+        return []
     except ValueError:
         values = []
     if not values or len(content) > MAX_BYTES or not all(LEAST <= value <= MOST for value in values):

@@ -1,11 +1,12 @@
 """How status, one job and the checks look in a terminal."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from framepackd.check import Check, Forecast
 
 PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
+NARROW = 110  # columns; in fewer, names and reasons beside each other leave no room for either
 LABEL_WIDTH = 11
 SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_PROBLEMS = 10, 8, 10, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
@@ -55,7 +57,7 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
     if queued:
         parts.append(_queue(queued, report, now))
     if moving:
-        parts.append(_moving(moving))
+        parts.append(_moving(moving, report["problems"]))
     if report["waiting"]:
         parts.append(_waiting(report["waiting"], now))
     if ended:
@@ -83,12 +85,10 @@ def _paused(why: str) -> RenderableType:
 
 
 def _problems(problems: list[dict[str, Any]]) -> RenderableType:
-    grid = _grid()
-    for position, problem in enumerate(problems[:SHOWN_PROBLEMS]):
-        grid.add_row(Text("  problem" if position == 0 else "", style="bold red"), _text(problem["text"]))
-    if len(problems) > SHOWN_PROBLEMS:
-        grid.add_row("", f"and {len(problems) - SHOWN_PROBLEMS} more")
-    return grid
+    shown = _Entries("  problem", "bold red")
+    for problem in problems[:SHOWN_PROBLEMS]:
+        shown.add([], problem["text"])
+    return shown.and_more(problems, SHOWN_PROBLEMS)
 
 
 def _daemon_words(daemon: dict[str, Any], now: datetime) -> str:
@@ -103,93 +103,132 @@ def _daemon_words(daemon: dict[str, Any], now: datetime) -> str:
 def _running(job: dict[str, Any], now: datetime) -> RenderableType:
     total = max(job["sections"] * job["steps"], 1)
     done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
-    grid = _grid()
     at_end = (
         Text(job["note"], style="yellow")
         if job["note"]
         else Text(_finish(job["eta_seconds"], now), style="cyan")
     )
-    at_end.no_wrap = True
-    where = "  ".join(stage(job)) if job["section"] else "loading the model"
-    grid.add_row(
-        Text("  now", style="cyan"),
-        Text(_path(job), style="bold", overflow="ellipsis", no_wrap=True),
-        ProgressBar(total=total, completed=done, width=30),
-        Text(f"{100 * done // total:3} %", no_wrap=True),
-        Text(where, no_wrap=True),
-        at_end,
-    )
-    return grid
+    where = Text("  ".join(stage(job)) if job["section"] else "loading the model")
+    return _Running(Text(_path(job), style="bold"), done, total, where, at_end)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """The job that is made: in one line if the terminal is wide enough for that, else in two."""
+
+    path: Text
+    done: int
+    total: int
+    where: Text
+    at_end: Text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        narrow = options.max_width < NARROW
+        bar = ProgressBar(total=self.total, completed=self.done, width=10 if narrow else 30)
+        share = f"{100 * self.done // self.total:3} %"
+        facts: list[RenderableType] = [bar, *(Text(share), self.where, self.at_end)]
+        for text in facts[1:]:
+            assert isinstance(text, Text)
+            text.no_wrap = True
+        grid = _grid()
+        label = Text("  now", style="cyan")
+        if narrow:
+            below = Table.grid(padding=(0, 2))
+            below.add_row(*facts)
+            grid.add_row(label, self.path)
+            grid.add_row("", below)
+        else:
+            self.path.no_wrap, self.path.overflow = True, "ellipsis"
+            grid.add_row(label, self.path, *facts)
+        yield grid
+
+
+class _Entries:
+    """Rows of one kind: facts beside each other and a note, which a narrow terminal has below them."""
+
+    def __init__(self, label: str, style: str) -> None:
+        """Take what stands before the first row."""
+        self._label = Text(label, style=style)
+        self._rows: list[tuple[Text, list[str], Text]] = []
+
+    def add(self, facts: list[str], note: object = "", *, style: str = "", label: Text | None = None) -> None:
+        """Add a row; whatever is in it is made safe to print."""
+        first = label if label is not None else Text() if self._rows else self._label
+        self._rows.append((first, facts, Text(printable(str(note)), style=style)))
+
+    def and_more(self, all_of_them: Sized, shown: int) -> "_Entries":
+        """Say how many are not shown."""
+        if len(all_of_them) > shown:
+            self.add([f"and {len(all_of_them) - shown} more"], label=Text())
+        return self
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        grid = _grid()
+        wide = options.max_width >= NARROW
+        columns = max(len(facts) for _, facts, _ in self._rows)
+        for label, facts, note in self._rows:
+            if wide:
+                padded = [*facts, *[""] * (columns - len(facts))]
+                grid.add_row(label, *map(_text, padded), note)
+                continue
+            line = Text("  ".join(filter(None, map(printable, facts))), overflow="fold")
+            note.overflow = "fold"
+            if not line or not note or len(line) + 2 + len(note) <= options.max_width - LABEL_WIDTH - 2:
+                grid.add_row(label, line + Text("  " if line and note else "") + note)
+            else:
+                grid.add_row(label, line)
+                grid.add_row("", note)
+        yield grid
 
 
 def _queue(queued: list[dict[str, Any]], report: dict[str, Any], now: datetime) -> RenderableType:
-    grid = _grid()
-    for position, job in enumerate(queued[:SHOWN_QUEUE]):
+    shown = _Entries("  queue", "blue")
+    for job in queued[:SHOWN_QUEUE]:
         eta = "" if job["eta_seconds"] is None else f"about {duration(job['eta_seconds'])}"
         note = job["note"] or (f"attempt {job['attempts'] + 1}" if job["attempts"] else "")
-        grid.add_row(
-            Text("  queue" if position == 0 else "", style="blue"),
-            escape(_path(job)),
-            f"{job['frames']} frames" + (f" ({job['clips']} clips)" if job["clips"] > 1 else ""),
-            eta,
-            Text(note, style="yellow"),
-        )
-    if len(queued) > SHOWN_QUEUE:
-        grid.add_row("", f"and {len(queued) - SHOWN_QUEUE} more", "", "", "")
+        frames = f"{job['frames']} frames" + (f" ({job['clips']} clips)" if job["clips"] > 1 else "")
+        shown.add([_path(job), frames, eta], note, style="yellow")
+    shown.and_more(queued, SHOWN_QUEUE)
     if report["eta_seconds"] is not None:
-        grid.add_row("", Text(f"all done {_finish(report['eta_seconds'], now)}", style="cyan"), "", "", "")
-    return grid
+        shown.add([f"all done {_finish(report['eta_seconds'], now)}"], label=Text())
+    return shown
 
 
-def _moving(jobs: list[dict[str, Any]]) -> RenderableType:
-    grid = _grid()
-    for position, job in enumerate(jobs[:SHOWN_QUEUE]):
+def _moving(jobs: list[dict[str, Any]], problems: list[dict[str, Any]]) -> RenderableType:
+    shown = _Entries("  moving", "red" if any(job["delivery"]["reason"] for job in jobs) else "blue")
+    told = " ".join(problem["text"] for problem in problems)
+    for job in jobs[:SHOWN_QUEUE]:
         delivery = job["delivery"]
-        again = ""
+        again, note = "", job["note"]
         if delivery["next_try"]:
             again = f"tried again at {datetime.fromisoformat(delivery['next_try']).astimezone():%H:%M:%S}"
-        grid.add_row(
-            Text("  moving" if position == 0 else "", style="red" if delivery["reason"] else "blue"),
-            escape(_path(job)),
-            f"to be {delivery['state']}",
-            Text(job["note"], style="yellow"),
-            again,
-        )
-    if len(jobs) > SHOWN_QUEUE:
-        grid.add_row("", f"and {len(jobs) - SHOWN_QUEUE} more", "", "", "")
-    return grid
+        if delivery["reason"] and delivery["reason"] in told:
+            note = "its files cannot be moved: see problem"  # which says why, and what to do
+        shown.add([_path(job), f"to be {delivery['state']}", again], note, style="yellow")
+    return shown.and_more(jobs, SHOWN_QUEUE)
 
 
 def _waiting(waiting: list[dict[str, Any]], now: datetime) -> RenderableType:
-    grid = _grid()
-    for position, entry in enumerate(waiting[:SHOWN_WAITING]):
+    shown = _Entries("  waiting", "yellow")
+    for entry in waiting[:SHOWN_WAITING]:
         since = now - datetime.fromisoformat(entry["since"])
         folder = f"{entry['folder']}/" if entry["folder"] else ""
-        grid.add_row(
-            Text("  waiting" if position == 0 else "", style="yellow"),
-            _text(folder + ", ".join(entry["files"])),
-            f"for {duration(since.total_seconds())}",
-            _text(f"missing: {entry['missing']}" if " " not in entry["missing"] else entry["missing"]),
-        )
-    if len(waiting) > SHOWN_WAITING:
-        grid.add_row("", f"and {len(waiting) - SHOWN_WAITING} more", "", "")
-    return grid
+        missing = f"missing: {entry['missing']}" if " " not in entry["missing"] else entry["missing"]
+        shown.add([folder + ", ".join(entry["files"]), f"for {duration(since.total_seconds())}"], missing)
+    return shown.and_more(waiting, SHOWN_WAITING)
 
 
 def _results(ended: list[dict[str, Any]], now: datetime) -> RenderableType:
-    grid = _grid()
+    shown = _Entries("", "")
     for job in ended[:SHOWN_RESULTS]:
         state = "suspect" if job["state"] == "done" and job["quality"] else job["state"]
         ago = now - datetime.fromisoformat(job["finished_at"])
-        grid.add_row(
-            Text(f"  {state}", style=STATE_STYLES[state]),
-            escape(_path(job)),
-            f"{duration(ago.total_seconds())} ago",
-            _text(": ".join(filter(None, (job["quality"], job["error"] or job["output"])))),
+        shown.add(
+            [_path(job), f"{duration(ago.total_seconds())} ago"],
+            ": ".join(filter(None, (job["quality"], job["error"] or job["output"]))),
+            label=Text(f"  {state}", style=STATE_STYLES[state]),
         )
-    if len(ended) > SHOWN_RESULTS:
-        grid.add_row("", f"and {len(ended) - SHOWN_RESULTS} more", "", "")
-    return grid
+    return shown.and_more(ended, SHOWN_RESULTS)
 
 
 def _grid() -> Table:

@@ -28,11 +28,12 @@ from sqlalchemy import func, select
 
 from framepack_core import __version__
 from framepackd import control, files, rights
-from framepackd.config import Config, NotifyConfig
+from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError
 from framepackd.jobs import JobStore
 from framepackd.secret_files import SecretError
 from framepackd.status import whole
+from framepackd.tables import NotifyConfig
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from framepack_core.buckets import Size
-from framepackd import files, variations
+from framepackd import files, players, variations
 from framepackd.claiming import ChangedError, HalfTakenError, bring_in, put_back, signature_of
 from framepackd.config import Config
 from framepackd.database import ENDED, Job, State, StoreError, utc_now
@@ -274,7 +274,11 @@ def _new_job(work: Path, manifest: dict[str, Any]) -> Job:
 
 
 def _add(job: Job, store: JobStore) -> Job:
-    log.info("job %s: %s taken in: %s", job.id, job.path, (job.delivery or {}).get("error") or _summary(job))
+    decided = job.delivery or {}
+    level = logging.WARNING if decided.get("state") == State.FAILED else logging.INFO
+    log.log(level, "job %s: %s taken in: %s", job.id, job.path, decided.get("error") or _summary(job))
+    for warning in players.of_crf(job.settings or {}):
+        log.warning("job %s: %s", job.id, warning)
     return store.add(job)
 
 

@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from framepack_core import lora
 from framepack_core.errors import ModelError, RequestError
+from framepack_core.mistakes import shown
 from framepack_core.models import ModelSpec
 from framepack_core.request import Lora, Number
 
@@ -25,7 +26,7 @@ MAX_LOOKED_AT = 10_000  # entries of the folder
 def _below(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or path.suffix.lower() != SUFFIX or "\0" in name:
-        raise ValueError(f"must be the path of a {SUFFIX} file below lora_dir, without ..")
+        raise ValueError(f"must be the path of a {SUFFIX} file below lora_dir, without .., got {shown(name)}")
     return str(path)
 
 

@@ -130,7 +130,7 @@ def download(config_file: Path | None, names: tuple[str, ...], *, offline: bool)
 def _chosen(config: "Config", names: tuple[str, ...]) -> "list[ModelSpec]":
     for name in names:
         if name not in config.model_names():
-            fail(f"model must be one of {', '.join(config.model_names())}, got {name!r}", EXIT_USAGE)
+            fail(config.unknown_model(name), EXIT_USAGE)
     return [config.spec(name) for name in names or (config.model,)]
 
 

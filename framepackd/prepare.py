@@ -26,6 +26,7 @@ from framepack_core.media import Picture
 from framepackd import files, frames, moving
 from framepackd.config import Config
 from framepackd.database import State
+from framepackd.decoding import as_text
 from framepackd.jobs import JobStore
 from framepackd.listing import IGNORED, IGNORED_FOLDERS
 from framepackd.names import as_utf8
@@ -197,13 +198,13 @@ def _text(video: Path, prompt: str | None) -> str:
     try:
         if caption.stat().st_size > MAX_TEXT_BYTES:
             raise RequestError(f"{caption.name} has more than {MAX_TEXT_BYTES} bytes: shorten it")
-        text = caption.read_bytes().decode("utf-8-sig").replace("\r\n", "\n").strip()
+        text = as_text(caption.read_bytes(), caption.name).replace("\r\n", "\n").strip()
     except FileNotFoundError as error:
         raise RequestError(
             f"has no caption {caption.name}: write it, or give one --prompt for all"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{caption.name} cannot be read as UTF-8 text ({error})") from error
+    except OSError as error:
+        raise RequestError(f"{caption.name} cannot be read ({error.strerror}): correct its rights") from error
     if not text:
         raise RequestError(f"{caption.name} is empty: write what happens, or give one --prompt for all")
     return text

@@ -4,17 +4,19 @@ import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from framepack_core.buckets import Size, covering_size, output_size
 from framepack_core.errors import RequestError
-from framepack_core.models import ModelSpec
+from framepack_core.models import ModelSpec, of_kind
 from framepack_core.prompts import sections_of
 from framepack_core.sections import FPS, Kind, frame_count, section_count
 from framepackd import embedded, files, loras
 from framepackd.config import Config
 from framepackd.database import Job, State, StoreError
+from framepackd.decoding import as_text
 from framepackd.differences import read_differences
 from framepackd.extending import Record, choose_model, look, read_record
 from framepackd.jobs import JobStore
@@ -77,11 +79,13 @@ def _resolve(
     _note_inputs(job, inputs, manifest)
     record = read_record(inputs / job.inputs["record"]["file"]) if "record" in job.inputs else Record({})
     own = _own_settings(inputs, job)
-    settings = _with_seed(_settings(inputs, manifest, job, config, own, record), manifest, job)
-    spec = config.spec(_choose_model(settings, own, job, record, config))
+    settings, origins = _settings(inputs, manifest, job, config, own, record)
+    settings = _with_seed(settings, manifest, job)
+    with _named(origins.get("model")):
+        spec = config.spec(_choose_model(settings, own, job, record, config))
     pictures = _pictures_that_count(job, record)
     keyframes = _keyframes(pictures, job, settings)
-    _refuse_what_the_model_cannot(spec, pictures, job, keyframes)
+    _refuse_what_the_model_cannot(spec, pictures, job, keyframes, config)
     for picture in pictures.values():
         if picture["sha256"] not in sizes:
             sizes[picture["sha256"]] = picture_size(inputs / picture["file"])
@@ -102,15 +106,19 @@ def _resolve(
     before = source.video.frames - 1 if source else 0
     job.frames = before + job.clips * (frame_count(sections, settings.latent_window_size) - 1) + 1
     job.steps_total = job.sections * settings.steps
+    with _named(origins.get("prompts")):
+        prompts = _timed_prompts(settings, spec.kind, sections, job.clips, before / FPS, seconds)
+    with _named(origins.get("loras")):
+        taken = loras.take_in(settings.loras, config.lora_dir, spec)
     job.settings = settings.model_dump(mode="json", exclude={"seeds"}) | {
         "model": spec.name,
         "width": job.width,
         "height": job.height,
-        "prompts": _timed_prompts(settings, spec.kind, sections, job.clips, before / FPS, seconds),
+        "prompts": prompts,
         "more": settings.more if source else None,  # of a folder's pictures it says nothing
         "continues": source.as_json(job) if source else None,
         "keyframes": {str(number): file for number, file in keyframes.items()},
-        "loras": loras.take_in(settings.loras, config.lora_dir, spec),
+        "loras": taken,
     }
     job.fingerprint = _fingerprint(job)
     return settings
@@ -144,7 +152,7 @@ def _choose_model(
 ) -> str:
     name = config.model if settings.model is None else settings.model
     if name not in config.model_names():
-        raise RequestError(f"model must be one of {', '.join(config.model_names())}, got {name!r}")
+        raise RequestError(config.unknown_model(name))
     return choose_model(own.get("model"), name, record, config) if "video" in job.inputs else name
 
 
@@ -158,14 +166,20 @@ def _pictures_that_count(job: Job, record: Record) -> dict[str, Any]:
 
 
 def _refuse_what_the_model_cannot(
-    spec: ModelSpec, pictures: dict[str, Any], job: Job, keyframes: dict[int, str]
+    spec: ModelSpec, pictures: dict[str, Any], job: Job, keyframes: dict[int, str], config: Config
 ) -> None:
+    others = config.specs()
     if "frame-0" in pictures and spec.kind == "f1":
         raise RequestError(
             f"model {spec.name} generates forward and cannot aim at the next frame of a chain: "
-            "use a model of kind framepack"
+            f"use {of_kind('framepack', others)}"
         )
-    spec.verify(end_image="end" in pictures, keyframes=bool(keyframes), continues="video" in job.inputs)
+    spec.verify(
+        end_image="end" in pictures,
+        keyframes=bool(keyframes),
+        continues="video" in job.inputs,
+        others=others,
+    )
 
 
 def _refuse_keyframes_behind(sections: int, keyframes: dict[int, str]) -> None:
@@ -208,15 +222,22 @@ def _embedded(inputs: Path, job: Job) -> dict[str, Any]:
 
 def _settings(
     inputs: Path, manifest: dict[str, Any], job: Job, config: Config, own: dict[str, Any], record: Record
-) -> JobSettings:
-    """Lay the settings over each other: config, defaults of the folders, the job's own, and its text."""
-    layers = [config.defaults]
+) -> tuple[JobSettings, dict[str, str]]:
+    """Lay the settings over each other: config, defaults of the folders, the job's own, and its text.
+
+    Gives them, and for each key that is set the name of where.
+    """
+    layers = [("[defaults]", config.defaults)]
     for path in manifest["defaults"]:
         with contextlib.suppress(FileNotFoundError):  # taken away since
             folder, _, name = path.rpartition("/")
             with files.folder_below(config.inbox, folder) as opened:
-                layers.append(read_settings_file(opened / name, path))
-    layers += [record.settings, _embedded(inputs, job), own]
+                layers.append((path, read_settings_file(opened / name, path)))
+    layers += [
+        (_file_of("record", job), record.settings),
+        (_file_of("recipe", job), _embedded(inputs, job)),
+        (_file_of("settings", job), own),
+    ]
     if "text" in job.inputs:
         prompt = _read_prompt(inputs / job.inputs["text"]["file"])
         if not prompt and "prompt" not in own:
@@ -225,34 +246,37 @@ def _settings(
                 f'put prompt = "" into {job.name}.toml'
             )
         if prompt:
-            layers.append({"prompt": prompt})
+            layers.append((_file_of("text", job), {"prompt": prompt}))
     merged: dict[str, Any] = {}
-    for layer in layers:
+    origins: dict[str, str] = {}
+    for origin, layer in layers:
         if "resolution" in layer:  # the nearer wish counts, whichever way the size is said
             merged = {key: value for key, value in merged.items() if key not in ("width", "height")}
         merged |= layer
+        origins |= dict.fromkeys(layer, origin)
     settings = JobSettings.model_validate(parse_settings(merged, f"the settings of {job.name} together"))
     if settings.prompt is None:
         raise RequestError(f"{job.name} has no prompt: add {job.name}.txt")
-    return settings
+    return settings, origins
+
+
+def _file_of(role: str, job: Job) -> str:
+    return str(job.inputs[role]["file"]) if role in job.inputs else ""
+
+
+@contextlib.contextmanager
+def _named(origin: str | None) -> Iterator[None]:
+    """Say in an error where what is wrong was set, if it was set anywhere."""
+    try:
+        yield
+    except RequestError as error:
+        raise RequestError(f"{origin}: {error}" if origin else str(error)) from error
 
 
 def _read_prompt(path: Path) -> str:
     if path.stat().st_size > MAX_TEXT_BYTES:
         raise RequestError(f"{path.name} has {path.stat().st_size} bytes: a prompt may have {MAX_TEXT_BYTES}")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"{path.name} is not UTF-8 (byte {error.start} is {error.object[error.start]:#04x}): "
-            "save it as UTF-8 and drop the files again"
-        ) from error
-    if "\0" in text:
-        raise RequestError(
-            f"{path.name} holds null characters, so it is no text, or one in UTF-16: "
-            "save it as UTF-8 and drop the files again"
-        )
-    return text.replace("\r\n", "\n").strip()
+    return as_text(path.read_bytes(), path.name).replace("\r\n", "\n").strip()
 
 
 def _pictures(job: Job) -> list[str]:

@@ -81,7 +81,9 @@ def bring_back(
     elif (problem := _damage(job, config)) is not None:
         job.delivery = {"state": State.FAILED, "error": problem}
     store.brought_back(job)
-    log.info("job %s: %s: %s", job.id, job.path, (job.delivery or {}).get("error") or "in the queue again")
+    failed = (job.delivery or {}).get("error")
+    level = logging.WARNING if failed else logging.INFO
+    log.log(level, "job %s: %s: %s", job.id, job.path, failed or "in the queue again")
 
 
 def _checked(job: Job) -> bool:

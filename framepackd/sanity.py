@@ -112,8 +112,7 @@ def sanity_check(config: Config, model: str) -> Report:
         FramePackError: the model is unknown, not here or does not fit, or the configuration cannot be had.
     """
     if model not in config.model_names():
-        known_names = ", ".join(config.model_names())
-        raise ModelError(f"no model {model!r}: the built-in ones and those in the config are {known_names}")
+        raise ModelError(config.unknown_model(model))
     spec = config.spec(model)
     known = is_demo(spec)
     dtype = "float32" if known else config.gpu.dtype

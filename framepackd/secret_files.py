@@ -6,6 +6,8 @@ import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from framepackd.decoding import other_unicode
+
 CREDENTIALS = "CREDENTIALS_DIRECTORY"  # set by systemd for a unit with LoadCredential=
 LARGEST = 4096  # bytes
 
@@ -26,7 +28,7 @@ def secret(file: Path, key: str) -> str:
     """Read a secret: the file without the end of its last line.
 
     Raises:
-        SecretError: the file is missing, empty, not text, or open to others.
+        SecretError: the file is missing, empty, no text in UTF-8, or open to others.
     """
     try:
         with file.open("rb") as opened:
@@ -41,7 +43,9 @@ def secret(file: Path, key: str) -> str:
         raise SecretError(
             f"{key}: {file} is open to others (mode {stat.S_IMODE(mode):04o}): chmod 0600 {file}"
         )
-    text = content.decode("utf-8", "replace").rstrip("\r\n")
+    text = content.decode("utf-8-sig", "replace").rstrip("\r\n")  # Notepad may write a mark before it
+    if kind := other_unicode(content):
+        raise SecretError(f"{key}: {file} is {kind}: write it again as UTF-8, one line, the secret")
     if not text.strip() or len(content) > LARGEST or not text.isprintable() or "\ufffd" in text:
         raise SecretError(
             f"{key}: {file} must hold one line of text, the secret, and does not: write it again"

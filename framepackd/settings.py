@@ -14,7 +14,9 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from framepack_core.errors import RequestError
-from framepack_core.request import MAX_SEED, GenerationSettings, Integer, Number, explain, shown
+from framepack_core.mistakes import Also, explain, shown
+from framepack_core.request import MAX_SEED, GenerationSettings, Integer, Number
+from framepackd.decoding import as_text
 from framepackd.files import open_regular
 from framepackd.loras import LoraSettings
 
@@ -33,6 +35,7 @@ OTHER_NAMES = {
 }
 
 
+MEANT = {name: name for name in OTHER_NAMES}  # understood, and so worth a hint when mistyped
 _BOOLEAN = TypeAdapter(bool)
 
 
@@ -43,7 +46,10 @@ def _read_seed(value: object) -> object:
 def _read_keyframes(value: object) -> dict[int, str]:
     """Check a table of section numbers and plain names of files."""
     if not isinstance(value, dict):
-        raise ValueError('must be a table of sections and pictures, as { "0" = "pose.png" }')  # noqa: TRY004 - as above
+        # Not TypeError: pydantic reports ValueErrors, with the key.
+        raise ValueError(  # noqa: TRY004 - see above
+            f'must be a table of sections and pictures, as {{ "0" = "pose.png" }}, got {shown(value)}'
+        )
     read: dict[int, str] = {}
     for section, file in value.items():
         if not re.fullmatch("[0-9]{1,9}", str(section)):
@@ -76,7 +82,9 @@ class JobSettings(GenerationSettings):
     model: str | None = None  # None: the config's
     prompt: str | None = None
     more: Number | None = Field(None, ge=1, le=120)  # seconds that a finished video is to become longer
-    seed: Annotated[Integer | None, BeforeValidator(_read_seed)] = Field(31337, ge=0, le=MAX_SEED)
+    seed: Annotated[Integer | None, BeforeValidator(_read_seed), Also(', or "random"')] = Field(
+        31337, ge=0, le=MAX_SEED
+    )
     seeds: Integer = Field(1, ge=1, le=64)  # variations, each a job with a seed of its own
     # Section, counted as they are made -> file beside the settings.
     keyframes: Annotated[dict[int, str], BeforeValidator(_read_keyframes)] = Field({})
@@ -104,10 +112,7 @@ def parse_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
     try:
         return JobSettings(**ours).model_dump(exclude_unset=True)
     except ValidationError as error:
-        text = explain(error, JobSettings)
-        for name, other in said.items():
-            text = text.replace(f"{name} must", f"{other} must")
-        raise RequestError(f"{origin}: {text}") from error
+        raise RequestError(f"{origin}: {explain(error, JobSettings, said=said, meant=MEANT)}") from error
 
 
 def _rename(values: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -138,16 +143,17 @@ def read_settings_file(path: Path, origin: str) -> dict[str, Any]:
     """Read and check a TOML file of settings.
 
     Raises:
-        RequestError: it is not TOML, or holds a mistake.
+        RequestError: it is not UTF-8, not TOML, or holds a mistake.
         OSError: it cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
         content = file.read(MAX_SETTINGS_BYTES + 1)
     if len(content) > MAX_SETTINGS_BYTES:
         raise RequestError(f"{origin} has more than {MAX_SETTINGS_BYTES} bytes, the most settings may have")
+    text = as_text(content, origin)
     try:
-        values = tomllib.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or nested without end
+        values = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not TOML, or nested without end
         raise RequestError(f"{origin} is not TOML: {str(error)[:200]}") from error
     parsed = parse_settings(values, origin)
     if origin.rpartition("/")[2].lower() == DEFAULTS_FILE:

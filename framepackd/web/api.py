@@ -1,52 +1,86 @@
-"""The endpoint ``/process`` of FramePack's demo: scripts written for it run unchanged."""
+"""The endpoints ``/process`` and ``/end_process`` of FramePack's demo: scripts for it run unchanged."""
 
 import asyncio
+import logging
+import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gradio as gr
+from gradio.data_classes import FileData
+from pydantic import ValidationError
 
 from framepack_core.errors import RequestError
+from framepack_core.mistakes import shown
+from framepackd import client
 from framepackd.config import Config
-from framepackd.web.drop import Look, drop, look
+from framepackd.control import AlreadyRunningError
+from framepackd.database import StoreError
+from framepackd.web.drop import FOLDER, Look, drop, look
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5  # between two looks at a job
+ALONE_SECONDS = 60.0  # without a daemon; one that is updated is back by then
 Yielded = tuple[dict[str, Any] | None, str]
+Calls = dict[str | None, set[str]]  # NAMEs that are waited for, by the session of the client
 
 
-def add_endpoint(config: Config) -> None:
-    """Add the endpoint to the page that is being built; nothing of it is seen."""
+class Upload(FileData):
+    """A file as the client sends it."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, **how: Any) -> Self:
+        """Check it as gradio does, whose own text would not reach the script."""
+        try:
+            return super().model_validate(obj, **how)
+        except ValidationError as error:
+            form = 'handle_file("cat.png")'
+            raise _told(f"a picture must be a file, as {form} gives it, got {shown(obj)}") from error
+
+
+def add_endpoints(config: Config) -> None:
+    """Add the endpoints to the page that is being built; nothing of them is seen."""
+    calls: Calls = defaultdict(set)
     with gr.Row(visible=False):
+        # In the order of the demo's function, for scripts that name nothing; what it has not comes behind.
         fields = [
-            gr.File(label="input_image", type="filepath"),
-            gr.File(label="end_frame", type="filepath"),
+            image := gr.File(label="input_image", type="filepath"),
             gr.Textbox(label="prompt"),
             gr.Textbox(label="n_prompt"),
             *(gr.Number(label=label) for label in ("seed", "total_second_length", "latent_window_size")),
             *(gr.Number(label=label) for label in ("steps", "cfg", "gs", "rs", "gpu_memory_preservation")),
             gr.Checkbox(label="use_teacache", value=True),
             gr.Number(label="mp4_crf"),
+            end := gr.File(label="end_frame", type="filepath"),
             gr.Checkbox(label="use_random_seed"),
             gr.Checkbox(label="save_section_frames"),
         ]
+        image.data_model = end.data_model = Upload
         # A video component would hand the client a bare path; scripts ask for result[0]["video"].
         results = [gr.JSON(label="result"), gr.Textbox(label="progress")]
         gr.Button().click(
-            make_process(config),
+            make_process(config, calls),
             inputs=fields,
             outputs=results,
             api_name="process",
             concurrency_limit=None,  # they wait, no more
         )
+        gr.Button().click(
+            make_end_process(config, calls),
+            outputs=[gr.Textbox(label="told")],
+            api_name="end_process",
+            concurrency_limit=None,
+        )
 
 
-def make_process(config: Config) -> Callable[..., AsyncIterator[Yielded]]:
+def make_process(config: Config, calls: Calls) -> Callable[..., AsyncIterator[Yielded]]:
     """Give the function behind the endpoint; it yields progress, and at last the video."""
 
     async def process(
         input_image: str,
-        end_frame: str | None = None,
         prompt: str = "",
         n_prompt: str | None = None,
         seed: float | None = None,
@@ -59,11 +93,13 @@ def make_process(config: Config) -> Callable[..., AsyncIterator[Yielded]]:
         gpu_memory_preservation: float | None = None,
         use_teacache: bool = True,
         mp4_crf: float | None = None,
+        end_frame: str | None = None,
         use_random_seed: bool = False,
         save_section_frames: bool = False,
+        request: gr.Request | None = None,
     ) -> AsyncIterator[Yielded]:
         if not input_image:
-            raise gr.Error("input_image is missing: give a picture")
+            raise _told('input_image is missing: give a picture, as handle_file("cat.png")')
         asked = {
             "n_prompt": n_prompt or None,
             "seed": seed,
@@ -90,16 +126,85 @@ def make_process(config: Config) -> Callable[..., AsyncIterator[Yielded]]:
                 settings=settings,
             )
         except (RequestError, OSError) as error:
-            raise gr.Error(str(error)) from error
-        async for found in _looks(config, name):
-            if not found.ended:
-                yield None, found.text
+            raise _told(str(error)) from error
+        except Exception as error:
+            log.exception("a call of /process")
+            raise _own(error) from error
+        mine = calls[request.session_hash if request else None]
+        mine.add(name)
+        try:
+            async for found in _watched(config, name):
+                if not found.ended:
+                    yield None, found.text
+        finally:
+            mine.discard(name)
         assert found.job is not None
         if found.job["output"] is None:
-            raise gr.Error(found.text)
+            raise _told(found.text)
         yield {"video": file_record(Path(found.job["output"])), "subtitles": None}, found.text
 
     return process
+
+
+def make_end_process(config: Config, calls: Calls) -> Callable[..., Any]:
+    """Give the function that ends what the same client is waiting for, and nobody else's."""
+
+    async def end_process(request: gr.Request) -> str:
+        names = sorted(calls.get(request.session_hash, ()))
+        if not names:
+            return (
+                "nothing to end: this client waits for no video (each Client has its own; other jobs are "
+                "ended on the page, or by framepackd cancel)"
+            )
+        return "\n".join([await _end(config, name) for name in names])
+
+    return end_process
+
+
+async def _end(config: Config, name: str) -> str:
+    """Cancel a job, as soon as it is one; what exists of its video is kept."""
+    async for found in _watched(config, name):
+        if found.job is not None:
+            break
+    asked = {"command": "cancel", "jobs": [found.job["id"]], "keep": True} if found.job else {}
+    try:
+        answer = await asyncio.to_thread(_perform, config, asked)
+    except (AlreadyRunningError, StoreError, LookupError, OSError) as error:
+        raise _told(str(error.args[0] if error.args else error)) from error
+    return str(answer["results"][0]["message"])
+
+
+def _perform(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
+    return client.ask(config, asked) or client.do_without_daemon(config, asked)
+
+
+def _told(text: str) -> gr.Error:
+    """Make an error that reaches the script in these words; it is no fault of the page's, and not logged."""
+    return gr.Error(text, print_exception=False)
+
+
+def _own(error: Exception) -> gr.Error:
+    return _told(f"an error of framepackd's own ({type(error).__name__}: {error}): please report it")
+
+
+async def _watched(config: Config, name: str) -> AsyncIterator[Look]:
+    """Look at a dropped job until it has ended.
+
+    Raises:
+        gr.Error: no daemon has run for long; the job stays where it is.
+    """
+    alone_since = None
+    async for found in _looks(config, name):
+        yield found
+        if not found.alone:
+            alone_since = None
+        elif alone_since is None:
+            alone_since = time.monotonic()
+        elif time.monotonic() - alone_since >= ALONE_SECONDS:
+            raise _told(
+                f"{found.text}; it is {FOLDER}/{name}, and its video will be in {config.outbox / FOLDER}. "
+                "Do not ask for it again"
+            )
 
 
 async def _looks(config: Config, name: str) -> AsyncIterator[Look]:

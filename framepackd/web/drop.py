@@ -154,6 +154,7 @@ class Look:
 
     job: dict[str, Any] | None  # as ``framepackd show --json`` has it; None: not taken in yet
     text: str  # the same for people
+    alone: bool = False  # no daemon runs, which could do anything about it
 
     @property
     def ended(self) -> bool:
@@ -170,7 +171,7 @@ def look(config: Config, name: str) -> Look:
     except Exception as error:  # a daemon that is just ending, a database that is locked
         return Look(None, f"cannot tell just now: {error}")
     if answer is None and (job is None or job["state"] not in ENDED):
-        return Look(job, "no daemon runs: the job waits until framepackd run is started")
+        return Look(job, "no daemon runs: the job waits until framepackd run is started", alone=True)
     return Look(job, describe(job) if job else "in the inbox: taken as soon as it has settled")
 
 

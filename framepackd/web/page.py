@@ -2,7 +2,7 @@
 
 import html
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from framepackd.config import Config
 from framepackd.control import AlreadyRunningError
 from framepackd.database import StoreError
 from framepackd.status import running_in
-from framepackd.web.api import add_endpoint
+from framepackd.web.api import add_endpoints
 from framepackd.web.drop import drop
 from framepackd.work_folder import PREVIEW
 
@@ -92,7 +92,7 @@ def build(config: Config, copies: Path) -> gr.Blocks:
                 api_visibility="private",
                 concurrency_limit=None,
             )
-        add_endpoint(config)
+        add_endpoints(config)
     page.queue(default_concurrency_limit=None)
     return page
 
@@ -139,17 +139,22 @@ def _form(config: Config) -> None:
                 picture=Path(picture),
                 end_picture=Path(end) if end else None,
                 prompt=prompt,
-                settings={
-                    key: value
-                    for key, value in zip(settings, values, strict=True)
-                    if value not in (None, "", False) or key == "use_teacache"
-                },
+                settings=given(settings, values),
             )
         except (RequestError, OSError) as error:
-            raise gr.Error(html.escape(str(error))) from error
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
         return f"In the inbox as `{name}`; in the queue in {config.settle_seconds:g} seconds."
 
     start.click(submit, [picture, end, prompt, *settings.values()], [told], api_visibility="private")
+
+
+def given(keys: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
+    """Give the settings that a form sets; what is empty, and what is not ticked, is not set."""
+    return {
+        key: value
+        for key, value in zip(keys, values, strict=True)
+        if not (value is None or value is False or value == "") or key == "use_teacache"
+    }
 
 
 def _more_settings() -> dict[str, gr.components.Component]:
@@ -161,7 +166,11 @@ def _more_settings() -> dict[str, gr.components.Component]:
         "cfg": gr.Slider(1, 32, 1, step=0.1, label="CFG scale: above 1 each step takes twice as long"),
         "rs": gr.Slider(0, 1, 0, step=0.01, label="CFG rescale"),
         "mp4_crf": gr.Slider(
-            0, 51, 16, step=1, label="MP4 compression: lower is better; 16 if the video comes out black"
+            *(0, 51, 16),
+            step=1,
+            label="MP4 compression: lower is better; 16 if the video comes out black",
+            info="0 is lossless, which phones, Firefox and QuickTime do not play: 1 looks the same and is "
+            "played everywhere",
         ),
         "gpu_memory_preservation": gr.Slider(0, 128, 6, step=0.1, label="GPU memory to leave to others (GB)"),
         "save_section_frames": gr.Checkbox(label="Also a still of each section"),
@@ -239,7 +248,7 @@ def _showing(config: Config) -> Callable[[str | None], tuple[Any, Any]]:
             answer = client.ask(config, {"command": "show", "job": job})
             record = answer["job"] if answer is not None else client.find(config, job)
         except (StoreError, OSError) as error:
-            raise gr.Error(html.escape(str(error))) from error
+            raise gr.Error(html.escape(str(error)), print_exception=False) from error
         output = Path(record["output"]) if record and record["output"] else None
         there = output is not None and output.exists()
         return gr.update(value=str(output) if there else None, visible=there), gr.update(

@@ -138,8 +138,10 @@ def texts() -> Iterator[tuple[str, bytes, str, str]]:
     for name, content, said in (
         ("empty", b"", "is empty"),
         ("blank", b" \r\n\t\n", "is empty"),
-        ("in UTF-16", "pan left".encode("utf-16"), "is not UTF-8"),
-        ("in UTF-16 without a mark", "pan left".encode("utf-16-le"), "null characters"),
+        ("in UTF-16", "pan left".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+        ("in UTF-16 without a mark", "pan left".encode("utf-16-le"), "is UTF-16: save it as UTF-8"),
+        ("in UTF-16 the other way round", "pan left".encode("utf-16-be"), "is UTF-16: save it as UTF-8"),
+        ("in UTF-32", "pan left".encode("utf-32"), "is UTF-32"),
         ("in Latin 1", "caf\u00e9".encode("latin-1"), "is not UTF-8"),
         ("cut in a letter", "caf\u00e9".encode()[:-1], "is not UTF-8"),
         ("of surrogates", b"\xed\xa0\x80", "is not UTF-8"),
@@ -209,12 +211,14 @@ def bad_settings() -> Iterator[tuple[str, str | bytes, str]]:
     yield "of a number without end", "seed = 0x" + "f" * 8000, "seed must be"
     yield "of a decimal number without end", "seed = " + "9" * 8000, "is not TOML"
     yield "of 800 keys", "".join(f"k{number} = 1\n" for number in range(800)), "more mistakes"
-    yield "that speak to the terminal", 'cache = "\\u001b[31m\\u202e\\u009b2J"', "cache input should be"
+    yield "that speak to the terminal", 'cache = "\\u001b[31m\\u202e\\u009b2J"', "cache must be"
     yield "with a key that does", '"\\u001b]0;pwned\\u0007" = 1', "unknown key"
     yield "of one long key", f'"{"k" * 8000}" = 1', "unknown key"
     yield "of 10 KB", "# " + "x" * 10000, "more than 8192 bytes"
-    yield "in UTF-16", "seed = 1".encode("utf-16"), "is not TOML"
-    yield "of zeros", bytes(100), "is not TOML"
+    yield "in UTF-16", "seed = 1".encode("utf-16"), "is UTF-16: save it as UTF-8"
+    yield "in UTF-16 without a mark", "seed = 1".encode("utf-16-le"), "is UTF-16: save it as UTF-8"
+    yield "in Latin 1", "prompt = 'caf\u00e9'".encode("latin-1"), "is not UTF-8"
+    yield "of zeros", bytes(100), "null characters"
     yield "that are none", "steps: 3\n", "is not TOML"
     yield "given twice", "seed = 1\nseed = 2", "is not TOML"
 

@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import RequestError
+from framepack_core.mistakes import explain
 from framepack_core.prompts import TimedPrompt, sections_of
-from framepack_core.request import Request, explain
+from framepack_core.request import Request
 from framepack_core.sections import frame_count, section_count
 from tests.core.test_resume import GUIDED, everything, request_for
 
@@ -93,13 +94,13 @@ def test_neighbouring_spans_share_the_sections_out(
         ([timed(1, 1)], "from = 1, to = 1, where 'to' must be greater"),
         ([timed(0, 2), timed(1, 3)], "from = 0, to = 2 and from = 1, to = 3, which overlap"),
         ([timed(0, 2, "  ")], r"an empty text \(from = 0, to = 2\)"),
-        ([timed(-1, 2)], "prompts.0.from input should be greater than or equal to 0, got -1"),
+        ([timed(-1, 2)], "prompts.0.from must be 0 or more, got -1"),
         ([timed(0, 2) | {"txt": "x"}], "unknown key 'prompts.0.txt'"),
-        ([timed(0, "2")], "prompts.0.to input should be a valid number, got '2'"),
-        ([timed(0, True)], "prompts.0.to input should be a valid number, got True"),
+        ([timed(0, "2")], "prompts.0.to must be a number, 0 or more, got '2'"),
+        ([timed(0, True)], "prompts.0.to must be a number, 0 or more, got True"),
         ([timed(0, float("nan"))], "prompts.0.to"),
-        ([{"from": 0, "text": "x"}], "prompts.0.to field required"),
-        ({"from": 0}, "prompts input should be a valid tuple"),
+        ([{"from": 0, "text": "x"}], "prompts.0.to is missing"),
+        ({"from": 0}, "prompts must be a list, got"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_value(prompts: Any, told: str, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from framepack_core.request import GenerationSettings, Request, explain
+from framepack_core.mistakes import explain
+from framepack_core.request import GenerationSettings, Request
 
 
 @given(
@@ -26,13 +27,21 @@ def test_a_request_survives_json(seconds: float, seed: int, prompt: str, keyfram
     [
         ({"seconds": 0}, "seconds must be 1 to 120, got 0"),
         ({"steps": 101}, "steps must be 1 to 100, got 101"),
-        ({"steps": 2.5}, "steps must be 1 to 100, got 2.5"),
+        ({"steps": 2.5}, "steps must be a whole number from 1 to 100, got 2.5"),
         ({"steps": True}, "steps must be 1 to 100, got True"),
+        ({"seconds": "long"}, "seconds must be a number from 1 to 120, got 'long'"),
         ({"seconds": float("nan")}, "seconds must be 1 to 120, got nan"),
         ({"width": 40, "height": 48}, "width must be 32 to 4096 in steps of 16, got 40"),
         ({"width": 48}, "width is set and height is not: set both, or neither"),
-        ({"cache": "magic"}, "cache input should be 'none', 'teacache' or 'magcache', got 'magic'"),
-        ({"stepz": 1}, "unknown key 'stepz'"),
+        ({"cache": "magic"}, "cache must be 'none', 'teacache' or 'magcache', got 'magic'"),
+        ({"negative_prompt": 3}, "negative_prompt must be text, got 3"),
+        ({"stepz": 1}, "unknown key 'stepz': did you mean 'steps'?"),
+        ({"zzz": 1}, "unknown key 'zzz'"),
+        (
+            {"prompts": [{"from": 0, "txt": "x"}]},
+            "prompts.0.to is missing; prompts.0.text is missing; "
+            "unknown key 'prompts.0.txt': did you mean 'prompts.0.text'?",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_range(settings: dict[str, object], said: str) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from framepackd.config import Config, ConfigError, ModelConfig, load_config, poll_seconds
+from framepackd.config import Config, ConfigError, load_config, poll_seconds
 from framepackd.settings import JobSettings, parse_settings
+from framepackd.tables import ModelConfig
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 
@@ -97,6 +98,97 @@ def test_a_model_that_nobody_knows_is_told_wherever_it_is_named(tmp_path: Path) 
         load_config(written(tmp_path, '[defaults]\nmodel = "zzz"\n'))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[defaults]\nsteps = 400\n", "[defaults]: steps must be 1 to 100, got 400"),
+        ("[defaults]\nstepz = 1\n", "[defaults]: unknown key 'stepz': did you mean 'steps'?"),
+        ("steps = 3\n", "unknown key 'steps': did you mean 'defaults.steps'?"),
+        ("inboxx = 'a'\n", "unknown key 'inboxx': did you mean 'inbox'?"),
+        ("[gpu]\ndevize = 'cpu'\n", "unknown key 'gpu.devize': did you mean 'gpu.device'?"),
+        (
+            "[models.base]\nkind = 'f1'\ntransformr = 'a'\n",  # called as one of its keys
+            "models.base.transformer is missing; "
+            "unknown key 'models.base.transformr': did you mean 'models.base.transformer'?",
+        ),
+        (
+            "model = 'framepak'\n",
+            "model must be one of demo, demo-f1, f1, framepack, got 'framepak': did you mean 'framepack'?",
+        ),
+        ("[gpu]\ncompile = 'x'\n", "gpu.compile must be 'auto' or true or false, got 'x'"),
+        ("[gpu]\nidle_unload_seconds = -3\n", "gpu.idle_unload_seconds must be 0 to 31536000, got -3"),
+        ("poll_seconds = 0\n", "poll_seconds must be more than 0, and at most 86400, got 0"),
+        ("gpu = 3\n", "gpu must be a table, got 3"),
+        (
+            "[web]\nhosts = ['a b']\n",
+            "web.hosts must be names such as \"films.example\", perhaps with a port, got 'a b'",
+        ),
+        (
+            "[web]\npassword = 'x'\npassword_file = 'y'\n",
+            "web: password and password_file are both set: leave one of them out",
+        ),
+    ],
+)
+def test_a_mistake_is_told_once_with_its_value_and_what_was_meant(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as told:
+        load_config(path)
+    assert str(told.value) == f"{path}: {said}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("FRAMEPACKD_SETTLE_SECONDS", "settle_seconds must be a number from 0 to 3600, got 'x'"),
+        ("FRAMEPACKD_GPU__DEVIZE", "unknown key 'gpu.devize': did you mean 'gpu.device'?"),
+        ("FRAMEPACKD_MODLE", "did you mean FRAMEPACKD_MODEL?"),
+        ("FRAMEPACKD_GPU_DEVICE", "did you mean FRAMEPACKD_GPU__DEVICE?"),
+        ("FRAMEPACKD_STEPS", "did you mean FRAMEPACKD_DEFAULTS__STEPS?"),
+        ("FRAMEPACKD_ZZZ", "correct it or unset it"),
+    ],
+)
+def test_a_mistake_in_the_environment_is_not_told_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, said: str
+) -> None:
+    path = written(tmp_path, "settle_seconds = 1\n[gpu]\ndevice = 'cpu'\n")
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(ConfigError) as told:
+        load_config(path)
+    assert str(told.value).startswith("environment")
+    assert variable in str(told.value)
+    assert str(told.value).endswith(said)
+    assert load_config_without(variable, path, monkeypatch).settle_seconds == 1, "nothing is left of it"
+
+
+def load_config_without(variable: str, path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.delenv(variable)
+    return load_config(path)
+
+
+def test_where_both_are_wrong_the_file_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = written(tmp_path, "max_attempts = 0\n")
+    monkeypatch.setenv("FRAMEPACKD_SETTLE_SECONDS", "x")
+    with pytest.raises(ConfigError) as told:
+        load_config(path)
+    assert str(told.value) == f"{path}: max_attempts must be 1 to 100, got 0"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_a_configuration_in_another_unicode_is_told_as_that(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes("model = 'demo'\n".encode(encoding))
+    with pytest.raises(ConfigError, match=f"is {encoding[:6].upper()}: save it as UTF-8"):
+        load_config(path)
+
+
+def test_a_configuration_may_begin_with_the_mark_of_an_editor(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_bytes("model = 'demo'\n".encode("utf-8-sig"))
+    assert load_config(path).model == "demo"
+
+
 def test_a_home_that_nobody_has_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="home directory"):
         load_config(written(tmp_path, 'inbox = "~nosuchuser/in"\n'))
@@ -157,8 +249,10 @@ def test_names_of_the_published_scripts_are_understood(
         ({"mp4_crf": 100}, "x.toml: mp4_crf must be 0 to 51, got 100"),
         ({"cfg": 2, "true_cfg_scale": 3}, "x.toml: true_cfg_scale and cfg set the same"),
         ({"use_teacache": "maybe"}, "x.toml: use_teacache must be true or false, got 'maybe'"),
-        ({"seed": -1}, "x.toml: seed must be 0 to 4294967295, got -1"),
-        ({"seed": "dice"}, "x.toml: seed must be 0 to 4294967295, got 'dice'"),
+        ({"seed": -1}, 'x.toml: seed must be a whole number from 0 to 4294967295, or "random", got -1'),
+        ({"seed": "rnd"}, "seed must be a whole number from 0 to 4294967295, or \"random\", got 'rnd'"),
+        ({"total_second_lenght": 3}, "'total_second_lenght': did you mean 'total_second_length'?"),
+        ({"loras": [{"file": "a.safetensors", "wieght": 1}]}, "did you mean 'loras.0.weight'?"),
     ],
 )
 def test_mistakes_are_told_under_the_name_that_was_used(given: dict[str, object], said: str) -> None:

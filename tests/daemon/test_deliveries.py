@@ -189,6 +189,8 @@ def test_a_delivery_that_cannot_be_made_says_why_and_when_it_is_tried_again(
     shown = drawn(told)
     assert "moving" in shown
     assert "tried again at" in shown
+    assert shown.count(words) == 1, "as the problem that it is, not with each job again"
+    assert shown.count("its files cannot be moved: see problem") == 2
     whole = loop.daemon.answer({"command": "show", "job": "cat"})["job"]
     assert words in whole["delivery"]["reason"]
     file = loop.place.config.state_dir / "figures.prom"

@@ -402,7 +402,10 @@ def test_timed_prompts_count_from_the_start_of_the_whole_video(studio: Studio) -
     assert (round(timed.start, 6), round(timed.end, 6)) == (0.4, 1.0)
 
 
-BACKWARD = "model backward generates backward and cannot go on with a video: use a model of kind f1"
+BACKWARD = (
+    "model backward generates backward and cannot go on with a video: "
+    "use a model of kind f1 (demo-f1, f1, forward)"
+)
 
 
 def test_the_model_is_one_that_goes_forward(tmp_path: Path) -> None:

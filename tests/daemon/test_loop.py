@@ -18,12 +18,12 @@ from sqlalchemy import event
 from framepack_core.models import BUILT_IN, ModelSpec, Source
 from framepack_core.prompts import Cut
 from framepackd import commands, control, daemon, database, deliveries, worker
-from framepackd.config import GpuConfig
 from framepackd.daemon import Daemon
 from framepackd.database import Job, State, StoreError
 from framepackd.folders import MARKER
 from framepackd.jobs import JobStore
 from framepackd.runner import STOP_SECONDS
+from framepackd.tables import GpuConfig
 from tests.daemon.test_files import Place
 
 LARGE = {"versions": "x" * 100_000}  # does not fit into the pages that the database has
@@ -635,3 +635,13 @@ def test_once_leaves_jobs_without_their_files_in_the_queue_says_so_and_ends_with
     assert loop.daemon.run() == 1
     assert loop.counts() == {"queued": 3}
     assert "jobs are left in the queue: 3 jobs wait for files that are not in" in caplog.text
+
+
+def test_a_run_of_once_names_what_it_leaves_in_the_inbox(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Loop(tmp_path / "place", monkeypatch, once=True)
+    loop.place.drop("sub")
+    (loop.place.config.inbox / "sub/cat.txt").unlink()
+    assert loop.daemon.run() == 0, "waiting is fine"
+    assert "sub/cat is left in the inbox: it waits for cat.txt" in caplog.text

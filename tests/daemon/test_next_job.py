@@ -12,8 +12,8 @@ import torch
 
 from framepack_core.engine import Engine
 from framepackd import commands, worker
-from framepackd.config import GpuConfig
 from framepackd.generation import Engines
+from framepackd.tables import GpuConfig
 from framepackd.worker import Blocked, Finished, Next, Ready, SectionDecoded, StepDone, Stopped, Work, _answer
 from tests.daemon.test_generation import Ears, made, run, told_steps, work_in
 from tests.daemon.test_loop import Loop

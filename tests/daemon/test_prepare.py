@@ -123,7 +123,7 @@ def test_bad_videos_are_told_and_the_others_prepared(place: Place, videos: Path)
         "sound.mp4": "only sound",
         "one.mp4": "has not 2 different frames",
         "mute.mp4": "has no caption mute.txt: write it, or give one --prompt for all",
-        "latin.mp4": "latin.txt cannot be read as UTF-8",
+        "latin.mp4": "latin.txt is not UTF-8 (byte 3 is 0xe9): save it as UTF-8",
         "wordless.mp4": "wordless.txt is empty",
     }.items():
         assert reason in told[name]
@@ -404,7 +404,8 @@ def test_whatever_videos_are_called_each_is_a_group_of_its_own(
         (b"-0.1", None),
         (b"3", None),
         (b"0.5 " * 5000, None),
-        (b"\xff\xfe0", None),
+        (b"0.5 \xe9", None),
+        ("0.5".encode("utf-16"), None),
     ],
 )
 def test_a_recorded_difference_goes_into_the_record_and_spoils_no_job(
@@ -416,7 +417,8 @@ def test_a_recorded_difference_goes_into_the_record_and_spoils_no_job(
     (job,) = place.store.matching("cat")
     assert job.delivery is None
     assert json.loads(json.dumps(job.record()))["frame_diff"] == recorded
-    assert ("cat_frame_diff.txt holds no difference" in caplog.text) == (recorded is None)
+    assert ("cat_frame_diff.txt" in caplog.text) == (recorded is None)
+    assert ("is UTF-16: save it as UTF-8" in caplog.text) == content.startswith(b"\xff\xfe")
 
 
 def test_what_is_prepared_is_recorded(place: Place, videos: Path) -> None:

@@ -23,9 +23,9 @@ def config(folder: Path, text: str, mode: int = 0o600) -> Config:
     return load_config(path)
 
 
-def secret_file(folder: Path, content: str = f"{SECRET}\n", mode: int = 0o600) -> Path:
+def secret_file(folder: Path, content: str | bytes = f"{SECRET}\n", mode: int = 0o600) -> Path:
     path = folder / "secret"
-    path.write_text(content)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
     path.chmod(mode)
     return path
 
@@ -39,6 +39,8 @@ def check(folder: Path) -> tuple[int, str]:
 def test_a_password_and_a_webhook_come_from_files_without_the_end_of_the_line(tmp_path: Path) -> None:
     secret_file(tmp_path)
     found = config(tmp_path, '[web]\npassword_file = "secret"\n')
+    assert found.web.read_password() == SECRET
+    secret_file(tmp_path, SECRET.encode("utf-8-sig"))  # as some editors write it
     assert found.web.read_password() == SECRET
     secret_file(tmp_path, f"{HOOK}\r\n")
     found = config(tmp_path, '[notify]\nwebhook_file = "secret"\n')
@@ -66,12 +68,14 @@ def test_a_mere_name_is_a_credential_of_systemd_where_there_is_one(
         ("", 0o600, "must hold one line of text"),
         ("\n", 0o600, "must hold one line of text"),
         (f"{SECRET}\nmore\n", 0o600, "must hold one line of text"),
+        (SECRET.encode("utf-16"), 0o600, "is UTF-16: write it again as UTF-8"),
+        (SECRET.encode("utf-16-le"), 0o600, "is UTF-16: write it again as UTF-8"),
         (SECRET, 0o644, "is open to others (mode 0644): chmod 0600"),
         (SECRET, 0o660, "is open to others (mode 0660): chmod 0600"),
     ],
 )
 def test_a_file_that_will_not_do_is_told_by_who_needs_it_and_by_nobody_else(
-    tmp_path: Path, content: str | None, mode: int, words: str
+    tmp_path: Path, content: str | bytes | None, mode: int, words: str
 ) -> None:
     if content is not None:
         secret_file(tmp_path, content, mode)

@@ -30,9 +30,9 @@ def add(store: JobStore, name: str, **settings: Any) -> Job:
     return store.add(job)
 
 
-def drawn(report: dict[str, Any], *, colour: bool = False) -> str:
+def drawn(report: dict[str, Any], *, colour: bool = False, width: int = 200) -> str:
     out = io.StringIO()
-    Console(file=out, width=200, force_terminal=colour).print(display.status(report, datetime.now(UTC)))
+    Console(file=out, width=width, force_terminal=colour).print(display.status(report, datetime.now(UTC)))
     return out.getvalue()
 
 
@@ -87,6 +87,29 @@ def test_results_come_last_first_and_a_suspect_one_is_marked(store: JobStore) ->
     report["jobs"][0]["quality"] = "frozen"
     assert "suspect" in drawn(report)
     assert "frozen: /out/dog.mp4" in drawn(report), "why, and where it is all the same"
+
+
+def test_in_80_columns_names_are_whole_and_reasons_below_them(store: JobStore) -> None:
+    """Each had a narrow column: names were cut after twelve letters, paths after thirty."""
+    names = [f"holiday-in-the-mountains-{number}" for number in range(4)]
+    for name in names:
+        add(store, name)
+    output = f"/outbox/of/somebody/who/has/sorted/{names[0]}.mp4"
+    store.finish(f"id-{names[0]}", State.DONE, error=None, output=output)
+    store.claim()
+    store.step(f"id-{names[1]}", section=1, step=10, seconds=1.0)
+    reason = f"{names[3]}.png is a conflict copy of another one (Nextcloud): delete it, or rename it"
+    waiting = (Waiting("", names[3], (f"{names[3]}.png", f"{names[3]}.txt"), reason, utc_now()),)
+    report = snapshot(store, waiting, DAEMON)
+    lines = [line.rstrip() for line in drawn(report, width=80).splitlines()]
+    assert "…" not in "".join(lines)
+    assert all(len(line) <= 80 for line in lines)
+    assert f"  now        {names[1]}" in lines
+    assert any(line.startswith(f"  queue      {names[2]}  145 frames  about") for line in lines)
+    assert lines[-1] == f"             {output}"
+    assert lines[-2].startswith(f"  done       {names[0]}  ")
+    assert len([line for line in lines if "section 1/4  step 10/25" in line]) == 1
+    assert reason in " ".join(" ".join(lines).split())
 
 
 def test_names_do_not_speak_to_the_terminal(store: JobStore) -> None:

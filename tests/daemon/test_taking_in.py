@@ -2,15 +2,20 @@
 
 import contextlib
 import errno
+import io
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from framepackd import claiming, files, intake, work_folder
+from framepackd import claiming, display, files, intake, work_folder
+from framepackd.check import run_checks
+from framepackd.config import Config
 from framepackd.database import State
+from framepackd.status import whole
 from tests.daemon.test_files import Died, Place, at_every_call
 
 
@@ -68,6 +73,70 @@ def test_a_folder_removed_after_its_files_were_taken_hinders_no_start(
     (place.config.inbox / "sub").rmdir()
     intake.adopt_leftovers(place.config, place.store)
     assert place.store.counts()["queued"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("cat.txt", "pan left".encode("utf-16"), "cat.txt is UTF-16: save it as UTF-8"),
+        ("cat.txt", "pan left\r\n".encode("utf-16-le"), "cat.txt is UTF-16: save it as UTF-8"),
+        ("cat.txt", "nach links".encode("utf-16-be"), "cat.txt is UTF-16: save it as UTF-8"),
+        ("cat.txt", "pan left".encode("utf-32"), "cat.txt is UTF-32: save it as UTF-8"),
+        ("cat.txt", bytes(8), "cat.txt holds null characters, so it is no text"),
+        ("cat.txt", b"caf\xe9", "cat.txt is not UTF-8 (byte 3 is 0xe9): save it as UTF-8"),
+        ("cat.toml", "steps = 3".encode("utf-16"), "cat.toml is UTF-16: save it as UTF-8"),
+        ("cat.toml", "steps = 3".encode("utf-16-le"), "cat.toml is UTF-16: save it as UTF-8"),
+        ("cat.toml", b"model = 'framepak'", "cat.toml: model must be one of demo, demo-f1, f1, framepack, "),
+        ("cat.toml", b"model = 'framepak'", "got 'framepak': did you mean 'framepack'?"),
+        ("cat.toml", b"loras = ['no.safetensors']", "cat.toml: loras: there is no no.safetensors in"),
+        (
+            "cat.toml",
+            b"prompts = [{from = 90, to = 99, text = 'x'}]",
+            "cat.toml: prompts: from = 90, to = 99",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_told_with_its_name_and_as_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes, said: str
+) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    (place.config.inbox / name).write_bytes(content)
+    job = place.take()
+    assert job.delivery is not None
+    assert said in job.delivery["error"]
+    (record,) = (record for record in caplog.records if "taken in" in record.message)
+    assert (record.levelname, said in record.message) == ("WARNING", True)
+
+
+def test_a_model_in_the_defaults_of_a_folder_is_told_with_that_file(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    place.drop("sub")
+    (place.config.inbox / "sub/_defaults.toml").write_text("model = 'zzz'")
+    job = place.take()
+    assert job.delivery is not None
+    assert job.delivery["error"].startswith("sub/_defaults.toml: model must be one of")
+
+
+def test_a_lossless_video_is_made_and_told_not_to_be_played_everywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = Place(tmp_path / "place")
+    place.drop()
+    (place.config.inbox / "cat.toml").write_text("crf = 0")
+    job = place.take()
+    assert (job.delivery, job.settings["crf"]) == (None, 0)
+    told = "crf = 0 is lossless, which phones, Firefox and QuickTime do not play: crf = 1 looks the same"
+    assert [told in record.message for record in caplog.records if record.levelname == "WARNING"] == [True]
+    shown = io.StringIO()
+    Console(file=shown, width=400).print(display.job(whole(job, place.config) | {"history": []}))
+    assert told in shown.getvalue()
+    (check,) = (found for fine, what, found in run_checks(lossless(place.config), gpu=False) if what == "crf")
+    assert told in check
+
+
+def lossless(config: Config) -> Config:
+    return config.model_copy(update={"defaults": {"crf": 0}})
 
 
 def test_a_hard_link_is_copied_and_the_other_name_stays_as_it_is(tmp_path: Path) -> None:

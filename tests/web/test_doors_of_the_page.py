@@ -153,7 +153,7 @@ def called(web: Web, picture: str, prompt: str) -> str:
     """Call the endpoint as a script without a library does; gives the events that come back."""
     url = f"{web.url}gradio_api/call/process"
     given = {"path": picture, "meta": {"_type": "gradio.FileData"}}
-    body = json.dumps({"data": [given, None, prompt, "", *[None] * 8, True, None, False, False]})
+    body = json.dumps({"data": [given, prompt, "", *[None] * 8, True, None, None, False, False]})
     event = httpx.post(url, content=body, headers={"content-type": "application/json"}).json()["event_id"]
     return httpx.get(f"{url}/{event}", timeout=60).text
 
@@ -209,7 +209,7 @@ def test_nothing_is_fetched_for_a_script(tiny_daemon: Daemon, guarded: Web, logg
         with pytest.raises(ValidationError, match="nothing is fetched from elsewhere"):
             client.predict(input_image=handle_file(f"{url}x.png"), prompt="pan left", api_name="/process")
         given = {"path": f"{url}y.png", "url": f"{url}z.png", "meta": {"_type": "gradio.FileData"}}
-        data = [given, None, "pan left", "", *[None] * 8, True, None, False, False]
+        data = [given, "pan left", "", *[None] * 8, True, None, None, False, False]
         for path in ("call/process", "run/process", "api/process", "queue/join"):
             answer = logged_in.post(f"gradio_api/{path}", json={"data": data, "session_hash": "a"})
             assert answer.status_code == 422

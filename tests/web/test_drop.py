@@ -15,6 +15,7 @@ from framepackd import files
 from framepackd.config import Config, load_config
 from framepackd.web import drop as dropping
 from framepackd.web.drop import UNFINISHED, UNFINISHED_SECONDS, drop, remove_unfinished
+from framepackd.web.page import given
 from tests.acceptance.conftest import picture
 
 HALF = "pan left \ud83d"  # of an emoji
@@ -140,6 +141,13 @@ def test_no_prompt_is_meant(config: Config, cat: Path, prompt: str) -> None:
     name = drop(config, picture=cat, prompt=prompt, settings={})
     assert tomllib.loads((config.inbox / f"web/{name}.toml").read_text()) == {"prompt": ""}
     assert not (config.inbox / f"web/{name}.txt").exists()
+
+
+def test_what_the_form_sets_to_0_is_set() -> None:
+    """0 equals False, which says that a box is not ticked: seed 0 became 31337, crf 0 became 16."""
+    form = {"seed": 0, "mp4_crf": 0, "rs": 0.0, "use_random_seed": False, "n_prompt": "", "gs": None}
+    assert given(form, form.values()) == {"seed": 0, "mp4_crf": 0, "rs": 0.0}
+    assert given(["use_teacache"], [False]) == {"use_teacache": False}
 
 
 def test_what_a_killed_page_was_dropping_is_removed_and_nothing_of_the_daemon(config: Config) -> None:
