@@ -17,6 +17,7 @@ from framepack_core.errors import RequestError
 from framepack_core.footprint import TILE
 from framepack_core.media import Picture, crop_to, open_picture
 from framepack_core.places import Places
+from framepack_core.prompts import Cut
 from framepack_core.recent import Recent
 from framepack_core.request import Request
 
@@ -33,6 +34,12 @@ class Conditioning:
     keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
     timed: tuple[TextConditioning, ...] = ()  # of the timed prompts
     before: "Before | None" = None
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Say which of its prompts are too long, and for which encoder."""
+        texts = (self.positive, *([self.negative] if self.negative else []), *self.timed)
+        return tuple(dict.fromkeys(cut for text in texts for cut in text.cuts))
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Encoders:
 
     def _before(self, request: Request, path: Path, size: Size) -> Before:
         """Read a video to go on with: its latents as they are, or the latents that its last frames become."""
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             latents = continued_latents(path)
             own = (latents.shape[3] * LATENT_PIXELS, latents.shape[4] * LATENT_PIXELS)
             if request.width is not None and size != own:

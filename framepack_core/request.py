@@ -75,6 +75,7 @@ class Lora(BaseModel):
     file: Path
     weight: Number = Field(1.0, ge=-4, le=4)
     sha256: str | None = None  # of what the file must hold; None: whatever it holds
+    allow_partial: bool = False  # merge what fits, even if keys of blocks belong nowhere
 
 
 class Request(GenerationSettings):

@@ -54,7 +54,7 @@ def read_record(path: Path) -> Record:
         raise RequestError(f"{path.name} is not what is delivered beside a video: leave it out")
     known = {key: said[key] for key in TAKEN_OVER if said.get(key) is not None}
     if isinstance(known.get("loras"), list):  # which tells more than it takes
-        known["loras"] = [_only(entry, ("file", "weight")) for entry in known["loras"]]
+        known["loras"] = [_only(entry, ("file", "weight", "allow_partial")) for entry in known["loras"]]
     sources, inputs = said.get("model_sources"), said.get("inputs")
     entries = inputs.values() if isinstance(inputs, dict) else ()
     hashes = (_text(entry.get("sha256")) for entry in entries if isinstance(entry, dict))

@@ -32,6 +32,7 @@ from framepackd.worker import (
     Lowered,
     Message,
     Next,
+    PromptsCut,
     Ready,
     Resumed,
     SectionDecoded,
@@ -247,6 +248,8 @@ class Generation:
         """Generate what is missing of the clip at hand; everything reached is saved."""
         request = self._work.clips[self._clip]
         conditioned = self._engines.encode(request, engine)
+        if conditioned.cuts:
+            self._connection.send(PromptsCut(conditioned.cuts))
         self._previews.fit_to(request, conditioned.start_latents)
         self._clock.lap("encode")
         self._connection.send(Ready(str(engine.device)))

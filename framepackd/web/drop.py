@@ -179,8 +179,10 @@ def describe(job: dict[str, Any]) -> str:
     """Say in a line where a job stands."""
     if job["state"] == "done":
         seconds = job["frames"] / job["fps"]
-        return f"done: {job['frames']} frames, {seconds:.2f} s" + (
-            f", but looks {job['quality']}" if job.get("quality") else ""
+        return (
+            f"done: {job['frames']} frames, {seconds:.2f} s"
+            + (f", but looks {job['quality']}" if job.get("quality") else "")
+            + "".join(f"; {warning}" for warning in job.get("warnings", ()))
         )
     if job["state"] != "running":
         return f"{job['state']}: {job['error']}" if job.get("error") else f"{job['state']}"

@@ -385,7 +385,8 @@ def _waiting(entries: list[dict[str, Any]]) -> str:
 
 
 def _note(job: dict[str, Any]) -> str:
-    return job["error"] or (f"looks {job['quality']}" if job["quality"] else "") or ""
+    looks = [f"looks {job['quality']}"] if job["quality"] else []
+    return job["error"] or "; ".join([*looks, *job.get("warnings", ())])
 
 
 def _length(job: dict[str, Any]) -> str:

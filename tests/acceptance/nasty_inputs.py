@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from framepack_core import heif
+from framepack_core.models import BUILT_IN
 from tests.acceptance import nasty_pictures as make
 from tests.acceptance.nasty_pictures import GOOD
+from tests.core.loras import make_lora, stored
 
 DONE, FAILED, WAITING, IGNORED = "done", "failed", "waiting", "ignored"
 CANARY = "the canary has been eaten"  # must never get out of the folder outside
@@ -53,6 +57,8 @@ def cases() -> Iterator[Case]:
         yield Case(f"named {name!a}", named(name), FAILED, "is empty")
     yield Case("named with a line break, done", named("a\nb", b"pan left"), DONE)
     yield Case("named decomposed, done", named("cafe\u0301", b"pan left"), DONE)
+    for name, setting, outcome, said in lora_settings():
+        yield Case(f"LoRA {name}", pair(toml=f"loras = [{setting}]"), outcome, said)
     yield from special_files()
     yield from crowds()
 
@@ -77,6 +83,37 @@ def texts() -> Iterator[tuple[str, bytes, str, str]]:
         ("of pixels", make.GOOD_JPEG, "is not UTF-8"),
     ):
         yield name, content, FAILED, said
+
+
+def put_loras(folder: Path) -> None:
+    """Write the LoRAs that ``lora_settings`` names, for the demo model."""
+    folder.mkdir(parents=True)
+    base = stored(BUILT_IN["demo"])
+    strange = {"lora_unet_double_blocks_77_img_mlp_fc1.lora_down.weight": torch.ones(1, 1)}
+    scale = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.scale_weight": torch.ones(1)}
+    flux = {"modelspec.architecture": "flux-1-dev/lora"}
+    make_lora(folder / "converted.safetensors", "kohya-hunyuan", base, alpha=torch.tensor(2))
+    make_lora(folder / "DOTS.SAFETENSORS", "converted", base)
+    make_lora(folder / "fp8.safetensors", "diffusers", base, dtype=torch.float8_e4m3fn)
+    make_lora(folder / "scaled.safetensors", "diffusers", base, dtype=torch.float8_e4m3fn, extra=scale)
+    make_lora(folder / "flux.safetensors", "kohya-hunyuan", base, metadata=flux)
+    make_lora(folder / "deep.safetensors", "kohya-hunyuan", base, extra=strange)
+    (folder / "cut.safetensors").write_bytes((folder / "fp8.safetensors").read_bytes()[:-100])
+    (folder / "page.safetensors").write_bytes(b"<!DOCTYPE html><title>Log in</title>")
+
+
+def lora_settings() -> Iterator[tuple[str, str, str, str]]:
+    yield "with whole numbers as alpha", '"converted.safetensors"', DONE, ""
+    yield "in capitals, of a converter's names", '"DOTS.SAFETENSORS"', DONE, ""
+    yield "of fp8", '"fp8.safetensors"', DONE, ""
+    yield "of fp8 with scales", '"scaled.safetensors"', FAILED, "is not a plain LoRA"
+    yield "of another family", '"flux.safetensors"', FAILED, "was made for FLUX.1"
+    yield "of a deeper model", '"deep.safetensors"', FAILED, "fits the model only in part"
+    yield "of a deeper model, allowed", '{file = "deep.safetensors", allow_partial = true}', DONE, ""
+    yield "that is cut off", '"cut.safetensors"', FAILED, "a tensor reaches from"
+    yield "that is a web page", '"page.safetensors"', FAILED, "no safetensors file"
+    yield "out of the folder", '"../../outside/secret.safetensors"', FAILED, "loras.0.file"
+    yield "that is not there", '"gone.safetensors"', FAILED, "there is no gone.safetensors"
 
 
 def bad_settings() -> Iterator[tuple[str, str | bytes, str]]:
