@@ -2,8 +2,9 @@
 
 import re
 import unicodedata
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_framepack import DEFAULT_PROMPT_TEMPLATE
@@ -11,6 +12,7 @@ from PIL import Image
 
 from framepack_core.errors import ModelError
 from framepack_core.media import Picture, resize
+from framepack_core.prompts import Cut, first_words
 
 if TYPE_CHECKING:
     from transformers import (
@@ -26,6 +28,7 @@ TEMPLATE: str = DEFAULT_PROMPT_TEMPLATE["template"]
 TEMPLATE_PREFIX = TEMPLATE.split("{}")[0]
 TEMPLATE_TOKENS: int = DEFAULT_PROMPT_TEMPLATE["crop_start"]  # of the prefix, BOS included: 95
 MAX_PROMPT_TOKENS = 256
+MAX_POOLED_TOKENS = 77  # begin and end included
 PADDED_PROMPT_TOKENS = 512  # length FramePack was trained with; rows past the prompt are masked
 TEXT_LAYER = -3  # counted in hidden_states: the output of the last layer but two, before the final norm
 
@@ -37,13 +40,15 @@ class TextConditioning:
     prompt_embeds: torch.Tensor  # (1, 512, C)
     prompt_embeds_mask: torch.Tensor  # (1, 512), bool, true for the prompt's own rows
     pooled_prompt_embeds: torch.Tensor  # (1, P)
+    cuts: tuple[Cut, ...] = ()  # by the encoders that it is too long for
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "TextConditioning":
         """Move everything and cast what is not the mask."""
-        return TextConditioning(
-            self.prompt_embeds.to(device, dtype),
-            self.prompt_embeds_mask.to(device),
-            self.pooled_prompt_embeds.to(device, dtype),
+        return replace(
+            self,
+            prompt_embeds=self.prompt_embeds.to(device, dtype),
+            prompt_embeds_mask=self.prompt_embeds_mask.to(device),
+            pooled_prompt_embeds=self.pooled_prompt_embeds.to(device, dtype),
         )
 
 
@@ -65,7 +70,8 @@ def encode_prompt(
     )
     embeds = output.hidden_states[TEXT_LAYER][:, TEMPLATE_TOKENS:valid]
     pooled = text_encoder_2(tokenize_clip(prompt, tokenizer_2).to(text_encoder_2.device)).pooler_output
-    return pad_prompt_embeds(embeds.cpu(), pooled.cpu())
+    cuts = (cut_llama(prompt, tokenizer), cut_clip(prompt, tokenizer_2))
+    return replace(pad_prompt_embeds(embeds.cpu(), pooled.cpu()), cuts=tuple(filter(None, cuts)))
 
 
 def pad_prompt_embeds(
@@ -93,13 +99,42 @@ def tokenize_llama(prompt: str, tokenizer: "PreTrainedTokenizerFast") -> tuple[t
     return tokens["input_ids"], tokens["attention_mask"]
 
 
+def cut_llama(prompt: str, tokenizer: "PreTrainedTokenizerFast") -> Cut | None:
+    """Say what ``tokenize_llama`` leaves out of a prompt; None if that is none of its words."""
+    told = tokenizer(TEMPLATE.format(prompt), return_offsets_mapping=True, verbose=False)
+    begin, end = len(TEMPLATE_PREFIX), len(TEMPLATE_PREFIX) + len(prompt)
+    starts = [start - begin for start, _ in told["offset_mapping"][TEMPLATE_TOKENS:] if begin <= start < end]
+    return _cut(prompt, "llama", starts, MAX_PROMPT_TOKENS)
+
+
 def tokenize_clip(prompt: str, tokenizer: "CLIPTokenizer") -> torch.Tensor:
     """Give token ids (1, 77)."""
     tokens = tokenizer(
-        _clean_for_clip(prompt), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+        _clean_for_clip(prompt),
+        padding="max_length",
+        max_length=MAX_POOLED_TOKENS,
+        truncation=True,
+        return_tensors="pt",
     )
     ids: torch.Tensor = tokens["input_ids"]
     return ids
+
+
+def cut_clip(prompt: str, tokenizer: "CLIPTokenizer") -> Cut | None:
+    """Say what ``tokenize_clip`` leaves out of a prompt; None if that is none of its words."""
+    cleaned = _clean_for_clip(prompt)
+    told = tokenizer(cleaned, return_offsets_mapping=True, verbose=False)
+    # Cleaning puts in spaces and takes out what is not kept: all other characters are in both.
+    places = [place for place, c in enumerate(prompt) if _kept_for_clip(c) and not c.isspace()]
+    passed = list(accumulate((not c.isspace() for c in cleaned), initial=0))
+    starts = [places[passed[start]] for start, _ in told["offset_mapping"][1:-1]]
+    return _cut(prompt, "clip", starts, MAX_POOLED_TOKENS - 2)
+
+
+def _cut(prompt: str, encoder: Literal["llama", "clip"], starts: list[int], most: int) -> Cut | None:
+    """Say what is left out where tokens begin at ``starts`` in a prompt and ``most`` of them are taken."""
+    dropped = first_words(prompt, starts[most]) if len(starts) > most else ""
+    return Cut(prompt, encoder, len(starts), most, dropped) if dropped else None
 
 
 # Blocks whose characters the tokenizer that FramePack was published with treated as words of their own.
@@ -114,8 +149,11 @@ def _clean_for_clip(prompt: str) -> str:
 
     Without it Japanese and Chinese prompts, and those with zero-width characters, get other token ids.
     """
-    kept = "".join(c for c in prompt if c in "\t\n\r" or unicodedata.category(c) not in ("Cc", "Cf"))
-    return _IDEOGRAPHS.sub(r" \1 ", kept)
+    return _IDEOGRAPHS.sub(r" \1 ", "".join(filter(_kept_for_clip, prompt)))
+
+
+def _kept_for_clip(character: str) -> bool:
+    return character in "\t\n\r" or unicodedata.category(character) not in ("Cc", "Cf")
 
 
 def verify_prompt_template(tokenizer: "PreTrainedTokenizerFast") -> None:

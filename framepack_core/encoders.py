@@ -1,6 +1,7 @@
 """From a request's text and pictures to what steers its video, the same prompt and picture only once."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from framepack_core.errors import RequestError
 from framepack_core.footprint import TILE
 from framepack_core.media import Picture, crop_to, open_picture
 from framepack_core.places import Places
+from framepack_core.prompts import Cut
 from framepack_core.recent import Recent
 from framepack_core.request import Request
 
@@ -32,6 +34,12 @@ class Conditioning:
     keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
     timed: tuple[TextConditioning, ...] = ()  # of the timed prompts
     before: "Before | None" = None
+
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Say which of its prompts are too long, and for which encoder."""
+        texts = (self.positive, *([self.negative] if self.negative else []), *self.timed)
+        return tuple(dict.fromkeys(cut for text in texts for cut in text.cuts))
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,15 @@ class Encoders:
             keyframes=bool(request.keyframes),
             continues=request.continue_from is not None,
         )
-        picture = open_picture(request.image)
+        picture = open_picture(request.image, request.background)
         size = output_size(request, picture.shape[:2], self._models.spec.buckets)
         before = None
         if request.continue_from is not None:
             before = self._before(request, request.continue_from, size)
             size = before.latents.shape[3] * LATENT_PIXELS, before.latents.shape[4] * LATENT_PIXELS
         others = [*([request.end_image] if request.end_image else []), *request.keyframes.values()]
-        pictures = [crop_to(picture, size), *(crop_to(open_picture(path), size) for path in others)]
+        opened = (open_picture(path, request.background) for path in others)  # one in memory at a time
+        pictures = [crop_to(picture, size) for picture in itertools.chain([picture], opened)]
         prompts = [request.prompt, *(timed.text for timed in request.prompts)]
         if request.true_cfg_scale != 1:
             prompts.append(request.negative_prompt)
@@ -100,7 +109,7 @@ class Encoders:
 
     def _before(self, request: Request, path: Path, size: Size) -> Before:
         """Read a video to go on with: its latents as they are, or the latents that its last frames become."""
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             latents = continued_latents(path)
             own = (latents.shape[3] * LATENT_PIXELS, latents.shape[4] * LATENT_PIXELS)
             if request.width is not None and size != own:

@@ -1,23 +1,28 @@
 """Pictures: reading, cropping and writing, with Pillow; and a look at a video. No torch here."""
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from framepack_core import heif, png, profiles
 from framepack_core.buckets import Size, covering_size
 from framepack_core.errors import RequestError
+from framepack_core.request import WHITE
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
 Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP")  # and no other: some of Pillow's readers start programs
+log = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")  # and no other: some of Pillow's readers start programs
 MAX_PIXELS = 100_000_000  # of a picture: 0.4 GB when decoded, 1.2 GB on the way if it is WebP
 # EXIF orientation -> how to turn the picture upright.
 UPRIGHT = {
@@ -30,40 +35,75 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 FIRST_SIDEWAYS = 5  # from here on height and width change places
+BAND_PIXELS = 1 << 20  # converted at once
+FEW_BITS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies samples of so few bits by, but not the clear one
 
 
-def open_picture(path: Path) -> Picture:
-    """Read a picture upright, as 8-bit RGB; transparency is dropped.
+def open_picture(path: Path, background: str = WHITE, tell: Callable[[str], object] = log.warning) -> Picture:
+    """Read a picture upright, as 8-bit sRGB, over a background where it is transparent.
+
+    It is converted from the colours that its ICC profile names. Opaque pictures without one, or with one of
+    sRGB, keep their pixels bit for bit; of 16 bits a channel the upper eight count.
+
+    Args:
+        path: whatever it is called; what it is, its content says.
+        background: "#rrggbb".
+        tell: is told what of the picture is passed over.
 
     Raises:
-        RequestError: it is not a picture, is damaged, too large, animated or has more than 8 bits.
+        RequestError: it is not a picture that can be read, is damaged, too large or animated.
     """
-    with _decoded(path) as image:
-        turn = UPRIGHT.get(_orientation(image))
-        return np.array((image if turn is None else image.transpose(turn)).convert("RGB"))
+    with _decoded(path) as found:
+        picture = np.empty((found.image.height, found.image.width, 3), np.uint8)
+        for top, band in _bands(path, found, background, tell):
+            picture[top : top + band.height] = np.asarray(band)
+        turn = UPRIGHT.get(_orientation(found.image))
+        return picture if turn is None else np.array(Image.fromarray(picture).transpose(turn))
 
 
-def picture_size(path: Path) -> Size:
-    """Decode a picture to its end, as ``open_picture`` does, and give its height and width upright.
+def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Size:
+    """Read a picture as ``open_picture`` does, and give its height and width upright.
 
     Raises:
         RequestError: as ``open_picture``.
     """
-    with _decoded(path) as image:
-        height, width = image.height, image.width
-        return (width, height) if _orientation(image) >= FIRST_SIDEWAYS else (height, width)
+    with _decoded(path) as found:
+        height, width = found.image.height, found.image.width
+        sideways = _orientation(found.image) >= FIRST_SIDEWAYS
+        for _ in _bands(path, found, WHITE, tell):
+            pass
+        return (width, height) if sideways else (height, width)
+
+
+class _Found(NamedTuple):
+    """A picture as it is in its file."""
+
+    image: Image.Image  # decoded
+    profile: bytes | None  # of its colours
+    problem: str | None  # why that cannot be read
+    packing: str  # in PNG, how its samples lie there, as Pillow names it
 
 
 @contextmanager
-def _decoded(path: Path) -> Iterator[Image.Image]:
+def _decoded(path: Path) -> Iterator[_Found]:
     """Open and decode a picture, and say in plain words why it cannot be."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of oddities in the file, and of sizes below our own limit
-            with Image.open(path, formats=FORMATS) as image:
-                _refuse_unusual(path, image)
-                image.load()
-                yield image
+            with path.open("rb") as file:
+                head = file.read(heif.HEAD_BYTES)
+                if heif.is_heif(head):
+                    image = heif.decode(path)
+                    yield _Found(image, image.info.get("icc_profile"), None, "")
+                    return
+                trimmed = png.trim(file) if png.is_png(head) else png.Trimmed(file)
+                trimmed.file.seek(0)
+                with Image.open(trimmed.file, formats=FORMATS) as image:
+                    _refuse_unusual(path, image)
+                    packing = image.tile[0].args if image.format == "PNG" and image.tile else ""
+                    image.load()
+                    profile = trimmed.profile if image.format == "PNG" else image.info.get("icc_profile")
+                    yield _Found(image, profile, trimmed.problem, str(packing))
     except UnidentifiedImageError as error:
         raise RequestError(
             f"{path.name} is not a picture that can be read: save it as PNG or JPEG and drop it again"
@@ -82,6 +122,69 @@ def _decoded(path: Path) -> Iterator[Image.Image]:
         ) from error
 
 
+def _bands(
+    path: Path, found: _Found, background: str, tell: Callable[[str], object]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Give a picture as sRGB without transparency: bands of it, from the top, each with its first row.
+
+    What is made on the way takes memory for a band, not for a hundred megapixels.
+    """
+    convert = _converter(path, found, tell)
+    image = found.image
+    # Many programs fill the fourth byte of a BMP with zeros; viewers show those pictures, too.
+    clear = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    rows = max(BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        colours, alpha = _parted(band, found.packing)
+        colours = convert(colours).convert("RGB")
+        if alpha is not None and not clear and alpha.getextrema() != (255, 255):
+            ground = Image.new("RGB", band.size, background)
+            ground.paste(colours, mask=alpha)
+            colours = ground
+        yield top, colours
+
+
+def _converter(
+    path: Path, found: _Found, tell: Callable[[str], object]
+) -> Callable[[Image.Image], Image.Image]:
+    """Give what converts a picture's colours to sRGB, and tell why nothing does, if nothing can."""
+    grey = found.image.mode in ("1", "L", "LA", "I;16") or found.packing == "LA;16B"
+    space = "GRAY" if grey else found.image.mode.removesuffix("A")
+    problem = found.problem
+    if found.profile:
+        try:
+            return profiles.converter(found.profile, space)
+        except profiles.ProfileError as error:
+            problem = str(error)
+    if problem is not None:
+        tell(f"{path.name}: its colour profile is passed over: {problem}")
+    return lambda image: image
+
+
+def _parted(image: Image.Image, packing: str) -> tuple[Image.Image, Image.Image | None]:
+    """Part a picture into its colours (L, RGB or CMYK, 8 bits) and its transparency (L), if it has any."""
+    clear = image.info.get("transparency")  # a colour, as the file's samples are
+    if image.mode == "I;16":
+        samples = np.asarray(image)
+        alpha = None if clear is None else Image.fromarray((samples != clear) * np.uint8(255))
+        return Image.fromarray((samples >> 8).astype(np.uint8)), alpha
+    if clear is not None:
+        if packing == "RGB;16B":
+            clear = tuple(sample >> 8 for sample in clear)
+        elif packing in FEW_BITS:
+            clear *= FEW_BITS[packing]
+        image.info["transparency"] = clear
+        image = image.convert("RGBA" if image.mode in ("P", "RGB") else "LA")
+    if image.mode in ("PA", "P"):
+        image = image.convert("RGBA" if image.mode == "PA" else "RGB")
+    if packing == "LA;16B":
+        image = Image.merge("LA", (image.getchannel("R"), image.getchannel("A")))
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    mode = {"1": "L", "LA": "L", "L": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    return image if image.mode == mode else image.convert(mode), alpha
+
+
 def _refuse_unusual(path: Path, image: Image.Image) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(path)
@@ -90,11 +193,6 @@ def _refuse_unusual(path: Path, image: Image.Image) -> None:
         raise RequestError(
             f"{path.name} is animated ({getattr(image, 'n_frames', 1)} frames): "
             "save the frame to start from as PNG and drop that"
-        )
-    if image.mode.startswith(("I", "F")):
-        raise RequestError(
-            f"{path.name} has more than 8 bits per channel (mode {image.mode}): "
-            "save it with 8 bits per channel and drop it again"
         )
 
 

@@ -110,7 +110,8 @@ class Merger:
             if part.swapped:
                 up = torch.cat(up.chunk(2)[::-1])
             rank = down.shape[0]
-            alpha = files.read(lora.file, part.alpha).item() if part.alpha else fit.alpha
+            # As a number of any kind: converters write whole ones.
+            alpha = files.read(lora.file, part.alpha).double().item() if part.alpha else fit.alpha
             value += (lora.weight * (rank if alpha is None else alpha) / rank) * (up @ down).view(value.shape)
         merged = value.to(dtype)
         if not merged.isfinite().all():

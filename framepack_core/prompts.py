@@ -1,13 +1,42 @@
-"""Prompts that hold for a part of the video: which section takes which. No torch here."""
+"""Prompts that hold for a part of the video: which section takes which; what is cut off. No torch here."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from framepack_core.errors import RequestError
 from framepack_core.sections import FPS, Kind, chronological, frame_count
+
+LONGEST_WORD = 40  # characters; what has no space for longer is not told from its beginning
+MAX_DROPPED_WORDS, MAX_DROPPED = 8, 80  # characters
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A prompt that is too long for a text encoder."""
+
+    text: str  # all of it
+    encoder: Literal["llama", "clip"]
+    tokens: int  # that the text has
+    taken: int
+    dropped: str  # the first words that the encoder does not see whole
+
+
+def first_words(text: str, start: int) -> str:
+    """Give the first words of what is dropped from ``start`` on, beginning with the word that lies there.
+
+    >>> first_words("pan left, then zoom in", 12)
+    'then zoom in'
+    """
+    start = len(text) - len(text[start:].lstrip())  # tokens begin with the space in front of their word
+    begun = re.search(rf"(?<!\S)\S{{1,{LONGEST_WORD}}}\Z", text[:start])
+    words = text[begun.start() if begun and text[start:] else start :].split()
+    told = " ".join(words[:MAX_DROPPED_WORDS])
+    return told if len(words) <= MAX_DROPPED_WORDS and len(told) <= MAX_DROPPED else told[:MAX_DROPPED] + "…"
 
 
 class TimedPrompt(BaseModel):

@@ -3,6 +3,7 @@
 Names are those of diffusers' pipelines. Nothing here imports torch.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from framepack_core.prompts import TimedPrompts
 
+WHITE = "#ffffff"
 MAX_SEED = 2**32 - 1  # what the published programs draw from
 
 
@@ -19,6 +21,12 @@ def _refuse_bool(value: object) -> object:
         # Not TypeError: pydantic reports ValueErrors, with the key.
         raise ValueError("must be a number, not true or false")  # noqa: TRY004 - see above
     return value
+
+
+def _read_colour(value: object) -> object:
+    if not isinstance(value, str) or not re.fullmatch("#[0-9A-Fa-f]{6}", value):
+        raise ValueError('must be a colour as "#rrggbb", of which "#ffffff" is white and "#000000" black')
+    return value.lower()
 
 
 Integer = Annotated[int, BeforeValidator(_refuse_bool)]
@@ -47,6 +55,8 @@ class GenerationSettings(BaseModel):
     height: Integer | None = Field(None, ge=32, le=4096, multiple_of=16)
     # None: the resolution the model was made for, 640 for the published ones.
     resolution: Integer | None = Field(None, ge=64, le=2048)
+    # What is seen where a picture is transparent: "#rrggbb", in sRGB.
+    background: Annotated[str, BeforeValidator(_read_colour)] = WHITE
     prompts: TimedPrompts = ()  # elsewhere the prompt itself holds
 
     @model_validator(mode="after")
@@ -65,6 +75,7 @@ class Lora(BaseModel):
     file: Path
     weight: Number = Field(1.0, ge=-4, le=4)
     sha256: str | None = None  # of what the file must hold; None: whatever it holds
+    allow_partial: bool = False  # merge what fits, even if keys of blocks belong nowhere
 
 
 class Request(GenerationSettings):

@@ -41,7 +41,7 @@ class TinyDecoder:
         """
         tiny_weights.check_file(file)
         try:
-            if file.suffix == ".safetensors":
+            if file.suffix.lower() == ".safetensors":
                 tensors = safetensors.torch.load_file(file)
             else:
                 tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -53,17 +53,17 @@ def check_file(file: Path) -> None:
     Raises:
         ModelError: it has not, or is not there.
     """
-    if file.suffix not in (".safetensors", ".pth"):
+    if file.suffix.lower() not in (".safetensors", ".pth"):
         raise ModelError(f"{file} is neither .safetensors nor .pth: {_TAKE}")
     try:
         with file.open("rb") as stream:
             archive = zipfile.is_zipfile(stream)
-        tensors = read_header(file).tensors if file.suffix == ".safetensors" else {}
+        tensors = read_header(file).tensors if file.suffix.lower() == ".safetensors" else {}
     except OSError as error:
         raise ModelError(f"{file} cannot be read ({error.strerror}): {_TAKE}, or correct the path") from error
     except ValueError as error:
         raise ModelError(f"{file} is damaged ({error}): {_TAKE}") from error
-    if file.suffix == ".safetensors":
+    if file.suffix.lower() == ".safetensors":
         check_shapes(file, {name: tensor.shape for name, tensor in tensors.items()})
     elif not archive:
         raise ModelError(f"{file} is damaged (no archive of torch's, or cut off): {_TAKE}")

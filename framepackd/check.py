@@ -14,7 +14,6 @@ from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
 from framepack_core.errors import FramePackError, RequestError
 from framepack_core.footprint import GIB, ItemBytes, Video, Weights
 from framepack_core.planning import Card, Host, Plan
-from framepack_core.request import Lora
 from framepackd import folders, loras, players
 from framepackd.config import SECRET_KEYS, Config, poll_seconds
 from framepackd.database import StoreError
@@ -231,7 +230,7 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
     video = max((Video.asked_for(settings, size) for size in sizes), key=lambda video: video.tokens)
     host = planning.host_memory() if ram is None else Host.assumed(ram)
     weights = footprint.weights(spec)
-    merged = [Lora(file=loras.find(entry.file, config.lora_dir)) for entry in settings.loras]
+    merged = [loras.opened(entry, config.lora_dir) for entry in settings.loras]
     plan = planning.make_plan(
         weights,
         card,

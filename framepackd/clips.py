@@ -4,7 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from framepack_core.prompts import TimedPrompt
-from framepack_core.request import GenerationSettings, Request
+from framepack_core.request import WHITE, GenerationSettings, Request
 from framepack_core.sections import FPS
 from framepackd import loras
 from framepackd.database import Job
@@ -19,7 +19,9 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
         KeyError, ValueError: its settings were made by another version.
     """
     files = {role: inputs / str(entry["file"]) for role, entry in job.inputs.items()}
-    generation = {key: job.settings[key] for key in GenerationSettings.model_fields if key != "prompts"}
+    apart = ("prompts", "background")
+    generation = {key: job.settings[key] for key in GenerationSettings.model_fields if key not in apart}
+    generation["background"] = job.settings.get("background", WHITE)  # not in jobs from before there was one
     source = continued(job, inputs.parent)
     if source is not None:
         folder = Path(source.folder)

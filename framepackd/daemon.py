@@ -40,7 +40,6 @@ STOP_SECONDS = 10.0  # for disks, when the daemon is to stop; then it does not w
 LONGEST_SECONDS = 3600.0  # from round to round
 STORE_RETRY_SECONDS = 5.0  # before the database is tried again
 REQUEST_SECONDS = 8.0  # for the loop to come to a request; who asked waits longer
-TOLD_WAITING = 10  # one by one, at the end of --once
 
 
 def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] | None = None) -> int:
@@ -229,9 +228,8 @@ class Daemon:
         if self._once and not self.stopping and self._store.next_queued():
             self._failed = True
             log.error("jobs are left in the queue: %s", self._describe()["paused"])
-        for entry in self._looked.waiting[:TOLD_WAITING] if self._once else ():
-            name = "/".join(filter(None, (entry.folder, entry.name)))
-            log.warning("%s is left in the inbox: it waits for %s", name, entry.missing)
+        if self._once and not self.stopping:
+            self._looked.tell_what_waits()
         return 1 if self._once and self._failed else 0
 
     def _take_up_leftovers(self) -> None:

@@ -23,12 +23,12 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.pool import NullPool, StaticPool
 
-from framepackd import files
+from framepackd import files, job_warnings, players
 from framepackd.files import filesystem_type
 from framepackd.names import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # What leads to each version from the one before it; a released one is never changed.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
@@ -38,7 +38,8 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         'CREATE TABLE meta ("key" VARCHAR NOT NULL, value VARCHAR NOT NULL, PRIMARY KEY ("key"))',
         'CREATE TABLE memory_rung ("key" VARCHAR NOT NULL, rung INTEGER NOT NULL, PRIMARY KEY ("key"))',
     ),
-    3: (
+    3: ("ALTER TABLE job ADD COLUMN cuts JSON DEFAULT '[]' NOT NULL",),
+    4: (
         "DROP INDEX ix_job_state",
         "CREATE INDEX ix_job_queue ON job (state, position)",
         "CREATE INDEX ix_job_name ON job (name, folder)",
@@ -159,6 +160,8 @@ class Job(Base):
     model_sources: Mapped[dict[str, Any]] = mapped_column(default=dict)  # repository or folder, with revision
     # How it was computed, where there is a choice: precision ...
     computation: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
+    # Prompts that are too long for a text encoder: see job_warnings.
+    cuts: Mapped[list[dict[str, Any]]] = mapped_column(default=list, server_default="[]")
     device: Mapped[str | None]
     delivery: Mapped[dict[str, Any] | None]  # decided, not yet finished: state, error
     error: Mapped[str | None]
@@ -206,7 +209,18 @@ class Job(Base):
             "stem",
         ):
             del columns[internal]
-        return {**columns, **self.settings, "clips": self.clips, "fps": 30, "frame_diff": self.frame_diff}
+        apart = {"clips": self.clips, "fps": 30, "frame_diff": self.frame_diff, "warnings": self.warnings}
+        return {**columns, **self.settings, **apart}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a person should know of the job, and what keeps it from nothing."""
+        settings = self.settings or {}
+        return [
+            *job_warnings.of_cuts(self.cuts or []),
+            *job_warnings.of_loras(settings),
+            *players.of_crf(settings),
+        ]
 
     @property
     def frame_diff(self) -> float | list[float] | None:

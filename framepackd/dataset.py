@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from framepack_core import media
+from framepack_core import heif, media
 from framepack_core.errors import RequestError
 from framepack_core.media import Picture
 from framepackd.frames import SUFFIXES
@@ -198,7 +198,7 @@ class _Table:
             _, path = _stored(row[self.pictures[0]])
             told = group_files([PurePosixPath(path).name])[0].name if path else None
         name = PurePosixPath((told or "").replace("\0", "")).name.lstrip(".")
-        if name.lower().endswith((*PICTURES, *SUFFIXES)):
+        if name.lower().endswith((*PICTURES, *heif.ENDINGS, *SUFFIXES)):
             name = PurePosixPath(name).stem
         return safe_name(name) if name else None
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rich.live import Live
 
+from framepack_core import heif
 from framepackd import control, display
-from framepackd.groups import PICTURES
+from framepackd.groups import is_picture, picture_types
 
 FOLDERS = ("inbox", "outbox", "failed", "state")
 PICTURE, PROMPT = "lake.png", "lake.txt"
@@ -46,8 +47,9 @@ def run_demo(
     except OSError as error:
         raise DemoError(f"{image} cannot be read: {error.strerror}") from error
     name = Path(PICTURE if image is None else image.name)
-    if name.suffix.lower() not in PICTURES:
-        raise DemoError(f"{name} is no picture of a known type: {', '.join(PICTURES)}")
+    if not is_picture(name.name):
+        hint = f": {heif.NOT_HERE}" if name.suffix.lower() in heif.ENDINGS else ""
+        raise DemoError(f"{name} is no picture of a known type: {picture_types()}{hint}")
     text = bundled.joinpath(PROMPT).read_text(encoding="utf-8").strip() if prompt is None else prompt
     _make_fresh(folder)
     state = folder / "state"

@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepack_core.footprint import GIB
-from framepackd import loras, players
+from framepackd import loras
 from framepackd.names import printable, size_text
 from framepackd.stage import stage
 
@@ -278,7 +278,7 @@ def job(record: dict[str, Any]) -> RenderableType:
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
     for key, value in record.items():
-        apart = ("history", "prompts", "continues", "loras", "delivery", *tables)
+        apart = ("history", "prompts", "continues", "loras", "delivery", "cuts", "warnings", *tables)
         if key in apart or value in (None, "", [], {}):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
@@ -286,7 +286,7 @@ def job(record: dict[str, Any]) -> RenderableType:
         then = f"; tried again at {delivery['next_try']}" if delivery["next_try"] else ""
         told = f"to be {delivery['state']}: {delivery['reason'] or 'its files are being moved'}{then}"
         facts.add_row(Text("  delivery", style="yellow"), _text(told))
-    for warning in players.of_crf(record):
+    for warning in record.get("warnings", ()):
         facts.add_row(Text("  warning", style="yellow"), _text(warning))
     if continued := record.get("continues"):
         known = "frames" if continued["latents"] is None else "latents"
@@ -300,7 +300,9 @@ def job(record: dict[str, Any]) -> RenderableType:
         facts.add_row(Text("  lora", style="cyan"), _text(loras.in_words(entry)))
     for key in tables:
         for name, value in (record[key] or {}).items():
-            text = value["file"] if isinstance(value, dict) else str(value)
+            text = str(value)
+            if isinstance(value, dict):
+                text = "; ".join([value["file"], *value.get("passed_over", ())])
             facts.add_row(
                 Text(f"  {key.replace('_', ' ')}: {name}", style="cyan"),
                 _text(f"{text} s" if key == "timings" else text),

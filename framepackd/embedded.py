@@ -17,7 +17,7 @@ from framepackd.settings import parse_settings
 
 MADE_BY = ("made_by", "framepackd")  # by this a comment is known as ours
 MAX_TITLE = 100  # characters
-_OF_A_PROMPT, _OF_A_LORA = ("from", "to", "text"), ("file", "weight")
+_OF_A_PROMPT, _OF_A_LORA = ("from", "to", "text"), ("file", "weight", "allow_partial")
 _SETTINGS = (
     *("prompt", "model", "seed"),
     *(key for key in GenerationSettings.model_fields if key != "resolution"),  # width and height say more

@@ -24,6 +24,7 @@ MAX_RECORD_BYTES = 1 << 18  # a job's record has some 5 KiB, and its prompts
 TAKEN_OVER = (
     *("prompt", "negative_prompt", "seed", "latent_window_size", "steps", "true_cfg_scale", "guidance_scale"),
     *("guidance_rescale", "cache", "crf", "save_section_frames", "keep_latents", "width", "height", "loras"),
+    "background",
 )
 
 
@@ -53,7 +54,7 @@ def read_record(path: Path) -> Record:
         raise RequestError(f"{path.name} is not what is delivered beside a video: leave it out")
     known = {key: said[key] for key in TAKEN_OVER if said.get(key) is not None}
     if isinstance(known.get("loras"), list):  # which tells more than it takes
-        known["loras"] = [_only(entry, ("file", "weight")) for entry in known["loras"]]
+        known["loras"] = [_only(entry, ("file", "weight", "allow_partial")) for entry in known["loras"]]
     sources, inputs = said.get("model_sources"), said.get("inputs")
     entries = inputs.values() if isinstance(inputs, dict) else ()
     hashes = (_text(entry.get("sha256")) for entry in entries if isinstance(entry, dict))

@@ -32,6 +32,7 @@ from framepackd.worker import (
     Lowered,
     Message,
     Next,
+    PromptsCut,
     Ready,
     Resumed,
     SectionDecoded,
@@ -153,8 +154,9 @@ class Generation:
             return Stopped()
         self._video.write(self._progress.edge, None if self._asked else work.frames)
         self._clock.lap("write")
-        size = self._work.size
-        picture = media.crop_to(media.open_picture(self._work.request.image), size)
+        request, size = self._work.request, self._work.size
+        # What of it is passed over was told before.
+        picture = media.crop_to(media.open_picture(request.image, request.background, log.debug), size)
         return Finished(
             self._clock.seconds,
             _versions(),
@@ -246,7 +248,9 @@ class Generation:
         """Generate what is missing of the clip at hand; everything reached is saved."""
         request = self._work.clips[self._clip]
         conditioned = self._engines.encode(request, engine)
-        self._previews.fit_to(request.image, conditioned.start_latents)
+        if conditioned.cuts:
+            self._connection.send(PromptsCut(conditioned.cuts))
+        self._previews.fit_to(request, conditioned.start_latents)
         self._clock.lap("encode")
         self._connection.send(Ready(str(engine.device)))
         try:

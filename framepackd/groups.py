@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from framepack_core import heif
 from framepackd.listing import Signature
 from framepackd.settings import DEFAULTS_FILE
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".avif")
+SAVE_ANEW = "if it is a picture, save it as PNG or JPEG"
 MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on the way
 # A name may hold line breaks, and end in one.
 END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
@@ -41,6 +43,9 @@ class Group:
         default_factory=list
     )  # _defaults.toml files that hold for it, outermost first
     keyframes: Mapping[int, str] = field(default_factory=dict)  # files its settings name, by section
+    unread: dict[str, str] = field(
+        default_factory=dict
+    )  # by role, what is called like its files and is not read
     signatures: dict[str, Signature] = field(default_factory=dict)  # of all of them, when they had settled
 
     @property
@@ -109,6 +114,10 @@ def _group_folder(
         group.files[role].append(path)
         if path in keyframes:
             group.keyframes = keyframes[path]
+    for path in [path for _, other in groups if other for path in groups[_, other].files["unknown"]]:
+        name, role = _role(stem_of(path), own_names)
+        if (name, False) in groups and role not in groups[name, False].files:
+            groups[name, False].unread[role] = path
     return groups.values()
 
 
@@ -126,8 +135,13 @@ def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
     if suffix == ".txt":
         difference = FRAME_DIFF.match(stem)
         return (difference["name"], "diff") if difference else (stem, "text")
-    if suffix not in PICTURES:
+    if not is_picture(path):
         return name_of(path), "unknown"
+    return _role(stem, own_names)
+
+
+def _role(stem: str, own_names: set[str]) -> tuple[str, str]:
+    """Say to which NAME a picture belongs, and as what."""
     if stem not in own_names:  # a text of exactly this name wins over the suffixes
         for pattern, role in SUFFIXES.items():
             match = pattern.match(stem)
@@ -194,5 +208,17 @@ def suffix_of(path: str) -> str:
 
 
 def is_picture(path: str) -> bool:
-    """Say whether a file is of a type that pictures have."""
-    return suffix_of(path) in PICTURES
+    """Say whether a file is of a type that pictures have which can be read here."""
+    suffix = suffix_of(path)
+    return suffix in PICTURES or (suffix in heif.ENDINGS and heif.available())
+
+
+def picture_types() -> str:
+    """List the types of pictures that can be read here."""
+    return ", ".join((*PICTURES, *(heif.ENDINGS if heif.available() else ())))
+
+
+def why_unread(path: str) -> str:
+    """Say of a file whose type is not a picture's that it is not, and what to do."""
+    told = f"{name_of(path)} is not of a known type ({picture_types()}, .txt, .toml)"
+    return f"{told}: {heif.NOT_HERE if suffix_of(path) in heif.ENDINGS else SAVE_ANEW}"

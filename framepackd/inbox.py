@@ -23,7 +23,6 @@ from framepackd.files import folder_below
 from framepackd.groups import (
     MAX_NAME,
     OF_A_VIDEO,
-    PICTURES,
     VIDEO,
     Group,
     defaults_above,
@@ -35,6 +34,7 @@ from framepackd.groups import (
     is_picture,
     name_of,
     suffix_of,
+    why_unread,
 )
 from framepackd.listing import IGNORED, Found, Signature, look_through, why_not_read
 from framepackd.names import LAST, as_utf8
@@ -164,7 +164,8 @@ class Inbox:
             return False
         settings = group.only("settings")
         together = group_files({*group.paths, *new}, {settings: group.keyframes} if settings else {})
-        paths = {path for other in together if other.name == group.name for path in other.paths}
+        alike = [other for other in together if other.name == group.name]
+        paths = {path for other in alike for path in (*other.paths, *other.unread.values())}
         return not paths.isdisjoint(new) or not paths.issuperset(group.paths)
 
     def _came_to(self, folder: str) -> list[Came]:
@@ -234,6 +235,8 @@ class Inbox:
         missing = _missing_picture(group, extends=extends)
         if missing is not None:
             late.append(group)
+            if group.unread:
+                missing += f" is missing, and {why_unread(next(iter(group.unread.values())))}"
             return missing
         prompted = self.prompted or bool(group.files.get("text") or group.files.get("record"))
         for path in group.defaults:
@@ -248,7 +251,11 @@ class Inbox:
             prompted |= "prompt" in (self._embedded(recipe, found) or {})
         if group.files.get("video") and not extends and not isinstance(settings, RequestError):
             return f"more = 3.0 in {group.name}.toml, to make {group.name}.mp4 longer by so many seconds"
-        return _missing_keyframe(group, composed) if prompted else f"{group.name}.txt"
+        if not prompted:
+            return f"{group.name}.txt"
+        # A picture of its name is there; an end frame that cannot be read is not to be left out unsaid.
+        unread = next((path for role, path in group.unread.items() if role != "image"), None)
+        return _missing_keyframe(group, composed) if unread is None else why_unread(unread)
 
     def _keyframes(self, found: dict[str, Found], moving: set[str]) -> dict[str, Mapping[int, str]]:
         """Give the pictures that settings name as keyframes, by the settings' paths."""
@@ -310,8 +317,7 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
         if found[path].problem:
             return f"{name_of(path)} {found[path].problem}"
     if group.files.get("unknown"):
-        unknown = name_of(group.files["unknown"][0])
-        return f"{unknown} is not of a known type ({', '.join(PICTURES)}, .txt, .toml)"
+        return why_unread(group.files["unknown"][0])
     for role in group.roles:
         several = group.files[role]
         if len(several) > 1:

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from framepack_core.buckets import Size
 from framepackd import files, players, variations
 from framepackd.claiming import ChangedError, HalfTakenError, bring_in, put_back, signature_of
 from framepackd.config import Config
@@ -27,7 +26,7 @@ from framepackd.groups import Group
 from framepackd.jobs import JobStore
 from framepackd.names import printable
 from framepackd.problems import Problem
-from framepackd.resolving import resolve
+from framepackd.resolving import Looks, resolve
 from framepackd.work_folder import (
     INPUTS,
     MANIFEST,
@@ -145,12 +144,12 @@ def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
         names, half_made, foreign = list_work_folders(config.jobs_dir)
         known = store.states()
         left = Leftovers([], _told_of_foreign(foreign))
-        sizes: dict[str, Size] = {}
+        looks: Looks = {}
         for hidden in half_made:
             shutil.rmtree(hidden, ignore_errors=True)
         for work in (config.jobs_dir / name for name in names if name not in known):
             try:
-                jobs = _finish(work, config, store, known, sizes)
+                jobs = _finish(work, config, store, known, looks)
             except StoreError:
                 raise
             except Exception as error:  # one odd folder must not hide the jobs behind it
@@ -201,9 +200,7 @@ def _told_of_work_folder(work: Path, error: Exception) -> str:
     )
 
 
-def _finish(
-    work: Path, config: Config, store: JobStore, known: dict[str, str], sizes: dict[str, Size]
-) -> list[Job]:
+def _finish(work: Path, config: Config, store: JobStore, known: dict[str, str], looks: Looks) -> list[Job]:
     """Finish what was interrupted in one work folder, and give the jobs that are recorded now.
 
     Raises:
@@ -222,7 +219,7 @@ def _finish(
         except ChangedError:
             put_back(work, manifest, config.inbox)
             return []
-    return _record(work, manifest, config, store, known, sizes)
+    return _record(work, manifest, config, store, known, looks)
 
 
 def _new_id() -> str:
@@ -235,17 +232,17 @@ def _record(
     config: Config,
     store: JobStore,
     known: Collection[str] = (),
-    sizes: dict[str, Size] | None = None,
+    looks: Looks | None = None,
 ) -> list[Job]:
     """Check what was taken and write the job's row, or those of its variations, except what is known.
 
     Raises:
         OSError: there is no room for the variations; no row is written.
     """
-    sizes = {} if sizes is None else sizes
+    looks = {} if looks is None else looks
     if "variations" not in manifest:
         job = _new_job(work, manifest)
-        settings = resolve(job, work / INPUTS, manifest, config, store, sizes)
+        settings = resolve(job, work / INPUTS, manifest, config, store, looks)
         if job.delivery is not None or settings is None or settings.seeds == 1:
             return [_add(job, store)]
         seeds = variations.choose_seeds(settings.seed, settings.seeds)
@@ -258,7 +255,7 @@ def _record(
             folder = config.jobs_dir / variation["id"]
             own = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             job = _new_job(folder, own)
-            resolve(job, folder / INPUTS, own, config, store, sizes)
+            resolve(job, folder / INPUTS, own, config, store, looks)
             jobs.append(_add(job, store))
     return jobs
 

@@ -119,6 +119,10 @@ class JobStore:
         """Add to the history of a running job what a person should know of it."""
         self._set_running(job_id, history=_with_entry(State.RUNNING, note))
 
+    def cut(self, job_id: str, cuts: list[dict[str, Any]]) -> None:
+        """Note which prompts of a running job are too long."""
+        self._set_running(job_id, cuts=cuts)
+
     def step(self, job_id: str, *, section: int, step: int, seconds: float) -> None:
         """Count a finished sampling step; ``section`` from 1."""
         self._set_running(
@@ -235,7 +239,7 @@ class JobStore:
                 delivery={"state": State.QUEUED, "error": None},
                 position=select(func.max(Job.position)).scalar_subquery() + 1,
                 history=_with_entry(State.QUEUED, "framepackd retry"),
-                **{"attempts": 0, "stalled_deaths": 0},
+                **{"attempts": 0, "stalled_deaths": 0, "cuts": []},
                 **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
             )
         )

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 from framepack_core import lora
 from framepack_core.errors import ModelError, RequestError
@@ -25,7 +25,7 @@ MAX_LOOKED_AT = 10_000  # entries of the folder
 
 def _below(name: str) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or path.suffix != SUFFIX or "\0" in name:
+    if path.is_absolute() or ".." in path.parts or path.suffix.lower() != SUFFIX or "\0" in name:
         raise ValueError(f"must be the path of a {SUFFIX} file below lora_dir, without .., got {shown(name)}")
     return str(path)
 
@@ -37,6 +37,7 @@ class LoraSetting(BaseModel):
 
     file: Annotated[str, AfterValidator(_below)]
     weight: Number = Field(1.0, ge=-4, le=4)
+    allow_partial: StrictBool = False  # take it even if keys of blocks belong nowhere
 
 
 def _by_name(value: object) -> object:
@@ -95,7 +96,16 @@ def listing(lora_dir: Path) -> str:
 def _names(lora_dir: Path) -> Iterator[str]:
     for folder, _, files in os.walk(lora_dir):
         here = Path(folder).relative_to(lora_dir)
-        yield from (str(here / file) for file in files if file.endswith(SUFFIX))
+        yield from (str(here / file) for file in files if file.lower().endswith(SUFFIX))
+
+
+def opened(entry: LoraSetting, lora_dir: Path) -> Lora:
+    """Give a LoRA as the engine takes it.
+
+    Raises:
+        RequestError: its file is not there, or lies elsewhere.
+    """
+    return Lora(file=find(entry.file, lora_dir), weight=entry.weight, allow_partial=entry.allow_partial)
 
 
 def take_in(chosen: Iterable[LoraSetting], lora_dir: Path, spec: ModelSpec) -> list[dict[str, Any]]:
@@ -108,9 +118,11 @@ def take_in(chosen: Iterable[LoraSetting], lora_dir: Path, spec: ModelSpec) -> l
         OSError: a file cannot be read.
     """
     named = list(chosen)
-    loras = [Lora(file=find(entry.file, lora_dir), weight=entry.weight) for entry in named]
+    loras = [opened(entry, lora_dir) for entry in named]
     entries = [
-        {**entry.model_dump(), "sha256": lora.sha256(found.file)}
+        {"file": entry.file, "weight": entry.weight}
+        | ({"allow_partial": True} if entry.allow_partial else {})
+        | {"sha256": lora.sha256(found.file)}
         for entry, found in zip(named, loras, strict=True)
     ]
     try:
@@ -132,7 +144,12 @@ def with_counts(
 def requested(settings: Mapping[str, Any], lora_dir: Path) -> tuple[Lora, ...]:
     """Give a recorded job's LoRAs to the engine, which looks whether they are still what they were."""
     return tuple(
-        Lora(file=lora_dir / entry["file"], weight=entry["weight"], sha256=entry["sha256"])
+        Lora(
+            file=lora_dir / entry["file"],
+            weight=entry["weight"],
+            sha256=entry["sha256"],
+            allow_partial=entry.get("allow_partial", False),
+        )
         for entry in settings.get("loras", ())
     )
 
@@ -148,5 +165,6 @@ def in_words(entry: Mapping[str, Any]) -> str:
     """Say in a line what is recorded of a LoRA."""
     told = f"{entry['file']}, weight {entry['weight']:g}"
     if "matched" in entry:
-        told += f", {entry['matched']} keys matched, {entry['unmatched']} not"
+        # Before all keys were counted, those for text encoders were left out.
+        told += f", matched {entry['matched']} of {entry.get('keys', entry['matched'] + entry['unmatched'])}"
     return told

@@ -5,6 +5,7 @@ The process is started when the first of them is looked at and ends with the dae
 
 import atexit
 import json
+import logging
 import resource
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import astuple
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,27 @@ from framepack_core.buckets import Size
 from framepack_core.continuing import REMEDY, Footage
 from framepack_core.errors import RequestError
 
-DECODE_SECONDS = 15  # a hundred megapixels take two
+log = logging.getLogger(__name__)
+
+DECODE_SECONDS = 15  # a hundred megapixels take four, with their conversion to sRGB
 MEMORY_BYTES = 2 << 30  # address space of the process
 
 _running: subprocess.Popen[bytes] | None = None  # one for the whole daemon
 _asking = threading.Lock()  # the inbox's thread, and that of the failed folder, where a job is tried again
 
 
-def picture_size(path: Path) -> Size:
-    """Decode a picture to its end and give its height and width upright.
+def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Size:
+    """Read a picture as a video's is read, and give its height and width upright.
+
+    ``tell`` is told what of it is passed over: a profile of its colours that cannot be used.
 
     Raises:
         RequestError: it cannot be used; says why and what to do.
     """
-    height, width = _answer(path, "size", "save it again as PNG or JPEG and drop it again")
+    answer = _answer(path, "size", "save it again as PNG or JPEG and drop it again")
+    for text in answer["told"]:
+        tell(text)
+    height, width = answer["size"]
     return height, width
 
 
@@ -42,7 +51,7 @@ def look_at_video(path: Path) -> Footage:
     Raises:
         RequestError: it cannot be used; says why and what to do.
     """
-    return Footage(*_answer(path, "video", REMEDY))
+    return Footage(*_answer(path, "video", REMEDY)["video"])
 
 
 def read_comment(path: Path) -> str | None:
@@ -51,21 +60,21 @@ def read_comment(path: Path) -> str | None:
     Raises:
         RequestError: it is no video that can be read.
     """
-    comment: str | None = _answer(path, "comment", REMEDY)
+    comment: str | None = _answer(path, "comment", REMEDY)["comment"]
     return comment
 
 
-def _answer(path: Path, what: str, remedy: str) -> Any:
+def _answer(path: Path, what: str, remedy: str) -> dict[str, Any]:
     with _asking:
         line, code = _ask(path, what)
         if not line and code != -signal.SIGALRM:
             # Somebody else may have ended the process; a second time it is the file.
             line, code = _ask(path, what)
     if line:
-        answer = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise RequestError(answer["error"])
-        return answer[what]
+        return answer
     if code == -signal.SIGALRM:
         fault = f"takes more than {DECODE_SECONDS} s to decode"
     else:
@@ -115,22 +124,27 @@ def _end() -> int | None:
 
 def _main() -> None:
     """Answer one line with one line: what is wanted of which path, with that or an error."""
+    from PIL import AvifImagePlugin
+
     from framepack_core import footage, media
 
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 2  # not one a core: each reserves address space
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon decides when this ends
         signal.signal(ignored, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    told: list[str] = []  # of a picture, what is passed over
     look: dict[str, Callable[[Path], object]] = {
-        "size": media.picture_size,
+        "size": partial(media.picture_size, tell=told.append),
         "video": lambda path: astuple(footage.look(path)),
         "comment": footage.comment,
     }
     for line in sys.stdin:
         signal.alarm(DECODE_SECONDS)  # it ends the process, even in the middle of a decoder
         what, name = json.loads(line)
+        told.clear()
         try:
-            answer: dict[str, object] = {what: look[what](Path(name))}
+            answer: dict[str, object] = {what: look[what](Path(name)), "told": told}
         except RequestError as error:
             answer = {"error": str(error)}
         signal.alarm(0)

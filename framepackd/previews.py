@@ -23,6 +23,7 @@ from framepack_core import media
 from framepack_core.errors import ModelError
 from framepack_core.preview import CELL_PIXELS, Colours, contact_sheet
 from framepack_core.progress import HostCopy
+from framepack_core.request import Request
 from framepack_core.tiny_decoder import TinyDecoder
 from framepackd import files
 from framepackd.worker import Work
@@ -51,11 +52,12 @@ class Previews:
         """The picture, beside the video of what exists."""
         return self._work.preview.with_suffix(".png")
 
-    def fit_to(self, image: Path, start_latents: torch.Tensor) -> None:
-        """Have the colours be those of a picture, whose latents (1, 16, 1, h, w) these are."""
+    def fit_to(self, request: Request, start_latents: torch.Tensor) -> None:
+        """Have the colours be those of a request's picture, whose latents (1, 16, 1, h, w) these are."""
 
         def fit() -> Colours:
-            picture = media.crop_to(media.open_picture(image), self._work.size)
+            opened = media.open_picture(request.image, request.background, log.debug)  # told by now
+            picture = media.crop_to(opened, self._work.size)
             return Colours.fit(start_latents.numpy(), picture)
 
         self._colours = cache(fit)

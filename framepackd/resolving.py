@@ -6,12 +6,13 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from framepack_core.buckets import Size, covering_size, output_size
 from framepack_core.errors import RequestError
 from framepack_core.models import ModelSpec, of_kind
 from framepack_core.prompts import sections_of
+from framepack_core.request import WHITE
 from framepack_core.sections import FPS, Kind, frame_count, section_count
 from framepackd import embedded, files, loras
 from framepackd.config import Config
@@ -32,21 +33,31 @@ ADDED_SETTINGS = ("prompts", "more", "continues")
 MAX_FRAMES = 256  # of a chain; each is decoded once at intake, which takes up to 0.2 s of the daemon's time
 
 
+class Look(NamedTuple):
+    """What was found of a picture."""
+
+    size: Size
+    passed_over: list[str]  # in words
+
+
+Looks = dict[str, Look]  # by SHA-256
+
+
 def resolve(
     job: Job,
     inputs: Path,
     manifest: dict[str, Any],
     config: Config,
     store: JobStore,
-    sizes: dict[str, Size] | None = None,
+    looks: Looks | None = None,
 ) -> JobSettings | None:
     """Work out from a job's files what is to be made; if nothing can, its end is decided in ``delivery``.
 
     Gives the settings, if they can be read: where they ask for several seeds, the job is to become several.
-    ``sizes`` are those of pictures that were looked at, by SHA-256; variations have the same.
+    ``looks`` are what was found of pictures that were looked at; variations have the same.
     """
     try:
-        settings = _resolve(job, inputs, manifest, config, {} if sizes is None else sizes)
+        settings = _resolve(job, inputs, manifest, config, {} if looks is None else looks)
         skips = config.on_duplicate == "skip" and settings.seeds == 1
         earlier = store.find_done(job.fingerprint) if skips else None
         if earlier is not None:
@@ -73,9 +84,7 @@ def resolve(
     return None
 
 
-def _resolve(
-    job: Job, inputs: Path, manifest: dict[str, Any], config: Config, sizes: dict[str, Size]
-) -> JobSettings:
+def _resolve(job: Job, inputs: Path, manifest: dict[str, Any], config: Config, looks: Looks) -> JobSettings:
     _note_inputs(job, inputs, manifest)
     record = read_record(inputs / job.inputs["record"]["file"]) if "record" in job.inputs else Record({})
     own = _own_settings(inputs, job)
@@ -87,9 +96,8 @@ def _resolve(
     keyframes = _keyframes(pictures, job, settings)
     _refuse_what_the_model_cannot(spec, pictures, job, keyframes, config)
     for picture in pictures.values():
-        if picture["sha256"] not in sizes:
-            sizes[picture["sha256"]] = picture_size(inputs / picture["file"])
-    shapes = [sizes[picture["sha256"]] for picture in pictures.values()]
+        _look_at(inputs, picture, looks)
+    shapes = [looks[picture["sha256"]].size for picture in pictures.values()]
     source = look(inputs, job, record, str(spec.base)) if "video" in job.inputs else None
     if source is not None:
         shapes.insert(0, source.video.size)
@@ -122,6 +130,18 @@ def _resolve(
     }
     job.fingerprint = _fingerprint(job)
     return settings
+
+
+def _look_at(inputs: Path, picture: dict[str, Any], looks: Looks) -> None:
+    """Look at a picture, unless it was, and record what of it is passed over."""
+    sha256 = picture["sha256"]
+    if sha256 not in looks:
+        told: list[str] = []
+        looks[sha256] = Look(picture_size(inputs / picture["file"], told.append), told)
+    for text in looks[sha256].passed_over:
+        log.warning("%s", printable(text))
+    if looks[sha256].passed_over:
+        picture["passed_over"] = [printable(text) for text in looks[sha256].passed_over]
 
 
 def _note_inputs(job: Job, inputs: Path, manifest: dict[str, Any]) -> None:
@@ -309,5 +329,7 @@ def _fingerprint(job: Job) -> str:
     settings = loras.decisive(settings)
     settings.pop("embed_metadata")  # the pictures are the same
     settings = {key: value for key, value in settings.items() if value or key not in ADDED_SETTINGS}
+    if settings.get("background") == WHITE:
+        del settings["background"]
     decisive = json.dumps([pictures, settings], sort_keys=True)
     return hashlib.sha256(decisive.encode()).hexdigest()

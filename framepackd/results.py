@@ -50,6 +50,7 @@ class Record(BaseModel):
     model: str = ""
     device: str | None = None
     quality: str | None = None
+    warnings: list[str] = []
     timings: dict[str, float] = {}
     inputs: dict[str, Any] = {}
 

@@ -27,6 +27,7 @@ INTAKE_SECONDS = 0.5  # of taking in, before the inbox is looked through again .
 SCAN_SHARE = 0.25  # ... and until a scan was no more than this much of the work: it grows with the inbox
 LONGEST_INTAKE_SECONDS = 20.0  # on a slow disk; status tells of a round what it came to at its end
 FRESH_SECONDS = 1.0  # before it is looked whether more files came to those that are ready
+TOLD_WAITING = 20  # names, one by one
 RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
 
 
@@ -38,6 +39,15 @@ class Looked:
     problems: tuple[Problem, ...] = ()
     idle: bool = False  # nothing is left to take or to wait for
     again: float = 0.0  # seconds until the next round
+
+    def tell_what_waits(self) -> None:
+        """Log what stays in the inbox, and why: after ``run --once`` no daemon is there to be asked."""
+        for entry in self.waiting[:TOLD_WAITING]:
+            name = f"{entry.folder}/{entry.name}".lstrip("/")
+            reason = entry.missing if " " in entry.missing else f"it waits for {entry.missing}"
+            log.warning("%s is left in the inbox: %s", name, reason)
+        if len(self.waiting) > TOLD_WAITING:
+            log.warning("%d more are left in the inbox", len(self.waiting) - TOLD_WAITING)
 
 
 class Rounds:

@@ -6,7 +6,7 @@ import math
 import time
 from typing import Any
 
-from framepackd import delivery, embedded, loras, readiness, work_folder, worker
+from framepackd import delivery, embedded, job_warnings, loras, readiness, work_folder, worker
 from framepackd.clips import clips, continued
 from framepackd.config import Config
 from framepackd.database import Job, State
@@ -223,6 +223,9 @@ class Runner:
                 self._store.note(job.id, message.text)
                 log.warning("job %s: %s", job.id, message.text)
                 return
+            case worker.PromptsCut():
+                self._note_cuts(job, message)
+                return
             case worker.Ready():
                 self.device = message.device
                 return
@@ -257,6 +260,17 @@ class Runner:
         running.job = None
         running.stop_sent = None
         running.idle_since = time.monotonic()
+
+    def _note_cuts(self, job: Job, message: worker.PromptsCut) -> None:
+        """Record what is cut off, once: a job that goes on, or has many clips, says it again."""
+        found = job_warnings.recorded(job.settings, message.cuts)
+        cuts = [*job.cuts, *(cut for cut in found if cut not in job.cuts)]
+        if cuts == job.cuts:
+            return
+        for text in job_warnings.of_cuts(cuts[len(job.cuts) :]):
+            log.warning("job %s: %s", job.id, text)
+        self._store.cut(job.id, cuts)
+        job.cuts = cuts
 
     def _decide_done(self, job: Job, made: worker.Finished) -> None:
         """Record that the video is made, and how."""

@@ -138,7 +138,7 @@ def sanity_check(config: Config, model: str) -> Report:
         "speed": f"{median(made.step_seconds[1:]):.2f} s a step of {_size(made.frames)}, "
         f"{made.decode_seconds:.1f} s to decode {len(made.frames)} frames",
     }
-    picture = media.crop_to(media.open_picture(asked.image), made.frames.shape[1:3])
+    picture = media.crop_to(media.open_picture(asked.image, asked.background), made.frames.shape[1:3])
     report.problems = compare(samples(made), engine.device) if known else judge(made, picture)
     shown = [round(number * (len(made.frames) - 1) / (SHOWN_FRAMES - 1)) for number in range(SHOWN_FRAMES)]
     report.sheet = np.concatenate([picture, *(made.frames[number] for number in shown)], axis=1)

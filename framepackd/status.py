@@ -118,6 +118,7 @@ def _summary(
         "error": job.error or (job.delivery or {}).get("error"),
         "output": job.output,
         "quality": job.quality,
+        "warnings": job.warnings,
         "note": note or _note(job, delivery),
         "delivery": delivery,
         "finished_at": job.finished_at,

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from framepack_core.errors import FramePackError
 from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
+from framepack_core.prompts import Cut
 from framepack_core.request import Request
 from framepackd.database import Job
 from framepackd.source_video import Continued
@@ -108,6 +109,13 @@ class SetAside:
 
 
 @dataclass(frozen=True)
+class PromptsCut:
+    """Prompts of the job are too long for a text encoder."""
+
+    cuts: tuple[Cut, ...]
+
+
+@dataclass(frozen=True)
 class Ready:
     """The model is loaded, or the inputs are encoded."""
 
@@ -173,7 +181,17 @@ class Blocked:
 
 
 Message = (
-    Resumed | SetAside | Ready | Lowered | StepDone | SectionDecoded | Finished | Stopped | Blocked | Failed
+    Resumed
+    | SetAside
+    | PromptsCut
+    | Ready
+    | Lowered
+    | StepDone
+    | SectionDecoded
+    | Finished
+    | Stopped
+    | Blocked
+    | Failed
 )
 
 
@@ -275,3 +293,4 @@ def quiet_libraries() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package that nothing here needs

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from framepack_core import heif
 from framepack_core.errors import RequestError
 from framepackd import client, files, folders
 from framepackd.config import Config
 from framepackd.database import ENDED
-from framepackd.groups import PICTURES
+from framepackd.groups import is_picture, picture_types
 from framepackd.resolving import MAX_TEXT_BYTES
 from framepackd.settings import MAX_SETTINGS_BYTES, parse_settings
 
@@ -135,10 +136,9 @@ def _new_name(prompt: str) -> str:
 
 def _suffix(picture: Path) -> str:
     suffix = picture.suffix.lower()
-    if suffix not in PICTURES:
-        raise RequestError(
-            f"the picture is a {suffix or 'file without an ending'}: use {', '.join(PICTURES)}"
-        )
+    if not is_picture(picture.name):
+        why = heif.NOT_HERE if suffix in heif.ENDINGS else f"use {picture_types()}"
+        raise RequestError(f"the picture is a {suffix or 'file without an ending'}: {why}")
     return suffix
 
 
@@ -179,8 +179,10 @@ def describe(job: dict[str, Any]) -> str:
     """Say in a line where a job stands."""
     if job["state"] == "done":
         seconds = job["frames"] / job["fps"]
-        return f"done: {job['frames']} frames, {seconds:.2f} s" + (
-            f", but looks {job['quality']}" if job.get("quality") else ""
+        return (
+            f"done: {job['frames']} frames, {seconds:.2f} s"
+            + (f", but looks {job['quality']}" if job.get("quality") else "")
+            + "".join(f"; {warning}" for warning in job.get("warnings", ()))
         )
     if job["state"] != "running":
         return f"{job['state']}: {job['error']}" if job.get("error") else f"{job['state']}"

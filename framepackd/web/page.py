@@ -101,6 +101,7 @@ def _form(config: Config) -> None:
     picture = gr.Image(
         type="filepath", image_mode=None, label="Picture", sources=["upload", "clipboard"], height=300
     )
+    _leave_as_uploaded(picture)
     with gr.Accordion("End frame", open=False):
         end = gr.Image(
             type="filepath",
@@ -109,6 +110,7 @@ def _form(config: Config) -> None:
             sources=["upload", "clipboard"],
             height=200,
         )
+        _leave_as_uploaded(end)
     prompt = gr.Textbox(label="Prompt", lines=2, placeholder="Who moves, and how")
     quick = gr.Dataset(
         label="Quick prompts",
@@ -146,6 +148,11 @@ def _form(config: Config) -> None:
         return f"In the inbox as `{name}`; in the queue in {config.settle_seconds:g} seconds."
 
     start.click(submit, [picture, end, prompt, *settings.values()], [told], api_visibility="private")
+
+
+def _leave_as_uploaded(picture: gr.Image) -> None:
+    """Have a picture come as its file: gradio opens it with Pillow, which refuses some that are read here."""
+    picture.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign] # as said
 
 
 def given(keys: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
@@ -378,7 +385,8 @@ def _waiting(entries: list[dict[str, Any]]) -> str:
 
 
 def _note(job: dict[str, Any]) -> str:
-    return job["error"] or (f"looks {job['quality']}" if job["quality"] else "") or ""
+    looks = [f"looks {job['quality']}"] if job["quality"] else []
+    return job["error"] or "; ".join([*looks, *job.get("warnings", ())])
 
 
 def _length(job: dict[str, Any]) -> str:

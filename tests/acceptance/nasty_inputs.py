@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+import torch
 
+from framepack_core import heif
+from framepack_core.models import BUILT_IN
 from tests.acceptance import nasty_pictures as make
 from tests.acceptance.nasty_pictures import GOOD
+from tests.core.loras import make_lora, stored
 
 DONE, FAILED, WAITING, IGNORED = "done", "failed", "waiting", "ignored"
 CANARY = "the canary has been eaten"  # must never get out of the folder outside
@@ -39,9 +42,9 @@ def pair(
 
 def cases() -> Iterator[Case]:
     """Give them all; those that only root can make are left out for others."""
-    for name, picture, suffix in good_pictures():
+    for name, picture, suffix in make.good_pictures():
         yield Case(f"picture {name}", pair(picture, suffix=suffix), DONE)
-    for name, picture, said in bad_pictures():
+    for name, picture, said in make.bad_pictures():
         yield Case(f"picture {name}", pair(picture), FAILED, said)
     yield Case("strip", pair(make.saved(make.noise(size=(1, 20000)))), DONE)
     strip = pair(make.saved(make.noise(size=(1, 20000))), toml="width = 512\nheight = 512")
@@ -54,75 +57,10 @@ def cases() -> Iterator[Case]:
         yield Case(f"named {name!a}", named(name), FAILED, "is empty")
     yield Case("named with a line break, done", named("a\nb", b"pan left"), DONE)
     yield Case("named decomposed, done", named("cafe\u0301", b"pan left"), DONE)
+    for name, setting, outcome, said in lora_settings():
+        yield Case(f"LoRA {name}", pair(toml=f"loras = [{setting}]"), outcome, said)
     yield from special_files()
     yield from crowds()
-
-
-def good_pictures() -> Iterator[tuple[str, bytes, str]]:
-    yield "lying on its side", make.saved(make.noise(), "JPEG", exif=make.exif(6)), ".jpg"
-    yield "with an orientation there is not", make.saved(make.noise(), "JPEG", exif=make.exif(99)), ".jpg"
-    yield "with EXIF that is rubbish", make.broken_exif(b"II*\0" + b"\xff" * 64), ".jpg"
-    yield "with EXIF that ends early", make.broken_exif(b"MM\0*\0\0\0\x08\0\x09"), ".jpg"
-    yield "of CMYK", make.saved(make.noise("CMYK"), "JPEG"), ".jpeg"
-    transparent = make.saved(make.noise("P"), transparency=bytes(range(200)))
-    yield "of palette and transparency", transparent, ".png"
-    yield "of 16 bits in colour", make.sixteen_bits(2), ".png"
-    yield "of one pixel", make.saved(make.noise(size=(1, 1))), ".png"
-    yield "a JPEG called PNG", make.GOOD_JPEG, ".png"
-    yield "a WebP called BMP", make.GOOD_WEBP, ".BMP"
-    yield "and archive in one", GOOD + b"PK\3\4" + bytes(200) + b"PK\5\6" + bytes(18), ".png"
-    yield "a camera's with a preview", make.saved(make.noise(), "MPO", save_all=True), ".jpg"
-    bomb = make.chunk(b"IDAT", make.zeros(200))
-    yield "with a bomb behind its last pixel", make.png(8, 8, bomb), ".png"
-    yield "with a script in it", make.saved(make.noise(), "JPEG", comment=b"<?php system('id'); ?>"), ".jpg"
-
-
-def bad_pictures() -> Iterator[tuple[str, bytes, str]]:
-    yield "to decode for hours", make.jpeg_of_many_scans(4000), "takes more than 15 s"
-    for kind in make.OTHER_FORMATS:
-        yield f"of format {kind}", make.in_other_format(kind), "not a picture that can be read"
-    for name, start in (("GIF", b"GIF89a"), ("PSD", b"8BPS\0\1"), ("EPS", b"%!PS-Adobe-3.0 EPSF-3.0\n")):
-        yield f"that only starts like {name}", start + bytes(40), "not a picture that can be read"
-    for name, content in (
-        ("SVG", b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>'),
-        ("a page", b"<!DOCTYPE html><script>alert(1)</script>"),
-        ("a text", b"not a picture"),
-        ("zeros", bytes(5000)),
-        ("one byte", b"\x89"),
-        ("a pickle", b"cos\nsystem\n(S'touch /tmp/pwned'\ntR."),
-        ("an executable", b"\x7fELF" + bytes(100)),
-    ):
-        yield f"that is {name}", content, "not a picture that can be read"
-    for kind, good in (("JPEG", make.GOOD_JPEG), ("WebP", make.GOOD_WEBP), ("BMP", make.GOOD_BMP)):
-        yield f"{kind} cut in the middle", good[: len(good) * 2 // 3], ""
-        yield f"{kind} cut after its header", good[:30], ""
-    for length in (8, 20, 33, 45, len(GOOD) // 2):
-        yield f"PNG cut after {length} bytes", GOOD[:length], ""
-    for at in (20, 40, 60, 100):
-        spoilt = GOOD[:at] + bytes([GOOD[at] ^ 0xFF]) + GOOD[at + 1 :]
-        yield f"PNG with byte {at} turned", spoilt, ""
-    yield "PNG without pixels", make.png(8, 8), "is damaged"
-    yield "PNG of no width", make.png(0, 8), ""
-    yield "PNG of more than there are numbers", make.png(2**31 - 1, 2**31 - 1), "megapixels"
-    for name, huge in (
-        ("PNG", make.saved(Image.new("1", (32000, 32000)))),
-        ("PNG just over", make.saved(Image.new("1", (10001, 10000)))),
-        ("JPEG", make.jpeg_of_size(65500, 65500)),
-        ("BMP", make.bmp_of_size(100_000, 10_000)),
-        ("WebP", make.webp_of_size(16383, 16383)),
-    ):
-        yield f"{name} of too many pixels", huge, ""
-    yield "PNG that lacks ninety megapixels", make.png(9500, 9500), "is damaged"
-    yield "BMP that lacks ninety megapixels", make.bmp_of_size(9500, 9500), "is damaged"
-    bomb = make.zeros(200)
-    yield "with a bomb for a comment", make.with_chunks(make.chunk(b"zTXt", b"a\0\0" + bomb)), ""
-    yield "with a bomb in Unicode", make.with_chunks(make.chunk(b"iTXt", b"a\0\1\0\0\0" + bomb)), ""
-    many = [make.chunk(b"zTXt", b"%d\0\0" % number + make.zeros(1)) for number in range(100)]
-    yield "with a hundred small bombs", make.with_chunks(*many), ""
-    for kind in ("PNG", "WEBP"):
-        yield f"animated {kind}", make.animated(kind), "is animated (2 frames)"
-    yield "animated GIF", make.animated("GIF"), "not a picture that can be read"
-    yield "of 16 bits in grey", make.sixteen_bits(0), "more than 8 bits"
 
 
 def texts() -> Iterator[tuple[str, bytes, str, str]]:
@@ -145,6 +83,37 @@ def texts() -> Iterator[tuple[str, bytes, str, str]]:
         ("of pixels", make.GOOD_JPEG, "is not UTF-8"),
     ):
         yield name, content, FAILED, said
+
+
+def put_loras(folder: Path) -> None:
+    """Write the LoRAs that ``lora_settings`` names, for the demo model."""
+    folder.mkdir(parents=True)
+    base = stored(BUILT_IN["demo"])
+    strange = {"lora_unet_double_blocks_77_img_mlp_fc1.lora_down.weight": torch.ones(1, 1)}
+    scale = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.scale_weight": torch.ones(1)}
+    flux = {"modelspec.architecture": "flux-1-dev/lora"}
+    make_lora(folder / "converted.safetensors", "kohya-hunyuan", base, alpha=torch.tensor(2))
+    make_lora(folder / "DOTS.SAFETENSORS", "converted", base)
+    make_lora(folder / "fp8.safetensors", "diffusers", base, dtype=torch.float8_e4m3fn)
+    make_lora(folder / "scaled.safetensors", "diffusers", base, dtype=torch.float8_e4m3fn, extra=scale)
+    make_lora(folder / "flux.safetensors", "kohya-hunyuan", base, metadata=flux)
+    make_lora(folder / "deep.safetensors", "kohya-hunyuan", base, extra=strange)
+    (folder / "cut.safetensors").write_bytes((folder / "fp8.safetensors").read_bytes()[:-100])
+    (folder / "page.safetensors").write_bytes(b"<!DOCTYPE html><title>Log in</title>")
+
+
+def lora_settings() -> Iterator[tuple[str, str, str, str]]:
+    yield "with whole numbers as alpha", '"converted.safetensors"', DONE, ""
+    yield "in capitals, of a converter's names", '"DOTS.SAFETENSORS"', DONE, ""
+    yield "of fp8", '"fp8.safetensors"', DONE, ""
+    yield "of fp8 with scales", '"scaled.safetensors"', FAILED, "is not a plain LoRA"
+    yield "of another family", '"flux.safetensors"', FAILED, "was made for FLUX.1"
+    yield "of a deeper model", '"deep.safetensors"', FAILED, "fits the model only in part"
+    yield "of a deeper model, allowed", '{file = "deep.safetensors", allow_partial = true}', DONE, ""
+    yield "that is cut off", '"cut.safetensors"', FAILED, "a tensor reaches from"
+    yield "that is a web page", '"page.safetensors"', FAILED, "no safetensors file"
+    yield "out of the folder", '"../../outside/secret.safetensors"', FAILED, "loras.0.file"
+    yield "that is not there", '"gone.safetensors"', FAILED, "there is no gone.safetensors"
 
 
 def bad_settings() -> Iterator[tuple[str, str | bytes, str]]:
@@ -355,8 +324,16 @@ def crowds() -> Iterator[Case]:
     yield Case("a text alone", put("x.txt", b"pan left"), WAITING, "x.png")
     yield Case("settings alone", put("x.toml", b"prompt = 'a'"), WAITING, "x.png")
     yield Case("an end frame alone", put("x_end.png"), WAITING, "x.png")
-    for name in ("x.gif", "x.heic", "x.svg", "x.exe", "x", "x.png.gpg", "x.mov", "x.json", "x.txt.zip"):
+    for name in ("x.gif", "x.svg", "x.exe", "x", "x.png.gpg", "x.mov", "x.json", "x.txt.zip"):
         yield Case(f"a file called {name}", put(name), WAITING, "is not of a known type")
+    yield Case(
+        "a photo of an iPhone alone", put("x.heic"), WAITING, "x.txt" if heif.available() else "this is HEIC"
+    )
+    unread = several(put("x.txt", b"pan left"), put("x.gif"))
+    yield Case("a text and a picture that is not read", unread, WAITING, "x.gif is not of a known type")
+    yield Case(
+        "an end frame that is not read", several(pair(), put("x_end.gif")), WAITING, "x_end.gif is not of"
+    )
     yield Case("a video alone", put("x.mp4"), WAITING, "more = 3.0 in x.toml, to make x.mp4 longer")
     longer = put("x.toml", b"more = 3\nprompt = 'a'\nmodel = 'f1'")
     for what, content in (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.conftest import Daemon, MakeDaemon
-from tests.acceptance.nasty_inputs import CANARY, DONE, FAILED, IGNORED, WAITING, Case, cases
+from tests.acceptance.nasty_inputs import CANARY, DONE, FAILED, IGNORED, WAITING, Case, cases, put_loras
 from tests.acceptance.nasty_pictures import GOOD
 
 DAEMON_MEMORY = 200 << 20  # the highest it may get, bytes
@@ -30,6 +30,7 @@ def test_whatever_is_dropped_comes_to_its_end_and_harms_nothing(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads wait for each other on a busy machine
     daemon = make_daemon()
     outside = put_canaries(daemon.root / "outside")
+    put_loras(daemon.state / "loras")
     table = {f"{number:03}": case for number, case in enumerate(cases())}
     assert len(table) >= 150
     for folder, case in table.items():

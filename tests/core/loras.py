@@ -42,6 +42,8 @@ REFINER = {
 ONCE = {
     "txt_in.input_embedder": ["context_embedder.proj_in"],
     "time_in.mlp.0": ["time_text_embed.timestep_embedder.linear_1"],
+    "txt_in.t_embedder.mlp.2": ["context_embedder.time_text_embed.timestep_embedder.linear_2"],
+    "txt_in.c_embedder.linear_1": ["context_embedder.time_text_embed.text_embedder.linear_1"],
     "vector_in.out_layer": ["time_text_embed.text_embedder.linear_2"],
     "guidance_in.mlp.2": ["time_text_embed.guidance_embedder.linear_2"],
     "final_layer.linear": ["proj_out"],
@@ -77,6 +79,19 @@ def linear_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]
     }
 
 
+def _as_in_comfyui(name: str) -> str:
+    for theirs, comfyui in (
+        (r"(time_in|guidance_in|t_embedder)\.mlp\.0", r"\1.in_layer"),
+        (r"(time_in|guidance_in|t_embedder)\.mlp\.2", r"\1.out_layer"),
+        (r"c_embedder\.linear_1", "c_embedder.in_layer"),
+        (r"mlp\.fc1", "mlp.0"),
+        (r"mlp\.fc2", "mlp.2"),
+        (r"(_mod|modulation)\.linear", r"\1.lin"),
+    ):
+        name = re.sub(theirs, comfyui, name)
+    return name
+
+
 # Family -> what a key is made of the module's name; the names of the two matrices.
 FAMILIES: dict[str, tuple[bool, Callable[[str], str], tuple[str, str]]] = {
     "kohya-hunyuan": (True, lambda name: "lora_unet_" + name.replace(".", "_"), ("lora_down", "lora_up")),
@@ -84,9 +99,7 @@ FAMILIES: dict[str, tuple[bool, Callable[[str], str], tuple[str, str]]] = {
     "diffusion-pipe": (True, lambda name: "diffusion_model." + name, ("lora_A", "lora_B")),
     "comfyui": (
         True,
-        lambda name: (
-            "diffusion_model." + re.sub(r"(?<=mlp)\.fc1", ".0", re.sub(r"(?<=mod)\.linear", ".lin", name))
-        ),
+        lambda name: "diffusion_model." + _as_in_comfyui(name),
         ("lora_A", "lora_B"),
     ),
     "original-transformer": (
@@ -95,6 +108,13 @@ FAMILIES: dict[str, tuple[bool, Callable[[str], str], tuple[str, str]]] = {
         ("lora_A", "lora_B"),
     ),
     "diffusers": (False, lambda name: "transformer." + name, ("lora_A", "lora_B")),
+    # musubi-tuner's converter turns kohya's names back into dotted ones without knowing where dots belong.
+    "converted": (
+        False,
+        lambda name: "diffusion_model." + name.replace("_", "."),
+        ("lora_A", "lora_B"),
+    ),
+    "lycoris": (False, lambda name: "lycoris_" + name.replace(".", "_"), ("lora_down", "lora_up")),
 }
 
 
@@ -113,7 +133,8 @@ def make_lora(
     *,
     seed: int = 1,
     only: str = "",
-    alpha: float | None = None,
+    alpha: float | torch.Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
     extra: Weights | None = None,
     metadata: dict[str, str] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -128,12 +149,13 @@ def make_lora(
             continue
         down = torch.randn(RANK, shapes[weights[0]][1], generator=generator) * 0.1
         up = torch.randn(sum(shapes[name][0] for name in weights), RANK, generator=generator) * 0.1
+        down, up = down.to(dtype), up.to(dtype)
         tensors |= {f"{named(module)}.{down_name}.weight": down, f"{named(module)}.{up_name}.weight": up}
         if alpha is not None:
-            tensors[f"{named(module)}.alpha"] = torch.tensor(alpha)
-        scale = 1.0 if alpha is None else alpha / RANK
+            tensors[f"{named(module)}.alpha"] = torch.as_tensor(alpha).clone()
+        scale = 1.0 if alpha is None else float(alpha) / RANK
         for name, rows in zip(weights, up.split([shapes[name][0] for name in weights]), strict=True):
-            added[name] = scale * (rows @ down)
+            added[name] = scale * (rows.float() @ down.float())
     tensors |= extra or {}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file, metadata)
     return added

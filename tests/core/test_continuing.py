@@ -65,6 +65,14 @@ def test_what_a_model_that_goes_backward_made_can_be_gone_on_with(
     assert len(whole_video(engine, added)) == continuing.remade(10, 3) + 12
 
 
+def test_latents_whose_extension_is_in_capitals_are_no_video(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+    latents = kept(tmp_path / "CAT.LATENTS.SAFETENSORS", torch.zeros(1, 16, 4, 4, 6))
+    request = request_for(tmp_path, continue_from=latents)
+    before = tiny_engine("framepack-f1").encode(request).before
+    assert before is not None
+    assert torch.equal(before.latents, torch.zeros(1, 16, 4, 4, 6))
+
+
 @pytest.mark.parametrize("window", [1, 2, 4, 7])
 def test_another_window_than_the_videos_own_gives_the_right_length(
     tiny_engine: TinyEngine, tmp_path: Path, window: int

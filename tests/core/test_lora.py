@@ -159,18 +159,197 @@ def test_a_lora_of_the_modulation_alone_changes_the_video(
     assert (changed - plain).abs().max() > 1e-3
 
 
-def test_keys_for_text_encoders_are_ignored_and_strange_ones_counted(base: Weights, tmp_path: Path) -> None:
-    strange = "lora_unet_double_blocks_77_img_mlp_fc1.lora_down.weight"
+def fit_of(file: Path, *, allow_partial: bool = False) -> lora.Fit:
+    (found,) = lora.fit_all([Lora(file=file, allow_partial=allow_partial)], tiny_spec())
+    return found
+
+
+def test_keys_for_text_encoders_are_ignored_and_those_of_no_block_counted(
+    base: Weights, tmp_path: Path
+) -> None:
     text_encoders = (
         "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight",
         "text_encoder.layers.0.lora_A.weight",
     )
-    extra = {key: torch.ones(1, 1) for key in (*text_encoders, strange, "whatever")}
+    extra = {key: torch.ones(1, 1) for key in (*text_encoders, "bundle_emb", "whatever")}
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base, only="linear2", extra=extra)
-    (found,) = lora.fit_all([Lora(file=tmp_path / "a.safetensors")], tiny_spec())
+    found = fit_of(tmp_path / "a.safetensors")
     assert found.ignored == 2
-    assert found.counts == {"matched": 2 * len(found.parts), "unmatched": 2}
-    assert found.text.endswith(f"2 not (whatever, {strange}), 2 for text encoders ignored")
+    matched = 2 * len(found.parts)
+    assert found.counts == {"matched": matched, "unmatched": 2, "keys": matched + 4}
+    assert found.text == (
+        f"matched {matched} of {matched + 4} keys, 2 belong nowhere (bundle_emb, whatever), "
+        "2 for text encoders are ignored"
+    )
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        "lora_unet_double_blocks_77_img_mlp_fc1.lora_down.weight",  # of a deeper model
+        "diffusion_model.double_blocks.0.img_attn.k.lora_A.weight",  # of another kind of block
+        "transformer.single.blocks.0.linear9.lora_A.weight",
+        "lora_unet_transformer_blocks_0_attn_to_x.alpha",
+        "transformer_blocks.0.attn.to_x.weight",  # a whole weight
+    ],
+)
+def test_one_of_which_a_block_lacks_is_refused_unless_that_is_allowed(
+    strange: str, base: Weights, engine: Engine, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.safetensors"
+    added = make_lora(file, "kohya-hunyuan", base, only="linear2", extra={strange: torch.ones(1, 1)})
+    keys = 2 * len(added)
+    told = f"a.safetensors fits the model only in part: it matched {keys} of {keys + 1} keys, and of the keys"
+    with pytest.raises(RequestError, match=told) as refused:
+        fit_of(file)
+    assert f"({strange}): use one that was made for this model, or write allow_partial = true" in str(
+        refused.value
+    )
+    assert fit_of(file, allow_partial=True).counts == {"matched": keys, "unmatched": 1, "keys": keys + 1}
+    merge(engine, Lora(file=file, allow_partial=True))
+    now = weights_of(engine)
+    assert all(
+        (now[name] - tensor).abs().max() < 1e-6
+        for name, tensor in by_hand(base, (1, added)).items()
+        if name in added
+    )
+
+
+PREFIXES = (
+    "",
+    "transformer.",
+    "diffusion_model.",
+    "model.diffusion_model.",
+    "unet.",
+    "_orig_mod.",
+    "lora_unet_",
+)
+PREFIXES += ("base_model.model.", "base_model.model.transformer.", "lora_transformer_", "lycoris_")
+SPELLINGS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "without dots": lambda name: name.replace(".", "_"),
+    "without underscores": lambda name: name.replace("_", "."),
+}
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("hunyuan", [True, False], ids=["HunyuanVideo's", "diffusers'"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_whatever_the_prefix_and_the_spelling_every_key_finds_its_weights(
+    prefix: str, hunyuan: bool, spelling: str, base: Weights
+) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
+    tensors = dict[str, Tensor]()
+    modules = hunyuan_modules(shapes) if hunyuan else linear_weights(shapes)
+    for module, weights in modules.items():
+        name = prefix + SPELLINGS[spelling](module)
+        rows = sum(shapes[weight][0] for weight in weights)
+        for side, shape in (("down", (RANK, shapes[weights[0]][1])), ("up", (rows, RANK))):
+            tensors[f"{name}.lora_{side}.weight"] = Tensor(Path("lora"), "F32", shape, 0)
+        tensors[f"{name}.alpha"] = Tensor(Path("lora"), "I64", (), 0)
+    found = lora.fit("a", Header(tensors, {}), read_headers(find(tiny_spec()).transformer))
+    assert (found.matched, found.unmatched) == (len(tensors), ())
+    assert Counter(part.weight for part in found.parts) == Counter(chain(*modules.values()))
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    [
+        torch.tensor(4),
+        torch.tensor([4], dtype=torch.int32),
+        torch.tensor(4, dtype=torch.uint8),
+        torch.tensor(4, dtype=torch.bfloat16),
+        torch.tensor([4], dtype=torch.float64),
+        torch.tensor(4).to(torch.float8_e4m3fn),
+    ],
+    ids=lambda alpha: str(alpha.dtype),
+)
+def test_alpha_may_be_a_number_of_any_kind(
+    alpha: torch.Tensor, base: Weights, engine: Engine, tmp_path: Path
+) -> None:
+    added = make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base, only="linear2", alpha=alpha)
+    merge(engine, Lora(file=tmp_path / "a.safetensors"))
+    now, expected = weights_of(engine), by_hand(base, (1, added))
+    assert all((now[name] - expected[name]).abs().max() < 1e-6 for name in added)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
+def test_small_numbers_are_merged_as_what_they_stand_for(
+    dtype: torch.dtype, base: Weights, engine: Engine, tmp_path: Path
+) -> None:
+    added = make_lora(tmp_path / "a.safetensors", "diffusers", base, only="to_q", dtype=dtype)
+    merge(engine, Lora(file=tmp_path / "a.safetensors"))
+    now, expected = weights_of(engine), by_hand(base, (1, added))
+    assert all((now[name] - expected[name]).abs().max() < 1e-6 for name in added)
+
+
+OTHER_FAMILIES = [
+    ("modelspec.architecture", "flux-1-dev/lora", "FLUX.1"),
+    ("modelspec.architecture", "Flux.1-dev/lora", "FLUX.1"),
+    ("ss_base_model_version", "flux1", "FLUX.1"),
+    ("ss_base_model_version", "flux_kontext", "FLUX.1"),
+    ("ss_network_module", "networks.lora_flux", "FLUX.1"),
+    ("modelspec.architecture", "Flux.2-klein-4b/lora", "FLUX.2"),
+    ("modelspec.architecture", "chroma/lora", "Chroma"),
+    ("ss_base_model_version", "sdxl_base_v1-0", "SDXL"),
+    ("modelspec.architecture", "stable-diffusion-xl-v1-base/lora", "SDXL"),
+    ("ss_base_model_version", "sd_v1", "Stable Diffusion 1.5"),
+    ("ss_base_model_version", "sd_1.5", "Stable Diffusion 1.5"),
+    ("modelspec.architecture", "stable-diffusion-v2-768-v/lora", "Stable Diffusion 2"),
+    ("ss_base_model_version", "sd3m", "Stable Diffusion 3"),
+    ("modelspec.architecture", "stable-diffusion-3-5-large/lora", "Stable Diffusion 3"),
+    ("modelspec.architecture", "wan2.1/lora", "Wan"),
+    ("ss_base_model_version", "wan", "Wan"),
+    ("ss_base_model_version", "Wan-AI/Wan2.2-T2V-A14B", "Wan"),
+    ("ss_network_module", "networks.lora_wan", "Wan"),
+    ("ss_base_model_version", "hunyuan_video_1_5", "HunyuanVideo 1.5"),
+    ("modelspec.architecture", "hunyuan-video-1.5/lora", "HunyuanVideo 1.5"),
+    ("ss_network_module", "networks.lora_hv_1_5", "HunyuanVideo 1.5"),
+    ("modelspec.architecture", "hunyuan-image-2.1/lora", "HunyuanImage"),
+    ("modelspec.architecture", "Qwen-Image-Edit/lora", "Qwen-Image"),
+    ("ss_network_module", "networks.lora_qwen_image", "Qwen-Image"),
+    ("ss_base_model_version", "ltxv", "LTX-Video"),
+    ("ss_base_model_version", "CogVideoX-5b", "CogVideoX"),
+    ("ss_base_model_version", "mochi-1-preview", "Mochi"),
+    ("modelspec.architecture", "hidream-i1/lora", "HiDream"),
+    ("modelspec.architecture", "lumina-2/lora", "Lumina"),
+    ("modelspec.architecture", "Z-Image/lora", "Z-Image"),
+    ("modelspec.architecture", "Kandinsky-5/lora", "Kandinsky"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "family"), OTHER_FAMILIES)
+def test_one_of_another_family_is_refused_by_its_name_although_it_fits(
+    key: str, value: str, family: str, base: Weights, tmp_path: Path
+) -> None:
+    make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base, only="linear2", metadata={key: value})
+    told = rf"a.safetensors was made for {re.escape(family)} \({key} = '{re.escape(value)}' in its metadata\)"
+    with pytest.raises(RequestError, match=told):
+        fit_of(tmp_path / "a.safetensors", allow_partial=True)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"ss_network_module": "networks.lora"},
+        {"ss_network_module": "lycoris.kohya", "ss_base_model_version": "my own model"},
+        {"modelspec.architecture": "framepack/lora", "ss_network_module": "networks.lora_framepack"},
+        {"modelspec.architecture": "hunyuan-video/lora", "ss_base_model_version": "hunyuan_video"},
+        {"modelspec.architecture": "HunyuanVideo-I2V", "modelspec.title": "flux capacitor"},
+        {"modelspec.architecture": "swan/lora"},  # holds the name of a family and is none
+        {"modelspec.architecture": ""},
+    ],
+)
+def test_one_of_our_families_or_of_one_nobody_knows_is_taken(
+    metadata: dict[str, str], base: Weights, tmp_path: Path
+) -> None:
+    make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base, only="linear2", metadata=metadata)
+    assert fit_of(tmp_path / "a.safetensors").unmatched == ()
+
+
+def test_an_extension_in_capitals_is_one(base: Weights, tmp_path: Path) -> None:
+    make_lora(tmp_path / "A.SAFETENSORS", "diffusers", base)
+    assert fit_of(tmp_path / "A.SAFETENSORS").matched > 50
 
 
 def test_the_alpha_that_diffusers_writes_beside_the_tensors_counts(
@@ -222,7 +401,46 @@ WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
         lambda width: {
             f"{Q}.{side}": tensor.to(torch.int8) for side, tensor in matrices(width, width).items()
         },
-        f"{Q}.lora_B.weight holds numbers of kind I8",
+        rf"{Q}.lora_(A|B|up|down).weight holds numbers of kind I8",
+    ),
+    "of an alpha that is no number": (
+        lambda width: {
+            **{f"{Q}.{side}": tensor for side, tensor in matrices(width, width).items()},
+            f"{Q}.alpha": torch.tensor(True),
+        },
+        f"{Q}.alpha holds numbers of kind BOOL",
+    ),
+    "fp8 with a scale beside it": (
+        lambda width: {
+            **{
+                f"{Q}.{side}": tensor.to(torch.float8_e4m3fn)
+                for side, tensor in matrices(width, width).items()
+            },
+            f"{Q}.lora_A.scale_weight": torch.tensor(0.5),
+        },
+        rf"not a plain LoRA \({Q}.lora_A.scale_weight\)",
+    ),
+    "with a factor of its own": (
+        lambda width: {
+            **{f"{Q}.{side}": tensor for side, tensor in matrices(width, width).items()},
+            f"{Q}.scalar": torch.tensor(0.5),
+        },
+        rf"not a plain LoRA \({Q}.scalar\)",
+    ),
+    "two adapters": (
+        lambda width: {
+            **{f"{Q}.{side}": tensor for side, tensor in matrices(width, width).items()},
+            f"{Q}.lora_A.other.weight": torch.ones(RANK, width),
+        },
+        rf"holds {Q}.lora_A.*weight and {Q}.lora_A.*weight, which are the same",
+    ),
+    "one weight under two names": (
+        lambda width: {
+            f"{name}.{side}": tensor
+            for name in (Q, f"diffusion_model.{Q}")
+            for side, tensor in matrices(width, width).items()
+        },
+        "changes transformer_blocks.0.attn.to_q.weight twice",
     ),
     "a DoRA": (
         lambda width: {

@@ -98,11 +98,11 @@ def test_who_waits_may_give_up_long_before_the_end() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".SAFETENSORS", ".PTH"])
 def test_both_kinds_of_files_are_read_and_let_go_of(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
     """Nothing of a file is needed once it is read, whatever is written to it."""
     file = tmp_path / f"taehv{suffix}"
-    (save_file if suffix == ".safetensors" else torch.save)(
+    (save_file if suffix.lower() == ".safetensors" else torch.save)(
         {key: weight.to(dtype) for key, weight in as_published().items()}, file
     )
     decoder = TinyDecoder.load(file)

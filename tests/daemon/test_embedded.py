@@ -139,9 +139,11 @@ def test_what_others_write_is_no_word_of_ours(comment: str | None) -> None:
 
 def test_only_what_is_known_is_taken_over() -> None:
     said: dict[str, Any] = {"seed": 7, "more": 3, "keyframes": {"0": "x.png"}, "seeds": 64, "later": 1}
-    said |= {"loras": [{"file": "a.safetensors", "weight": 0.5, "sha256": "00"}], "output": "/etc/passwd"}
+    partial = {"file": "b.safetensors", "weight": 1.0, "allow_partial": True}
+    entries = [{"file": "a.safetensors", "weight": 0.5, "sha256": "00"}, partial | {"matched": 3}]
+    said |= {"loras": entries, "output": "/etc/passwd"}
     taken = settings_of(said, "cat.mp4")
-    assert taken == {"seed": 7, "loras": [{"file": "a.safetensors", "weight": 0.5}]}
+    assert taken == {"seed": 7, "loras": [{"file": "a.safetensors", "weight": 0.5}, partial]}
 
 
 def test_a_job_that_an_older_version_took_in_says_it_too(studio: Studio) -> None:

@@ -28,6 +28,7 @@ from framepackd.worker import (
     Leave,
     Lowered,
     Message,
+    PromptsCut,
     Resumed,
     SectionDecoded,
     SetAside,
@@ -192,6 +193,19 @@ def test_where_a_sections_latents_are_damaged_those_before_it_are_not_sampled_ag
     assert resumed == Resumed(2 * damaged)
     assert told_steps(messages)[0] == (damaged + 1, 1)
     assert made(work) == whole
+
+
+@pytest.mark.parametrize(("words", "cut"), [(10, []), (100, ["clip"]), (400, ["llama", "clip"])])
+def test_prompts_that_are_cut_are_told_before_the_first_step(
+    tmp_path: Path, words: int, cut: list[str]
+) -> None:
+    work = work_in(tmp_path, prompt="cat " * words)
+    answer, messages = run(work)
+    assert isinstance(answer, Finished)
+    told = [message for message in messages if isinstance(message, PromptsCut)]
+    assert [found.encoder for message in told for found in message.cuts] == cut
+    first = next(n for n, message in enumerate(messages) if isinstance(message, StepDone))
+    assert all(messages.index(message) < first for message in told)
 
 
 def test_a_checkpoint_of_other_versions_is_kept_and_nothing_of_it_gets_into_the_video(

@@ -194,7 +194,7 @@ def test_folders_keep_equal_names_apart(box: Box) -> None:
             "cat_end.png and the chain",
         ),
         (["cat_frame_0.png", "cat_frame_1.png", "cat_frame_01.png", "cat.txt"], "cat", "only one of"),
-        (["cat.heic"], "cat.heic", "not of a known type"),
+        (["cat.gif"], "cat.gif", "not of a known type"),
     ],
 )
 def test_what_is_no_job_waits_with_the_reason(box: Box, files: list[str], name: str, missing: str) -> None:

@@ -258,6 +258,18 @@ def test_what_comes_to_a_job_while_others_are_taken_in_is_waited_for(
     assert job.settings["steps"] == 7 or {"end", "keyframe-0"} & job.inputs.keys()
 
 
+def test_an_end_frame_that_cannot_be_read_and_comes_meanwhile_keeps_its_job_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = Dropped(tmp_path / "place", monkeypatch, ["a", "b"])
+    dropped.meanwhile = lambda: dropped.put("b.end.tiff")
+    monkeypatch.setattr("framepackd.rounds.FRESH_SECONDS", -1.0)
+    dropped.look()
+    assert dropped.taken.keys() == {"a"}
+    (waiting,) = {entry.missing for entry in dropped.look().waiting}
+    assert "b.end.tiff is not of a known type" in waiting
+
+
 def test_what_comes_and_belongs_to_others_keeps_nothing_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

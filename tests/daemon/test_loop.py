@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import event
 
 from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.prompts import Cut
 from framepackd import commands, control, daemon, database, deliveries, worker
 from framepackd.daemon import Daemon
 from framepackd.database import Job, State, StoreError
@@ -488,6 +489,28 @@ def test_what_becomes_of_a_checkpoint_is_in_the_history_and_once_in_the_log(
     assert (job.state, job.attempts) == (State.RUNNING, 0)
     assert [entry["note"] for entry in job.history] == ["taken in", "started", told]
     assert caplog.text.count(told) == 1
+
+
+def test_a_prompt_that_is_cut_is_told_once_and_stands_where_the_job_does(
+    loop: Loop, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop.start_job()
+    job = the_job(loop)
+    llama = Cut(job.settings["prompt"], "llama", 300, 256, "then zoom in")
+    told = "prompt is cut: the text encoder takes 256 of its 300 tokens, and what begins with 'then zoom in'"
+    for cuts in ((llama,), (llama, replace(llama, encoder="clip", taken=75))):  # as of a second clip
+        loop.worker.send(worker.PromptsCut(cuts))
+        loop.round()
+    job = the_job(loop)
+    assert job.state == State.RUNNING
+    assert caplog.text.count("is cut") == caplog.text.count(told) == 1
+    assert [record.levelname for record in caplog.records if "is cut" in record.message] == ["WARNING"]
+    assert [warning.startswith(told) for warning in job.record()["warnings"]] == [True], "not for CLIP"
+    entry = {"key": "prompt", "tokens": 300, "dropped": "then zoom in"}
+    assert job.record()["cuts"] == [
+        entry | {"encoder": "llama", "taken": 256},
+        entry | {"encoder": "clip", "taken": 75},
+    ]
 
 
 # a queue that was put back without its work folders

@@ -47,6 +47,7 @@ def test_the_weight_is_one_unless_it_is_said_and_a_name_alone_will_do() -> None:
         ([{"file": "a.ckpt"}], r"loras.0.file must be .* got 'a.ckpt'"),
         ([{"file": "a.safetensors", "weight": 5}], r"loras.0.weight must be -4 to 4, got 5"),
         ([{"file": "a.safetensors", "weight": True}], r"loras.0.weight must be -4 to 4, got True"),
+        ([{"file": "a.safetensors", "allow_partial": "yes"}], r"loras.0.allow_partial .*got 'yes'"),
         ([{"file": "a.safetensors", "strength": 1}], r"unknown key 'loras.0.strength'"),
         ([{"weight": 1}], r"loras.0.file is missing"),
         (["a.safetensors", "a.safetensors"], r"a.safetensors is there twice, add the weights up"),
@@ -101,7 +102,7 @@ def test_what_is_recorded_says_what_the_file_held_and_what_matched(lora_dir: Pat
     assert len(entry["sha256"]) == 64
     assert (entry["matched"] > 50, entry["unmatched"]) == (True, 0)
     assert loras.in_words(entry) == (
-        f"styles/oil.safetensors, weight 0.8, {entry['matched']} keys matched, 0 not"
+        f"styles/oil.safetensors, weight 0.8, matched {entry['matched']} of {entry['matched']}"
     )
     (asked,) = loras.requested({"loras": [entry]}, lora_dir)
     assert (asked.file, asked.weight, asked.sha256) == (
@@ -114,7 +115,7 @@ def test_what_is_recorded_says_what_the_file_held_and_what_matched(lora_dir: Pat
 def test_where_the_model_is_not_here_yet_the_worker_will_look(lora_dir: Path) -> None:
     absent = ModelSpec("mine", "framepack", Source("/nowhere"), DEMO.base, DEMO.image_encoder)
     (entry,) = loras.take_in(chosen("styles/oil.safetensors"), lora_dir, absent)
-    assert "matched" not in entry
+    assert entry.keys() == {"file", "weight", "sha256"}
     assert loras.in_words(entry) == "styles/oil.safetensors, weight 1"
 
 
@@ -124,12 +125,49 @@ def test_one_that_does_not_fit_is_refused_at_intake(lora_dir: Path) -> None:
         loras.take_in(chosen("sd.safetensors"), lora_dir, DEMO)
 
 
+def test_one_that_fits_in_part_is_refused_at_intake_unless_its_setting_allows_that(lora_dir: Path) -> None:
+    strange = {"lora_unet_double_blocks_7_img_mlp_fc1.lora_up.weight": torch.ones(1, 1)}
+    make_lora(lora_dir / "deep.safetensors", "kohya-hunyuan", stored(DEMO), only="linear2", extra=strange)
+    with pytest.raises(RequestError, match=r"deep.safetensors fits .* only in part.*allow_partial = true"):
+        loras.take_in(chosen("deep.safetensors"), lora_dir, DEMO)
+    allowed = chosen({"file": "deep.safetensors", "allow_partial": True})
+    (entry,) = loras.take_in(allowed, lora_dir, DEMO)
+    assert (entry["allow_partial"], entry["unmatched"]) == (True, 1)
+    assert loras.in_words(entry).endswith(f"matched {entry['matched']} of {entry['matched'] + 1}")
+    (asked,) = loras.requested({"loras": [entry]}, lora_dir)
+    assert asked.allow_partial, "the worker comes to the same verdict"
+
+
+def test_one_of_another_family_is_refused_at_intake(lora_dir: Path) -> None:
+    metadata = {"modelspec.architecture": "flux-1-dev/lora"}
+    make_lora(lora_dir / "flux.safetensors", "kohya-hunyuan", stored(DEMO), metadata=metadata)
+    absent = ModelSpec("mine", "framepack", Source("/nowhere"), DEMO.base, DEMO.image_encoder)
+    for spec in (DEMO, absent):
+        with pytest.raises(RequestError, match=r"flux.safetensors was made for FLUX.1"):
+            loras.take_in(chosen("flux.safetensors"), lora_dir, spec)
+
+
+def test_an_extension_may_be_in_capitals(lora_dir: Path) -> None:
+    make_lora(lora_dir / "X.SAFETENSORS", "diffusers", stored(DEMO))
+    (entry,) = loras.take_in(chosen("X.SAFETENSORS"), lora_dir, DEMO)
+    assert (entry["file"], entry["unmatched"]) == ("X.SAFETENSORS", 0)
+    assert "X.SAFETENSORS" in loras.listing(lora_dir)
+
+
+def test_what_was_recorded_before_all_keys_were_counted_can_be_told() -> None:
+    entry = {"file": "a.safetensors", "weight": 1.0, "sha256": "1" * 64, "matched": 108, "unmatched": 12}
+    assert loras.in_words(entry) == "a.safetensors, weight 1, matched 108 of 120"
+    (asked,) = loras.requested({"loras": [entry]}, Path("loras"))
+    assert not asked.allow_partial
+
+
 def test_the_fingerprint_holds_content_and_weight_and_no_names() -> None:
     one = {"file": "a.safetensors", "weight": 0.8, "sha256": "1" * 64, "matched": 3, "unmatched": 0}
     two = {"file": "b.safetensors", "weight": 1.0, "sha256": "2" * 64}
     renamed = {"file": "c.safetensors", "weight": 0.8, "sha256": "1" * 64}
     same = loras.decisive({"steps": 1, "loras": [one, two]})
     assert same == loras.decisive({"steps": 1, "loras": [two, renamed]})
+    assert same == loras.decisive({"steps": 1, "loras": [two, one | {"keys": 3, "allow_partial": True}]})
     assert same != loras.decisive({"steps": 1, "loras": [two, renamed | {"weight": 0.7}]})
     assert same != loras.decisive({"steps": 1, "loras": [two, renamed | {"sha256": "3" * 64}]})
     assert loras.decisive({"steps": 1, "loras": []}) == {"steps": 1}, "as before there were any"

@@ -170,12 +170,18 @@ def test_names_and_texts_are_shown_and_do_nothing(
     assert len(page.headings) == 2
 
 
+def test_what_a_job_was_warned_of_stands_there(place: Place) -> None:
+    place.add("cat", warnings=["prompt is cut: …", "LoRA <b>: 2 of its keys belong nowhere"])
+    assert "prompt is cut: …" in place.draw().text
+    assert "LoRA <b>: 2 of its keys" in place.draw().text
+
+
 @pytest.mark.parametrize(
     "text",
     ["<script>alert(1)</script>", '" onerror="alert(1)', "javascript:alert(1)", "{{ 7 * 7 }}", "a\u202eb"],
 )
 def test_what_would_be_run_is_shown(place: Place, text: str) -> None:
-    place.add("cat", prompt=text, device=text, quality=text)
+    place.add("cat", prompt=text, device=text, quality=text, warnings=[text])
     (place.failed / f"{text.replace('/', '')}.error.txt").write_text(f"{text}: put it right\n\nmore\n")
     page = place.draw()
     assert "script" not in page.tags

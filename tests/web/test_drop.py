@@ -168,3 +168,17 @@ def test_what_a_killed_page_was_dropping_is_removed_and_nothing_of_the_daemon(co
         os.utime(path, (past, past))
     remove_unfinished(config)
     assert [path.exists() for path in (old, new, daemons)] == [False, True, True]
+
+
+def test_a_video_of_which_a_person_should_know_something_is_done_and_says_it() -> None:
+    job = {"state": "done", "frames": 145, "fps": 30, "quality": None, "warnings": ["prompt is cut: …"]}
+    assert dropping.describe(job) == "done: 145 frames, 4.83 s; prompt is cut: …"
+    assert dropping.describe(job | {"quality": "frozen"}).endswith(", but looks frozen; prompt is cut: …")
+
+
+def test_the_page_notes_it_too() -> None:
+    from framepackd.web.page import _note  # here: the page takes seconds to import
+
+    job = {"error": None, "quality": "frozen", "warnings": ["prompt is cut: …"]}
+    assert _note(job) == "looks frozen; prompt is cut: …"
+    assert _note(job | {"error": "no"}) == "no"

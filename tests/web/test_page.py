@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
 from tests.acceptance.conftest import Daemon, environment, picture
+from tests.core.test_heif import PHOTO
 from tests.web.conftest import CHROMIUM, EVERYBODY, Web, free_port, in_a_browser, status
 
 PATIENCE = 90_000  # ms
@@ -53,6 +54,28 @@ def test_a_picture_and_a_prompt_become_a_video_that_plays_on_the_page(
     assert page.title() == "framepackd", "nothing that a job brought along was run"
     (text,) = tiny_daemon.outbox.glob("web/*.txt")
     assert text.read_text() == f"pan left {evil}"
+
+
+AS_UPLOADED = """
+import sys
+import pathlib
+import gradio as gr
+from gradio.data_classes import ImageData
+from framepackd.config import load_config
+from framepackd.web.page import build
+
+photo, folder = sys.argv[1:]
+blocks = build(load_config(), pathlib.Path(folder)).blocks.values()
+pictures = [block for block in blocks if isinstance(block, gr.Image) and block.interactive is not False]
+assert len(pictures) == 2
+for one in pictures:
+    assert one.preprocess(ImageData(path=photo, orig_name="photo.heic")) == photo
+    assert one.preprocess(None) is None
+"""
+
+
+def test_a_picture_that_gradio_cannot_read_comes_to_the_inbox_as_it_was_uploaded(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", AS_UPLOADED, str(PHOTO), str(tmp_path)], check=True, timeout=120)
 
 
 @in_a_browser
