@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
+from hashlib import sha256
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks import Row
-from framepackd import client, control, daemon, metrics
+from framepackd import client, commands, control, daemon, metrics
 from framepackd.config import Config, load_config
 from framepackd.daemon import Daemon
 from framepackd.database import Job, State, utc_now
@@ -63,7 +64,7 @@ class Place:
         """Record jobs that are all alike."""
         seed = Job(id="20260101-000000-000000", name=name, folder="", state=state, created_at=utc_now())
         seed.inputs = {
-            role: {"file": f"{name}{rest}", "sha256": "0" * 64}
+            role: {"file": f"{name}{rest}", "sha256": sha256(b"x").hexdigest()}
             for role, rest in {"image": ".png", "text": ".txt"}.items()
         }
         seed.settings = dict.fromkeys(map("setting_{}".format, range(30)), 1.0) | {"model": "demo", "seed": 1}
@@ -76,8 +77,9 @@ class Place:
         with closing(sqlite3.connect(self.config.database)) as connection, connection:
             connection.execute(
                 "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "  # noqa: S608
-                f"INSERT INTO job (id, name, position, {', '.join(others)}) "
+                f"INSERT INTO job (id, name, position, inputs, {', '.join(others)}) "
                 f"SELECT printf('20260101-%06d-%06x', i, i), printf('%s-%05d', name, i), position + i, "
+                f"replace(inputs, '{name}.', printf('{name}-%05d.', i)), "
                 f"{', '.join(others)} FROM n, job WHERE name = ?",
                 (count - 1, name),
             )
@@ -91,7 +93,7 @@ class Place:
         return made
 
 
-COUNTED = ("seq", "id", "name", "position")
+COUNTED = ("seq", "id", "name", "position", "inputs")
 
 
 def go_round(made: Daemon) -> None:
@@ -210,16 +212,22 @@ def top(root: Path, jobs: int) -> float:
 def asked(root: Path, jobs: int, command: str) -> float:
     """Have the loop do a command."""
     place = Place(root)
-    state = State.FAILED if command == "retry" else State.QUEUED
-    place.fill(jobs, state, "asked", inputs={})
-    for job_id in place.store.states():
-        (place.config.jobs_dir / job_id / "inputs").mkdir(parents=True)
+    place.fill(jobs, State.QUEUED, "asked")
+    for job in place.store.in_state(State.QUEUED):
+        inputs = place.config.jobs_dir / job.id / "inputs"
+        inputs.mkdir(parents=True)
+        for entry in job.inputs.values():
+            (inputs / entry["file"]).write_text("x")
     wanted = list(place.store.states())
+    if command == "retry":
+        commands.perform({"command": "cancel", "jobs": wanted}, commands.Queue(place.config, place.store))
     made = place.daemon()
     answers: list[Any] = []
 
     def ask() -> None:
-        answers.append(client.ask(place.config, {"command": command, "jobs": wanted}))
+        for results in client.change(place.config, {"command": command, "jobs": wanted}):
+            answers.extend(results)
+        made._nudge()
 
     lock = control.Lock(place.config.state_dir)
     with control.serve(place.config.state_dir, made.answer):
@@ -227,11 +235,12 @@ def asked(root: Path, jobs: int, command: str) -> float:
         begun = time.process_time()
         asking.start()
         while asking.is_alive():
-            go_round(made)
-            time.sleep(0.001)
+            made._wait()
+            made._round()
         taken = time.process_time() - begun
     lock.release()
-    assert len(answers[0]["results"]) == jobs
+    assert len(answers) == jobs
+    assert all(answer["done"] for answer in answers), answers[0]
     return 1e3 * taken / jobs
 
 

@@ -337,16 +337,18 @@ def _change(config: "Config", request: dict[str, Any]) -> NoReturn:
     from framepackd.database import StoreError
     from framepackd.names import printable
 
+    done = True
     try:
-        answer = client.ask(config, request) or client.do_without_daemon(config, request)
+        for results in client.change(config, request):
+            for result in results:
+                line = printable(result["message"])
+                click.echo(line if result["done"] else f"framepackd: {line}", err=not result["done"])
+                done &= result["done"]
     except (AlreadyRunningError, StoreError, LookupError) as error:
         _fail(str(error.args[0]), 1)
     except OSError as error:
         _fail(f"{config.state_dir}: {error}", 1)
-    for result in answer["results"]:
-        line = printable(result["message"])
-        click.echo(line if result["done"] else f"framepackd: {line}", err=not result["done"])
-    sys.exit(0 if all(result["done"] for result in answer["results"]) else 1)
+    sys.exit(0 if done else 1)
 
 
 def _watch(config: "Config") -> None:

@@ -5,6 +5,7 @@ Imports stand where they are needed: a command answers in half a second.
 
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from framepackd import control
@@ -12,6 +13,8 @@ from framepackd.config import Config
 
 EXIT_DIED, EXIT_NOT_RUNNING, EXIT_UNKNOWN = 1, 3, 4  # of status, as service managers have it
 STARTING_SECONDS = 3.0
+PART_SECONDS = 1.0  # of many jobs so many are asked for at once as this takes: the loop hears others between
+FIRST_PART, LARGEST_PART = 10, 100  # jobs
 
 
 def report(config: Config) -> tuple[dict[str, Any], int]:
@@ -45,6 +48,33 @@ def ask(config: Config, request: dict[str, Any]) -> dict[str, Any] | None:
                 raise OSError(f"the daemon: {answer['error']}")
             return answer
     return None
+
+
+def change(config: Config, request: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """Have the daemon do it or, where none runs, do it ourselves; gives the results part by part.
+
+    Raises:
+        OSError: one runs and does not answer, or answers that it cannot; what was given before is done.
+        AlreadyRunningError, LookupError, StoreError: as ``do_without_daemon``.
+    """
+    for part in _parts(request):
+        answer = ask(config, part) or do_without_daemon(config, part)
+        yield answer["results"]
+
+
+def _parts(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Ask for many jobs in parts; the first that are to go to the top come last."""
+    if "jobs" not in request:
+        yield request
+        return
+    left, size = list(request["jobs"]), FIRST_PART
+    while left:
+        part = slice(-size, None) if request["command"] == "top" else slice(0, size)
+        begun = time.monotonic()
+        yield request | {"jobs": left[part]}
+        del left[part]
+        share = PART_SECONDS / max(time.monotonic() - begun, PART_SECONDS / LARGEST_PART)
+        size = min(max(int(size * share), 1), LARGEST_PART)
 
 
 def device_in_use(config: Config) -> str | None:

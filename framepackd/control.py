@@ -19,7 +19,7 @@ LOCK = "lock"
 SOCKET = "control.sock"
 LOCK_RETRY_SECONDS = 1.0  # somebody who only looks holds the lock for a moment
 ANSWER_SECONDS = 10.0
-MAX_REQUEST_BYTES = 1 << 16
+MAX_REQUEST_BYTES = 1 << 20
 
 
 class AlreadyRunningError(Exception):
@@ -140,11 +140,16 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         try:
-            request = json.loads(self.rfile.readline(MAX_REQUEST_BYTES))
-            answer = self.server.answer(request)
+            line = self.rfile.readline(MAX_REQUEST_BYTES)
+            answer = self.server.answer(json.loads(line)) if line.endswith(b"\n") else _cut_off(line)
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         self.wfile.write(json.dumps(answer).encode() + b"\n")
+
+
+def _cut_off(line: bytes) -> dict[str, str]:
+    whole = f"a request may have {MAX_REQUEST_BYTES} bytes: ask for fewer jobs at once"
+    return {"error": whole if len(line) == MAX_REQUEST_BYTES else "the request has no end: send a whole line"}
 
 
 class _Server(socketserver.ThreadingUnixStreamServer):

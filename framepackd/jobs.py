@@ -256,15 +256,14 @@ class JobStore:
     def move_to_front(self, job_id: str) -> bool:
         """Let a queued job run next; says whether it was queued.
 
-        A running job that is interrupted still comes before it.
+        A running job that is interrupted still comes before it. Nothing else moves, however long the queue.
         """
-        queued = (Job.state == State.QUEUED, Job.delivery.is_(None))
         with self._session() as session:
-            first = session.scalar(select(func.min(Job.position)).where(*queued))
-            if not _changed(session, update(Job).where(Job.id == job_id, *queued).values(position=first)):
+            first = session.scalars(select(func.min(Job.position))).one_or_none() or 0
+            moved = update(Job).where(Job.id == job_id, *_RUNNABLE).values(position=first - 1)
+            if not _changed(session, moved):
                 return False
-            others = update(Job).where(Job.id != job_id, *queued)
-            session.execute(others.values(position=Job.position + 1))
+            session.execute(update(Job).where(Job.state == State.RUNNING).values(position=first - 2))
         return True
 
     def pause(self) -> None:

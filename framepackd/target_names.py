@@ -75,16 +75,22 @@ def _make(above: Path, names: list[str], job_id: str) -> str:
 def free_stem(name: str, rests: list[str], target: Path, after: str | None = None) -> str:
     """Find a name under which none of the files exists yet: NAME, NAME_001, NAME_002 ...
 
-    The folder is listed once. Whether it tells upper from lower case is found out by looking a name up.
+    The folder is listed once, if the first name is taken: it may hold the results of years. Whether it tells
+    upper from lower case is found out by looking a name up.
 
     Raises:
         OSError: the folder cannot be read.
     """
-    listed = {entry.name for entry in os.scandir(target)}
+    first = 0 if after is None else _number(name, after) + 1
+    stems = (f"{name}_{number:03}" if number else name for number in itertools.count(first))
+    likely = next(stems)
+    if not any(os.path.lexists(target / (likely + rest)) for rest in rests):
+        return likely
+    with os.scandir(target) as entries:
+        listed = {entry.name for entry in entries}
     folded = {_folded(entry) for entry in listed}
     tells_case = True
-    for number in itertools.count(0 if after is None else _number(name, after) + 1):
-        stem = f"{name}_{number:03}" if number else name
+    for stem in itertools.chain([likely], stems):
         its = [stem + rest for rest in rests]
         clashes = not folded.isdisjoint(map(_folded, its))
         if not listed.isdisjoint(its) or (clashes and not tells_case):

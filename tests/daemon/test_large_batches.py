@@ -1,19 +1,22 @@
 """Thousands of files and jobs: what they cost is counted, in looks and questions, and grows as they do."""
 
+import os
 import re
 import sqlite3
 import time
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import event
 
-from framepackd import groups, intake
+from framepackd import cli, client, control, groups, intake, target_names
+from framepackd.config import load_config
 from framepackd.database import Job, State, utc_now
 from framepackd.inbox import Inbox, Name
 from framepackd.jobs import JobStore
@@ -295,3 +298,89 @@ def test_of_many_changes_in_the_inbox_the_loop_hears_once(
     for _ in range(100):
         loop.daemon.wake()
     assert len(heard) == 1
+
+
+def test_a_job_is_delivered_without_listing_all_that_was_delivered_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 10,000 results each further one read 40,000 names to find a free one."""
+    (tmp_path / "dog.mp4").touch()
+    looked_through = counted(
+        monkeypatch, os, "scandir", lambda: target_names.free_stem("cat", [".mp4", ".png"], tmp_path)
+    )
+    assert looked_through == 0
+    assert target_names.free_stem("dog", [".mp4", ".png"], tmp_path) == "dog_001"
+
+
+def test_a_job_that_is_to_run_next_moves_no_other_in_the_queue(loop: Loop) -> None:
+    store = loop.place.store
+    before = [add(store, name).position for name in ("ant", "bee", "cat")]
+    assert store.move_to_front("id--cat")
+    assert [store.get(f"id--{name}").position for name in ("ant", "bee")] == before[:2]
+    assert [job.name for job in store.in_state(State.QUEUED)] == ["cat", "ant", "bee"]
+
+
+class Asked:
+    """A daemon that does all it is asked to, and remembers it."""
+
+    def __init__(self) -> None:
+        self.jobs: list[str] = []
+        self.parts: list[int] = []
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.parts.append(len(request["jobs"]))
+        self.jobs += request["jobs"]
+        return {"results": [{"done": True, "message": f"job {job} is cancelled"} for job in request["jobs"]]}
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Asked]:
+    """Have it serve on the place of the tests."""
+    asked, place = Asked(), Place(tmp_path / "place")
+    lock = control.Lock(place.config.state_dir)
+    with control.serve(place.config.state_dir, asked.answer):
+        yield asked
+    lock.release()
+
+
+def test_thousands_of_jobs_are_cancelled_in_one_call_and_told_one_by_one(
+    serving: Asked, tmp_path: Path
+) -> None:
+    """They went over the socket in one line, which was cut off at 64 KiB."""
+    wanted = [f"20260101-{number:06}-{number:06x}" for number in range(3_000)]
+    config = str(tmp_path / "place/config.toml")
+    result = CliRunner().invoke(cli.main, ["cancel", "--config", config, *wanted])
+    assert result.exit_code == 0, result.output
+    assert serving.jobs == wanted
+    assert result.output.splitlines() == [f"job {job} is cancelled" for job in wanted]
+    assert max(serving.parts) <= client.LARGEST_PART, "the loop hears others between"
+
+
+def test_a_part_is_as_large_as_the_daemon_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(client.time, "monotonic", lambda: clock[0])
+    sizes = []
+    for part in client._parts({"command": "cancel", "jobs": list(map(str, range(100)))}):
+        sizes.append(len(part["jobs"]))
+        clock[0] += 0.25 * sizes[-1]  # on a slow disk
+    assert sizes[:3] == [10, 4, 4]
+    assert sum(sizes) == 100
+
+
+def test_of_many_jobs_the_first_named_runs_first(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    names = [f"cat{number}" for number in range(35)]
+    for name in reversed(names):
+        add(place.store, name)
+    results = [
+        each for part in client.change(place.config, {"command": "top", "jobs": names}) for each in part
+    ]
+    assert all(result["done"] for result in results)
+    assert [job.name for job in place.store.in_state(State.QUEUED)] == names
+
+
+def test_a_request_that_is_too_long_is_refused_in_words(serving: Asked, tmp_path: Path) -> None:
+    state_dir = load_config(tmp_path / "place/config.toml").state_dir
+    answer = control.ask(state_dir, {"command": "cancel", "jobs": ["x" * control.MAX_REQUEST_BYTES]})
+    assert answer == {"error": "a request may have 1048576 bytes: ask for fewer jobs at once"}
+    assert not serving.parts
