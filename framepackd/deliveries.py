@@ -6,6 +6,7 @@ One thread moves to the outbox, one to and from the failed folder: where one of 
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +38,7 @@ class Obstacle:
 
     reason: str
     again: float
+    kind: str = ""  # what it has in common with those of other jobs; nothing to tell of if it is empty
 
 
 class _Way:
@@ -48,13 +50,27 @@ class _Way:
         self.apart: Apart[Any] = Apart(f"move-{key}", wake)
         self.job: Job | None = None  # whose files are being moved
         self.obstacle: Obstacle | None = None  # for all of them
-        self.told: set[str] = set()  # reasons that the log has already
+        self.obstacles: dict[str, Obstacle] = {}  # of single jobs, by id
+        self.told: dict[str, int] = {}  # kinds of obstacles that the log has, and of how many jobs
         self.progress = moving.Progress()
         self.moved_at = 0.0  # when there was the last sign of bytes that move
 
     def begin(self, task: Callable[[], Any], job: Job | None = None) -> None:
         self.job, self.moved_at = job, time.monotonic()
         self.apart.begin(task)
+
+    def again(self, job_id: str) -> float:
+        """Give when a job's turn comes; those that were never tried are the first."""
+        return self.obstacles[job_id].again if job_id in self.obstacles else -math.inf
+
+    @property
+    def due(self) -> float:
+        """When there is something to try again; whatever is under way wakes the loop."""
+        if self.apart.busy:
+            return math.inf
+        if self.obstacle is not None:
+            return self.obstacle.again
+        return min((each.again for each in self.obstacles.values()), default=math.inf)
 
     @property
     def silent_seconds(self) -> float:
@@ -73,7 +89,6 @@ class Deliveries:
         self._store = store
         self._stop = stop
         self._ways = {key: _Way(key, wake) for key in WAYS}
-        self._obstacles: dict[str, Obstacle] = {}  # of single jobs, by id
         self._left: dict[str, tuple[Problem, ...]] = {}  # what lies in a folder and belongs to no job
         self._unfinished = False
         self._ended = False
@@ -89,8 +104,7 @@ class Deliveries:
         """When the next round has something to do, on the monotonic clock."""
         if self._unfinished:
             return 0.0
-        ways = [way.obstacle.again for way in self._ways.values() if way.obstacle]
-        return min([*ways, *(each.again for each in self._obstacles.values())], default=math.inf)
+        return min(way.due for way in self._ways.values())
 
     def look_for_leftovers(self) -> None:
         """Look, at the start, for copies in both folders that belong to no job that is known."""
@@ -107,14 +121,52 @@ class Deliveries:
         self._unfinished = False
         for way in self._ways.values():
             self._collect(way)
-            while not way.apart.busy and (job := self._next(way)) is not None:
-                if time.monotonic() >= until:
-                    self._unfinished = True
-                    break
-                way.begin(self._moving(way, job), job)
-                self._collect(way, max(until - time.monotonic(), 0.0))
+            if not way.apart.busy:
+                self._move_some(way, until)
         ended, self._ended = self._ended, False
         return ended
+
+    def _move_some(self, way: _Way, until: float) -> None:
+        """Move what is to be moved one after the other, and tell at the end what cannot be."""
+        now = time.monotonic()
+        if way.obstacle is not None and now < way.obstacle.again:
+            return
+        waiting = self._store.to_deliver(way.states)  # asked once: there may be thousands
+        way.obstacles = {job_id: way.obstacles[job_id] for job_id in waiting if job_id in way.obstacles}
+        if way.obstacle is not None and not waiting:
+            way.begin(partial(self._look_through, way.key))  # whether the folder can be used again
+            return
+        # Those that were never tried first, then that whose turn was longest ago: none keeps the others back.
+        for job_id in sorted(waiting, key=way.again):
+            if way.again(job_id) > now:
+                break
+            if time.monotonic() >= until:
+                self._unfinished = True
+                return
+            job = self._store.get(job_id)
+            way.begin(self._moving(way, job), job)
+            self._collect(way, max(until - time.monotonic(), 0.0))
+            if way.apart.busy:
+                return
+            if way.obstacle is not None:
+                break
+        self._tell(way)
+
+    def _tell(self, way: _Way) -> None:
+        """Log what is in the way: a line for each reason, however many jobs it holds up."""
+        stuck: dict[str, list[str]] = defaultdict(list)
+        for job_id, each in way.obstacles.items():
+            if each.kind:
+                stuck[each.kind].append(job_id)
+        for kind, jobs in stuck.items():
+            if len(jobs) <= way.told.get(kind, 0) or (way.obstacle is not None and kind in way.told):
+                continue
+            whose = f"job {jobs[0]}: its files cannot be moved"
+            if len(jobs) > 1:
+                whose = f"the files of {len(jobs)} jobs cannot be moved, those of job {jobs[0]}"
+            reason = way.obstacles[jobs[0]].reason
+            log.error("%s: %s: tried again every %.0f s", whose, reason, RETRY_SECONDS)
+        way.told = {kind: len(jobs) for kind, jobs in stuck.items()}
 
     def _moving(self, way: _Way, job: Job) -> Callable[[], None]:
         way.progress = moving.Progress(stop=partial(self._asked, way))
@@ -122,31 +174,17 @@ class Deliveries:
 
     def retry_now(self) -> None:
         """Try everything again in the next round."""
-        self._obstacles = {  # in the order they had
-            job_id: replace(each, again=each.again - RETRY_SECONDS)
-            for job_id, each in self._obstacles.items()
-        }
         for way in self._ways.values():
             way.obstacle = None
+            way.obstacles = {  # in the order they had
+                job_id: replace(each, again=each.again - RETRY_SECONDS)
+                for job_id, each in way.obstacles.items()
+            }
 
     def _asked(self, way: _Way) -> bool:
         """Answer a copy that asks, between two blocks, whether it is to stop: a sign that bytes move."""
         way.moved_at = time.monotonic()
         return self._stop()
-
-    def _next(self, way: _Way) -> Job | None:
-        now = time.monotonic()
-        if way.obstacle is not None and now < way.obstacle.again:
-            return None
-        # Those that were never tried first, then that whose turn was longest ago: none keeps the others back.
-        job_id = min(self._store.to_deliver(way.states), key=self._again, default=None)
-        if job_id is None or self._again(job_id) > now:
-            return None
-        return self._store.get(job_id)
-
-    def _again(self, job_id: str) -> float:
-        obstacle = self._obstacles.get(job_id)
-        return obstacle.again if obstacle else -math.inf
 
     def _collect(self, way: _Way, patience: float = 0.0) -> None:
         """Take in what came of a move, if it is over."""
@@ -157,30 +195,27 @@ class Deliveries:
             way.apart.take()
         except moving.StoppedError:
             if job is not None:  # the next daemon goes on with it
-                self._obstacles[job.id] = Obstacle("stopped with the daemon", math.inf)
+                way.obstacles[job.id] = Obstacle("stopped with the daemon", math.inf)
             return
         except OSError as error:
             self._take_failure(way, job, error)
             return
-        if job is not None:  # else a command's, which has its answer already
-            way.obstacle = None
-            way.told.clear()
-            self._obstacles.pop(job.id, None)
+        way.obstacle = None
+        if job is not None:
+            way.obstacles.pop(job.id, None)
             self._ended = True
             self.failed |= (job.delivery or {}).get("state") == State.FAILED
 
     def _take_failure(self, way: _Way, job: Job | None, error: OSError) -> None:
         reason, for_all = why(error, way.key, self.config)
-        obstacle = Obstacle(reason, time.monotonic() + RETRY_SECONDS)
+        obstacle = Obstacle(reason, time.monotonic() + RETRY_SECONDS, error.strerror or reason)
+        if job is not None:
+            way.obstacles[job.id] = obstacle
+            self.failed = True  # for --once, which does not wait for better times
+        elif way.obstacle is None:
+            log.error("files cannot be moved: %s: tried again every %.0f s", reason, RETRY_SECONDS)
         if for_all:
             way.obstacle = obstacle
-        if job is not None:
-            self._obstacles[job.id] = obstacle
-            self.failed = True  # for --once, which does not wait for better times
-        if reason not in way.told:
-            whose = f"job {job.id}: its files" if job else "files"
-            log.error("%s cannot be moved: %s: tried again every %.0f s", whose, reason, RETRY_SECONDS)
-        way.told.add(reason)
 
     # what others want to know
 
@@ -213,7 +248,7 @@ class Deliveries:
         way = self._ways[State(job.delivery["state"]).folder]
         if self.is_moving(job.id):
             return described(job, moved=way.progress)
-        obstacle = way.obstacle or self._obstacles.get(job.id)
+        obstacle = way.obstacle or way.obstacles.get(job.id)
         return described(job, obstacle.reason, obstacle.again) if obstacle else described(job)
 
     @property

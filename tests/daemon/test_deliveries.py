@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import commands, daemon, deliveries, delivery, worker
-from framepackd.database import Job, State
+from framepackd import commands, daemon, deliveries, delivery, folders, worker
+from framepackd.database import Job, State, utc_now
 from framepackd.folders import MARKER
 from framepackd.metrics import Metrics
 from tests.daemon.test_loop import Loop, ask_in_thread
@@ -251,3 +251,89 @@ def test_a_retry_whose_failed_folder_hangs_is_answered(loop: Loop, monkeypatch: 
     answers.set()
     assert not answer["done"]
     assert "has not answered yet" in answer["message"]
+
+
+def decide_some(loop: Loop, count: int) -> None:
+    """Have jobs whose video is made, and gone: their deliveries fail, each with its own path."""
+    for number in range(count):
+        job = Job(id=f"20260101-000000-{number:06x}", name=f"cat{number}", state=State.RUNNING)
+        job.created_at, job.delivery = utc_now(), {"state": State.DONE, "error": None}
+        loop.place.store.add(job)
+
+
+def test_a_reason_that_many_jobs_have_is_one_line_and_they_are_asked_for_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A thousand of them were a thousand lines and a thousand looks at all of them, every half minute."""
+    decide_some(loop, 20)
+    asked: list[Any] = []
+    to_deliver = loop.place.store.to_deliver
+    monkeypatch.setattr(
+        loop.place.store, "to_deliver", lambda *states: asked.append(1) or to_deliver(*states)
+    )
+    with caplog.at_level(logging.ERROR):
+        loop.daemon._round()
+        assert len(asked) == 2, "for the outbox and for the failed folder"
+        loop.round()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "the files of 20 jobs cannot be moved, those of job 20260101-000000-000000: its video is" in line
+    reasons = {job["delivery"]["reason"] for job in report(loop)["jobs"]}
+    assert len(reasons) == 20, "status has each with its own"
+
+
+def waits(loop: Loop) -> bool:
+    """Say whether the loop would sleep now, and not go round at once, again and again."""
+    return loop.daemon._deliveries.due > time.monotonic()
+
+
+def test_the_loop_sleeps_when_a_job_that_could_not_be_delivered_was_cancelled(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decide_some(loop, 1)
+    loop.daemon._round()
+    monkeypatch.setattr(deliveries, "RETRY_SECONDS", -1.0)  # its next turn is over by now
+    loop.daemon._deliveries.retry_now()
+    loop.place.store.cancel_delivery("20260101-000000-000000", "discard")
+    loop.place.store.finish("20260101-000000-000000", State.CANCELLED, error=None, output=None)
+    loop.daemon._round()
+    assert waits(loop)
+
+
+def test_the_loop_sleeps_while_something_is_moved_and_others_could_not_be(
+    loop: Loop, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "RETRY_SECONDS", 0.0)
+    decide_some(loop, 2)
+    loop.daemon._round()
+    assert loop.daemon._deliveries.busy
+    loop.daemon._deliveries._take_failure(
+        loop.daemon._deliveries._ways["outbox"],
+        loop.place.store.get("20260101-000000-000001"),
+        OSError(errno.ENOENT, "No such file or directory", "x"),
+    )
+    assert waits(loop)
+
+
+def test_a_folder_that_was_gone_at_the_start_is_looked_at_again_though_no_job_goes_there(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Half a minute later the loop began to go round without end."""
+    outbox = loop.place.config.outbox
+    for key in ("outbox", "failed"):
+        folders.accept(key, loop.place.config)
+    outbox.rename(outbox.with_name("away"))
+    loop.daemon._deliveries.look_for_leftovers()
+    until(lambda: not loop.daemon._deliveries.busy, loop)
+    assert [problem["code"] for problem in report(loop)["problems"]] == ["outbox"]
+    monkeypatch.setattr(deliveries.time, "monotonic", lambda now=time.monotonic: now() + 60)
+    for _ in range(3):
+        loop.daemon._round()
+        until(lambda: not loop.daemon._deliveries.busy, loop)
+    assert waits(loop)
+    assert caplog.text.count("cannot be moved") == 1
+    outbox.with_name("away").rename(outbox)
+    monkeypatch.setattr(deliveries.time, "monotonic", lambda now=time.monotonic: now() + 120)
+    loop.daemon._round()
+    until(lambda: not loop.daemon._deliveries.busy, loop)
+    loop.daemon._round()
+    assert report(loop)["problems"] == []
