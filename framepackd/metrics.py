@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0  # at most this often it is looked for changes
+LOOK_SECONDS = 1.0  # at most this often it is looked for changes ...
+LOOK_SHARE = 0.05  # ... which takes at most this much of the loop's time, however many jobs there are
 ANSWER_SECONDS = 3.0  # for a disk to tell its room
 WRITE_SECONDS = 15.0  # without any, the file is written this often: its age tells whether the daemon is alive
 
@@ -58,11 +59,10 @@ class Metrics:
         self._stale = now < self._next_look and not ending
         if file is None or self._stale:
             return
-        self._next_look = now + LOOK_SECONDS
         try:
             self._write(file, now, ending=ending)
         except StoreUnavailableError:
-            pass  # the daemon says so
+            self._next_look = now + LOOK_SECONDS  # the daemon says so
         except Exception as error:  # a full disk or whatever it is: no video waits for figures
             why = str(error)
             if isinstance(error, OSError):
@@ -71,6 +71,8 @@ class Metrics:
                 log.warning("metrics_file %s cannot be written, and is tried again: %s", file, why)
             self._trouble, self._next_look = why, now + WRITE_SECONDS
         else:
+            rest = max(LOOK_SECONDS, (time.monotonic() - now) / LOOK_SHARE)
+            self._next_look = now + min(rest, WRITE_SECONDS)
             if self._trouble is not None:
                 log.info("metrics_file %s is written again", file)
             self._trouble = None

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 STATUS_SECONDS = 1.0  # at most this often, however fast steps follow each other
+STATUS_SHARE = 0.05  # of the loop's time, at most: of ten thousand jobs the status takes most of a second
 SEND_SECONDS = 5.0  # to a systemd that does not read: the videos go on without it
 STOP_USEC = 30_000_000  # what a stop in progress asks for, again in every round
 
@@ -58,8 +59,8 @@ class Reporter:
         self._stale = now < self._next_status
         if self._stale:
             return
-        self._next_status = now + STATUS_SECONDS
         status = self._status()
+        self._next_status = now + max(STATUS_SECONDS, (time.monotonic() - now) / STATUS_SHARE)
         if status != self._said:
             notify(f"STATUS={status}")
             self._said = status

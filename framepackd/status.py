@@ -183,13 +183,19 @@ def _note(job: Job, delivery: dict[str, Any] | None) -> str | None:
 
 def _estimate(active: list[Job], ended: list[Job]) -> list[float | None]:
     """Estimate the seconds each active job still takes, by its own pace or that of the last one like it."""
-    paced = [job for job in (*active, *ended) if job.step_seconds is not None and job.work_units]
-    return [_remaining(job, paced) for job in active]
+    paces: dict[object, Job] = {}  # the first of each model
+    for job in filter(_is_paced, (*active, *ended)):
+        paces.setdefault(job.settings.get("model"), job)
+    return [
+        _remaining(job, job if _is_paced(job) else paces.get(job.settings.get("model"))) for job in active
+    ]
 
 
-def _remaining(job: Job, paced: list[Job]) -> float | None:
-    like = [other for other in paced if other.settings.get("model") == job.settings.get("model")]
-    pace = next((other for other in like if other.id == job.id), like[0] if like else None)
+def _is_paced(job: Job) -> bool:
+    return job.step_seconds is not None and bool(job.work_units)
+
+
+def _remaining(job: Job, pace: Job | None) -> float | None:
     if job.delivery is not None or pace is None or pace.step_seconds is None or not job.sections:
         return None
     scale = job.work_units / pace.work_units

@@ -291,10 +291,9 @@ def test_the_loop_sleeps_when_a_job_that_could_not_be_delivered_was_cancelled(
 ) -> None:
     decide_some(loop, 1)
     loop.daemon._round()
-    monkeypatch.setattr(deliveries, "RETRY_SECONDS", -1.0)  # its next turn is over by now
-    loop.daemon._deliveries.retry_now()
     loop.place.store.cancel_delivery("20260101-000000-000000", "discard")
     loop.place.store.finish("20260101-000000-000000", State.CANCELLED, error=None, output=None)
+    monkeypatch.setattr(deliveries.time, "monotonic", lambda now=time.monotonic: now() + 60)
     loop.daemon._round()
     assert waits(loop)
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import event
 
-from framepackd import cli, client, control, groups, intake, target_names
+from framepackd import cli, client, control, groups, intake, metrics, notify, status, target_names
 from framepackd.config import load_config
 from framepackd.database import Job, State, utc_now
 from framepackd.inbox import Inbox, Name
@@ -384,3 +384,65 @@ def test_a_request_that_is_too_long_is_refused_in_words(serving: Asked, tmp_path
     answer = control.ask(state_dir, {"command": "cancel", "jobs": ["x" * control.MAX_REQUEST_BYTES]})
     assert answer == {"error": "a request may have 1048576 bytes: ask for fewer jobs at once"}
     assert not serving.parts
+
+
+class Counted(dict[str, Any]):
+    """Settings that count how often they are looked at."""
+
+    looks = 0
+
+    def get(self, *arguments: Any) -> Any:
+        Counted.looks += 1
+        return super().get(*arguments)
+
+
+def test_how_long_thousands_of_jobs_take_is_estimated_by_a_look_at_each() -> None:
+    """Those that were tried again have a pace of their own, and each was compared with each."""
+    jobs = [
+        Job(id=f"{number}", state=State.QUEUED, settings=Counted(model="demo"), step_seconds=1.0 + number)
+        for number in range(100)
+    ]
+    for job in jobs:
+        job.width, job.height, job.sections, job.section, job.step, job.steps_total = 64, 64, 1, 0, 0, 10
+    assert status._estimate(jobs, [])[:3] == [10.0, 20.0, 30.0]
+    assert Counted.looks <= 10 * len(jobs)
+
+
+def test_the_more_there_is_to_say_the_less_often_systemd_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 10,000 jobs in the queue the loop spent two thirds of its time on that."""
+    clock = [100.0]
+    told: list[float] = []
+
+    def say() -> str:
+        told.append(clock[0])
+        clock[0] += 0.5
+        return "all is well"
+
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    monkeypatch.setattr(notify.time, "monotonic", lambda: clock[0])
+    reporter = notify.Reporter(say)
+    while clock[0] < 130:
+        reporter.round(stopping=False)
+        clock[0] += 0.25
+    assert told == [100.0, 110.0, 120.0]
+
+
+def test_the_more_jobs_there_are_the_less_often_figures_are_looked_for(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    looked: list[float] = []
+
+    def look() -> dict[str, Any]:
+        looked.append(clock[0])
+        clock[0] += 0.5
+        return snapshot
+
+    snapshot = loop.daemon._snapshot()
+    config = loop.place.config.model_copy(update={"metrics_file": loop.place.config.state_dir / "figures"})
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
+    figures = metrics.Metrics(lambda: config, loop.place.store, look)
+    while clock[0] < 130:
+        figures.round()
+        clock[0] += 0.25
+    assert len(looked) == 3

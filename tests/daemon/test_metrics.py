@@ -1,5 +1,6 @@
 """The file for Prometheus, read by Prometheus' own parser; nothing that happens to it stops a job."""
 
+import math
 import os
 import tempfile
 import time
@@ -66,6 +67,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(metrics, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(metrics, "LOOK_SHARE", math.inf)
     return Place(tmp_path)
 
 
