@@ -79,19 +79,10 @@ class Listing(NamedTuple):
     parts: dict[str, float]  # hidden files of our own, and since when they have their names
 
 
-def list_files(root: Path) -> dict[str, Found]:
-    """List the files below the inbox that are not to be ignored, by relative path.
+def look_through(root: Path) -> Listing:
+    """List the files below the inbox that are not to be ignored, and our own hidden ones, by relative path.
 
     A folder is listed whole, or stands for all that is in it with the reason why it is not.
-
-    Raises:
-        OSError: the inbox itself cannot be read.
-    """
-    return look_through(root).files
-
-
-def look_through(root: Path) -> Listing:
-    """List the files below the inbox as ``list_files`` does, and our own hidden ones.
 
     Raises:
         OSError: the inbox itself cannot be read.

@@ -13,9 +13,8 @@ from typing import Any
 from framepackd import delivery, files, moving
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.groups import OF_A_VIDEO, defaults_above, defaults_by_folder
+from framepackd.groups import OF_A_VIDEO, defaults_above, defaults_by_folder, folders_above, is_defaults
 from framepackd.jobs import JobStore
-from framepackd.listing import list_files
 from framepackd.names import rest_of_name
 from framepackd.resolving import resolve
 from framepackd.work_folder import INPUTS, MANIFEST
@@ -119,7 +118,16 @@ def _manifest(job: Job, config: Config) -> dict[str, Any]:
 
 
 def _defaults(job: Job, config: Config) -> list[str]:
-    return defaults_above(job.folder, defaults_by_folder(list_files(config.inbox)))
+    """Find the ``_defaults.toml`` files that hold for a job now; thousands of other files may wait there."""
+    found: list[str] = []
+    for above in folders_above(job.folder):
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            files.folder_below(config.inbox, above) as opened,
+        ):
+            names = (path.name for path in opened.iterdir())
+            found += [f"{above}/{name}".lstrip("/") for name in names if is_defaults(name)]
+    return defaults_above(job.folder, defaults_by_folder(found))
 
 
 def _remove_reason(job: Job, config: Config) -> None:

@@ -14,7 +14,7 @@ import click
 from tests.crash import faults
 from tests.crash.disk import Disk, unusable
 from tests.crash.harness import Campaign, undisturbed
-from tests.crash.jobs import Folders
+from tests.crash.jobs import JOBS, Folders, batch_of
 
 MEMORY = "/dev/shm"  # noqa: S108 - what is made there has a name of its own
 
@@ -35,11 +35,23 @@ def main() -> None:
     type=click.Choice(["state", "targets"]),
     help="Have the state folder, or outbox and failed folder, in /dev/shm: another file system.",
 )
+@click.option("--jobs", type=click.IntRange(len(JOBS)), default=len(JOBS), help="How many are queued.")
+@click.option("--waiting", default=0, help="How many texts wait in the inbox, for pictures that never come.")
 @click.option("--quiet", is_flag=True, help="Only the numbers at the end.")
-def kill(kills: int, seed: int, power_loss: str | None, across: str | None, *, quiet: bool) -> None:
+def kill(
+    kills: int,
+    seed: int,
+    power_loss: str | None,
+    across: str | None,
+    jobs: int,
+    waiting: int,
+    *,
+    quiet: bool,
+) -> None:
     """Kill it at every point between two durable calls, and at random times."""
     began = time.monotonic()
     with _folders(power_loss, across) as (folders, disk):
+        folders = replace(folders, jobs=batch_of(jobs), waiting=waiting)
         baseline = undisturbed(folders)
         click.echo(
             f"{baseline.points.total()} points, {len(baseline.points)} different, {baseline.seconds:.0f} s"

@@ -18,7 +18,8 @@ from tests.crash.jobs import Folders, Outcome, drop, examine, expected_of, seen_
 from tests.crash.victim import GOINGDOWN_LOGFLUSH, GOINGDOWN_NOLOGFLUSH, Plan
 
 REPOSITORY = Path(__file__).parents[2]
-LIFE_SECONDS = 180.0  # in which the whole queue is done many times over
+LIFE_SECONDS = 180.0  # in which the mixed queue is done many times over
+JOB_SECONDS = 5.0  # in which a job of a batch is
 UNDISTURBED = Plan()
 
 
@@ -27,10 +28,16 @@ def stretched(seconds: float) -> float:
     return seconds * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
+def life_seconds(folders: Folders) -> float:
+    """Give the time in which a queue is done at the latest."""
+    return LIFE_SECONDS + JOB_SECONDS * len(folders.jobs)
+
+
 class Life:
     """One daemon from its start to its end, in a process group of its own."""
 
     def __init__(self, folders: Folders, plan: Plan = UNDISTURBED, *, once: bool = True) -> None:
+        self._longest = life_seconds(folders)
         self._control = folders.own / "control"
         self._control.mkdir(exist_ok=True)
         plan.write(self._control)
@@ -79,7 +86,7 @@ class Life:
     def end(self) -> int:
         """Wait until every process has ended; gives the exit code."""
         try:
-            code = self.process.wait(stretched(LIFE_SECONDS))
+            code = self.process.wait(stretched(self._longest))
         finally:
             self.signal(signal.SIGKILL)  # at the latest now
         deadline = time.monotonic() + stretched(20)
@@ -178,7 +185,7 @@ class Campaign:
         second_look = False
         while True:
             plan = next(plans, UNDISTURBED)
-            some = len(to_drop) if plan == UNDISTURBED else self.rng.randint(0, 3)
+            some = len(to_drop) if plan == UNDISTURBED else self.rng.randint(0, len(self.folders.jobs) // 3)
             for name in to_drop[:some]:
                 drop(self.folders, name)
             del to_drop[:some]
@@ -217,7 +224,7 @@ class Campaign:
                         self.disk.cut_power(mode)
                     life.signal(signal.SIGKILL)
                     killed = True
-                assert lived < LIFE_SECONDS, f"the daemon does not end: see {life.log}"
+                assert lived < life_seconds(self.folders), f"the daemon does not end: see {life.log}"
                 time.sleep(0.02)
             code = life.end()
         killed = killed or life.fired

@@ -35,7 +35,21 @@ JOBS: dict[str, dict[str, Any]] = {
     "wrong": {"steps": 0},
 }
 FAILING = ("wrong",)
+IN_A_BATCH: dict[str, Any] = {"steps": 1}  # of one of hundreds of jobs
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """Give the settings of a job by its name, or that of a variation of it."""
+    return JOBS.get(name.partition("_")[0], IN_A_BATCH)
+
+
+def batch_of(number: int) -> tuple[str, ...]:
+    """Name a queue of so many jobs: the mixed ones, and as many more of one kind."""
+    return (*JOBS, *(f"batch{each:04}" for each in range(number - len(JOBS))))
+
+
 CHAIN_FRAMES = 3
+WAITING = "waiting"
 MODELS = f"""
 [models.tiny]
 kind = "framepack"
@@ -59,13 +73,14 @@ class Folders:
     jobs: tuple[str, ...] = tuple(JOBS)  # of which the queue is made
     states: Path | None = None  # where the state folder is, if not below the root
     targets: Path | None = None  # where outbox and failed folder are, if not below the root
+    waiting: int = 0  # texts in the inbox whose pictures never come
 
     @property
     def expected_jobs(self) -> list[str]:
         """What the drops become: one job each, or one for each seed."""
-        counts = {name: JOBS[name].get("seeds", 1) for name in self.jobs}
+        counts = {name: settings_of(name).get("seeds", 1) for name in self.jobs}
         return [
-            name if count == 1 else f"{name}_seed_{JOBS[name]['seed'] + number}"
+            name if count == 1 else f"{name}_seed_{settings_of(name)['seed'] + number}"
             for name, count in counts.items()
             for number in range(count)
         ]
@@ -73,6 +88,11 @@ class Folders:
     @property
     def inbox(self) -> Path:
         return self.root / "inbox"
+
+    @property
+    def dropped(self) -> list[str]:
+        """What lies in the inbox and does not wait for ever."""
+        return [path.name for path in self.inbox.iterdir() if not path.name.startswith(WAITING)]
 
     @property
     def outbox(self) -> Path:
@@ -96,6 +116,8 @@ class Folders:
         for folder in (self.inbox, self.outbox, self.failed, self.state):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
+        for number in range(self.waiting):
+            (self.inbox / f"{WAITING}{number:05}.txt").write_text("its picture never comes")
         names = {"inbox": self.inbox, "outbox": self.outbox, "failed": self.failed, "state_dir": self.state}
         lines = "".join(f'{name} = "{folder}"\n' for name, folder in names.items())
         self.config.write_text(f"{lines}settle_seconds = 0.1\n{extra}{TINY}keep_latents = true\n{MODELS}")
@@ -103,8 +125,8 @@ class Folders:
 
 def drop(folders: Folders, name: str) -> None:
     """Drop a job's files into the inbox."""
-    seed = list(JOBS).index(name)
-    lines = [f"{key} = {json.dumps(value)}\n" for key, value in JOBS[name].items()]
+    seed = list(JOBS).index(name) if name in JOBS else 300 + int(name.removeprefix("batch"))
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings_of(name).items()]
     (folders.inbox / f"{name}.toml").write_text("".join(lines))
     (folders.inbox / f"{name}.txt").write_text(f"a lake, {name}")
     if name == "end":
@@ -175,7 +197,7 @@ def seen_too_early(folders: Folders, expected: dict[str, str]) -> list[str]:
 
 def unfinished(folders: Folders) -> bool:
     """Say whether something is left to do."""
-    if any(folders.inbox.iterdir()):
+    if folders.dropped:
         return True
     with closing(sqlite3.connect(folders.state / "framepackd.db")) as connection:
         ended = connection.execute("SELECT count(*) FROM job WHERE state IN ('done', 'failed')").fetchone()
@@ -204,7 +226,7 @@ def examine(folders: Folders, expected: dict[str, str]) -> Outcome:
             outcome.other.append(f"{row['name']} is {row['state']}: {row['error']}")
         extra = max(row["steps_run"] - row["steps_total"], 0)
         outcome.repeated += extra
-        outcome.repeated_cached += extra if JOBS[row["name"].partition("_")[0]].get("cache") else 0
+        outcome.repeated_cached += extra if settings_of(row["name"]).get("cache") else 0
         if row["steps_run"] < row["steps_total"]:
             outcome.other.append(f"{row['name']}: {row['steps_run']} of {row['steps_total']} steps counted")
     found = {name: sha for name, sha in (delivered | refused).items() if not _tells_time(name)}
@@ -213,7 +235,11 @@ def examine(folders: Folders, expected: dict[str, str]) -> Outcome:
             outcome.differing.append(name)
     outcome.other += [f"{name} is left over or too many" for name in found]
     jobs_dir = folders.state / "jobs"
-    outcome.other += [f"{path.name} is left over" for path in (*jobs_dir.iterdir(), *folders.inbox.iterdir())]
+    left = (*(path.name for path in jobs_dir.iterdir()), *folders.dropped)
+    outcome.other += [f"{name} is left over" for name in left]
+    waiting = len(list(folders.inbox.iterdir())) - len(folders.dropped)
+    if waiting != folders.waiting:
+        outcome.other.append(f"{waiting} of {folders.waiting} texts without pictures wait")
     for path in folders.outbox.glob("*.json"):
         record = json.loads(path.read_text())
         if record["state"] != "done":

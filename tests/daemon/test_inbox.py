@@ -345,7 +345,7 @@ def test_a_folder_that_becomes_a_link_while_it_is_looked_at_is_not_followed(
         return folder_below(root, folder)
 
     monkeypatch.setattr(listing, "folder_below", swap_and_open)
-    assert list(listing.list_files(box.root)) == ["folder"]
+    assert list(listing.look_through(box.root).files) == ["folder"]
 
 
 def test_a_folder_with_too_many_files_is_named_and_the_others_are_looked_at(

@@ -15,7 +15,19 @@ from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import event
 
-from framepackd import cli, client, control, groups, intake, metrics, notify, status, target_names
+from framepackd import (
+    cli,
+    client,
+    control,
+    files,
+    groups,
+    intake,
+    metrics,
+    notify,
+    retry,
+    status,
+    target_names,
+)
 from framepackd.config import load_config
 from framepackd.database import Job, State, utc_now
 from framepackd.inbox import Inbox, Name
@@ -446,3 +458,21 @@ def test_the_more_jobs_there_are_the_less_often_figures_are_looked_for(
         figures.round()
         clock[0] += 0.25
     assert len(looked) == 3
+
+
+def test_a_retry_looks_for_defaults_above_its_job_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that had failed at intake is checked anew: each listed the whole inbox."""
+    place = Place(tmp_path / "place")
+    for folder in ("a", "a/b", *(f"other{number}" for number in range(20))):
+        (place.config.inbox / folder).mkdir()
+        (place.config.inbox / folder / "_defaults.TOML").write_text("steps = 5")
+    job = Job(id="id", name="cat", folder="a/b")
+    found: list[str] = []
+    listed = counted(
+        monkeypatch, files, "folder_below", lambda: found.extend(retry._defaults(job, place.config))
+    )
+    assert found == ["a/_defaults.TOML", "a/b/_defaults.TOML"]
+    assert listed == 3
+    assert retry._defaults(Job(id="id", name="cat", folder="gone"), place.config) == []
