@@ -294,6 +294,27 @@ def stuck(root: Path, jobs: int) -> float:
     return 1e3 * taken / jobs
 
 
+def resume(root: Path, jobs: int) -> float:
+    """Answer ``resume`` while such deliveries are tried: seconds on the clock."""
+    place = Place(root)
+    place.fill(jobs, State.RUNNING, "stuck", delivery={"state": State.DONE, "error": None})
+    made = place.daemon()
+    made._deliveries.retry_now()
+    took: list[float] = []
+
+    def ask() -> None:
+        time.sleep(0.1)  # while the loop is at it
+        begun = time.monotonic()
+        made.answer({"command": "resume"})
+        took.append(time.monotonic() - begun)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    while asking.is_alive():
+        made._round()
+    return took[0]
+
+
 def results(root: Path, count: int) -> float:
     """Write the results page for the first time: milliseconds a result."""
     place, page = Place(root), ResultsPage()
@@ -351,6 +372,7 @@ def rows(where: str | None = None) -> Iterator[Row]:
         yield row(figures, ENDED, FEW_ENDED, "ms", "reads all, every 15 s")
         yield row(stuck, STUCK, FEW_STUCK, "ms a job", "linear")
         yield Row("lines in the log meanwhile", lines_of[0], STUCK, "lines", "one a reason, not one a job")
+        yield row(resume, STUCK, FEW_STUCK, "s", "others are heard between (bar: 1 s)")
         yield row(results, RESULTS, FEW_RESULTS, "ms a result", "linear")
         yield row(results_again, RESULTS, FEW_RESULTS, "ms a result", "linear, and no record is read twice")
 
