@@ -26,6 +26,7 @@ from framepack_core.conditioning import verify_prompt_template
 from framepack_core.errors import ModelError
 from framepack_core.model_files import Stored
 from framepack_core.models import ModelSpec
+from framepack_core.precision import Precision, stored_as
 from framepack_core.tensor_files import TensorFiles
 
 log = logging.getLogger(__name__)
@@ -47,13 +48,21 @@ class Models:
     dtype: torch.dtype  # of the transformer's blocks, and of what goes into it
 
 
-def load(spec: ModelSpec, *, dtype: torch.dtype, encoder_dtype: torch.dtype) -> Models:
+def load(
+    spec: ModelSpec,
+    *,
+    dtype: torch.dtype,
+    encoder_dtype: torch.dtype,
+    precision: Precision = "exact",
+) -> Models:
     """Load every component of a model from this machine.
 
     Args:
         spec: which model; its files are looked for locally and in the hub's cache.
         dtype: of the transformer, whose last layer is float32 whatever this is; the reference: bfloat16.
         encoder_dtype: of text encoders, image encoder and VAE; the reference: float16.
+        precision: that the blocks will be reduced to: what is fp8 then is so as soon as it is read, and the
+            bits are the same. No more than that is held in memory, whatever the files are stored in.
 
     Raises:
         ModelError: a file is missing, or is not what it should be.
@@ -67,7 +76,9 @@ def load(spec: ModelSpec, *, dtype: torch.dtype, encoder_dtype: torch.dtype) -> 
     # Not LlamaTokenizerFast: since transformers 5 it loses the spaces of every prompt.
     tokenizer = _read(PreTrainedTokenizerFast, base / "tokenizer")
     verify_prompt_template(tokenizer)
-    transformer = _load_diffusers(HunyuanVideoFramepackTransformer3DModel, looked["transformer"], dtype)
+    transformer = _load_diffusers(
+        HunyuanVideoFramepackTransformer3DModel, looked["transformer"], dtype, precision
+    )
     keep_output_in_float32(transformer)
     return Models(
         spec=spec,
@@ -116,7 +127,7 @@ def _told(place: Path) -> Iterator[None]:
         ) from error
 
 
-def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype) -> Any:
+def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision: Precision = "exact") -> Any:
     """Build a component of diffusers' around the weights that a look has found.
 
     Not by ``from_pretrained``: it knows no names of files but its own and no scaled numbers, and believes an
@@ -125,7 +136,7 @@ def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype) -> Any:
     with _told(found.place):
         with init_empty_weights():
             module = component.from_config({k: v for k, v in found.config.items() if not k.startswith("_")})
-        module.load_state_dict(_weights(found, dtype), assign=True)
+        module.load_state_dict(_weights(found, dtype, precision), assign=True)
     return _loaded(module, found)
 
 
@@ -142,11 +153,14 @@ def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **chan
     return _loaded(module, found)
 
 
-def _weights(found: Stored, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _weights(found: Stored, dtype: torch.dtype, precision: Precision = "exact") -> dict[str, torch.Tensor]:
     """Read weights: those that are stored in ``dtype`` in place, others converted one by one."""
     with ExitStack() as stack:
         files = TensorFiles(stack)
-        return {name: files.weight(tensor).to(dtype) for name, tensor in found.tensors.items()}
+        return {
+            name: files.weight(tensor).to(dtype).to(stored_as(name, precision, dtype))
+            for name, tensor in found.tensors.items()
+        }
 
 
 def _loaded(module: Any, found: Stored) -> Any:

@@ -37,7 +37,11 @@ class Merger:
         """
         self._spec, self._dtype = spec, dtype
         self._layers = {name: layer for name, layer in transformer.named_modules() if _has_weight(layer)}
-        self._dtypes = {name: layer.weight.dtype for name, layer in self._layers.items()}
+        # What is fp8 already is rounded to this first, as all else that is reduced later.
+        self._dtypes = {
+            name: dtype if layer.weight.dtype == precision.FP8 else layer.weight.dtype
+            for name, layer in self._layers.items()
+        }
         self._changed = set[str]()  # weights that are not the model's own
         self._merged: tuple[tuple[str, float], ...] | None = ()  # hash and weight; None: it failed half way
 

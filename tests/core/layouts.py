@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from framepack_core import shapes
+from framepack_core import loading, shapes
 from framepack_core.headers import FLOAT_BYTES
 from framepack_core.models import ModelSpec, Source
 from tests.conftest import tiny_spec
@@ -36,6 +36,12 @@ def weights() -> Weights:
 def spec_of(transformer: Path) -> ModelSpec:
     """Name a tiny model whose transformer lies elsewhere."""
     return replace(tiny_spec(), transformer=Source(str(transformer)))
+
+
+def load(transformer: Path, dtype: torch.dtype = torch.float32) -> Weights:
+    """Load a tiny model with that transformer, and give the weights that it has then."""
+    loaded = loading.load(spec_of(transformer), dtype=dtype, encoder_dtype=torch.float32)
+    return dict(loaded.transformer.state_dict())
 
 
 def one_file(folder: Path, tensors: Mapping[str, torch.Tensor], name: str = FILE) -> Path:

@@ -55,12 +55,6 @@ def test_the_weights_that_a_config_makes_are_those_of_the_class(
     assert shapes.expected(part, config) == built(component, config)
 
 
-def load_transformer(transformer: Path, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    spec = spec_of(transformer)
-    loaded = loading.load(spec, dtype=dtype, encoder_dtype=torch.float32)
-    return dict(loaded.transformer.state_dict())
-
-
 def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[n], expected[n]) for n in expected)
 
@@ -69,21 +63,21 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 def test_a_layout_that_people_have_gives_the_weights_of_the_published_one(
     tmp_path: Path, layout: str
 ) -> None:
-    assert same(load_transformer(LAYOUTS[layout](tmp_path / "model")), weights())
+    assert same(layouts.load(LAYOUTS[layout](tmp_path / "model")), weights())
 
 
 def test_a_key_that_is_no_weight_is_said_and_the_model_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = LAYOUTS["a key too many"](tmp_path)
-    load_transformer(place)
+    layouts.load(place)
     assert f"{place} has 1 key that is no weight of the model (pos_embed_cache): passed over" in caplog.text
 
 
 def test_fp8_gives_the_bits_of_casting_up_first(tmp_path: Path) -> None:
     stored = layouts.fp8(weights())
     assert {tensor.dtype for tensor in stored.values()} == {FP8, torch.bfloat16}
-    loaded = load_transformer(one_file(tmp_path, stored), torch.bfloat16)
+    loaded = layouts.load(one_file(tmp_path, stored), torch.bfloat16)
     expected = {name: tensor.to(torch.bfloat16) for name, tensor in stored.items()}
     assert same({name: tensor.to(torch.bfloat16) for name, tensor in loaded.items()}, expected)
     assert any(not torch.equal(expected[name], tensor.bfloat16()) for name, tensor in weights().items())
@@ -96,7 +90,7 @@ def test_scaled_fp8_is_scaled_in_float32_and_rounded_once(
 ) -> None:
     stored = layouts.scaled_fp8(weights(), by_row=by_row)
     file = one_file(tmp_path, {name(key): tensor for key, tensor in stored.items()})
-    loaded = load_transformer(file, torch.bfloat16)
+    loaded = layouts.load(file, torch.bfloat16)
     for key, tensor in weights().items():
         if is_layer(key, tensor):
             module = key.removesuffix(".weight")
