@@ -53,8 +53,8 @@ _KNOWN = (
 )
 _TAKE = {
     headers.GGUF: (
-        "its packed numbers are not read: take the safetensors of the same model, for 8 bits "
-        "FramePackI2V_HY_fp8_e4m3fn.safetensors"
+        "its packed numbers are not read: take the safetensors of the same model, in bf16 or, half as large, "
+        "in fp8, such as FramePackI2V_HY_fp8_e4m3fn.safetensors"
     ),
     headers.POINTER: "run git lfs pull where it lies, or download the file itself",
     headers.PAGE: "download the file itself; on the hub its address has /resolve/, the page's /blob/",
@@ -100,7 +100,10 @@ def look(spec: ModelSpec) -> dict[str, Stored]:
         try:
             found[part] = read(place, part)
         except ModelError as error:
-            raise ModelError(f"model {spec.name}: {error}") from error
+            own = {"transformer": spec.transformer, "image_encoder": spec.image_encoder}
+            local = own.get(part, spec.base).is_local
+            hint = "" if local else f" (framepackd models verify {spec.name} says how)"
+            raise ModelError(f"model {spec.name}: {error}{hint}") from error
     return found
 
 
@@ -225,11 +228,9 @@ def _fit(
             "files are incomplete or belong to another model; download them again"
         )
     tensors = {name: _scaled(name, own) for name in wanted}
-    others = [key for key in held if key not in {tensor.key for tensor in tensors.values()}]
-    scales = {tensor.scale.key for tensor in tensors.values() if tensor.scale is not None}
-    left_over = [
-        key for key in others if key not in scales and not _UNUSED.fullmatch(key.removeprefix(prefix))
-    ]
+    used = {tensor.key for tensor in tensors.values()}
+    used |= {tensor.scale.key for tensor in tensors.values() if tensor.scale is not None}
+    left_over = [key for key in held if key not in used and not _UNUSED.fullmatch(key.removeprefix(prefix))]
     _verify_shapes(named, tensors, wanted)
     _verify_numbers(named, tensors)
     _verify_left_over(named, [key.removeprefix(prefix) for key in left_over], wanted)

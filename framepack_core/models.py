@@ -257,7 +257,7 @@ def _locate(source: Source, spec: ModelSpec, components: Components) -> Path:
             if source.is_local
             else f"run: framepackd models download {spec.name}"
         )
-        there = weight_files.instead(lacking.parent) if lacking.suffix == ".safetensors" else ""
+        there = weight_files.instead(lacking)
         raise ModelError(f"model {spec.name}: {lacking} is missing: {remedy}{there}")
     return folder
 

@@ -107,9 +107,14 @@ def _indexed(index: Path) -> WeightFiles:
     )
 
 
-def instead(folder: Path) -> str:
-    """Name what lies in a folder in place of weights, for a message; empty if nothing does."""
-    for file in visible(folder) if folder.is_dir() else ():
+def instead(lacking: Path) -> str:
+    """Name what lies where a file is missing and may be meant for it, for a message; else empty."""
+    files = visible(lacking.parent)
+    if lacking.name == "config.json":
+        weights = [file.name for file in files if file.suffix.lower() == ".safetensors"]
+        named = ", ".join(weights[:3]) + (" ..." if len(weights) > 3 else "")
+        return f" ({named} lies there; of a transformer its file can be given instead)" if weights else ""
+    for file in files if lacking.suffix == ".safetensors" else ():
         if file.suffix.lower() in _OTHERS:
             try:
                 read_header(file)

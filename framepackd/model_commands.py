@@ -73,6 +73,8 @@ def _row(config: "Config", name: str, *, ask: bool) -> dict[str, Any]:
             return {**row, "error": row["error"] or error}
     sources = [_source(role, part) for role, part in zip(ROLES, held, strict=False)]
     complete = bool(sources) and not any(source["missing"] for source in sources)
+    if complete:
+        error = error or next(iter(_unfit([spec])), None)
     return {
         "name": name,
         "kind": spec.kind,

@@ -177,6 +177,13 @@ def test_what_lies_there_in_place_of_weights_is_named_with_what_is_wanted(tmp_pa
     assert "framepack-Q4_K_M.gguf is there, a GGUF file" in str(raised.value)
 
 
+def test_of_a_folder_of_transformers_without_a_config_the_file_is_asked_for(tmp_path: Path) -> None:
+    one_file(tmp_path, weights())
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ModelError, match=rf"config.json is missing: .*\({layouts.FILE} lies there"):
+        models.find(spec_of(tmp_path))
+
+
 def test_a_file_in_place_of_a_folder_of_several_parts_is_named_so(tmp_path: Path) -> None:
     file = one_file(tmp_path, weights())
     with pytest.raises(ModelError, match="is a file; wanted is a folder that holds text_encoder, "):

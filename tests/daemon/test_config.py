@@ -215,6 +215,19 @@ def test_a_model_of_ones_own_names_its_repositories(tmp_path: Path) -> None:
     assert config.spec("framepack").kind == "framepack"
 
 
+def test_a_file_of_weights_is_looked_for_beside_the_configuration(tmp_path: Path) -> None:
+    """Of one that was not there it was said that the hub has it not, and to download it."""
+    config = load_config(
+        written(tmp_path, '[models.mine]\nkind = "f1"\ntransformer = "weights/F1_fp8.safetensors"\n')
+    )
+    source = config.spec("mine").transformer
+    assert source.is_local
+    assert source.folder == tmp_path / "weights/F1_fp8.safetensors"
+    (tmp_path / "weights").mkdir()
+    source.folder.touch()
+    assert source.is_local
+
+
 def test_scans_are_more_frequent_where_events_cannot_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config()
     for filesystem, expected in (("ext4", 60), ("nfs4", 10), ("fuse.sshfs", 10), ("cifs", 10)):

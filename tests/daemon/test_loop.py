@@ -187,9 +187,7 @@ def test_told_to_stop_while_the_database_cannot_be_used_it_ends_and_says_so(
     assert [job.name for job in loop.place.store.recover()] == ["cat"], "for the next daemon"
 
 
-def test_a_queue_whose_model_is_not_what_it_should_be_waits_and_no_worker_is_started(
-    loop: Loop, tmp_path: Path
-) -> None:
+def test_a_queue_whose_model_does_not_fit_waits_and_starts_no_worker(loop: Loop, tmp_path: Path) -> None:
     """Each job failed before, after a worker was started, as if its files were to be fetched again."""
     file = tmp_path / "framepack-Q4_K_M.gguf"
     file.write_bytes(b"GGUF" + bytes(100))

@@ -18,7 +18,12 @@ from tests.daemon.test_hooks import until
 from tests.golden import TINY_MODELS
 
 SHARD = "diffusion_pytorch_model-00002-of-00003.safetensors"
-UNUSED = ("transformer/diffusion_pytorch_model.safetensors", "README.md", "vae/weights.bin")
+UNUSED = (
+    "transformer/diffusion_pytorch_model.safetensors",
+    "README.md",
+    "vae/weights.bin",
+    "vae/._diffusion_pytorch_model.safetensors",
+)
 
 Models = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -275,7 +280,9 @@ def test_a_file_of_ones_own_is_listed_and_held_against_the_model(models: Models,
     save_file(tensors, file)
     found = models("verify")
     assert found.returncode == 1
-    assert f"unfit: {file} has 1 missing weights of 148, the first proj_out.bias" in found.stderr
+    unfit = f"unfit: {file} has 1 missing weights of 148, the first proj_out.bias"
+    assert unfit in found.stderr
+    assert mine(models, "--offline")["error"].startswith(unfit)
 
 
 def test_the_table_says_what_is_complete(models: Models) -> None:
