@@ -4,7 +4,6 @@
 """
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,8 +15,6 @@ from framepack_core.errors import ModelError
 from framepack_core.headers import OtherKindError, Tensor, read_header
 from framepack_core.models import ModelSpec
 from framepack_core.shapes import Shapes
-
-log = logging.getLogger(__name__)
 
 FRAMEPACK_CLASSES = ("HunyuanVideoFramepackTransformer3DModel", "HunyuanVideoTransformer3DModelPacked")
 _OF_FRAMEPACK = {"clean_x_embedder.proj.weight", "clean_x_embedder.proj_4x.weight"}

@@ -53,9 +53,8 @@ def choose(place: Path, part: str) -> WeightFiles:
             indexed = _indexed(index)
             inside = {*indexed.here, *indexed.missing}
             sets = {name: found for name, found in sets.items() if inside.isdisjoint(found.here)}
-            sets[".".join(filter(None, (named["stem"], named["variant"])))] = indexed
-    if any(found.here for found in sets.values()):  # an index alone is what somebody left
-        sets = {name: found for name, found in sets.items() if found.here}
+            if indexed.here or not sets:  # else it is an index that somebody left
+                sets[".".join(filter(None, (named["stem"], named["variant"])))] = indexed
     usual = "diffusion_pytorch_model" if part in ("transformer", "vae") else "model"  # to the libraries
     if len(sets) > 1 and usual not in sets:
         names = ", ".join(path.name for found in sets.values() for path in found.here[:1])

@@ -123,7 +123,7 @@ def beside_others(folder: Path) -> Path:
 
 def left_behind_index(folder: Path) -> Path:
     """Leave the index of shards that are gone beside the one file that there is."""
-    file = one_file(folder, weights())
+    file = one_file(folder, weights(), "diffusion_pytorch_model.safetensors")
     shutil.copy(PUBLISHED / "diffusion_pytorch_model.safetensors.index.json", folder)
     return file.parent
 
