@@ -176,7 +176,7 @@ class Engine:
 
         first = plan(video, keep_free, footprint.changed(loras, spec))
         _accept(first)
-        models = loading.load(spec, dtype=dtypes[0], encoder_dtype=dtypes[1])
+        models = loading.load(spec, dtype=dtypes[0], encoder_dtype=dtypes[1], precision=precision)
         engine = cls(models, chosen, plan, pinnable=first.pinnable, precision=precision, attention=attention)
         engine.prepare(video, keep_free, loras=loras)
         return engine

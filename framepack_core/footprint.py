@@ -8,13 +8,12 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from framepack_core.buckets import Size
 from framepack_core.errors import ModelError
-from framepack_core.headers import read_headers
 from framepack_core.lora import fit_all
+from framepack_core.model_files import Stored, look
 from framepack_core.models import ModelSpec, find
 from framepack_core.request import GenerationSettings, Lora
 
@@ -170,26 +169,27 @@ def weights(spec: ModelSpec) -> Weights:
         ModelError: a file is damaged.
     """
     try:
-        folders = find(spec)
+        find(spec)
     except ModelError:
         return PUBLISHED
-    tensors = list(_tensors(folders.transformer))
+    held = {part: list(_tensors(found)) for part, found in look(spec).items()}
+    tensors = held["transformer"]
     embedders = [tensor for tensor in tensors if _is_embedder(tensor[0])]
     return Weights(
         core=_component([tensor for tensor in tensors if not _is_embedder(tensor[0])], depth=2),
         embedders=_component(embedders, depth=1),
-        text_encoder=_component(list(_tensors(folders.base / "text_encoder")), depth=None),
-        text_encoder_2=_component(list(_tensors(folders.base / "text_encoder_2"))),
-        image_encoder=_component(list(_tensors(folders.image_encoder / "image_encoder"))),
-        vae=_component(list(_tensors(folders.base / "vae"))),
+        text_encoder=_component(held["text_encoder"], depth=None),
+        text_encoder_2=_component(held["text_encoder_2"]),
+        image_encoder=_component(held["image_encoder"]),
+        vae=_component(held["vae"]),
     )
 
 
 Tensor = tuple[str, int, int]  # name, parameters, bytes of one
 
 
-def _tensors(folder: Path) -> Iterator[Tensor]:
-    for name, tensor in read_headers(folder).items():
+def _tensors(found: Stored) -> Iterator[Tensor]:
+    for name, tensor in found.tensors.items():
         yield name, tensor.parameters, tensor.nbytes // max(tensor.parameters, 1)
 
 
@@ -216,14 +216,16 @@ def changed(loras: Sequence[Lora], spec: ModelSpec) -> dict[str, int]:
 def _component(tensors: list[Tensor], depth: int | None = 0) -> Component:
     """Add tensors up; what moves at once: all, all under a name of ``depth`` parts, or (None) a tensor."""
     groups: dict[str, int] = {}
-    for name, count, _ in tensors:
+    numbers = Counter[int]()  # by their width: that of most, not that of most tensors
+    for name, count, size in tensors:
+        numbers[size] += count
         group = name if depth is None else ".".join(name.split(".")[:depth])
         groups[group] = groups.get(group, 0) + count
     return Component(
         parameters=sum(count for _, count, _ in tensors),
         largest=max(groups.values(), default=0),
         stored_bytes=sum(count * size for _, count, size in tensors),
-        item_bytes=Counter(size for _, _, size in tensors).most_common(1)[0][0] if tensors else 2,
+        item_bytes=max(numbers, key=numbers.__getitem__, default=2),
     )
 
 

@@ -26,10 +26,10 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from huggingface_hub.file_download import http_get, repo_folder_name
-from safetensors import SafetensorError, safe_open
 
-from framepack_core import models
+from framepack_core import models, weight_files
 from framepack_core.errors import ModelError
+from framepack_core.headers import read_header
 from framepack_core.models import Components, ModelSpec, Source
 
 SHA256_DIGITS, SHA1_DIGITS = 64, 40
@@ -87,6 +87,10 @@ def holdings(spec: ModelSpec, *, ask: bool) -> list[Holding]:
 
 def _holding(source: Source, components: Components, spec: ModelSpec, *, ask: bool) -> Holding:
     folder = source.folder if source.is_local else _snapshot(source)
+    if source.is_local and models.is_file(folder):
+        files = weight_files.choose(folder, "transformer")
+        lying_here: Sizes = {path.name: path.stat().st_size for path in files.here}
+        return Holding(source, folder.parent, lying_here, dict.fromkeys(path.name for path in files.missing))
     wanted = models.patterns(components)
     listing = None if source.is_local else _cached_listing(source)
     # Where no listing is known: at least what no model can do without.
@@ -100,7 +104,8 @@ def _holding(source: Source, components: Components, spec: ModelSpec, *, ask: bo
     sizes |= listing or {}
     here: Sizes = {}
     for name in sizes:
-        if not any(fnmatch(name, pattern) for pattern in wanted):
+        hidden = any(fnmatch(name, pattern) for pattern in models.HIDDEN)
+        if hidden or not any(fnmatch(name, pattern) for pattern in wanted):
             continue
         path = folder / name
         if path.is_file():
@@ -172,10 +177,10 @@ class StoredFile:
         if self.path.suffix != ".safetensors":
             return None
         try:
-            with safe_open(self.path, "numpy"):  # compares its length with what the header tells
-                return None
-        except SafetensorError as error:
+            read_header(self.path)
+        except ValueError as error:
             return str(error)
+        return None
 
 
 def fetch_weights(held: Holding, spec: ModelSpec) -> None:

@@ -1,14 +1,16 @@
 """Load a model's components with the dtypes the reference uses, and trust none of them silently."""
 
 import logging
-import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel, ModelMixin
-from safetensors import SafetensorError, safe_open
+from accelerate import init_empty_weights  # type: ignore[import-untyped]  # it has no types
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     CLIPTextModel,
@@ -19,10 +21,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from framepack_core import models
+from framepack_core import model_files, models
 from framepack_core.conditioning import verify_prompt_template
 from framepack_core.errors import ModelError
+from framepack_core.model_files import Stored
 from framepack_core.models import ModelSpec
+from framepack_core.precision import Precision, stored_as
+from framepack_core.tensor_files import TensorFiles
 
 log = logging.getLogger(__name__)
 
@@ -43,53 +48,55 @@ class Models:
     dtype: torch.dtype  # of the transformer's blocks, and of what goes into it
 
 
-def load(spec: ModelSpec, *, dtype: torch.dtype, encoder_dtype: torch.dtype) -> Models:
+def load(
+    spec: ModelSpec,
+    *,
+    dtype: torch.dtype,
+    encoder_dtype: torch.dtype,
+    precision: Precision = "exact",
+) -> Models:
     """Load every component of a model from this machine.
 
     Args:
         spec: which model; its files are looked for locally and in the hub's cache.
         dtype: of the transformer, whose last layer is float32 whatever this is; the reference: bfloat16.
         encoder_dtype: of text encoders, image encoder and VAE; the reference: float16.
+        precision: that the blocks will be reduced to: what is fp8 then is so as soon as it is read, and the
+            bits are the same. No more than that is held in memory, whatever the files are stored in.
 
     Raises:
         ModelError: a file is missing, or is not what it should be.
     """
+    looked = model_files.look(spec)
+    for found in looked.values():
+        if found.warning:
+            log.warning("model %s: %s", spec.name, found.warning)
     folders = models.find(spec)
     base = folders.base
     # Not LlamaTokenizerFast: since transformers 5 it loses the spaces of every prompt.
     tokenizer = _read(PreTrainedTokenizerFast, base / "tokenizer")
     verify_prompt_template(tokenizer)
+    transformer = _load_diffusers(
+        HunyuanVideoFramepackTransformer3DModel, looked["transformer"], dtype, precision
+    )
+    keep_output_in_float32(transformer)
     return Models(
         spec=spec,
-        transformer=_load_transformer(folders.transformer, dtype),
-        text_encoder=_load(LlamaModel, base / "text_encoder", encoder_dtype),
-        text_encoder_2=_load(CLIPTextModel, base / "text_encoder_2", encoder_dtype),
+        transformer=transformer,
+        text_encoder=_load_transformers(LlamaModel, looked["text_encoder"], encoder_dtype),
+        text_encoder_2=_load_transformers(CLIPTextModel, looked["text_encoder_2"], encoder_dtype),
         tokenizer=tokenizer,
         tokenizer_2=_read(CLIPTokenizer, base / "tokenizer_2"),
-        vae=_load(AutoencoderKLHunyuanVideo, base / "vae", encoder_dtype),
+        vae=_load_diffusers(AutoencoderKLHunyuanVideo, looked["vae"], encoder_dtype),
         # Without what pools the picture's tokens into one, which is not used: in it a layer's weights are
         # taken without calling it, so that no hook could fetch them.
-        image_encoder=_load(
-            SiglipVisionModel,
-            folders.image_encoder / "image_encoder",
-            encoder_dtype,
-            unused=re.compile(r"(vision_model\.)?head\."),
-            vision_use_head=False,
+        image_encoder=_load_transformers(
+            SiglipVisionModel, looked["image_encoder"], encoder_dtype, vision_use_head=False
         ),
         # The PIL one by name: with torchvision installed the plain class computes other pixels.
         image_processor=_read(SiglipImageProcessorPil, folders.image_encoder / "feature_extractor"),
         dtype=dtype,
     )
-
-
-def _load_transformer(folder: Path, dtype: torch.dtype) -> HunyuanVideoFramepackTransformer3DModel:
-    transformer = _load(HunyuanVideoFramepackTransformer3DModel, folder, dtype)
-    if transformer.clean_x_embedder is None or transformer.image_projection is None:
-        raise ModelError(
-            f"{folder} holds a HunyuanVideo transformer that is not FramePack's: use a FramePack one"
-        )
-    keep_output_in_float32(transformer)
-    return transformer
 
 
 def keep_output_in_float32(transformer: Any) -> None:
@@ -104,54 +111,64 @@ def _inputs_to_float32(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[
 
 def _read(component: Any, folder: Path, **arguments: Any) -> Any:
     """Have a library read a folder, and say which it was if that fails."""
-    try:
+    with _told(folder):
         return component.from_pretrained(folder, local_files_only=True, **arguments)
+
+
+@contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """Say at which files a library failed."""
+    try:
+        yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(
-            f"{folder} cannot be loaded ({type(error).__name__}: {error}): "
+            f"{place} cannot be loaded ({type(error).__name__}: {error}): "
             "its files are damaged or incomplete; download them again"
         ) from error
 
 
-def _stored_keys(folder: Path) -> set[str]:
-    keys: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(file, framework="pt") as tensors:
-            keys.update(tensors.keys())
-    return keys
+def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision: Precision = "exact") -> Any:
+    """Build a component of diffusers' around the weights that a look has found.
 
-
-def _load(
-    component: Any,
-    folder: Path,
-    dtype: torch.dtype,
-    *,
-    unused: re.Pattern[str] | None = None,
-    **arguments: Any,
-) -> Any:
-    """Load one component and refuse it if any weight is missing, left over or of another shape.
-
-    Weights that are stored in ``dtype`` are read in place, from pages that the kernel can drop; others are
-    converted one by one. ``unused`` matches the names of those that may be left over.
+    Not by ``from_pretrained``: it knows no names of files but its own and no scaled numbers, and believes an
+    index where shards hold something else. Nor by ``from_single_file``: it does not know the class.
     """
-    module, report = _read(
-        component, folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **arguments
-    )
-    faults = {
-        name: set(map(str, report.get(f"{name}_keys") or ()))
-        for name in ("missing", "unexpected", "mismatched")
-    }
-    if isinstance(module, ModelMixin):
-        # diffusers believes a sharded checkpoint's index; what the shards really hold is for us to see.
-        faults["missing"] |= set(module.state_dict()) - _stored_keys(folder)
-    if unused is not None:
-        faults["unexpected"] = {key for key in faults["unexpected"] if not unused.match(key)}
-    faults["unreadable"] = set(map(str, report.get("error_msgs") or ()))
-    for fault, keys in faults.items():
-        if keys:
-            raise ModelError(
-                f"{folder} has {len(keys)} {fault} weights, the first {min(keys)}: "
-                "its files are damaged or belong to another model; download them again"
-            )
-    log.debug("loaded %s from %s", component.__name__, folder)
+    with _told(found.place):
+        with init_empty_weights():
+            module = component.from_config({k: v for k, v in found.config.items() if not k.startswith("_")})
+        module.load_state_dict(_weights(found, dtype, precision), assign=True)
+    return _loaded(module, found)
+
+
+def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **changed: Any) -> Any:
+    """Have transformers build a component around the weights that a look has found.
+
+    ``changed`` is what its config is to say instead.
+    """
+    with _told(found.place):
+        config = component.config_class.from_pretrained(found.place, local_files_only=True, **changed)
+        module = component.from_pretrained(
+            None, config=config, state_dict=_weights(found, dtype), dtype=dtype
+        )
+    return _loaded(module, found)
+
+
+def _weights(found: Stored, dtype: torch.dtype, precision: Precision = "exact") -> dict[str, torch.Tensor]:
+    """Read weights: those that are stored in ``dtype`` in place, others converted one by one."""
+    with ExitStack() as stack:
+        files = TensorFiles(stack)
+        return {
+            name: files.weight(tensor).to(dtype).to(stored_as(name, precision, dtype))
+            for name, tensor in found.tensors.items()
+        }
+
+
+def _loaded(module: Any, found: Stored) -> Any:
+    """Refuse a component with weights that no file gave it."""
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if not tensor.is_meta}
+    if own != {name: tensor.shape for name, tensor in found.tensors.items()}:
+        raise ModelError(
+            f"{found.place} does not give {type(module).__name__} all of its weights: report this"
+        )
+    log.debug("loaded %s from %s", type(module).__name__, found.place)
     return module.eval().requires_grad_(False)

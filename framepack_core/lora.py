@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from framepack_core import model_files
 from framepack_core.errors import RequestError
-from framepack_core.headers import Header, Tensor, read_header, read_headers
+from framepack_core.headers import Header, Tensor, read_header
 from framepack_core.lora_families import other_family
-from framepack_core.models import ModelSpec, find
+from framepack_core.models import ModelSpec
 from framepack_core.request import Lora
 
 NAMED = 3  # keys in a message
@@ -152,7 +153,7 @@ def fit_all(loras: Iterable[Lora], spec: ModelSpec) -> list[Fit]:
         ModelError: the model's files are missing or damaged.
     """
     headers = [(lora, read_lora(lora.file)) for lora in loras]  # first: what is wrong alone needs no model
-    base = read_headers(find(spec).transformer) if headers else {}
+    base = model_files.read_transformer(spec).tensors if headers else {}
     return [fit(lora.file.name, header, base, allow_partial=lora.allow_partial) for lora, header in headers]
 
 

@@ -7,20 +7,19 @@ is read. So the result is the same whatever was merged before, and no second cop
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from framepack_core import memory, precision
-from framepack_core.errors import ModelError, RequestError
-from framepack_core.headers import Tensor, read_headers
+from framepack_core import memory, model_files, precision
+from framepack_core.errors import RequestError
+from framepack_core.headers import Tensor
 from framepack_core.lora import Fit, Part, fit_all, sha256
-from framepack_core.models import ModelSpec, find
+from framepack_core.models import ModelSpec
 from framepack_core.places import Places
 from framepack_core.request import Lora
+from framepack_core.tensor_files import TensorFiles
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +37,11 @@ class Merger:
         """
         self._spec, self._dtype = spec, dtype
         self._layers = {name: layer for name, layer in transformer.named_modules() if _has_weight(layer)}
-        self._dtypes = {name: layer.weight.dtype for name, layer in self._layers.items()}
+        # What is fp8 already is rounded to this first, as all else that is reduced later.
+        self._dtypes = {
+            name: dtype if layer.weight.dtype == precision.FP8 else layer.weight.dtype
+            for name, layer in self._layers.items()
+        }
         self._changed = set[str]()  # weights that are not the model's own
         self._merged: tuple[tuple[str, float], ...] | None = ()  # hash and weight; None: it failed half way
 
@@ -72,11 +75,11 @@ class Merger:
             log.info("LoRA %s, weight %g: %s", lora.file.name, lora.weight, fit.text)
             for part in fit.parts:
                 sources.setdefault(part.weight, []).append((lora, fit, part))
-        base = read_headers(find(self._spec).transformer)
+        base = model_files.read_transformer(self._spec).tensors
         self._merged = None
         places.leave(*(self._layer(name) for name in sources.keys() | self._changed))
         with ExitStack() as stack:
-            files = _Files(stack)
+            files = TensorFiles(stack)
             for name in sorted(sources.keys() | self._changed):
                 merged = self._value(name, base[name], sources.get(name, ()), files, places.device)
                 self._changed.add(name)
@@ -92,17 +95,17 @@ class Merger:
     def _value(
         self,
         name: str,
-        stored: Tensor,
+        own: Tensor,
         sources: Sequence[tuple[Lora, Fit, Part]],
-        files: "_Files",
+        files: TensorFiles,
         device: torch.device,
     ) -> torch.Tensor:
         """Compute what a weight is to be, before it is quantized; in host memory."""
-        own = files.read(stored.file, name)
+        value = files.weight(own)
         dtype = self._dtypes[name.removesuffix(".weight")]
         if not sources:
-            return own.to(self._dtype).to(dtype)  # as it was loaded
-        value = own.to(device, torch.float32, copy=True)
+            return value.to(self._dtype).to(dtype)  # as it was loaded
+        value = value.to(device, torch.float32, copy=True)
         for lora, fit, part in sources:
             down = files.read(lora.file, part.down).to(device, torch.float32).flatten(1)
             up = files.read(lora.file, part.up).to(device, torch.float32).flatten(1)
@@ -128,23 +131,6 @@ class Merger:
             layer.weight = precision.quantize(value)
         else:
             layer.weight.data = value.to(layer.weight.dtype)
-
-
-class _Files:
-    """Files that are read tensor by tensor; what is not asked for is not read."""
-
-    def __init__(self, stack: ExitStack) -> None:
-        self._stack = stack
-        self._open = dict[Path, Any]()
-
-    def read(self, file: Path, name: str) -> torch.Tensor:
-        try:
-            if file not in self._open:
-                self._open[file] = self._stack.enter_context(safe_open(file, framework="pt"))
-            tensor: torch.Tensor = self._open[file].get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file} cannot be read ({error}): get it again") from error
-        return tensor
 
 
 def _has_weight(layer: nn.Module) -> bool:

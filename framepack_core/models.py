@@ -1,12 +1,12 @@
 """Which models there are and where their files lie. No torch here: ``check`` and intake use it."""
 
-import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from framepack_core import weight_files
 from framepack_core.buckets import BUCKETS, Size
 from framepack_core.errors import ModelError, RequestError
 from framepack_core.sections import Kind
@@ -26,28 +26,52 @@ IMAGE_COMPONENTS: Components = {
 }
 TRANSFORMER_COMPONENTS: Components = {".": ("config.json",)}
 WEIGHTS = ("text_encoder", "text_encoder_2", "vae", "image_encoder", ".")
+HIDDEN = [".*", "*/.*"]  # in a repository: macOS's ._model.safetensors, say
+FILES = (".safetensors", ".sft", ".gguf", ".ckpt")  # no repository is called like that
 
 
 @dataclass(frozen=True)
 class Source:
-    """A repository on the Hugging Face hub, or a local folder."""
+    """A repository on the Hugging Face hub, a local folder, or a local file of a transformer's weights."""
 
-    location: str  # "org/name", or the path of a folder
+    location: str  # "org/name", or the path of a folder or file
     revision: str | None = None  # commit, tag or branch on the hub
 
     @property
     def is_local(self) -> bool:
-        """Tell a folder from a hub id: it starts like a path, or is there."""
-        return self.location.startswith(("/", "./", "../", "~")) or self.folder.is_dir()
+        """Tell a path from a hub id: it starts like one, is there, or ends as files of weights do."""
+        path = self.location.startswith(("/", "./", "../", "~")) or self.location.lower().endswith(FILES)
+        return path or Path(self.location).exists()
 
     @property
     def folder(self) -> Path:
-        """Give the local folder, if this is one."""
-        return Path(self.location).expanduser()
+        """Give the local folder or file, if this is one; of what the hub's client made, its snapshot."""
+        return _snapshot(Path(self.location).expanduser(), self.revision or "main")
 
     def __str__(self) -> str:
         """Name it as an error message should."""
         return self.location if self.revision is None else f"{self.location}@{self.revision}"
+
+
+def is_hub_folder(path: Path) -> bool:
+    """Tell a folder in which the hub's client keeps a repository, with all its revisions."""
+    return path.name.startswith("models--") and (path / "snapshots").is_dir()
+
+
+def _snapshot(path: Path, revision: str) -> Path:
+    """Give the files of a repository where ``path`` is the folder in which the hub's client keeps it.
+
+    The only snapshot is taken where none is of the revision; of several none.
+    """
+    path = path.parent if path.name == "snapshots" else path
+    if not is_hub_folder(path):
+        return path
+    reference = path / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    snapshots = [entry for entry in (path / "snapshots").iterdir() if not entry.name.startswith(".")]
+    named = [entry for entry in snapshots if entry.name == commit]
+    (found,) = named or (snapshots if len(snapshots) == 1 and revision == "main" else [path])
+    return found
 
 
 @dataclass(frozen=True)
@@ -140,7 +164,7 @@ BUNDLED = frozenset(_DEMOS)
 class ModelFolders:
     """Where the files of a model lie on this machine, every one of them checked to be there."""
 
-    transformer: Path
+    transformer: Path  # a folder, or the file of its weights
     base: Path
     image_encoder: Path
 
@@ -173,6 +197,7 @@ def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
                     source.location,
                     revision=source.revision,
                     allow_patterns=patterns(components),
+                    ignore_patterns=HIDDEN,
                     max_workers=1,
                 )
         yield source, _locate(source, spec, components)
@@ -215,6 +240,16 @@ def patterns(components: Components) -> list[str]:
 
 def _locate(source: Source, spec: ModelSpec, components: Components) -> Path:
     folder = source.folder if source.is_local else _in_hub_cache(source, spec, components)
+    if is_hub_folder(folder):
+        raise ModelError(
+            f"model {spec.name}: {folder} has no snapshot of {source.revision or 'main'}, or several: name "
+            "one of the folders in its snapshots in the config"
+        )
+    if folder.is_file() and components != TRANSFORMER_COMPONENTS:
+        raise ModelError(
+            f"model {spec.name}: {folder} is a file; wanted is a folder that holds {', '.join(components)}: "
+            "correct the path in the config, or leave it out for the published one"
+        )
     lacking = next(missing(folder, components), None)
     if lacking is not None:
         remedy = (
@@ -222,7 +257,8 @@ def _locate(source: Source, spec: ModelSpec, components: Components) -> Path:
             if source.is_local
             else f"run: framepackd models download {spec.name}"
         )
-        raise ModelError(f"model {spec.name}: {lacking} is missing: {remedy}")
+        there = weight_files.instead(lacking)
+        raise ModelError(f"model {spec.name}: {lacking} is missing: {remedy}{there}")
     return folder
 
 
@@ -237,6 +273,7 @@ def _in_hub_cache(source: Source, spec: ModelSpec, components: Components) -> Pa
                 source.location,
                 revision=source.revision,
                 allow_patterns=patterns(components),
+                ignore_patterns=HIDDEN,
                 local_files_only=True,
             )
         )
@@ -256,36 +293,20 @@ def missing(folder: Path, components: Components) -> Iterator[Path]:
     """Name the files without which a source is nothing, and which are not in its folder.
 
     Raises:
-        ModelError: an index of weights is damaged.
+        ModelError: it is not clear which files hold weights, or an index of them is damaged.
     """
+    if components == TRANSFORMER_COMPONENTS and is_file(folder):
+        yield from weight_files.choose(folder, "transformer").missing
+        return
     for component, markers in components.items():
         yield from (
             folder / component / marker for marker in markers if not (folder / component / marker).is_file()
         )
         if component in WEIGHTS:
-            yield from _missing_weights(folder / component)
+            part = "transformer" if component == "." else component
+            yield from weight_files.choose(folder / component, part).missing
 
 
-def _missing_weights(folder: Path) -> Iterator[Path]:
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        yield from (folder / shard for shard in _shards(indexes[0]) if not (folder / shard).is_file())
-    elif not any(path.is_file() for path in folder.glob("*.safetensors")):
-        stem = (
-            "model"
-            if folder.name.startswith(("text_encoder", "image_encoder"))
-            else "diffusion_pytorch_model"
-        )
-        yield folder / f"{stem}.safetensors"
-
-
-def _shards(index: Path) -> list[str]:
-    """Name the files over which weights are spread; never a pickle, which the libraries would read too."""
-    try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        safe = all(Path(shard).name == shard and shard.endswith(".safetensors") for shard in shards)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is damaged ({error!r}): download it again") from error
-    if not safe:
-        raise ModelError(f"{index} names files that are not safetensors beside it: use a model that does")
-    return shards
+def is_file(place: Path) -> bool:
+    """Tell a file of weights from a folder, also if it is not there."""
+    return place.is_file() or (place.suffix.lower() in FILES and not place.is_dir())

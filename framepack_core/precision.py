@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from framepack_core.transformer import Blocks
 
 Precision = Literal["exact", "fp8", "nf4"]
+FP8 = torch.float8_e4m3fn
+_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
+# The norms' weights are few, and the result depends on them most.
+_AS_THEY_ARE = "norm"
+
+
+def stored_as(name: str, precision: Precision, dtype: torch.dtype) -> torch.dtype:
+    """Give the dtype that :func:`reduce` stores a weight of the transformer in: it can be loaded so."""
+    reduced = precision == "fp8" and name.startswith(_BLOCKS) and _AS_THEY_ARE not in name
+    return FP8 if reduced else dtype
 
 
 def reduce(blocks: "Blocks", precision: Precision, dtype: torch.dtype) -> None:
@@ -24,8 +34,7 @@ def reduce(blocks: "Blocks", precision: Precision, dtype: torch.dtype) -> None:
         ModelError: the library that it takes is not installed.
     """
     if precision == "fp8":
-        # The norms' weights are few, and the result depends on them most.
-        apply_layerwise_casting(blocks, torch.float8_e4m3fn, dtype, skip_modules_pattern=("norm",))
+        apply_layerwise_casting(blocks, FP8, dtype, skip_modules_pattern=(_AS_THEY_ARE,))
     elif precision == "nf4":
         _to_nf4(blocks, dtype)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from framepack_core import footprint, models, planning, tiny_weights
+from framepack_core import footprint, model_files, planning, tiny_weights
 from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
 from framepack_core.errors import FramePackError, RequestError
 from framepack_core.footprint import GIB, ItemBytes, Video, Weights
@@ -47,7 +47,7 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     )
     yield _database(config)
     for name in dict.fromkeys([config.model, *config.models]):
-        yield _model(config, name)
+        yield from _model(config, name)
     yield _loras(config)
     if config.preview_decoder is not None:
         yield _preview_decoder(config.preview_decoder, whole=gpu)
@@ -124,12 +124,16 @@ def _database(config: Config) -> Check:
     )
 
 
-def _model(config: Config, name: str) -> Check:
+def _model(config: Config, name: str) -> Iterator[Check]:
     try:
-        models.find(config.spec(name))
+        looked = model_files.look(config.spec(name))
     except FramePackError as error:
-        return False, f"model {name}", str(error)
-    return True, f"model {name}", "every file is here"
+        yield False, f"model {name}", str(error)
+        return
+    yield True, f"model {name}", "every file is here, and they fit"
+    for found in looked.values():
+        if found.warning:
+            yield "warning", f"model {name}", found.warning
 
 
 def _loras(config: Config) -> Check:

@@ -59,7 +59,9 @@ def _saved(path: Path) -> bool:
 def _parquet_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
-    return sorted(each for each in path.rglob("*") if each.suffix.lower() == ".parquet")
+    # Hidden ones are what macOS leaves beside each.
+    visible = (each for each in path.rglob("*") if not each.name.startswith("."))
+    return sorted(each for each in visible if each.suffix.lower() == ".parquet")
 
 
 def read(options: Options) -> Source:

@@ -6,6 +6,7 @@ file: no id, no time, no place on a disk.
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from framepack_core.errors import RequestError
@@ -78,4 +79,4 @@ def _only(entry: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
 
 def _named(source: Source) -> str:
     """Name a repository with its revision; of a folder of one's own its name alone."""
-    return source.folder.name if source.is_local else str(source)
+    return Path(source.location).name if source.is_local else str(source)

@@ -96,7 +96,8 @@ def listing(lora_dir: Path) -> str:
 def _names(lora_dir: Path) -> Iterator[str]:
     for folder, _, files in os.walk(lora_dir):
         here = Path(folder).relative_to(lora_dir)
-        yield from (str(here / file) for file in files if file.lower().endswith(SUFFIX))
+        seen = (file for file in files if not file.startswith("."))  # macOS leaves a ._file beside each
+        yield from (str(here / file) for file in seen if file.lower().endswith(SUFFIX))
 
 
 def opened(entry: LoraSetting, lora_dir: Path) -> Lora:

@@ -73,6 +73,8 @@ def _row(config: "Config", name: str, *, ask: bool) -> dict[str, Any]:
             return {**row, "error": row["error"] or error}
     sources = [_source(role, part) for role, part in zip(ROLES, held, strict=False)]
     complete = bool(sources) and not any(source["missing"] for source in sources)
+    if complete:
+        error = error or next(iter(_unfit([spec])), None)
     return {
         "name": name,
         "kind": spec.kind,
@@ -194,8 +196,8 @@ def _make_sure_of_room(held: "list[tuple[str, Holding]]") -> None:
 def verify(config_file: Path | None, names: tuple[str, ...]) -> None:
     """Read every file of the models and compare it with what was published: those NAMED, else the config's.
 
-    Works without the network: the cache records the hashes. Of folders of your own no hash is known: there,
-    safetensors are held against the lengths in their headers. Nothing is changed.
+    Works without the network: the cache records the hashes. Of folders and files of your own none is known.
+    Of all, names, shapes and lengths in the headers are held against what the model has. Nothing is changed.
     """
     config = load(config_file)
     specs = _chosen(config, names)
@@ -217,6 +219,8 @@ def verify(config_file: Path | None, names: tuple[str, ...]) -> None:
     for name, part in held:
         remedy = "put it there" if part.source.is_local else f"run: framepackd models download {name}"
         lines += [f"missing: {part.folder / lacking}\n  {remedy}" for lacking in sorted(part.missing)]
+    if not lines:  # all that it takes is here, and as it was made
+        lines = _unfit(specs)
     for line in lines:
         click.echo("\n".join(map(printable, line.split("\n"))), err=True)
     if lines:
@@ -226,6 +230,20 @@ def verify(config_file: Path | None, names: tuple[str, ...]) -> None:
         f", {len(stored) - hashed} without a hash" if hashed < len(stored) else ""
     )
     click.echo(f"{len(stored)} files, {size_text(sum(file.size for _, _, file in stored))}: {known}")
+
+
+def _unfit(specs: "list[ModelSpec]") -> list[str]:
+    """Say of the parts of models whose files are whole which do not hold what the model has."""
+    from framepack_core.errors import ModelError
+    from framepack_core.model_files import faults
+
+    found: list[str] = []
+    for spec in specs:
+        try:
+            found += faults(spec)
+        except ModelError as error:
+            found.append(str(error))
+    return [f"unfit: {fault}" for fault in dict.fromkeys(found)]
 
 
 def _read_through(stored: "list[StoredFile]") -> dict[Path, str]:

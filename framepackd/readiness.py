@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from framepack_core import models
+from framepack_core import model_files
 from framepack_core.errors import FramePackError
 from framepackd.config import Config
 from framepackd.database import Job
@@ -17,12 +17,12 @@ SHOWN_JOBS = 5  # of those that a problem names
 
 
 def missing_model(job: Job, config: Config) -> str | None:
-    """Say which file of the job's model is missing and how to fetch it; None if all are here."""
+    """Say which file of the job's model is missing or not what it should be; None if all are here and fit."""
     try:
-        models.find(config.spec(job.settings["model"]))
+        model_files.look(config.spec(job.settings["model"]))
     except FramePackError as error:
         return str(error)
-    except (KeyError, ValueError, OSError):  # not in the config any more, or damaged: loading it says so
+    except (KeyError, ValueError, OSError):  # not in the config any more: the job says so
         return None
     return None
 

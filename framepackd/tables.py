@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.models import BUILT_IN, ModelSpec, Source, is_file, is_hub_folder
 from framepack_core.sections import Kind
 from framepackd.secret_files import SecretError, secret, webhook_address
 
@@ -112,11 +112,14 @@ class ModelConfig(_Section):
     mag_ratios: Path | None = None  # written by `framepackd calibrate`
 
     def with_absolute_paths(self, base: Path) -> "ModelConfig":
-        """Resolve those of the three that are folders against the config's folder; the others are hub ids."""
+        """Resolve those of the three that are here, or files, against the config's folder.
+
+        The others are hub ids.
+        """
         folders = {
             key: str(base / Path(getattr(self, key)).expanduser())
             for key in ("transformer", "base", "image_encoder")
-            if (base / Path(getattr(self, key)).expanduser()).exists()
+            if (base / Path(getattr(self, key)).expanduser()).exists() or is_file(Path(getattr(self, key)))
         }
         ratios = base / self.mag_ratios.expanduser() if self.mag_ratios else None
         return self.model_copy(update={**folders, "mag_ratios": ratios})
@@ -138,7 +141,7 @@ def _source(location: str, revision: str | None) -> Source:
         for source in (built_in.transformer, built_in.base, built_in.image_encoder):
             if source.location == location and revision is None:
                 return source  # with the revision that was tested
-    if Path(location).is_dir():
-        return Source(location)
+    if (path := Path(location)).exists():
+        return Source(location, revision if is_hub_folder(path) else None)
     name, _, written = location.partition("@")
     return Source(name, written or revision)

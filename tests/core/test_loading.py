@@ -184,7 +184,7 @@ def test_a_download_that_breaks_off_says_what_to_do(monkeypatch: pytest.MonkeyPa
 def test_a_file_that_is_cut_short_is_told(copied: ModelSpec) -> None:
     file = copied.base.folder / "vae/diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ModelError, match="vae cannot be loaded"):
+    with pytest.raises(ModelError, match=r"safetensors is damaged .*cut off"):
         load(copied)
 
 
@@ -195,7 +195,7 @@ def test_a_transformer_without_one_of_its_weights_is_refused(copied: ModelSpec) 
     del tensors[name]
     save_file(tensors, file)
     # diffusers 0.42 reports nothing here: it goes by the index.
-    with pytest.raises(ModelError, match="has 1 missing weights, the first "):
+    with pytest.raises(ModelError, match=r"has 1 missing weights of 148, the first "):
         load(copied)
 
 

@@ -11,7 +11,7 @@ from diffusers.hooks import group_offloading
 from safetensors import safe_open
 from torch import nn
 
-from framepack_core import footprint, loading, memory, merging, planning
+from framepack_core import footprint, loading, memory, merging, planning, tensor_files
 from framepack_core.engine import Engine, Step
 from framepack_core.errors import RequestError
 from framepack_core.footprint import GIB, PUBLISHED, Video
@@ -20,6 +20,7 @@ from framepack_core.planning import Card, Host
 from framepack_core.precision import Precision
 from framepack_core.request import Lora, Request
 from tests.conftest import tiny_spec
+from tests.core import layouts
 from tests.core.loras import RANK, differing, latents, make_lora, merge, stored, weights_of
 from tests.core.test_precision import needs_bitsandbytes
 from tests.core.test_resume import everything, request_for
@@ -33,6 +34,40 @@ MODES: list[Any] = [
     ("fp8", "float32"),
     pytest.param("nf4", "float32", marks=needs_bitsandbytes),
 ]
+
+
+def test_what_was_read_as_fp8_takes_a_lora_as_what_was_reduced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = stored(tiny_spec())
+    make_lora(tmp_path / "a.safetensors", "diffusers", base)
+    lora = Lora(file=tmp_path / "a.safetensors", weight=0.8)
+    found = []
+    for at_once in (True, False):
+        if not at_once:
+            monkeypatch.setattr(loading, "stored_as", lambda _, __, dtype: dtype)
+        engine = Engine.load(tiny_spec(), device="cpu", dtype="bfloat16", precision="fp8")
+        merge(engine, lora)
+        found.append(weights_of(engine))
+    read, reduced = found
+    assert all(torch.equal(read[name].float(), tensor.float()) for name, tensor in reduced.items())
+
+
+def test_loras_are_merged_into_scaled_fp8_with_a_prefix_as_into_what_it_stands_for(tmp_path: Path) -> None:
+    scaled = layouts.scaled_fp8(layouts.weights())
+    file = layouts.one_file(tmp_path / "scaled", layouts.prefixed(scaled))
+    meant = dict(layouts.load(file))
+    plain = layouts.one_file(tmp_path / "plain", meant)
+    make_lora(tmp_path / "a.safetensors", "diffusers", meant)
+    lora = Lora(file=tmp_path / "a.safetensors", weight=0.8)
+    found = []
+    for place in (file, plain):
+        engine = Engine.load(layouts.spec_of(place), device="cpu")
+        merge(engine, lora)
+        merge(engine)
+        merge(engine, lora)
+        found.append(weights_of(engine))
+    assert not differing(*found)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), MODES)
@@ -111,7 +146,7 @@ def test_a_switch_reads_only_what_it_changes_and_moves_nothing_else(
     layers = engine.merger._layers
     addresses = {f"{name}.weight": layer.weight.data_ptr() for name, layer in layers.items()}
     monkeypatch.setattr(loading, "load", None)
-    monkeypatch.setattr(merging, "safe_open", CountedFile)
+    monkeypatch.setattr(tensor_files, "safe_open", CountedFile)
     switches: list[tuple[str, set[str]]] = [
         ("q", set(in_q)),
         ("q", set()),

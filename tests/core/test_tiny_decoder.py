@@ -156,7 +156,7 @@ with zipfile.ZipFile(OTHER_ARCHIVE, "w") as archive:
         ),
         ("taehv.pth", None, "cannot be read (No such file or directory): take"),
         ("taehv.safetensors", None, "or correct the path"),
-        ("taehv.safetensors", b"<html>", "is damaged (no safetensors file, or cut off): take"),
+        ("taehv.safetensors", b"<html>", "is damaged (it is an HTML page): take"),
         ("taehv.safetensors", cut_off({}, ".safetensors"), "is damaged (no safetensors file, or cut off)"),
         ("taehv.pth", b"<html>", "is damaged (no archive of torch's, or cut off): take"),
         (

@@ -1,14 +1,17 @@
 """What check says of a machine, the one at hand or one that is only named."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from framepackd.cli import main
+from tests.core.layouts import one_file, prefixed, weights
 from tests.core.test_tiny_decoder import as_published
+from tests.golden import TINY_MODELS
 
 
 @pytest.fixture
@@ -72,6 +75,38 @@ def test_the_real_machine_is_planned_for_where_none_is_named(config: Path) -> No
     config.write_text(config.read_text() + 'model = "demo"\n[gpu]\ndevice = "cpu"\n')
     assert "in RAM" in check(config).stdout
     assert "memory plan" not in check(config, "--no-gpu").stdout
+
+
+def of_model(config: Path, transformer: Path) -> str:
+    """Give what check says of a model with the tiny parts and another transformer."""
+    config.write_text(
+        f'state_dir = "{config.parent / "state"}"\nmodel = "mine"\n[models.mine]\nkind = "framepack"\n'
+        f'transformer = "{transformer}"\nbase = "{TINY_MODELS}/hunyuanvideo"\n'
+        f'image_encoder = "{TINY_MODELS}/flux_redux"\n'
+    )
+    lines = check(config, "--no-gpu").stdout.splitlines()
+    return "\n".join(line for line in lines if "model mine" in line)
+
+
+def test_what_the_worker_would_refuse_is_said_before_there_is_one(config: Path, tmp_path: Path) -> None:
+    """It said "every file is here", and the worker then "damaged or incomplete; download them again"."""
+    folder = shutil.copytree(TINY_MODELS / "framepack-i2v", tmp_path / "model")
+    assert "✓  model mine" in of_model(config, folder)
+    shard = folder / "diffusion_pytorch_model-00002-of-00003.safetensors"
+    save_file({f"blocks.{name}": tensor for name, tensor in load_file(shard).items()}, shard)
+    assert "missing weights of 148" in of_model(config, folder)
+    shard.write_text("version https://git-lfs.github.com/spec/v1")
+    assert f"{shard} is a Git LFS pointer" in of_model(config, folder)
+
+
+def test_a_file_of_a_transformer_is_taken_and_a_key_too_many_said(config: Path, tmp_path: Path) -> None:
+    file = one_file(tmp_path, {**prefixed(weights()), "model_sampling.sigmas": torch.zeros(3)})
+    said = of_model(config, file)
+    assert "✓  model mine" in said
+    assert f"{file} has 1 key that is no weight of the model (model_sampling.sigmas)" in said
+    assert "config.json" not in said
+    gone = of_model(config, tmp_path / "gone.safetensors")
+    assert f"{tmp_path}/gone.safetensors is missing: put it there" in gone
 
 
 @pytest.mark.parametrize("arguments", [(), ("--no-gpu",)])

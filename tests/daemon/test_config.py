@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from framepack_core.models import Source
 from framepackd.config import Config, ConfigError, load_config, poll_seconds
 from framepackd.settings import JobSettings, parse_settings
 from framepackd.tables import ModelConfig
@@ -213,6 +214,31 @@ def test_a_model_of_ones_own_names_its_repositories(tmp_path: Path) -> None:
     assert spec.base.is_local
     assert str(spec.image_encoder) == "me/eyes@abc"
     assert config.spec("framepack").kind == "framepack"
+
+
+def test_a_file_of_weights_is_looked_for_beside_the_configuration(tmp_path: Path) -> None:
+    """Of one that was not there it was said that the hub has it not, and to download it."""
+    config = load_config(
+        written(tmp_path, '[models.mine]\nkind = "f1"\ntransformer = "weights/F1_fp8.safetensors"\n')
+    )
+    source = config.spec("mine").transformer
+    assert source.is_local
+    assert source.folder == tmp_path / "weights/F1_fp8.safetensors"
+    (tmp_path / "weights").mkdir()
+    source.folder.touch()
+    assert source.is_local
+
+
+def test_of_the_hubs_folder_of_a_model_the_revision_is_kept_and_of_any_other_folder_none(
+    tmp_path: Path,
+) -> None:
+    for folder in ("models--me--mine/snapshots/abc", "models--me--mine/snapshots/def", "plain"):
+        (tmp_path / folder).mkdir(parents=True)
+    text = '[models.mine]\nkind = "f1"\nrevision = "abc"\ntransformer = "{}"\n'
+    hub = load_config(written(tmp_path, text.format("models--me--mine"))).spec("mine").transformer
+    assert hub.folder == tmp_path / "models--me--mine/snapshots/abc"
+    plain = load_config(written(tmp_path, text.format("plain"))).spec("mine").transformer
+    assert plain == Source(str(tmp_path / "plain"))
 
 
 def test_scans_are_more_frequent_where_events_cannot_be_trusted(monkeypatch: pytest.MonkeyPatch) -> None:

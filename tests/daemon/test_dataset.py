@@ -56,6 +56,7 @@ def write(rows: datasets.Dataset, path: Path, form: str) -> Path:
     else:  # as on the hub
         (path / "data").mkdir(parents=True)
         rows.to_parquet(str(path / "data/train-00000-of-00002.parquet"))
+        (path / "data/._train-00000-of-00002.parquet").write_bytes(b"left by macOS")
         rows.select(range(1)).to_parquet(str(path / "data/train-00001-of-00002.parquet"))
     return path
 

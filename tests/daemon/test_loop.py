@@ -187,6 +187,21 @@ def test_told_to_stop_while_the_database_cannot_be_used_it_ends_and_says_so(
     assert [job.name for job in loop.place.store.recover()] == ["cat"], "for the next daemon"
 
 
+def test_a_queue_whose_model_does_not_fit_waits_and_starts_no_worker(loop: Loop, tmp_path: Path) -> None:
+    """Each job failed before, after a worker was started, as if its files were to be fetched again."""
+    file = tmp_path / "framepack-Q4_K_M.gguf"
+    file.write_bytes(b"GGUF" + bytes(100))
+    config = loop.place.config.model_copy(
+        update={"models": {"demo": SimpleNamespace(spec=lambda _: spec(file))}}
+    )
+    loop.daemon._config = loop.daemon._runner._config = config
+    loop.place.drop()
+    loop.round()
+    assert not loop.started
+    assert f"{file} is a GGUF file: " in str(loop.paused())
+    assert loop.counts() == {"queued": 1}
+
+
 @pytest.mark.parametrize("once", [False, True], ids=["", "once"])
 def test_a_queue_whose_model_is_missing_waits_and_goes_on_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, once: bool

@@ -61,6 +61,7 @@ def test_a_mistake_is_told_with_its_key_and_value(said: object, mistake: str) ->
 
 
 def test_a_file_that_is_not_there_is_told_with_those_that_are(lora_dir: Path) -> None:
+    (lora_dir / "styles/._oil.safetensors").write_bytes(b"left by macOS")
     with pytest.raises(RequestError, match=r"no oil.safetensors in .*\(there are styles/oil.safetensors\)"):
         loras.find("oil.safetensors", lora_dir)
     for number in range(12):

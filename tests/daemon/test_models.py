@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from tests.acceptance.conftest import environment
 from tests.daemon.fake_hub import COMMIT, FakeHub, etag
@@ -16,7 +18,12 @@ from tests.daemon.test_hooks import until
 from tests.golden import TINY_MODELS
 
 SHARD = "diffusion_pytorch_model-00002-of-00003.safetensors"
-UNUSED = ("transformer/diffusion_pytorch_model.safetensors", "README.md", "vae/weights.bin")
+UNUSED = (
+    "transformer/diffusion_pytorch_model.safetensors",
+    "README.md",
+    "vae/weights.bin",
+    "vae/._diffusion_pytorch_model.safetensors",
+)
 
 Models = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -113,8 +120,9 @@ def test_a_connection_that_breaks_off_is_taken_up_again(models: Models, hub: Fak
 def test_a_download_that_is_killed_goes_on_within_the_file_where_it_was(
     models: Models, hub: FakeHub, config: Path
 ) -> None:
-    with (hub.repositories["me/mine"] / SHARD).open("r+b") as shard:
-        shard.truncate(25_000_000)  # the client writes 10 MiB at a time
+    shard = hub.repositories["me/mine"] / SHARD
+    padding = {"padding": np.zeros(24_500_000, np.uint8)}  # the client writes 10 MiB at a time
+    save_file(load_file(shard) | padding, shard)
     hub.hang[SHARD] = 12_000_000
     arguments = [sys.executable, "-m", "framepackd", "models", "download", "--config", str(config)]
     process = subprocess.Popen(
@@ -250,6 +258,31 @@ def test_a_folder_of_ones_own_is_held_against_the_lengths_in_its_headers(
     assert f"damaged: {shard}: " in found.stderr
     shard.unlink()
     assert f"missing: {shard}\n  put it there" in models("verify").stderr
+
+
+def test_a_file_of_ones_own_is_listed_and_held_against_the_model(models: Models, config: Path) -> None:
+    """A file may be as long as its header says and still not fit."""
+    folders = config.parent / "published"
+    tensors = load_file(folders / "framepack-f1" / "diffusion_pytorch_model.safetensors")
+    file = folders / "framepack-f1" / "FramePack_F1.safetensors"
+    save_file({f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}, file)
+    (folders / "framepack-f1" / "._FramePack_F1.safetensors").write_bytes(b"left by macOS")
+    config.write_text(
+        f'model = "mine"\n[models.mine]\nkind = "f1"\ntransformer = "{file}"\n'
+        f'base = "{folders}/hunyuanvideo"\nimage_encoder = "{folders}/flux_redux"\n'
+    )
+    listed = mine(models, "--offline")
+    assert listed["complete"]
+    assert listed["sources"][0]["bytes_here"] == file.stat().st_size
+    fine = models("verify")
+    assert fine.returncode == 0, fine.stderr
+    tensors.pop("proj_out.bias")
+    save_file(tensors, file)
+    found = models("verify")
+    assert found.returncode == 1
+    unfit = f"unfit: {file} has 1 missing weights of 148, the first proj_out.bias"
+    assert unfit in found.stderr
+    assert mine(models, "--offline")["error"].startswith(unfit)
 
 
 def test_the_table_says_what_is_complete(models: Models) -> None:
