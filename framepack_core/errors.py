@@ -9,5 +9,9 @@ class RequestError(FramePackError):
     """The request cannot be carried out as it is: a setting, a picture, a combination of both."""
 
 
+class FreshProcessError(Exception):
+    """What computes is to go on in another process; the text says why. Nothing is wrong with the request."""
+
+
 class ModelError(FramePackError):
     """The model's files are missing, incomplete or not what they should be."""

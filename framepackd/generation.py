@@ -8,14 +8,13 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-import torch
-
 import framepack_core
 from framepack_core import compiling, continuing, footprint, media, memory
 from framepack_core.attention import AUTO
+from framepack_core.device_errors import Verdict, judge
 from framepack_core.encoders import Conditioning
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.errors import FramePackError
+from framepack_core.errors import FramePackError, FreshProcessError
 from framepack_core.lora import fit_all
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import HostCopy, Progress
@@ -228,10 +227,16 @@ class Generation:
             try:
                 engine.take_rung(rung)
                 self._generate(engine)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                verdict = judge(error)
+                if verdict not in (Verdict.MEMORY, Verdict.MEMORY_AND_CONTEXT):
+                    raise
                 # No more than its text: the error holds on to the tensors of the frames it passed.
                 refused = str(error).partition("\n")[0]
                 self._beside.wait()
+                if verdict is Verdict.MEMORY_AND_CONTEXT and rung + 1 < len(engine.rungs):
+                    self._connection.send(Lowered(key, rung + 1, engine.rungs[rung + 1].text))
+                    raise FreshProcessError(f"out of memory ({refused})") from error
             else:
                 return
         raise FramePackError(

@@ -21,6 +21,7 @@ LISTEN_SECONDS = 0.5  # to a worker that speaks faster than can be recorded; the
 ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
 # A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
+DEVICE_FAULTS = 2  # in fresh workers, one after the other, are no job's
 FOLDERS_SECONDS = 10.0  # before it is looked again whether the files of passed over jobs are there
 
 
@@ -37,6 +38,7 @@ class Runner:
         self._why_left = STOPPING  # if the worker is told to leave its job
         self._writes_what_exists = False  # the worker was told to leave and keep
         self._blocked: str | None = None
+        self._device_faults = 0  # of workers in a row that had not done a step
         self.passed_over: dict[str, str] = {}  # jobs without their files, by id: what to do about it
         self._folders_again = 0.0
         self.device = config.gpu.device  # until the worker tells what "auto" has become
@@ -69,7 +71,7 @@ class Runner:
         return self._worker is not None and self._worker.job is not None and bool(self._worker.job.cancel)
 
     def take_block(self) -> str | None:
-        """Say why the disk kept the last job from going on, once."""
+        """Say why disk or device kept the last job from going on, once."""
         reason, self._blocked = self._blocked, None
         return reason
 
@@ -234,6 +236,7 @@ class Runner:
                 log.warning("job %s: out of memory, going on with %s", job.id, message.text)
                 return
             case worker.StepDone():
+                running.worked, self._device_faults = True, 0
                 # The first step warms everything up: it tells nothing of the next.
                 if running.awaited == "step":
                     running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
@@ -255,11 +258,30 @@ class Runner:
                 log.error("job %s: back in the queue: %s", job.id, message.reason)
             case worker.Failed(retry=False):
                 self._fail(job, message.error)
+            case worker.Failed(device=True) if not running.worked:
+                self._note_device_fault(job, message.error)
             case worker.Failed():
                 self._count_attempt(job, message.error)
+            case worker.Again():
+                self._store.requeue(job.id, message.reason)
+                log.warning("job %s: goes on in another worker: %s", job.id, message.reason)
         running.job = None
         running.stop_sent = None
         running.idle_since = time.monotonic()
+        if message is not None and worker.leaves_after(message):
+            self.end_worker()
+
+    def _note_device_fault(self, job: Job, error: str) -> None:
+        """A worker has failed on the device before it did a step: twice in a row it is the device, no job."""
+        self._device_faults += 1
+        first = error.partition("\n")[0]
+        self._store.requeue(job.id, first)
+        if self._device_faults >= DEVICE_FAULTS:
+            self._blocked = (
+                f"the device failed in {self._device_faults} fresh workers in a row ({first}): look at "
+                "nvidia-smi and dmesg, and restart the machine if it stays so; it is tried again and again"
+            )
+        log.error("job %s: back in the queue: the device failed: %s", job.id, first)
 
     def _note_cuts(self, job: Job, message: worker.PromptsCut) -> None:
         """Record what is cut off, once: a job that goes on, or has many clips, says it again."""

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from framepack_core.errors import FramePackError
+from framepack_core.errors import FramePackError, FreshProcessError
 from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
 from framepack_core.prompts import Cut
@@ -171,6 +171,14 @@ class Failed:
 
     error: str
     retry: bool
+    device: bool = False  # the device failed, whatever the job is
+
+
+@dataclass(frozen=True)
+class Again:
+    """The job is to go on in another process, which this one cannot do; no fault of the job."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -192,7 +200,13 @@ Message = (
     | Stopped
     | Blocked
     | Failed
+    | Again
 )
+
+
+def leaves_after(answer: Message) -> bool:
+    """Say whether the worker ends after an answer: what it has loaded, or the device, may be broken."""
+    return isinstance(answer, Again) or (isinstance(answer, Failed) and answer.retry)
 
 
 @dataclass
@@ -208,6 +222,7 @@ class Handle:
     quiet: float = 0.0  # seconds since the last sign of life
     awaited: str = "start"  # what the next sign is of: start, step, decode or end
     slowest: dict[str, float] = field(default_factory=dict)  # of what was awaited, in seconds
+    worked: bool = False  # it has done a step: the device computes
     hung: str | None = None  # why it was ended, at the cost of an attempt
     ended: str | None = None  # why it was ended, through no fault of the job
 
@@ -255,11 +270,15 @@ def main(connection: Connection, parent: int) -> None:
         except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a word
             return
         if isinstance(work, Work):  # else a word about work that is over
-            connection.send(_answer(work, engines, connection))
+            answer = _answer(work, engines, connection)
+            connection.send(answer)
+            if leaves_after(answer):
+                return
 
 
 def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
     """Do the work; the one place where exceptions become failures."""
+    from framepack_core.device_errors import Verdict, judge
     from framepackd.generation import Generation
 
     try:
@@ -268,11 +287,14 @@ def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
         return Failed(str(error), retry=False)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the daemon is gone
+    except FreshProcessError as error:
+        return Again(str(error))
     except Exception as error:
         traceback.print_exc()
         if getattr(error, "errno", None) in DISK_ERRORS:  # FFmpeg's errors are not all OSErrors
             return Blocked(f"{work.result.parent}: {error}")
-        return Failed(f"{type(error).__name__}: {error}", retry=True)
+        broken = judge(error) is not Verdict.NOTHING
+        return Failed(f"{type(error).__name__}: {error}", retry=True, device=broken)
 
 
 def _die_with(parent: int) -> None:
