@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+from framepack_core.models import BUNDLED
 from framepackd import delivery, embedded, job_warnings, loras, readiness, work_folder, worker
 from framepackd.clips import clips, continued
 from framepackd.config import Config
@@ -22,6 +23,8 @@ ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
 # A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
 DEVICE_FAULTS = 2  # in fresh workers, one after the other, are no job's
+RETRY_SECONDS = 30.0  # before something that kept a job from going on is tried again
+MAX_DOUBLINGS = 4  # of that, while a device stays away: a worker takes seconds of CPU time to look for it
 FOLDERS_SECONDS = 10.0  # before it is looked again whether the files of passed over jobs are there
 
 
@@ -42,6 +45,8 @@ class Runner:
         self.passed_over: dict[str, str] = {}  # jobs without their files, by id: what to do about it
         self._folders_again = 0.0
         self.device = config.gpu.device  # until the worker tells what "auto" has become
+        self.hardware: str | None = None
+        self._gpu_used = store.gpu_used()
 
     def reconfigure(self, config: Config) -> None:
         """Take another configuration, for the jobs that start from now on."""
@@ -74,6 +79,12 @@ class Runner:
         """Say why disk or device kept the last job from going on, once."""
         reason, self._blocked = self._blocked, None
         return reason
+
+    @property
+    def patience(self) -> float:
+        """How many seconds to wait before what kept a job from going on is tried again."""
+        doublings = min(max(self._device_faults - DEVICE_FAULTS, 0), MAX_DOUBLINGS)
+        return RETRY_SECONDS * (1 << doublings)
 
     def next_job(self) -> Job | None:
         """Give the job that is to run next: the first in the queue whose files are in its work folder."""
@@ -148,6 +159,7 @@ class Runner:
             attention=self._config.gpu.attention,
             compile=self._config.gpu.compile,
             compile_cache=self._config.cache_dir / "compiled",
+            gpu_expected=job.settings["model"] not in BUNDLED and (self._gpu_used or readiness.gpu_seen()),
             vae_tiling=self._config.gpu.vae_tiling,
             keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
             keep_only=job.cancel is not None,
@@ -229,7 +241,10 @@ class Runner:
                 self._note_cuts(job, message)
                 return
             case worker.Ready():
-                self.device = message.device
+                self.device, self.hardware = message.device, message.hardware
+                if message.device.startswith("cuda") and not self._gpu_used:
+                    self._store.remember_gpu()
+                    self._gpu_used = True
                 return
             case worker.Lowered():
                 self._store.remember_rung(message.key, message.rung)
@@ -254,6 +269,7 @@ class Runner:
                 self._put_back(job)
             case worker.Blocked():
                 self._blocked = message.reason
+                self._device_faults += message.device
                 self._store.requeue(job.id, message.reason)
                 log.error("job %s: back in the queue: %s", job.id, message.reason)
             case worker.Failed(retry=False):

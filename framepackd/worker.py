@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from framepack_core.errors import FramePackError, FreshProcessError
+from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
 from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
 from framepack_core.prompts import Cut
@@ -66,6 +66,7 @@ class Work:
     attention: str = "auto"
     compile: bool | Literal["auto"] = "auto"
     vae_tiling: Tiling = "auto"
+    gpu_expected: bool = False  # "auto" is a GPU: the CPU would take days
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
     preview_decoder: Path | None = None  # weights of a tiny decoder
@@ -120,6 +121,7 @@ class Ready:
     """The model is loaded, or the inputs are encoded."""
 
     device: str
+    hardware: str  # the device with its driver, in words
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,10 @@ class Again:
 
 @dataclass(frozen=True)
 class Blocked:
-    """The disk is full or fails: no fault of the job, which can be resumed when it is not."""
+    """The disk is full or fails, or the device is not there: no fault of the job, which can go on after."""
 
     reason: str
+    device: bool = False
 
 
 Message = (
@@ -206,7 +209,10 @@ Message = (
 
 def leaves_after(answer: Message) -> bool:
     """Say whether the worker ends after an answer: what it has loaded, or the device, may be broken."""
-    return isinstance(answer, Again) or (isinstance(answer, Failed) and answer.retry)
+    match answer:
+        case Again() | Failed(retry=True) | Blocked(device=True):  # CUDA looks for devices once a process
+            return True
+    return False
 
 
 @dataclass
@@ -283,6 +289,8 @@ def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
 
     try:
         return Generation(work, engines, connection).run()
+    except DeviceError as error:
+        return Blocked(str(error), device=True)
     except FramePackError as error:
         return Failed(str(error), retry=False)
     except (BrokenPipeError, ConnectionResetError):

@@ -361,6 +361,56 @@ def test_a_device_that_fails_when_it_has_computed_costs_the_job_an_attempt_in_a_
     assert loop.counts() == {"failed": 1}
 
 
+def test_a_gpu_that_is_gone_holds_the_queue_with_the_reason_and_is_looked_for_again(loop: Loop) -> None:
+    """After an update of the driver, or a suspend; until then the whole queue went to the failed folder."""
+    loop.start_job()
+    gone = worker.Blocked("device 'cuda' is not there (0 CUDA devices are)", device=True)
+    loop.answer_and_leave(gone)
+    assert (loop.paused(), loop.counts()) == (gone.reason, {"queued": 1})
+    loop.round()
+    assert loop.started == 2, "CUDA looks for devices once a process"
+    waits = []
+    for _ in range(8):
+        loop.answer_and_leave(gone)
+        waits.append(loop.daemon._runner.patience)
+        loop.round()
+    assert waits == [30, 60, 120, 240, 480, 480, 480, 480], "seconds: looking takes CPU time"
+    loop.worker.send(worker.StepDone(1, 1, 1.0))
+    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.round()
+    assert (loop.paused(), loop.counts()) == (None, {"done": 1})
+    assert loop.place.store.in_state(State.DONE)[0].attempts == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "seen", "used", "expected"),
+    [
+        ("framepack", False, False, False),
+        ("framepack", True, False, True),
+        ("framepack", False, True, True),
+        ("demo", True, True, False),
+    ],
+)
+def test_auto_is_a_gpu_for_a_real_model_where_one_is_or_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, *, seen: bool, used: bool, expected: bool
+) -> None:
+    monkeypatch.setattr("framepackd.readiness.gpu_seen", lambda: seen)
+    monkeypatch.setattr("framepackd.daemon.missing_model", lambda *_: None)
+    loop = Loop(tmp_path / "place", monkeypatch)
+    if used:
+        loop.start_job()
+        loop.worker.send(worker.Ready("cuda:0", "NVIDIA GeForce RTX 3060, driver 550.54"))
+        loop.worker.send(worker.Finished({}, {}, {}, None))
+        loop.round()
+        assert loop.daemon._describe()["hardware"] == "NVIDIA GeForce RTX 3060, driver 550.54"
+        assert loop.place.store.gpu_used(), "by the next daemon, too"
+    loop.place.drop()
+    (loop.place.config.inbox / "cat.toml").write_text(f'model = "{model}"\nseed = 9\n')
+    loop.round()
+    (work,) = (message for message in messages(loop) if isinstance(message, worker.Work))
+    assert work.gpu_expected is expected
+
+
 def test_a_worker_that_cannot_go_on_itself_is_followed_by_another_and_costs_nothing(loop: Loop) -> None:
     loop.start_job()
     loop.worker.send(worker.Lowered("gpu|demo|128x128", 1, "smaller tiles"))
