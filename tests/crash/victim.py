@@ -207,13 +207,13 @@ def _patch_files(points: Points) -> None:
 
         return encode(reaching(), **named)
 
-    def joining(path: Path, pieces: Iterable[bytes]) -> int:
+    def joining(path: Path, pieces: Iterable[bytes], *tags: Any) -> int:
         def reaching() -> Iterator[bytes]:
             for piece in pieces:
                 points.reach("join a segment")
                 yield piece
 
-        frames = join(path, reaching())
+        frames = join(path, reaching(), *tags)
         points.reach("segments joined")
         return frames
 

@@ -220,11 +220,11 @@ def test_a_job_does_without_a_preview_that_cannot_be_written_and_says_so_once(
 ) -> None:
     join = segments.join
 
-    def full(path: Path, pieces: Iterable[bytes]) -> int:
+    def full(path: Path, pieces: Iterable[bytes], *tags: Any) -> int:
         if path.parent == work.preview.parent:
             path.write_bytes(b"what there was room for")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return join(path, pieces)
+        return join(path, pieces, *tags)
 
     monkeypatch.setattr(segments, "join", full)
     assert isinstance(run(work)[0], Finished)
