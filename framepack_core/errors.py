@@ -11,3 +11,11 @@ class RequestError(FramePackError):
 
 class ModelError(FramePackError):
     """The model's files are missing, incomplete or not what they should be."""
+
+
+class DeviceError(ModelError):
+    """The device that is to compute is not there, or is none that this torch can use."""
+
+
+class FreshProcessError(Exception):
+    """What computes is to go on in another process; the text says why. Nothing is wrong with the request."""

@@ -2,15 +2,17 @@
 
 import gc
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers.hooks import apply_group_offloading
 from torch import nn
 
-from framepack_core.errors import ModelError
+from framepack_core.errors import DeviceError, ModelError
 from framepack_core.footprint import CONTEXT
 from framepack_core.planning import Card
 
@@ -19,29 +21,92 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+NVIDIA_VERSION = Path("/proc/driver/nvidia/version")
 SLAB = 1 << 30  # page-locked memory is handed out in powers of two: pieces of this size waste next to nothing
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
-def choose_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:0`` into a device that is there.
+def choose_device(name: str, *, gpu_expected: bool = False) -> torch.device:
+    """Turn ``auto``, ``cpu``, ``cuda`` or ``cuda:0`` into a device that can be used.
+
+    Args:
+        name: as in the configuration.
+        gpu_expected: ``auto`` is a GPU and nothing else: the CPU would take days for what is asked.
 
     Raises:
-        ModelError: it is not.
+        DeviceError: it is not there, or this torch cannot use it.
+        ModelError: there is no such kind of device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available() and not gpu_expected:
+            return torch.device("cpu")
+        name = "cuda"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ModelError(f"device {name!r} is unknown: use auto, cpu or cuda:0") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ModelError(
-            f"device {name!r} is not there ({torch.cuda.device_count()} CUDA devices are): "
-            'check the driver with nvidia-smi, or use device = "auto"'
-        )
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            there = f"{torch.cuda.device_count()} CUDA devices are; {_why_no_gpu()}"
+            raise DeviceError(
+                f"device {name!r} is not there ({there}): check the driver with nvidia-smi, or compute on "
+                'the CPU with device = "cpu"'
+            )
+        _refuse_unsupported(device)
     return device
+
+
+def _why_no_gpu() -> str:
+    """Say what there is of a driver and of CUDA."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built without CUDA: install one that is built with it"
+    if driver_version() is None:
+        return "no NVIDIA driver is loaded"
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call] # torch's own
+    except Exception as error:  # whatever the driver says
+        return f"driver {driver_version()}: {str(error).partition(chr(10))[0]}"
+    return f"driver {driver_version()}"
+
+
+def _refuse_unsupported(device: torch.device) -> None:
+    """Check that torch was built for the GPU's generation."""
+    own = torch.cuda.get_device_capability(device)
+    names = map(re.compile(r"(sm|compute)_(\d+)(\d)[af]?").fullmatch, torch.cuda.get_arch_list())
+    found = [(named[1], (int(named[2]), int(named[3]))) for named in names if named]
+    if not found or any(
+        # Machine code runs on later cards of its generation, the intermediate code on all later ones.
+        least <= own and (kind == "compute" or least[0] == own[0])
+        for kind, least in found
+    ):
+        return
+    supported = ", ".join(sorted({f"{major}.{minor}" for _, (major, minor) in found}, key=float))
+    raise DeviceError(
+        f"{device_name(device)} has compute capability {own[0]}.{own[1]}, and torch {torch.__version__} is "
+        f"built for {supported}: install a torch that is built for it"
+    )
+
+
+def driver_version() -> str | None:
+    """Read the version of the NVIDIA driver that is loaded; None without one."""
+    try:
+        told = NVIDIA_VERSION.read_text()
+    except OSError:
+        return None
+    found = re.search(r"\d+\.\d+(\.\d+)?", told)
+    return found.group() if found else None
+
+
+def describe(device: torch.device) -> str:
+    """Name a device, its driver and what torch was built for, as a person looks for them in a fault."""
+    if device.type != "cuda":
+        return f"{device.type}, torch {torch.__version__}"
+    major, minor = torch.cuda.get_device_capability(device)
+    return (
+        f"{device_name(device)}, compute capability {major}.{minor}, driver {driver_version() or 'unknown'}, "
+        f"torch {torch.__version__} for CUDA {torch.version.cuda}"
+    )
 
 
 def device_name(device: torch.device) -> str:

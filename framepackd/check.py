@@ -13,12 +13,14 @@ from framepack_core import footprint, model_files, planning, tiny_weights
 from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
 from framepack_core.errors import FramePackError, RequestError
 from framepack_core.footprint import GIB, ItemBytes, Video, Weights
+from framepack_core.models import BUNDLED
 from framepack_core.planning import Card, Host, Plan
 from framepackd import folders, loras, players
 from framepackd.config import SECRET_KEYS, Config, poll_seconds
 from framepackd.database import StoreError
 from framepackd.files import filesystem_type
 from framepackd.jobs import JobStore
+from framepackd.readiness import gpu_seen
 from framepackd.secret_files import SecretError
 from framepackd.settings import JobSettings
 
@@ -171,7 +173,8 @@ def _device(config: Config) -> Iterator[Check]:
     from framepack_core.attention import choose_attention
 
     try:
-        device = memory.choose_device(config.gpu.device)
+        expected = config.model not in BUNDLED and gpu_seen()
+        device = memory.choose_device(config.gpu.device, gpu_expected=expected)
         transformer, encoders = memory.choose_dtypes(device, config.gpu.dtype)
         attention = choose_attention(config.gpu.attention, device)
     except FramePackError as error:
@@ -185,7 +188,7 @@ def _device(config: Config) -> Iterator[Check]:
         note = "" if small else ": the full models take days a video here; a CUDA GPU is needed"
         yield small or None, "device", f"cpu, {dtypes}{note}"
         return
-    yield True, "device", f"{card.name}, {card.free / GIB:.0f} GiB free, {dtypes}"
+    yield True, "device", f"{memory.describe(device)}, {card.free / GIB:.0f} GiB free, {dtypes}"
 
 
 @dataclass(frozen=True)

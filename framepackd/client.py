@@ -19,7 +19,7 @@ FIRST_PART, LARGEST_PART = 10, 100  # jobs
 
 def report(config: Config) -> tuple[dict[str, Any], int]:
     """Ask the daemon what is going on or, where none runs, look ourselves; with the exit code."""
-    stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "paused"))
+    stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "hardware", "paused"))
     try:
         answer = ask(config, {"command": "status"})
         return (answer, 0) if answer is not None else _look(config, stopped)

@@ -202,6 +202,7 @@ class Daemon:
             "since": self._since,
             "model": self._config.model,
             "device": self._runner.device,
+            "hardware": self._runner.hardware,
             "paused": self._store_trouble or self._paused or self._held,
         }
 
@@ -350,7 +351,7 @@ class Daemon:
         if held is not None:
             if held != self._held:
                 log.warning("the queue waits: %s", held)
-            self._look_again = now + RETRY_SECONDS
+            self._look_again = now + self._runner.patience
         self._held = held
 
     def _reload(self) -> None:

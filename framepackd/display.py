@@ -49,6 +49,8 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
     queued = [job for job in jobs if job["state"] == "queued" and not job["delivery"]]
     ended = [job for job in jobs if job["state"] not in ("running", "queued")]
     parts: list[RenderableType] = [_headline(report, now)]
+    if report["daemon"]["hardware"] is not None:
+        parts.append(_hardware(report["daemon"]["hardware"]))
     if report["daemon"]["paused"] is not None:
         parts.append(_paused(report["daemon"]["paused"]))
     if report["problems"]:
@@ -98,6 +100,12 @@ def _daemon_words(daemon: dict[str, Any], now: datetime) -> str:
         return "died and left work behind: start it with framepackd run, it goes on"
     since = now - datetime.fromisoformat(daemon["since"])
     return f"{daemon['state']} for {duration(since.total_seconds())}  pid {daemon['pid']}"
+
+
+def _hardware(words: str) -> RenderableType:
+    grid = _grid()
+    grid.add_row(Text("  device", style="dim"), Text(printable(words), style="dim"))
+    return grid
 
 
 def _running(job: dict[str, Any], now: datetime) -> RenderableType:

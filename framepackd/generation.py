@@ -13,9 +13,10 @@ import torch
 import framepack_core
 from framepack_core import compiling, continuing, footprint, media, memory
 from framepack_core.attention import AUTO
+from framepack_core.device_errors import Verdict, judge
 from framepack_core.encoders import Conditioning
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.errors import FramePackError
+from framepack_core.errors import FramePackError, FreshProcessError
 from framepack_core.lora import fit_all
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import HostCopy, Progress
@@ -67,7 +68,7 @@ class Engines:
         self._engine = self._ahead = None  # first let go of the other model
         engine = Engine.load(
             work.spec,
-            work.device,
+            str(_device(work)),
             work.dtype,
             work.precision,
             attention=work.attention,
@@ -209,7 +210,7 @@ class Generation:
 
     def _generate_within_memory(self) -> None:
         """Generate; where the device has not enough memory, take one rung down the ladder."""
-        device = memory.device_name(memory.choose_device(self._work.device))
+        device = memory.device_name(_device(self._work))
         key = f"{device}|{self._work.spec.name}|{self._work.size[1]}x{self._work.size[0]}"
         if self._work.vae_tiling != "auto":  # another ladder
             key += "|tiles" if self._work.vae_tiling else "|whole"
@@ -219,7 +220,7 @@ class Generation:
         if engine.compiled.on:
             compiling.set_up(self._work.compile_cache)
         self._clock.lap("load")
-        self._connection.send(Ready(str(engine.device)))
+        self._connection.send(Ready(str(engine.device), memory.describe(engine.device)))
         refused = ""
         for rung in range(engine.rung, len(engine.rungs)):
             if rung > engine.rung:
@@ -228,10 +229,16 @@ class Generation:
             try:
                 engine.take_rung(rung)
                 self._generate(engine)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                verdict = judge(error)
+                if verdict not in (Verdict.MEMORY, Verdict.MEMORY_AND_CONTEXT):
+                    raise
                 # No more than its text: the error holds on to the tensors of the frames it passed.
                 refused = str(error).partition("\n")[0]
                 self._beside.wait()
+                if verdict is Verdict.MEMORY_AND_CONTEXT and rung + 1 < len(engine.rungs):
+                    self._connection.send(Lowered(key, rung + 1, engine.rungs[rung + 1].text))
+                    raise FreshProcessError(f"out of memory ({refused})") from error
             else:
                 return
         raise FramePackError(
@@ -252,7 +259,7 @@ class Generation:
             self._connection.send(PromptsCut(conditioned.cuts))
         self._previews.fit_to(request, conditioned.start_latents)
         self._clock.lap("encode")
-        self._connection.send(Ready(str(engine.device)))
+        self._connection.send(Ready(str(engine.device), memory.describe(engine.device)))
         try:
             for event in engine.sample(request, conditioned, self._progress):
                 copied = event.progress.to_host()
@@ -334,12 +341,16 @@ class _PhaseClock:
         return taken
 
 
+def _device(work: Work) -> torch.device:
+    return memory.choose_device(work.device, gpu_expected=work.gpu_expected)
+
+
 def _identity(work: Work) -> dict[str, Any]:
     """Name all that the bits of the video depend on; what LoRAs hold is in the fingerprint."""
     return {
         "request": work.fingerprint,
         "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
-        "device": memory.device_name(memory.choose_device(work.device)),
+        "device": memory.device_name(_device(work)),
         "dtype": work.dtype,
         "mag_ratios": _mag_ratios(work),
         **_versions(),
@@ -362,7 +373,7 @@ def _mag_ratios(work: Work) -> tuple[float, ...]:
 def _computation(work: Work) -> dict[str, str | bool]:
     """Name what was chosen of the ways to compute the same video, which round differently or worse."""
     attention = AUTO if work.attention == "auto" else work.attention
-    device, exact = memory.choose_device(work.device), work.precision == "exact"
+    device, exact = _device(work), work.precision == "exact"
     compiled = compiling.decide(work.compile, device, work.sections, exact=exact)
     return {"precision": work.precision, "attention": attention, "compiled": compiled}
 

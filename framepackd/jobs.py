@@ -29,6 +29,7 @@ from framepackd.names import LAST
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 CANCELLED = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
 PAUSED = "paused"  # in the table meta: since when
+GPU = "gpu"  # there too: when one was first used by the daemon that remembers it
 
 
 class JobStore:
@@ -294,6 +295,16 @@ class JobStore:
         """Remember which rung of the memory ladder worked; ``key`` is ``device|model|WxH``."""
         with self._session() as session:
             session.merge(MemoryRung(key=key, rung=rung))
+
+    def gpu_used(self) -> bool:
+        """Say whether anything was ever computed on a GPU."""
+        with self.looking() as session:
+            return session.get(Meta, GPU) is not None
+
+    def remember_gpu(self) -> None:
+        """Remember that a GPU computes."""
+        with self._session() as session:
+            session.merge(Meta(key=GPU, value=utc_now()))
 
     def _set_running(self, job_id: str, **values: Any) -> None:
         statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)

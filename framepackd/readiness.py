@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from framepack_core import model_files
@@ -13,7 +14,13 @@ from framepackd.problems import Problem
 from framepackd.space import shortage
 from framepackd.work_folder import INPUTS
 
+NVIDIA = Path("/proc/driver/nvidia")  # there while a driver is loaded
 SHOWN_JOBS = 5  # of those that a problem names
+
+
+def gpu_seen() -> bool:
+    """Say whether the kernel has an NVIDIA driver, whatever torch makes of it."""
+    return NVIDIA.exists()
 
 
 def missing_model(job: Job, config: Config) -> str | None:

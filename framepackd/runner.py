@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+from framepack_core.models import BUNDLED
 from framepackd import delivery, embedded, job_warnings, loras, readiness, work_folder, worker
 from framepackd.clips import clips, continued
 from framepackd.config import Config
@@ -21,6 +22,9 @@ LISTEN_SECONDS = 0.5  # to a worker that speaks faster than can be recorded; the
 ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
 # A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
+DEVICE_FAULTS = 2  # in fresh workers, one after the other, are no job's
+RETRY_SECONDS = 30.0  # before something that kept a job from going on is tried again
+MAX_DOUBLINGS = 4  # of that, while a device stays away: a worker takes seconds of CPU time to look for it
 FOLDERS_SECONDS = 10.0  # before it is looked again whether the files of passed over jobs are there
 
 
@@ -37,9 +41,12 @@ class Runner:
         self._why_left = STOPPING  # if the worker is told to leave its job
         self._writes_what_exists = False  # the worker was told to leave and keep
         self._blocked: str | None = None
+        self._device_faults = 0  # of workers in a row that had not done a step
         self.passed_over: dict[str, str] = {}  # jobs without their files, by id: what to do about it
         self._folders_again = 0.0
         self.device = config.gpu.device  # until the worker tells what "auto" has become
+        self.hardware: str | None = None
+        self._gpu_used = store.gpu_used()
 
     def reconfigure(self, config: Config) -> None:
         """Take another configuration, for the jobs that start from now on."""
@@ -69,9 +76,15 @@ class Runner:
         return self._worker is not None and self._worker.job is not None and bool(self._worker.job.cancel)
 
     def take_block(self) -> str | None:
-        """Say why the disk kept the last job from going on, once."""
+        """Say why disk or device kept the last job from going on, once."""
         reason, self._blocked = self._blocked, None
         return reason
+
+    @property
+    def patience(self) -> float:
+        """How many seconds to wait before what kept a job from going on is tried again."""
+        doublings = min(max(self._device_faults - DEVICE_FAULTS, 0), MAX_DOUBLINGS)
+        return RETRY_SECONDS * (1 << doublings)
 
     def next_job(self) -> Job | None:
         """Give the job that is to run next: the first in the queue whose files are in its work folder."""
@@ -146,6 +159,7 @@ class Runner:
             attention=self._config.gpu.attention,
             compile=self._config.gpu.compile,
             compile_cache=self._config.cache_dir / "compiled",
+            gpu_expected=job.settings["model"] not in BUNDLED and (self._gpu_used or readiness.gpu_seen()),
             vae_tiling=self._config.gpu.vae_tiling,
             keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
             keep_only=job.cancel is not None,
@@ -227,13 +241,17 @@ class Runner:
                 self._note_cuts(job, message)
                 return
             case worker.Ready():
-                self.device = message.device
+                self.device, self.hardware = message.device, message.hardware
+                if message.device.startswith("cuda") and not self._gpu_used:
+                    self._store.remember_gpu()
+                    self._gpu_used = True
                 return
             case worker.Lowered():
                 self._store.remember_rung(message.key, message.rung)
                 log.warning("job %s: out of memory, going on with %s", job.id, message.text)
                 return
             case worker.StepDone():
+                running.worked, self._device_faults = True, 0
                 # The first step warms everything up: it tells nothing of the next.
                 if running.awaited == "step":
                     running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
@@ -251,15 +269,35 @@ class Runner:
                 self._put_back(job)
             case worker.Blocked():
                 self._blocked = message.reason
+                self._device_faults += message.device
                 self._store.requeue(job.id, message.reason)
                 log.error("job %s: back in the queue: %s", job.id, message.reason)
             case worker.Failed(retry=False):
                 self._fail(job, message.error)
+            case worker.Failed(device=True) if not running.worked:
+                self._note_device_fault(job, message.error)
             case worker.Failed():
                 self._count_attempt(job, message.error)
+            case worker.Again():
+                self._store.requeue(job.id, message.reason)
+                log.warning("job %s: goes on in another worker: %s", job.id, message.reason)
         running.job = None
         running.stop_sent = None
         running.idle_since = time.monotonic()
+        if message is not None and worker.leaves_after(message):
+            self.end_worker()
+
+    def _note_device_fault(self, job: Job, error: str) -> None:
+        """A worker has failed on the device before it did a step: twice in a row it is the device, no job."""
+        self._device_faults += 1
+        first = error.partition("\n")[0]
+        self._store.requeue(job.id, first)
+        if self._device_faults >= DEVICE_FAULTS:
+            self._blocked = (
+                f"the device failed in {self._device_faults} fresh workers in a row ({first}): look at "
+                "nvidia-smi and dmesg, and restart the machine if it stays so; it is tried again and again"
+            )
+        log.error("job %s: back in the queue: the device failed: %s", job.id, first)
 
     def _note_cuts(self, job: Job, message: worker.PromptsCut) -> None:
         """Record what is cut off, once: a job that goes on, or has many clips, says it again."""

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from framepack_core.errors import FramePackError
+from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
 from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
 from framepack_core.prompts import Cut
@@ -66,6 +66,7 @@ class Work:
     attention: str = "auto"
     compile: bool | Literal["auto"] = "auto"
     vae_tiling: Tiling = "auto"
+    gpu_expected: bool = False  # "auto" is a GPU: the CPU would take days
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
     preview_decoder: Path | None = None  # weights of a tiny decoder
@@ -120,6 +121,7 @@ class Ready:
     """The model is loaded, or the inputs are encoded."""
 
     device: str
+    hardware: str  # the device with its driver, in words
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,22 @@ class Failed:
 
     error: str
     retry: bool
+    device: bool = False  # the device failed, whatever the job is
+
+
+@dataclass(frozen=True)
+class Again:
+    """The job is to go on in another process, which this one cannot do; no fault of the job."""
+
+    reason: str
 
 
 @dataclass(frozen=True)
 class Blocked:
-    """The disk is full or fails: no fault of the job, which can be resumed when it is not."""
+    """The disk is full or fails, or the device is not there: no fault of the job, which can go on after."""
 
     reason: str
+    device: bool = False
 
 
 Message = (
@@ -192,7 +203,16 @@ Message = (
     | Stopped
     | Blocked
     | Failed
+    | Again
 )
+
+
+def leaves_after(answer: Message) -> bool:
+    """Say whether the worker ends after an answer: what it has loaded, or the device, may be broken."""
+    match answer:
+        case Again() | Failed(retry=True) | Blocked(device=True):  # CUDA looks for devices once a process
+            return True
+    return False
 
 
 @dataclass
@@ -208,6 +228,7 @@ class Handle:
     quiet: float = 0.0  # seconds since the last sign of life
     awaited: str = "start"  # what the next sign is of: start, step, decode or end
     slowest: dict[str, float] = field(default_factory=dict)  # of what was awaited, in seconds
+    worked: bool = False  # it has done a step: the device computes
     hung: str | None = None  # why it was ended, at the cost of an attempt
     ended: str | None = None  # why it was ended, through no fault of the job
 
@@ -255,24 +276,33 @@ def main(connection: Connection, parent: int) -> None:
         except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a word
             return
         if isinstance(work, Work):  # else a word about work that is over
-            connection.send(_answer(work, engines, connection))
+            answer = _answer(work, engines, connection)
+            connection.send(answer)
+            if leaves_after(answer):
+                return
 
 
 def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
     """Do the work; the one place where exceptions become failures."""
+    from framepack_core.device_errors import Verdict, judge
     from framepackd.generation import Generation
 
     try:
         return Generation(work, engines, connection).run()
+    except DeviceError as error:
+        return Blocked(str(error), device=True)
     except FramePackError as error:
         return Failed(str(error), retry=False)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the daemon is gone
+    except FreshProcessError as error:
+        return Again(str(error))
     except Exception as error:
         traceback.print_exc()
         if getattr(error, "errno", None) in DISK_ERRORS:  # FFmpeg's errors are not all OSErrors
             return Blocked(f"{work.result.parent}: {error}")
-        return Failed(f"{type(error).__name__}: {error}", retry=True)
+        broken = judge(error) is not Verdict.NOTHING
+        return Failed(f"{type(error).__name__}: {error}", retry=True, device=broken)
 
 
 def _die_with(parent: int) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 from PIL import Image
 
+from framepack_core import vae
 from framepack_core.errors import FramePackError
 from framepack_core.media import count_frames
 from framepack_core.progress import Progress
@@ -23,7 +25,9 @@ from framepackd import files, generation
 from framepackd.checkpoint import Checkpoints
 from framepackd.generation import Engines, Generation
 from framepackd.worker import (
+    Again,
     Blocked,
+    Failed,
     Finished,
     Leave,
     Lowered,
@@ -36,6 +40,7 @@ from framepackd.worker import (
     Stopped,
     Work,
     _answer,
+    leaves_after,
 )
 from tests.conftest import tiny_spec
 from tests.core.limited import LimitedMemory
@@ -392,6 +397,73 @@ def test_out_of_memory_is_no_failure_but_a_rung_down_and_the_section_again(
     lowered = [message for message in messages if isinstance(message, Lowered)]
     assert [(message.key, message.rung) for message in lowered] == [("cpu|framepack-i2v|320x320", 1)]
     assert "tiles of 256 pixels" in lowered[0].text
+
+
+def failing(error: Exception, times: int = 99) -> Callable[..., Any]:
+    """Give a decoder that fails so many times."""
+    decode, left = vae.decode, iter(range(times))
+
+    def fail(*arguments: Any) -> Any:
+        if next(left, None) is not None:
+            raise error
+        return decode(*arguments)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+    ],
+    ids=lambda error: str(error)[:40],
+)
+def test_memory_that_a_library_lacks_is_a_rung_down_too_but_in_another_process(
+    work: Work, own_engines: Engines, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """The context may be broken: what goes on in it could be wrong."""
+    monkeypatch.setattr(vae, "decode", failing(error, times=1))
+    answer, messages = run(work, own_engines)
+    assert isinstance(answer, Again)
+    assert leaves_after(answer)
+    assert str(error).partition("\n")[0] in answer.reason
+    (lowered,) = (message for message in messages if isinstance(message, Lowered))
+    assert lowered.rung == 1
+    answer, messages = run(replace(work, rungs={lowered.key: lowered.rung}), Engines())
+    assert isinstance(answer, Finished)
+    assert Resumed(work.request.steps) in messages, "what was sampled is not lost"
+
+
+def test_a_tensor_that_is_too_large_for_a_kernel_is_a_rung_down(
+    work: Work, own_engines: Engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("Expected canUse32BitIndexMath(input) to be true, but got false.")
+    monkeypatch.setattr(vae, "decode", failing(error, times=1))
+    answer, messages = run(work, own_engines)
+    assert isinstance(answer, Finished)
+    assert [message.rung for message in messages if isinstance(message, Lowered)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_after_an_error_the_worker_leaves_and_says_whether_it_was_the_devices(
+    work: Work, own_engines: Engines, monkeypatch: pytest.MonkeyPatch, error: Exception, *, device: bool
+) -> None:
+    monkeypatch.setattr(vae, "decode", failing(error))
+    answer, _ = run(work, own_engines)
+    assert answer == Failed(f"{type(error).__name__}: {error}", retry=True, device=device)
+    assert leaves_after(answer)
 
 
 def test_the_next_job_begins_on_the_rung_that_worked(work: Work, own_engines: Engines) -> None:

@@ -49,6 +49,13 @@ class Loop:
         )
         return worker.Handle(process, self.ours)
 
+    def answer_and_leave(self, answer: worker.Message) -> None:
+        """Have the worker say how its job ends and end itself; the next one has another connection."""
+        self.worker.send(answer)
+        theirs, (self.ours, self.worker) = self.worker, multiprocessing.Pipe()
+        self.round()
+        theirs.close()
+
     def round(self) -> None:
         """Go round, however short ago the last time was."""
         self.daemon._next_scan = self.daemon._store_again = self.daemon._look_again = 0.0
@@ -306,8 +313,7 @@ def test_what_exists_is_written_by_a_run_of_its_own_if_it_could_not_be_at_once(l
     if ends == "the worker dies":
         for _ in range(loop.place.config.max_attempts):
             assert loop.counts() == {"running": 1}
-            loop.worker.send(worker.Failed("no", retry=True))
-            loop.round()
+            loop.answer_and_leave(worker.Failed("no", retry=True))
     elif ends == "nothing exists":
         loop.worker.send(worker.Stopped())
     else:
@@ -331,6 +337,106 @@ def test_a_disk_that_fails_under_a_job_is_given_time(loop: Loop) -> None:
     loop.round()
     assert loop.paused() is None
     assert loop.counts() == {"running": 1}
+
+
+BROKEN = worker.Failed("AcceleratorError: CUDA error: unspecified launch failure", retry=True, device=True)
+
+
+def test_a_device_that_fails_in_two_fresh_workers_holds_the_queue_and_costs_no_job_an_attempt(
+    loop: Loop,
+) -> None:
+    loop.start_job()
+    loop.answer_and_leave(BROKEN)
+    assert (loop.started, loop.paused(), loop.counts()) == (2, None, {"running": 1}), (
+        "tried once more at once"
+    )
+    loop.answer_and_leave(BROKEN)
+    assert "the device failed in 2 fresh workers in a row (AcceleratorError: CUDA" in str(loop.paused())
+    assert (loop.started, loop.counts()) == (2, {"queued": 1})
+    loop.round()  # when it is looked again
+    assert loop.started == 3
+    loop.answer_and_leave(BROKEN)
+    assert "in 3 fresh workers" in str(loop.paused())
+    loop.round()
+    loop.worker.send(worker.StepDone(1, 1, 1.0))
+    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.round()
+    assert (loop.paused(), loop.counts()) == (None, {"done": 1})
+    assert loop.place.store.in_state(State.DONE)[0].attempts == 0
+
+
+def test_a_device_that_fails_when_it_has_computed_costs_the_job_an_attempt_in_a_new_worker(
+    loop: Loop,
+) -> None:
+    loop.start_job()
+    for attempt in range(1, loop.place.config.max_attempts + 1):
+        assert loop.started == attempt
+        loop.worker.send(worker.StepDone(1, 1, 1.0))
+        loop.answer_and_leave(BROKEN)
+    assert loop.counts() == {"failed": 1}
+
+
+def test_a_gpu_that_is_gone_holds_the_queue_with_the_reason_and_is_looked_for_again(loop: Loop) -> None:
+    """After an update of the driver, or a suspend; until then the whole queue went to the failed folder."""
+    loop.start_job()
+    gone = worker.Blocked("device 'cuda' is not there (0 CUDA devices are)", device=True)
+    loop.answer_and_leave(gone)
+    assert (loop.paused(), loop.counts()) == (gone.reason, {"queued": 1})
+    loop.round()
+    assert loop.started == 2, "CUDA looks for devices once a process"
+    waits = []
+    for _ in range(8):
+        loop.answer_and_leave(gone)
+        waits.append(loop.daemon._runner.patience)
+        loop.round()
+    assert waits == [30, 60, 120, 240, 480, 480, 480, 480], "seconds: looking takes CPU time"
+    loop.worker.send(worker.StepDone(1, 1, 1.0))
+    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.round()
+    assert (loop.paused(), loop.counts()) == (None, {"done": 1})
+    assert loop.place.store.in_state(State.DONE)[0].attempts == 0
+
+
+@pytest.mark.parametrize(
+    ("model", "seen", "used", "expected"),
+    [
+        ("framepack", False, False, False),
+        ("framepack", True, False, True),
+        ("framepack", False, True, True),
+        ("demo", True, True, False),
+    ],
+)
+def test_auto_is_a_gpu_for_a_real_model_where_one_is_or_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, *, seen: bool, used: bool, expected: bool
+) -> None:
+    monkeypatch.setattr("framepackd.readiness.gpu_seen", lambda: seen)
+    monkeypatch.setattr("framepackd.daemon.missing_model", lambda *_: None)
+    loop = Loop(tmp_path / "place", monkeypatch)
+    if used:
+        loop.start_job()
+        loop.worker.send(worker.Ready("cuda:0", "NVIDIA GeForce RTX 3060, driver 550.54"))
+        loop.worker.send(worker.Finished({}, {}, {}, None))
+        loop.round()
+        assert loop.daemon._describe()["hardware"] == "NVIDIA GeForce RTX 3060, driver 550.54"
+        assert loop.place.store.gpu_used(), "by the next daemon, too"
+    loop.place.drop()
+    (loop.place.config.inbox / "cat.toml").write_text(f'model = "{model}"\nseed = 9\n')
+    loop.round()
+    (work,) = (message for message in messages(loop) if isinstance(message, worker.Work))
+    assert work.gpu_expected is expected
+
+
+def test_a_worker_that_cannot_go_on_itself_is_followed_by_another_and_costs_nothing(loop: Loop) -> None:
+    loop.start_job()
+    loop.worker.send(worker.Lowered("gpu|demo|128x128", 1, "smaller tiles"))
+    loop.answer_and_leave(worker.Again("out of memory (CUBLAS_STATUS_ALLOC_FAILED)"))
+    assert (loop.started, loop.counts()) == (2, {"running": 1})
+    (work,) = messages(loop)
+    assert isinstance(work, worker.Work)
+    assert work.rungs == {"gpu|demo|128x128": 1}
+    (job,) = loop.place.store.in_state(State.RUNNING)
+    assert job.attempts == 0
+    assert any("out of memory (CUBLAS" in entry["note"] for entry in job.history)
 
 
 def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(loop: Loop) -> None:

@@ -14,7 +14,8 @@ from framepackd.inbox import Waiting
 from framepackd.jobs import JobStore
 from framepackd.status import snapshot
 
-DAEMON = {"state": "running", "pid": 1, "since": utc_now(), "model": "demo", "device": "cpu", "paused": None}
+DAEMON = {"state": "running", "pid": 1, "since": utc_now(), "model": "demo", "device": "cpu"}
+DAEMON |= {"hardware": None, "paused": None}
 NOTHING: tuple[Waiting, ...] = ()
 
 

@@ -1,11 +1,15 @@
 """The worker process as the daemon starts it."""
 
+import multiprocessing
 import os
 import signal
+import threading
+from pathlib import Path
 
 import pytest
 
 from framepackd import worker
+from tests.daemon.test_generation import work_in
 
 
 @pytest.mark.parametrize("number", worker.FOR_THE_DAEMON)
@@ -19,3 +23,34 @@ def test_a_signal_that_is_for_the_daemon_does_not_end_a_worker_however_early_it_
     handle.connection.close()
     handle.process.join(60)
     assert handle.process.exitcode == 0, handle.manner_of_death()
+
+
+@pytest.mark.parametrize(
+    ("answer", "answered"),
+    [
+        (worker.Failed("AcceleratorError: CUDA error", retry=True, device=True), 1),
+        (worker.Failed("KeyError: 3", retry=True), 1),
+        (worker.Again("out of memory"), 1),
+        (worker.Failed("the picture is damaged", retry=False), 3),
+        (worker.Stopped(), 3),
+    ],
+)
+def test_a_worker_in_which_anything_may_be_broken_takes_no_further_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: worker.Message, answered: int
+) -> None:
+    """After an illegal memory access all that a process computes on a GPU fails."""
+    monkeypatch.setattr(worker, "_die_with", lambda parent: None)
+    monkeypatch.setattr(worker, "_answer", lambda *_: answer)
+    for name in ("signal", "pthread_sigmask"):
+        monkeypatch.setattr(worker.signal, name, lambda *_: None)
+    ours, theirs = multiprocessing.Pipe()
+    for _ in range(3):
+        ours.send(work_in(tmp_path))
+    running = threading.Thread(target=worker.main, args=(theirs, os.getppid()))
+    running.start()
+    told = [ours.recv() for _ in range(answered)]
+    if answered == 3:
+        ours.close()  # the daemon is done with it
+    running.join(30)
+    assert not running.is_alive()
+    assert told == [answer] * answered

@@ -1,0 +1,97 @@
+"""Which device is taken, and what is said of one that cannot be: on cards that are only told of."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from framepack_core import memory
+from framepack_core.errors import DeviceError, ModelError
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """Tell of one Ampere card and a torch that is built for it."""
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 2024\n")
+    monkeypatch.setattr(memory, "NVIDIA_VERSION", version)
+    for name, answer in (
+        ("is_available", True),
+        ("device_count", 1),
+        ("get_device_name", "NVIDIA GeForce RTX 3060"),
+        ("get_device_capability", (8, 6)),
+        ("get_arch_list", ["sm_75", "sm_80", "sm_90", "compute_90"]),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    return monkeypatch
+
+
+def gone(card: pytest.MonkeyPatch) -> None:
+    card.setattr(torch.cuda, "is_available", lambda: False)
+    card.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def test_auto_is_the_gpu_that_is_there(card: pytest.MonkeyPatch) -> None:
+    assert memory.choose_device("auto").type == "cuda"
+    assert memory.choose_device("auto", gpu_expected=True).type == "cuda"
+
+
+def test_auto_is_the_cpu_only_where_no_gpu_is_expected(card: pytest.MonkeyPatch) -> None:
+    gone(card)
+    assert memory.choose_device("auto").type == "cpu"
+    with pytest.raises(
+        DeviceError, match=r"'cuda' is not there \(0 CUDA .*; driver 550\.54\.14: .*nvidia-smi"
+    ):
+        memory.choose_device("auto", gpu_expected=True)
+
+
+def test_what_is_missing_is_told_by_name(card: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    gone(card)
+    card.setattr(memory, "NVIDIA_VERSION", tmp_path / "none")
+    with pytest.raises(DeviceError, match="no NVIDIA driver is loaded"):
+        memory.choose_device("cuda:0")
+    card.setattr(torch.version, "cuda", None)
+    with pytest.raises(DeviceError, match="is built without CUDA: install one"):
+        memory.choose_device("cuda:0")
+
+
+def test_a_card_that_is_not_there_is_no_mistake_of_a_word(card: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DeviceError, match=r"'cuda:1' is not there \(1 CUDA devices are"):
+        memory.choose_device("cuda:1")
+    with pytest.raises(ModelError, match="'gpu' is unknown") as error:
+        memory.choose_device("gpu")
+    assert not isinstance(error.value, DeviceError)
+
+
+@pytest.mark.parametrize(
+    ("capability", "built_for", "runs"),
+    [
+        ((8, 6), ["sm_80"], True),  # a later card of the same generation
+        ((8, 0), ["sm_86"], False),
+        ((12, 0), ["sm_80", "sm_90"], False),
+        ((12, 0), ["sm_90", "compute_90"], True),  # translated by the driver
+        ((6, 1), ["sm_75", "sm_80", "compute_90"], False),
+        ((10, 0), ["sm_100a"], True),
+        ((8, 6), [], True),
+    ],
+)
+def test_a_card_that_torch_is_not_built_for_is_told_before_its_first_kernel(
+    card: pytest.MonkeyPatch, capability: tuple[int, int], built_for: list[str], *, runs: bool
+) -> None:
+    card.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    card.setattr(torch.cuda, "get_arch_list", lambda: built_for)
+    if runs:
+        assert memory.choose_device("cuda").type == "cuda"
+        return
+    with pytest.raises(
+        DeviceError, match=rf"RTX 3060 has compute capability {capability[0]}\.{capability[1]}, and"
+    ):
+        memory.choose_device("cuda")
+
+
+def test_a_device_is_described_with_driver_wheel_and_capability(card: pytest.MonkeyPatch) -> None:
+    torches = f"torch {torch.__version__}"
+    told = f"NVIDIA GeForce RTX 3060, compute capability 8.6, driver 550.54.14, {torches} for CUDA 12.8"
+    assert memory.describe(torch.device("cuda")) == told
+    assert memory.describe(torch.device("cpu")) == f"cpu, {torches}"
