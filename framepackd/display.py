@@ -379,7 +379,9 @@ def models(rows: list[dict[str, Any]]) -> RenderableType:
             table.add_row(*first, Text("cannot be told: see below", "red"))
         for source in row["sources"]:
             lacking = len(source["missing"])
-            files = Text(f"{lacking} missing", "yellow") if lacking else Text("complete", "green")
+            unfit = row["complete"] and source["folder"] in (row["error"] or "")
+            files = Text("unfit: see below", "red") if unfit else Text("complete", "green")
+            files = Text(f"{lacking} missing", "yellow") if lacking else files
             fetch = size_text(source["bytes_to_fetch"]) if lacking else ""
             table.add_row(*first, _text(source["source"]), size_text(source["bytes_here"]), fetch, files)
             first = ["", ""]

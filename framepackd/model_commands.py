@@ -219,8 +219,10 @@ def verify(config_file: Path | None, names: tuple[str, ...]) -> None:
     for name, part in held:
         remedy = "put it there" if part.source.is_local else f"run: framepackd models download {name}"
         lines += [f"missing: {part.folder / lacking}\n  {remedy}" for lacking in sorted(part.missing)]
-    if not lines:  # all that it takes is here, and as it was made
-        lines = _unfit(specs)
+    told = {name for name, _, file in stored if file.path in faults} | {
+        name for name, part in held if part.missing
+    }
+    lines += _unfit([spec for spec in specs if spec.name not in told])
     for line in lines:
         click.echo("\n".join(map(printable, line.split("\n"))), err=True)
     if lines:

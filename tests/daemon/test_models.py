@@ -260,6 +260,14 @@ def test_a_folder_of_ones_own_is_held_against_the_lengths_in_its_headers(
     assert f"missing: {shard}\n  put it there" in models("verify").stderr
 
 
+MODEL = """
+kind = "f1"
+transformer = "{}"
+base = "{folders}/hunyuanvideo"
+image_encoder = "{folders}/flux_redux"
+"""
+
+
 def test_a_file_of_ones_own_is_listed_and_held_against_the_model(models: Models, config: Path) -> None:
     """A file may be as long as its header says and still not fit."""
     folders = config.parent / "published"
@@ -267,10 +275,7 @@ def test_a_file_of_ones_own_is_listed_and_held_against_the_model(models: Models,
     file = folders / "framepack-f1" / "FramePack_F1.safetensors"
     save_file({f"model.diffusion_model.{name}": tensor for name, tensor in tensors.items()}, file)
     (folders / "framepack-f1" / "._FramePack_F1.safetensors").write_bytes(b"left by macOS")
-    config.write_text(
-        f'model = "mine"\n[models.mine]\nkind = "f1"\ntransformer = "{file}"\n'
-        f'base = "{folders}/hunyuanvideo"\nimage_encoder = "{folders}/flux_redux"\n'
-    )
+    config.write_text(f'model = "mine"\n[models.mine]{MODEL.format(file, folders=folders)}')
     listed = mine(models, "--offline")
     assert listed["complete"]
     assert listed["sources"][0]["bytes_here"] == file.stat().st_size
@@ -283,6 +288,13 @@ def test_a_file_of_ones_own_is_listed_and_held_against_the_model(models: Models,
     unfit = f"unfit: {file} has 1 missing weights of 148, the first proj_out.bias"
     assert unfit in found.stderr
     assert mine(models, "--offline")["error"].startswith(unfit)
+    assert "unfit: see below" in models("list", "--offline").stdout
+    page = config.parent / "page.safetensors"
+    page.write_text("<!DOCTYPE html><html>log in</html>")
+    config.write_text(config.read_text() + f"[models.other]{MODEL.format(page, folders=folders)}")
+    both = models("verify", "mine", "other").stderr
+    assert unfit in both, "what is wrong with one model hides nothing of another"
+    assert f"damaged: {page}: it is an HTML page" in both
 
 
 def test_the_table_says_what_is_complete(models: Models) -> None:
