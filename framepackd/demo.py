@@ -109,7 +109,14 @@ def _wait_for_video(daemon: "subprocess.Popen[bytes]", state: Path) -> Path:
         while time.monotonic() < deadline:
             if daemon.poll() is not None:
                 raise DemoError(f"the daemon ended with exit code {daemon.returncode}")
-            report = control.ask(state, {"command": "status"})
+            try:
+                report = control.ask(state, {"command": "status"})
+            except (
+                ConnectionError,
+                FileNotFoundError,
+            ):  # just starting: it listens in a moment; or just ending
+                time.sleep(0.05)
+                continue
             live.update(display.status(report), refresh=True)
             job = next(iter(report["jobs"]), None)
             if job is not None and job["state"] == "done":

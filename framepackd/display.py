@@ -49,8 +49,8 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
     queued = [job for job in jobs if job["state"] == "queued" and not job["delivery"]]
     ended = [job for job in jobs if job["state"] not in ("running", "queued")]
     parts: list[RenderableType] = [_headline(report, now)]
-    if report["daemon"]["hardware"] is not None:
-        parts.append(_hardware(report["daemon"]["hardware"]))
+    if hardware := report["daemon"].get("hardware"):  # a daemon from before an update does not say it
+        parts.append(_hardware(hardware))
     if report["daemon"]["paused"] is not None:
         parts.append(_paused(report["daemon"]["paused"]))
     if report["problems"]:

@@ -111,7 +111,12 @@ def lora_settings() -> Iterator[tuple[str, str, str, str]]:
     yield "of a deeper model", '"deep.safetensors"', FAILED, "fits the model only in part"
     yield "of a deeper model, allowed", '{file = "deep.safetensors", allow_partial = true}', DONE, ""
     yield "that is cut off", '"cut.safetensors"', FAILED, "a tensor reaches from"
-    yield "that is a web page", '"page.safetensors"', FAILED, "no safetensors file"
+    yield (
+        "that is a web page",
+        '"page.safetensors"',
+        FAILED,
+        "page.safetensors cannot be used (it is an HTML page)",
+    )
     yield "out of the folder", '"../../outside/secret.safetensors"', FAILED, "loras.0.file"
     yield "that is not there", '"gone.safetensors"', FAILED, "there is no gone.safetensors"
 

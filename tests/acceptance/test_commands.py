@@ -159,7 +159,7 @@ def test_calibrating_writes_a_file_that_a_model_of_ones_own_can_use(make_daemon:
     ratios = daemon.root / "mine.json"
     unknown = daemon.command("calibrate", "nobodys", "--output", str(ratios))
     assert unknown.returncode == 1
-    assert "mine, framepack, f1, demo" in unknown.stderr
+    assert "demo, demo-f1, f1, framepack, mine" in unknown.stderr
     measured = daemon.command("calibrate", "mine", "--output", str(ratios))
     assert measured.returncode == 0, measured.stderr
     assert len(json.loads(ratios.read_text())["ratios"]) == 2, "the config's steps"
