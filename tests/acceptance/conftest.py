@@ -89,11 +89,16 @@ class Daemon:
     def worker(self) -> int:
         """Give the process id of the worker."""
         assert self.process is not None
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        for child in map(int, children):
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return child
-        raise AssertionError("no worker runs")
+        found: list[int] = []
+
+        def runs() -> bool:  # for a moment after the fork it has the daemon's command line
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            lines = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in map(int, children)}
+            found[:] = [child for child, line in lines.items() if b"spawn_main" in line]
+            return bool(found)
+
+        self.until(runs, "a worker to run", 10)
+        return found[0]
 
 
 def environment() -> dict[str, str]:
