@@ -76,7 +76,7 @@ class Place:
         others = [column.name for column in Job.__table__.columns if column.name not in COUNTED]
         with closing(sqlite3.connect(self.config.database)) as connection, connection:
             connection.execute(
-                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "  # noqa: S608
+                "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?) "  # noqa: S608 - columns of our own
                 f"INSERT INTO job (id, name, position, inputs, {', '.join(others)}) "
                 f"SELECT printf('20260101-%06d-%06x', i, i), printf('%s-%05d', name, i), position + i, "
                 f"replace(inputs, '{name}.', printf('{name}-%05d.', i)), "
@@ -124,12 +124,18 @@ def intake(root: Path, pairs: int) -> float:
     return 1e3 * taken / pairs
 
 
-def captions(root: Path, files: int) -> float:
-    """Look for the first time at texts without pictures, of names that jobs had: milliseconds a file."""
+def _with_captions(root: Path, files: int) -> Place:
+    """Drop texts without pictures, of names that jobs had."""
     place = Place(root)
     place.fill(KNOWN, State.DONE)
     for number in range(files):
         (place.config.inbox / f"known-{number:05}.txt").write_text("a lake")
+    return place
+
+
+def captions(root: Path, files: int) -> float:
+    """Look for the first time at texts without pictures, of names that jobs had: milliseconds a file."""
+    place = _with_captions(root, files)
     with fed() as times:
         made = Daemon(place.config, place.store, load_again=lambda: place.config)
         made._paused = place.store.paused()
@@ -141,10 +147,7 @@ def captions(root: Path, files: int) -> float:
 
 def status_alone(root: Path, files: int) -> float:
     """Say how these stand without a daemon: milliseconds a file."""
-    place = Place(root)
-    place.fill(KNOWN, State.DONE)
-    for number in range(files):
-        (place.config.inbox / f"known-{number:05}.txt").write_text("a lake")
+    place = _with_captions(root, files)
     answers: list[Any] = []
     taken = cpu(lambda: answers.append(client.report(place.config)))
     assert len(answers[0][0]["waiting"]) == files

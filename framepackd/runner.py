@@ -227,42 +227,9 @@ class Runner:
         job = running.job
         assert job is not None, "the worker speaks only about its job"
         running.quiet = 0.0
+        if self._note_progress(running, job, message):
+            return
         match message:
-            case worker.Resumed():
-                self._store.resumed(job.id, steps=message.steps)
-                if message.steps:
-                    log.info("job %s: goes on after step %d of %d", job.id, message.steps, job.steps_total)
-                return
-            case worker.SetAside():
-                self._store.note(job.id, message.text)
-                log.warning("job %s: %s", job.id, message.text)
-                return
-            case worker.PromptsCut():
-                self._note_cuts(job, message)
-                return
-            case worker.Ready():
-                self.device, self.hardware = message.device, message.hardware
-                if message.device.startswith("cuda") and not self._gpu_used:
-                    self._store.remember_gpu()
-                    self._gpu_used = True
-                return
-            case worker.Lowered():
-                self._store.remember_rung(message.key, message.rung)
-                log.warning("job %s: out of memory, going on with %s", job.id, message.text)
-                return
-            case worker.StepDone():
-                running.worked, self._device_faults = True, 0
-                # The first step warms everything up: it tells nothing of the next.
-                if running.awaited == "step":
-                    running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
-                running.awaited = "step" if message.step < job.steps else "decode"
-                self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
-                return
-            case worker.SectionDecoded():
-                running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
-                running.awaited = "end" if message.section == job.sections else "step"
-                self._store.decoded(job.id, seconds=message.seconds)
-                return
             case worker.Finished():
                 self._decide_done(job, message)
             case worker.Stopped():
@@ -286,6 +253,41 @@ class Runner:
         running.idle_since = time.monotonic()
         if message is not None and worker.leaves_after(message):
             self.end_worker()
+
+    def _note_progress(self, running: worker.Handle, job: Job, message: worker.Message | None) -> bool:
+        """Record how far a job is; False for a message that ends the worker's turn on it."""
+        match message:
+            case worker.Resumed():
+                self._store.resumed(job.id, steps=message.steps)
+                if message.steps:
+                    log.info("job %s: goes on after step %d of %d", job.id, message.steps, job.steps_total)
+            case worker.SetAside():
+                self._store.note(job.id, message.text)
+                log.warning("job %s: %s", job.id, message.text)
+            case worker.PromptsCut():
+                self._note_cuts(job, message)
+            case worker.Ready():
+                self.device, self.hardware = message.device, message.hardware
+                if message.device.startswith("cuda") and not self._gpu_used:
+                    self._store.remember_gpu()
+                    self._gpu_used = True
+            case worker.Lowered():
+                self._store.remember_rung(message.key, message.rung)
+                log.warning("job %s: out of memory, going on with %s", job.id, message.text)
+            case worker.StepDone():
+                running.worked, self._device_faults = True, 0
+                # The first step warms everything up: it tells nothing of the next.
+                if running.awaited == "step":
+                    running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
+                running.awaited = "step" if message.step < job.steps else "decode"
+                self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
+            case worker.SectionDecoded():
+                running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
+                running.awaited = "end" if message.section == job.sections else "step"
+                self._store.decoded(job.id, seconds=message.seconds)
+            case _:
+                return False
+        return True
 
     def _note_device_fault(self, job: Job, error: str) -> None:
         """A worker has failed on the device before it did a step: twice in a row it is the device, no job."""

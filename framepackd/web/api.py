@@ -116,20 +116,7 @@ def make_process(config: Config, calls: Calls) -> Callable[..., AsyncIterator[Yi
             "save_section_frames": save_section_frames or None,
         }
         settings = {key: _whole(value) for key, value in asked.items() if value is not None}
-        try:
-            name = await asyncio.to_thread(
-                drop,
-                config,
-                picture=Path(input_image),
-                end_picture=Path(end_frame) if end_frame else None,
-                prompt=prompt or "",
-                settings=settings,
-            )
-        except (RequestError, OSError) as error:
-            raise _told(str(error)) from error
-        except Exception as error:
-            log.exception("a call of /process")
-            raise _own(error) from error
+        name = await _dropped(config, input_image, end_frame, prompt or "", settings)
         mine = calls[request.session_hash if request else None]
         mine.add(name)
         try:
@@ -144,6 +131,26 @@ def make_process(config: Config, calls: Calls) -> Callable[..., AsyncIterator[Yi
         yield {"video": file_record(Path(found.job["output"])), "subtitles": None}, found.text
 
     return process
+
+
+async def _dropped(
+    config: Config, picture: str, end_picture: str | None, prompt: str, settings: dict[str, Any]
+) -> str:
+    """Drop a job's files and give its NAME; what is wrong with them is told."""
+    try:
+        return await asyncio.to_thread(
+            drop,
+            config,
+            picture=Path(picture),
+            end_picture=Path(end_picture) if end_picture else None,
+            prompt=prompt,
+            settings=settings,
+        )
+    except (RequestError, OSError) as error:
+        raise _told(str(error)) from error
+    except Exception as error:
+        log.exception("a call of /process")
+        raise _own(error) from error
 
 
 def make_end_process(config: Config, calls: Calls) -> Callable[..., Any]:

@@ -252,6 +252,12 @@ def test_whatever_the_prefix_and_the_spelling_every_key_finds_its_weights(
     assert Counter(part.weight for part in found.parts) == Counter(chain(*modules.values()))
 
 
+def assert_merged_as_by_hand(engine: Engine, base: Weights, file: Path, added: Weights) -> None:
+    merge(engine, Lora(file=file))
+    now, expected = weights_of(engine), by_hand(base, (1, added))
+    assert all((now[name] - expected[name]).abs().max() < 1e-6 for name in added)
+
+
 @pytest.mark.parametrize(
     "alpha",
     [
@@ -268,9 +274,7 @@ def test_alpha_may_be_a_number_of_any_kind(
     alpha: torch.Tensor, base: Weights, engine: Engine, tmp_path: Path
 ) -> None:
     added = make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base, only="linear2", alpha=alpha)
-    merge(engine, Lora(file=tmp_path / "a.safetensors"))
-    now, expected = weights_of(engine), by_hand(base, (1, added))
-    assert all((now[name] - expected[name]).abs().max() < 1e-6 for name in added)
+    assert_merged_as_by_hand(engine, base, tmp_path / "a.safetensors", added)
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
@@ -278,9 +282,7 @@ def test_small_numbers_are_merged_as_what_they_stand_for(
     dtype: torch.dtype, base: Weights, engine: Engine, tmp_path: Path
 ) -> None:
     added = make_lora(tmp_path / "a.safetensors", "diffusers", base, only="to_q", dtype=dtype)
-    merge(engine, Lora(file=tmp_path / "a.safetensors"))
-    now, expected = weights_of(engine), by_hand(base, (1, added))
-    assert all((now[name] - expected[name]).abs().max() < 1e-6 for name in added)
+    assert_merged_as_by_hand(engine, base, tmp_path / "a.safetensors", added)
 
 
 OTHER_FAMILIES = [
