@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from framepackd import delivery, folders, moving, retry
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.jobs import CANCELLED, JobStore
+from framepackd.job_sql import CANCELLED
+from framepackd.jobs import JobStore
 from framepackd.work_folder import CHECKPOINT, clear_work_folder
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import String, case, cast, delete, false, func, literal, select, text, update
+from sqlalchemy import String, case, cast, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.database import (
@@ -24,10 +24,23 @@ from framepackd.database import (
     open_database,
     utc_now,
 )
+from framepackd.job_sql import (
+    CANCELLED,
+    IN_ORDER,
+    RUNNABLE,
+    TAKEN_AS,
+    as_json,
+    entry,
+    following,
+    smoothed,
+    starts_with,
+    unless_cancelled,
+    variation_of,
+    with_entry,
+)
 from framepackd.names import LAST
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
-CANCELLED = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
 PAUSED = "paused"  # in the table meta: since when
 GPU = "gpu"  # there too: when one was first used by the daemon that remembers it
 
@@ -63,7 +76,7 @@ class JobStore:
         """Record a new job, at the back of the queue."""
         with self._session() as session:
             job.position = 1 + (session.scalar(select(func.max(Job.position))) or 0)
-            job.history = [_entry(State(job.state), "taken in")]
+            job.history = [entry(State(job.state), "taken in")]
             session.add(job)
         return job
 
@@ -78,25 +91,25 @@ class JobStore:
     def next_queued(self, passed_over: Collection[str] = ()) -> Job | None:
         """Give the job that is to run next, of those that are not passed over."""
         with self.looking() as session:
-            return session.scalars(_following(Job).where(Job.id.not_in(passed_over))).one_or_none()
+            return session.scalars(following(Job).where(Job.id.not_in(passed_over))).one_or_none()
 
     def queued_inputs(self) -> list[tuple[str, dict[str, Any]]]:
         """List the jobs that could run, in the order of the queue: id, and role -> input."""
         with self.looking() as session:
-            found = session.execute(select(Job.id, Job.inputs).where(*_RUNNABLE).order_by(*_IN_ORDER))
+            found = session.execute(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
             return [(row[0], row[1]) for row in found]
 
     def claim(self, job_id: str | None = None) -> Job | None:
         """Start a queued job, the next one unless told which; None if it cannot run any more."""
-        chosen = Job.id == job_id if job_id else Job.seq == _following(Job.seq).scalar_subquery()
+        chosen = Job.id == job_id if job_id else Job.seq == following(Job.seq).scalar_subquery()
         statement = (
             update(Job)
-            .where(chosen, *_RUNNABLE)
+            .where(chosen, *RUNNABLE)
             .values(
                 state=State.RUNNING,
                 resumes=Job.resumes + func.iif(Job.started_at.is_(None), 0, 1),
                 started_at=func.coalesce(Job.started_at, utc_now()),
-                history=_with_entry(State.RUNNING, "started"),
+                history=with_entry(State.RUNNING, "started"),
             )
             .returning(Job)
         )
@@ -118,7 +131,7 @@ class JobStore:
 
     def note(self, job_id: str, note: str) -> None:
         """Add to the history of a running job what a person should know of it."""
-        self._set_running(job_id, history=_with_entry(State.RUNNING, note))
+        self._set_running(job_id, history=with_entry(State.RUNNING, note))
 
     def cut(self, job_id: str, cuts: list[dict[str, Any]]) -> None:
         """Note which prompts of a running job are too long."""
@@ -132,20 +145,20 @@ class JobStore:
             step=step,
             steps_run=Job.steps_run + 1,
             # The first step warms everything up and would spoil the estimate: the second replaces it.
-            step_seconds=seconds if (section, step) == (1, 2) else _smoothed(Job.step_seconds, seconds),
+            step_seconds=seconds if (section, step) == (1, 2) else smoothed(Job.step_seconds, seconds),
             stalled_deaths=0,
         )
 
     def decoded(self, job_id: str, *, seconds: float) -> None:
         """Note how long a section took to decode."""
-        self._set_running(job_id, decode_seconds=_smoothed(Job.decode_seconds, seconds))
+        self._set_running(job_id, decode_seconds=smoothed(Job.decode_seconds, seconds))
 
     def decide(self, job_id: str, state: State, *, error: str | None = None, **made: Any) -> None:
         """Write down how a job ends, before anything is moved; the delivery can then be taken up again.
 
         ``made``: columns that say how it was made: timings, versions, device ...
         """
-        values = {"delivery": _unless_cancelled({"state": state, "error": error}), **made}
+        values = {"delivery": unless_cancelled({"state": state, "error": error}), **made}
         with self._session() as session:
             session.execute(update(Job).where(Job.id == job_id, Job.state.not_in(ENDED)).values(**values))
 
@@ -178,7 +191,7 @@ class JobStore:
             attempts = session.scalars(select(Job.attempts).where(Job.id == job_id)).one()
             if attempts >= max_attempts:
                 error = f"gave up after {attempts} attempts, the last: {note}"
-                failed = _unless_cancelled({"state": State.FAILED, "error": error})
+                failed = unless_cancelled({"state": State.FAILED, "error": error})
                 session.execute(update(Job).where(Job.id == job_id).values(delivery=failed))
         return attempts
 
@@ -210,7 +223,7 @@ class JobStore:
             .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_(None))
             .values(
                 cancel=how,
-                delivery=case((at_once, _json(CANCELLED)), else_=_json(None)),
+                delivery=case((at_once, as_json(CANCELLED)), else_=as_json(None)),
             )
         )
         with self._session() as session:
@@ -239,7 +252,7 @@ class JobStore:
                 state=State.QUEUED,
                 delivery={"state": State.QUEUED, "error": None},
                 position=select(func.max(Job.position)).scalar_subquery() + 1,
-                history=_with_entry(State.QUEUED, "framepackd retry"),
+                history=with_entry(State.QUEUED, "framepackd retry"),
                 **{"attempts": 0, "stalled_deaths": 0, "cuts": []},
                 **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
             )
@@ -261,7 +274,7 @@ class JobStore:
         """
         with self._session() as session:
             first = session.scalars(select(func.min(Job.position))).one_or_none() or 0
-            moved = update(Job).where(Job.id == job_id, *_RUNNABLE).values(position=first - 1)
+            moved = update(Job).where(Job.id == job_id, *RUNNABLE).values(position=first - 1)
             if not _changed(session, moved):
                 return False
             session.execute(update(Job).where(Job.state == State.RUNNING).values(position=first - 2))
@@ -335,9 +348,9 @@ class JobStore:
         conditions = (
             Job.id == wanted,
             Job.name == wanted,
-            _starts_with(Job.id, wanted) & (wanted != ""),
+            starts_with(Job.id, wanted) & (wanted != ""),
             (Job.folder == folder) & (Job.name == name),
-            (Job.folder == folder) & _variation_of(name),
+            (Job.folder == folder) & variation_of(name),
         )
         with self.looking() as session:
             for condition in conditions:
@@ -353,7 +366,7 @@ class JobStore:
         """
         asked = {"names": json.dumps(list(names)), "after": LAST}
         with self.looking() as session:
-            found = session.execute(_TAKEN_AS, asked)
+            found = session.execute(TAKEN_AS, asked)
             return {(row[0], row[1]): row[2] for row in found}
 
     def made_of(self, sha256: str) -> list[Job]:
@@ -391,72 +404,17 @@ class JobStore:
             return {row[0]: row[1] for row in session.execute(select(Job.id, Job.state))}
 
 
-def _variation_of(name: str) -> Any:
-    return _starts_with(Job.name, f"{name}_seed_")
-
-
-def _starts_with(column: Any, start: str) -> Any:
-    """Compare so that an index helps, which LIKE does not let it."""
-    return (column >= start) & (column < start + LAST)
-
-
-# Unary plus: else SQLite looks for the greatest seq by going backwards through the whole table.
-_TAKEN_AS = text("""
-    WITH asked AS (
-        SELECT json_extract(value, '$[0]') AS folder, json_extract(value, '$[1]') AS name
-        FROM json_each(:names)
-    ), latest AS (
-        SELECT folder, name,
-            (SELECT max(+seq) FROM job WHERE name = asked.name AND folder = asked.folder) AS same,
-            (SELECT max(+seq) FROM job WHERE name >= asked.name || '_seed_'
-                AND name < asked.name || '_seed_' || :after AND folder = asked.folder) AS variation
-        FROM asked
-    )
-    SELECT latest.folder, latest.name, job.id
-    FROM latest JOIN job ON job.seq = max(coalesce(same, 0), coalesce(variation, 0))
-""")
-
-
-_RUNNABLE = (Job.state == State.QUEUED, Job.delivery.is_(None))
-_IN_ORDER = (Job.position, Job.seq)
-
-
-def _following(what: Any) -> Any:
-    """Select the job that is to run next."""
-    return select(what).where(*_RUNNABLE).order_by(*_IN_ORDER).limit(1)
-
-
 def _changed(session: Session, statement: Any) -> bool:
     return bool(session.execute(statement).rowcount == 1)  # type: ignore[attr-defined] # typed as Result
 
 
 def _put_back(session: Session, job_id: str, note: str, **values: Any) -> None:
     # One of which something is to be kept comes to the worker once more, to write that.
-    undecided = case((Job.cancel == "discard", _json(CANCELLED)), else_=_json(None))
+    undecided = case((Job.cancel == "discard", as_json(CANCELLED)), else_=as_json(None))
     _move(session, job_id, State.QUEUED, note, delivery=undecided, **values)
 
 
 def _move(session: Session, job_id: str, state: State, note: str, **values: Any) -> None:
     statement = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED))
-    if not _changed(session, statement.values(state=state, history=_with_entry(state, note), **values)):
+    if not _changed(session, statement.values(state=state, history=with_entry(state, note), **values)):
         raise StoreError(f"job {job_id} has ended already and cannot become {state}")
-
-
-def _unless_cancelled(delivery: dict[str, Any] | None) -> Any:
-    return case((Job.cancel.is_(None), _json(delivery)), else_=_json(CANCELLED))
-
-
-def _json(value: dict[str, Any] | None) -> Any:
-    return literal(value, Job.delivery.type)
-
-
-def _entry(state: State, note: str) -> dict[str, str]:
-    return {"at": utc_now(), "state": state.value, "note": note}
-
-
-def _with_entry(state: State, note: str) -> Any:
-    return func.json_insert(Job.history, "$[#]", func.json(json.dumps(_entry(state, note))))
-
-
-def _smoothed(column: Any, seconds: float) -> Any:
-    return func.coalesce(column + (seconds - column) * 0.2, seconds)

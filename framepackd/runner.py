@@ -11,7 +11,8 @@ from framepackd import delivery, embedded, job_warnings, loras, readiness, work_
 from framepackd.clips import clips, continued
 from framepackd.config import Config
 from framepackd.database import Job, State
-from framepackd.jobs import CANCELLED, JobStore
+from framepackd.job_sql import CANCELLED
+from framepackd.jobs import JobStore
 from framepackd.problems import Problem
 
 log = logging.getLogger(__name__)

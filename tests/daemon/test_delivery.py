@@ -15,7 +15,7 @@ from PIL import Image
 from framepackd import commands, delivery, files, intake, moving, target_names, work_folder
 from framepackd.database import Job, State
 from framepackd.folders import MARKER
-from framepackd.jobs import CANCELLED
+from framepackd.job_sql import CANCELLED
 from framepackd.names import stand_ins
 from framepackd.results import Outbox
 from tests.daemon.test_files import DELIVERED, Died, Place, across, at_every_call, dying_at  # noqa: F401 - across: a fixture
