@@ -118,12 +118,15 @@ jobs_argument = click.argument("jobs", metavar="JOB...", nargs=-1, required=True
 @main.command()
 @config_option
 @jobs_argument
-def retry(config_file: Path | None, jobs: tuple[str, ...]) -> None:
+@click.option(
+    "--anew", is_flag=True, help="From the beginning, queued jobs too; what was made is kept aside."
+)
+def retry(config_file: Path | None, jobs: tuple[str, ...], *, anew: bool) -> None:
     """Run failed or cancelled jobs again, as they were asked for and with the same seed.
 
     JOB is its id, the start of it, or its name.
     """
-    _change(_load(config_file), {"command": "retry", "jobs": jobs})
+    _change(_load(config_file), {"command": "retry", "jobs": jobs, "anew": anew})
 
 
 @main.command()

@@ -16,7 +16,7 @@ from framepack_core.attention import AUTO
 from framepack_core.device_errors import Verdict, judge
 from framepack_core.encoders import Conditioning
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.errors import FramePackError, FreshProcessError
+from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
 from framepack_core.lora import fit_all
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import HostCopy, Progress
@@ -342,7 +342,12 @@ class _PhaseClock:
 
 
 def _device(work: Work) -> torch.device:
-    return memory.choose_device(work.device, gpu_expected=work.gpu_expected)
+    try:
+        return memory.choose_device(work.device, gpu_expected=work.gpu_expected)
+    except DeviceError:
+        if not work.keep_only:
+            raise
+        return torch.device("cpu")  # what exists is written: nothing is computed on any device
 
 
 def _identity(work: Work) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
 from framepack_core.prompts import Cut
 from framepack_core.request import Request
+from framepackd import other_device
 from framepackd.database import Job
 from framepackd.source_video import Continued
 
@@ -191,6 +192,14 @@ class Blocked:
     device: bool = False
 
 
+@dataclass(frozen=True)
+class Waits:
+    """What was made of the job is of the other type of device: a person decides, others can run meanwhile."""
+
+    reason: str
+    made_on: other_device.Type
+
+
 Message = (
     Resumed
     | SetAside
@@ -202,6 +211,7 @@ Message = (
     | Finished
     | Stopped
     | Blocked
+    | Waits
     | Failed
     | Again
 )
@@ -297,6 +307,8 @@ def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
         sys.exit(0)  # the daemon is gone
     except FreshProcessError as error:
         return Again(str(error))
+    except other_device.OtherDeviceError as error:
+        return Waits(str(error), error.made_on)
     except Exception as error:
         traceback.print_exc()
         if getattr(error, "errno", None) in DISK_ERRORS:  # FFmpeg's errors are not all OSErrors
