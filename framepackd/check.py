@@ -168,7 +168,7 @@ def _disk(path: Path) -> Check:
 
 
 def _device(config: Config) -> Iterator[Check]:
-    from framepack_core import memory
+    from framepack_core import device_support, memory
     from framepack_core.attention import choose_attention
 
     try:
@@ -187,6 +187,8 @@ def _device(config: Config) -> Iterator[Check]:
         yield small or None, "device", f"cpu, {dtypes}{note}"
         return
     yield True, "device", f"{memory.describe(device)}, {card.free / GIB:.0f} GiB free, {dtypes}"
+    for warning in device_support.warnings(device, transformer):
+        yield "warning", "device", warning
 
 
 @dataclass(frozen=True)

@@ -210,10 +210,13 @@ def check(
     config = _load(config_file)
     if accept_folders:
         _change(config, {"command": "accept_folders"})
+    from framepack_core import before_torch
     from framepack_core.errors import FramePackError
     from framepackd import display
     from framepackd.check import forecast, run_checks
 
+    if gpu:
+        before_torch.set_up(config.gpu.device)
     try:
         results = list(run_checks(config, gpu=gpu and vram is None))
         planned = forecast(config, gpu=gpu, vram=vram, ram=ram)

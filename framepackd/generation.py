@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import framepack_core
-from framepack_core import compiling, continuing, footprint, media, memory
+from framepack_core import before_torch, compiling, continuing, device_support, footprint, media, memory
 from framepack_core.attention import AUTO
 from framepack_core.device_errors import Verdict, judge
 from framepack_core.encoders import Conditioning
@@ -77,6 +77,8 @@ class Engines:
             keep_free=work.keep_free,
             loras=work.request.loras,
         )
+        for warning in device_support.warnings(engine.device, engine.models.dtype):
+            log.warning("%s", warning)
         engine.take_rung(max(engine.rung, rung))
         self._engine, self._key = engine, key
         return engine
@@ -220,7 +222,7 @@ class Generation:
         if engine.compiled.on:
             compiling.set_up(self._work.compile_cache)
         self._clock.lap("load")
-        self._connection.send(Ready(str(engine.device), memory.describe(engine.device)))
+        self._tell_ready(engine)
         refused = ""
         for rung in range(engine.rung, len(engine.rungs)):
             if rung > engine.rung:
@@ -246,6 +248,10 @@ class Generation:
             "make the video smaller (resolution), or the latent_window_size"
         )
 
+    def _tell_ready(self, engine: Engine) -> None:
+        name = before_torch.name_outside(str(engine.device))
+        self._connection.send(Ready(name, memory.describe(engine.device)))
+
     def _generate(self, engine: Engine) -> None:
         """Go on from the progress until the end, or until told to leave."""
         while self._asked is None and self._has_more():
@@ -259,7 +265,7 @@ class Generation:
             self._connection.send(PromptsCut(conditioned.cuts))
         self._previews.fit_to(request, conditioned.start_latents)
         self._clock.lap("encode")
-        self._connection.send(Ready(str(engine.device), memory.describe(engine.device)))
+        self._tell_ready(engine)
         try:
             for event in engine.sample(request, conditioned, self._progress):
                 copied = event.progress.to_host()

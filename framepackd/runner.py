@@ -108,7 +108,7 @@ class Runner:
             self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
             return
         if self._worker is None:
-            self._worker = worker.start()
+            self._worker = worker.start(self._config.gpu.device)
         self._worker.job = self._store.claim(job.id)  # last: what fails before leaves it in the queue
         if self._worker.job is None:  # cancelled meanwhile
             return

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from framepack_core import before_torch
 from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
 from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
@@ -254,11 +255,11 @@ class Handle:
         return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
 
 
-def start() -> Handle:
-    """Start a worker process; it loads torch and then waits for work."""
+def start(device: str) -> Handle:
+    """Start a worker process; it loads torch, to compute on a device, and then waits for work."""
     spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=main, args=(theirs, os.getpid()), name="framepackd-worker")
+    process = spawn.Process(target=main, args=(theirs, os.getpid(), device), name="framepackd-worker")
     # Inherited, until the worker is so far that it ignores them: else one that comes too early ends it.
     resource_tracker.ensure_running()  # which would let them through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_DAEMON)
@@ -270,12 +271,13 @@ def start() -> Handle:
     return Handle(process, ours)
 
 
-def main(connection: Connection, parent: int) -> None:
+def main(connection: Connection, parent: int, device: str) -> None:
     """Do one piece of work after the other until the daemon closes the connection or dies."""
     _die_with(parent)
     for number in FOR_THE_DAEMON:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
+    before_torch.set_up(device)
     quiet_libraries()
     from framepackd.generation import Engines
 

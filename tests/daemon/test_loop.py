@@ -44,7 +44,7 @@ class Loop:
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
 
-    def _start(self) -> worker.Handle:
+    def _start(self, device: str) -> worker.Handle:
         self.started += 1
         process: Any = SimpleNamespace(
             is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=self.alive
