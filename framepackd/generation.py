@@ -1,5 +1,6 @@
 """One job in the worker process: from its request, or from where it was left, to its video."""
 
+import contextlib
 import importlib.metadata
 import logging
 import time
@@ -28,6 +29,7 @@ from framepackd.previews import Previews
 from framepackd.quality import Measures
 from framepackd.video import Video
 from framepackd.worker import (
+    AheadError,
     Finished,
     Leave,
     Lowered,
@@ -54,6 +56,7 @@ class Engines:
         self._key: tuple[Any, ...] | None = None
         self._engine: Engine | None = None
         self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
+        self._not_ahead: set[str] = set()  # jobs for which there was too little memory
 
     def get(self, work: Work, rung: int) -> Engine:
         """Give the engine for a job, loaded if it is not yet."""
@@ -91,8 +94,14 @@ class Engines:
         return engine.encode(request)
 
     def encode_ahead(self, work: Work) -> None:
-        """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself."""
+        """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself.
+
+        Raises:
+            AheadError: the device is broken, and only another process can go on.
+        """
         engine = self._engine
+        if not work.ahead or work.job_id in self._not_ahead:
+            return
         if engine is None or _engine_key(work) != self._key or work.keep_only or work.continued:
             return
         ahead = (engine, work.request)
@@ -102,7 +111,16 @@ class Engines:
         try:
             self._ahead = (*ahead, engine.encode(work.request))
         except Exception as error:  # no fault of the job that runs: the other one shows it when it starts
-            log.info("job %s: cannot be encoded ahead: %s", work.job_id, error)
+            # No more than its text: the error holds on to the tensors of the frames it passed.
+            verdict, why = judge(error), str(error).partition("\n")[0]
+        else:
+            return
+        if verdict in (Verdict.CONTEXT, Verdict.MEMORY_AND_CONTEXT):
+            raise AheadError(work.job_id, why)
+        log.info("job %s: cannot be encoded ahead: %s", work.job_id, why)
+        if verdict is Verdict.MEMORY:
+            self._not_ahead.add(work.job_id)
+            memory.release_unused(engine.device)
 
 
 def _engine_key(work: Work) -> tuple[Any, ...]:
@@ -289,9 +307,17 @@ class Generation:
                 if self._asked is not None:
                     break
                 if isinstance(event, Clip) and (coming := self._coming()) is not None:
-                    self._engines.encode_ahead(coming)
+                    self._encode_ahead(coming)
         finally:
             self._beside.wait()
+
+    def _encode_ahead(self, work: Work) -> None:
+        try:
+            self._engines.encode_ahead(work)
+        except AheadError:
+            with contextlib.suppress(Exception):  # it may need the device; what is not kept is made again
+                self._beside.wait()
+            raise
 
     def _in_chain(self, clip: Clip) -> Clip:
         """Count a clip's section among all of the chain, and leave out the frame that two clips share."""

@@ -44,6 +44,7 @@ class Runner:
         self._blocked: str | None = None
         self._device_faults = 0  # of workers in a row that had not done a step
         self.passed_over = PassedOver(store)
+        self._not_ahead: set[str] = set()  # jobs that broke the device when they were encoded ahead
         self.device = config.gpu.device  # until the worker tells what "auto" has become
         self.hardware: str | None = None
         self._gpu_used = store.gpu_used()
@@ -152,6 +153,7 @@ class Runner:
             preview_decoder=self._config.preview_decoder,
             strip=self._config.results_page,
             continued=continued(job, folder),
+            ahead=job.id not in self._not_ahead,
         )
 
     def listen(self) -> None:
@@ -236,6 +238,8 @@ class Runner:
             case worker.Failed():
                 self._count_attempt(job, message.error)
             case worker.Again():
+                if message.not_ahead is not None:
+                    self._not_ahead.add(message.not_ahead)
                 self._store.requeue(job.id, message.reason)
                 log.warning("job %s: goes on in another worker: %s", job.id, message.reason)
         running.job = None

@@ -76,6 +76,7 @@ class Work:
     continued: Continued | None = None  # a video that becomes longer
     tags: Mapping[str, str] = field(default_factory=dict)  # to be written into the video
     following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
+    ahead: bool = True  # its inputs may be encoded while something else is sampled
 
     @property
     def clips(self) -> tuple[Request, ...]:
@@ -183,6 +184,7 @@ class Again:
     """The job is to go on in another process, which this one cannot do; no fault of the job."""
 
     reason: str
+    not_ahead: str | None = None  # a job whose inputs are not to be encoded ahead of its time any more
 
 
 @dataclass(frozen=True)
@@ -216,6 +218,15 @@ Message = (
     | Failed
     | Again
 )
+
+
+class AheadError(FreshProcessError):
+    """The device broke while the inputs of a job were encoded ahead of its time."""
+
+    def __init__(self, job_id: str, why: str) -> None:
+        """Say which job's, and how it broke."""
+        super().__init__(f"the device failed while job {job_id} was encoded ahead of its time ({why})")
+        self.job_id = job_id
 
 
 def leaves_after(answer: Message) -> bool:
@@ -307,6 +318,8 @@ def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
         return Failed(str(error), retry=False)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the daemon is gone
+    except AheadError as error:
+        return Again(str(error), not_ahead=error.job_id)
     except FreshProcessError as error:
         return Again(str(error))
     except other_device.OtherDeviceError as error:
