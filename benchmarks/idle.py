@@ -80,13 +80,11 @@ class FixedEngine:
         self._frames = shade.astype(np.uint8)
         self._edge = torch.zeros(1, 3, 4 * WINDOW - 3, HEIGHT, WIDTH, dtype=torch.float16)
 
-    def prepare(self, *_: object) -> bool:
+    def prepare(self, *_: object) -> None:
         """Be prepared."""
-        return True
 
-    def take_rung(self, number: int) -> bool:
+    def take_rung(self, number: int) -> None:
         """Be on the only rung."""
-        return number == 0
 
     def encode(self, request: Request) -> SimpleNamespace:
         """Take the time for what is new."""

@@ -62,11 +62,8 @@ class Engines:
         """Give the engine for a job, loaded if it is not yet."""
         key = _engine_key(work)
         video = footprint.Video.asked_for(work.request, work.size)
-        if (
-            self._engine is not None
-            and key == self._key
-            and self._engine.prepare(video, work.keep_free, rung, work.request.loras)
-        ):
+        if self._engine is not None and key == self._key:
+            self._engine.prepare(video, work.keep_free, rung, work.request.loras)
             return self._engine
         self._engine = self._ahead = None  # first let go of the other model
         engine = Engine.load(
