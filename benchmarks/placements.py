@@ -61,11 +61,12 @@ class Model:
         noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(noise).save(self._picture)
         self.card: Card | None = None
+        self.plan: Plan | None = None
         self.engine = Engine(self._models, DEVICE, self._plan, pinnable=True)
 
     def _plan(self, video: Video, keep_free: int, changed: Mapping[str, int]) -> Plan:
         items = ItemBytes.of(self.dtypes[0].itemsize, self.dtypes[1].itemsize)
-        return planning.make_plan(
+        self.plan = planning.make_plan(
             self.weights,
             self.card,
             planning.host_memory(),
@@ -74,6 +75,7 @@ class Model:
             item_bytes=items,
             changed=changed,
         )
+        return self.plan
 
     @property
     def video(self) -> Video:
@@ -87,8 +89,8 @@ class Model:
 
     def predicted(self) -> int:
         """Give the bytes of the card that the plan counts with, CUDA's own left out."""
-        items = ItemBytes.of(self.dtypes[0].itemsize, self.dtypes[1].itemsize)
-        return footprint.peak_vram(self.weights, self.rung, self.video, items) - footprint.CONTEXT
+        assert self.plan is not None
+        return self.plan.vram - footprint.CONTEXT
 
     def section(self) -> Taken:
         """Make a section from the picture and a prompt to its frames."""

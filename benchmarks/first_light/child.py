@@ -16,10 +16,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.first_light import Check, Figure, SkippedError
+from framepack_core import before_torch
 
 
 def main() -> None:
     """Compute what is asked for until the standard input ends, or the device is not to be relied on."""
+    before_torch.set_up("auto")  # as in a worker
     with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8", buffering=1) as out:
         for line in sys.stdin:
             end = compute(Check(**json.loads(line)), out)

@@ -142,6 +142,7 @@ def _prompt(case: Case, models: Any, error: Error) -> float:
         models.tokenizer,
         models.text_encoder_2,
         models.tokenizer_2,
+        next(models.vae.parameters()).device,
     )
     t = case.tensors()
     embeds = error(text.prompt_embeds.float(), t["llama_vec_512"])
