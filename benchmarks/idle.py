@@ -117,7 +117,7 @@ class FixedEngine:
             yield Clip(section, SECTIONS, settled, True, self._frames[0], progress, start, "framepack")
 
 
-def worker_main(connection: Connection, parent: int) -> None:
+def worker_main(connection: Connection, parent: int, device: str) -> None:
     """Be the worker, with the engine of fixed times."""
     Engine.load = lambda *_, **__: engine  # type: ignore[method-assign] # in place of the real one
     engine: Any = FixedEngine()
@@ -130,7 +130,7 @@ def worker_main(connection: Connection, parent: int) -> None:
         return answer
 
     Generation.run = noted  # type: ignore[method-assign] # the same, with a note
-    REAL_MAIN(connection, parent)
+    REAL_MAIN(connection, parent, device)
 
 
 REAL_MAIN = worker.main

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from framepack_core import before_torch
 from framepack_core.errors import DeviceError, ModelError
 from framepack_core.footprint import CONTEXT
 from framepack_core.planning import Card
@@ -42,7 +43,7 @@ def choose_device(name: str, *, gpu_expected: bool = False) -> torch.device:
             return torch.device("cpu")
         name = "cuda"
     try:
-        device = torch.device(name)
+        device = torch.device(before_torch.name_here(name))
     except RuntimeError as error:
         raise ModelError(f"device {name!r} is unknown: use auto, cpu or cuda:0") from error
     if device.type == "cuda":
