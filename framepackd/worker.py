@@ -66,6 +66,7 @@ class Work:
     attention: str = "auto"
     compile: bool | Literal["auto"] = "auto"
     vae_tiling: Tiling = "auto"
+    uncompiled: Mapping[str, str] = field(default_factory=dict)  # why compiling failed, by its conditions
     gpu_expected: bool = False  # "auto" is a GPU: the CPU would take days
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
@@ -134,6 +135,14 @@ class Lowered:
 
 
 @dataclass(frozen=True)
+class Uncompiled:
+    """Compiling failed; the job goes on without."""
+
+    key: str  # what this holds for: see compiling.conditions
+    reason: str
+
+
+@dataclass(frozen=True)
 class StepDone:
     """A sampling step is done; sections count from 1."""
 
@@ -197,6 +206,7 @@ Message = (
     | PromptsCut
     | Ready
     | Lowered
+    | Uncompiled
     | StepDone
     | SectionDecoded
     | Finished
