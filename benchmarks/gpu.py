@@ -25,6 +25,7 @@ from framepack_core.attention import use_attention
 from framepack_core.compiling import CompiledBlocks
 from framepack_core.conditioning import pad_prompt_embeds
 from framepack_core.history import HistoryContext
+from framepack_core.streaming import Streamer
 from framepack_core.transformer import Core, guidance, take_apart, timesteps
 
 SMALL = os.environ.get("FRAMEPACKD_BENCHMARK") == "tiny"
@@ -204,15 +205,16 @@ def streamed() -> Iterator[Row]:
     for name, part in core.named_children():
         if name != "blocks":
             part.to(DEVICE)
-    memory.lock(core.blocks)
-    memory.stream_blocks(core.blocks, DEVICE)
+    blocks = (*core.blocks.transformer_blocks, *core.blocks.single_transformer_blocks)
+    streamer = Streamer(blocks, DEVICE, lock=True)
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     for cap in CAPS:
         release()
         torch.cuda.set_per_process_memory_fraction((cap - 0.6) * 2**30 / total)  # the rest is CUDA's context
         torch.cuda.reset_peak_memory_stats()
         try:
-            taken = seconds(ours)
+            with streamer.on_device():
+                taken = seconds(ours)
         except torch.OutOfMemoryError:
             yield Row(f"streamed under {cap} GiB", float("nan"), None, "s", "does not fit")
             continue

@@ -80,13 +80,11 @@ class FixedEngine:
         self._frames = shade.astype(np.uint8)
         self._edge = torch.zeros(1, 3, 4 * WINDOW - 3, HEIGHT, WIDTH, dtype=torch.float16)
 
-    def prepare(self, *_: object) -> bool:
+    def prepare(self, *_: object) -> None:
         """Be prepared."""
-        return True
 
-    def take_rung(self, number: int) -> bool:
+    def take_rung(self, number: int) -> None:
         """Be on the only rung."""
-        return number == 0
 
     def encode(self, request: Request) -> SimpleNamespace:
         """Take the time for what is new."""
@@ -119,7 +117,7 @@ class FixedEngine:
             yield Clip(section, SECTIONS, settled, True, self._frames[0], progress, start, "framepack")
 
 
-def worker_main(connection: Connection, parent: int) -> None:
+def worker_main(connection: Connection, parent: int, device: str) -> None:
     """Be the worker, with the engine of fixed times."""
     Engine.load = lambda *_, **__: engine  # type: ignore[method-assign] # in place of the real one
     engine: Any = FixedEngine()
@@ -132,7 +130,7 @@ def worker_main(connection: Connection, parent: int) -> None:
         return answer
 
     Generation.run = noted  # type: ignore[method-assign] # the same, with a note
-    REAL_MAIN(connection, parent)
+    REAL_MAIN(connection, parent, device)
 
 
 REAL_MAIN = worker.main

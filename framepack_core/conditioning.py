@@ -58,18 +58,22 @@ def encode_prompt(
     tokenizer: "PreTrainedTokenizerFast",
     text_encoder_2: "CLIPTextModel",
     tokenizer_2: "CLIPTokenizer",
+    device: torch.device,
 ) -> TextConditioning:
-    """Encode a prompt, verbatim, with Llama (tokens) and CLIP (pooled); their dtype, on the CPU."""
+    """Encode a prompt, verbatim, with Llama (tokens) and CLIP (pooled); their dtype, on the CPU.
+
+    ``device``: where they compute.
+    """
     ids, mask = tokenize_llama(prompt, tokenizer)
     valid = int(mask.sum())
     output = text_encoder(
-        input_ids=ids.to(text_encoder.device),
-        attention_mask=mask.to(text_encoder.device),
+        input_ids=ids.to(device),
+        attention_mask=mask.to(device),
         output_hidden_states=True,
         use_cache=False,
     )
     embeds = output.hidden_states[TEXT_LAYER][:, TEMPLATE_TOKENS:valid]
-    pooled = text_encoder_2(tokenize_clip(prompt, tokenizer_2).to(text_encoder_2.device)).pooler_output
+    pooled = text_encoder_2(tokenize_clip(prompt, tokenizer_2).to(device)).pooler_output
     cuts = (cut_llama(prompt, tokenizer), cut_clip(prompt, tokenizer_2))
     return replace(pad_prompt_embeds(embeds.cpu(), pooled.cpu()), cuts=tuple(filter(None, cuts)))
 

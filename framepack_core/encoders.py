@@ -135,7 +135,7 @@ class Encoders:
         models = self._models
         encoders = (models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2)
         with self._places.on_device(models.text_encoder, models.text_encoder_2):
-            return [conditioning.encode_prompt(prompt, *encoders) for prompt in prompts]
+            return [conditioning.encode_prompt(prompt, *encoders, self._places.device) for prompt in prompts]
 
     def _encode_images(self, pictures: list[Picture]) -> list[torch.Tensor]:
         encoder, processor = self._models.image_encoder, self._models.image_processor

@@ -181,8 +181,8 @@ class Engine:
         engine.prepare(video, keep_free, loras=loras)
         return engine
 
-    def prepare(self, video: Video, keep_free: int = 0, rung: int = 0, loras: Sequence[Lora] = ()) -> bool:
-        """Plan for a video, which may take no more than a rung; False if only a newly loaded engine can.
+    def prepare(self, video: Video, keep_free: int = 0, rung: int = 0, loras: Sequence[Lora] = ()) -> None:
+        """Plan for a video, which may take no more than a rung.
 
         Raises:
             RequestError: a LoRA cannot be read, or does not fit.
@@ -190,18 +190,15 @@ class Engine:
         """
         plan = self._planner(video, keep_free, footprint.changed(loras, self.models.spec))
         _accept(plan)
-        self.rungs = plan.rungs
+        self.rungs, self._room = plan.rungs, plan.room
         # Pictures are small, and what they become must not depend on how far down the ladder it went.
         self._encoders.tile = plan.rungs[plan.rung].tile and TILE
-        return self.take_rung(max(plan.rung, rung))
+        self.take_rung(max(plan.rung, rung))
 
-    def take_rung(self, number: int) -> bool:
-        """Use as little memory as a rung of the ladder says; False if only a newly loaded engine can."""
-        rung = self.rungs[min(number, len(self.rungs) - 1)]
-        if not self._places.take(rung):
-            return False
-        self.rung = self.rungs.index(rung)
-        return True
+    def take_rung(self, number: int) -> None:
+        """Use as little memory as a rung of the ladder says."""
+        self.rung = min(number, len(self.rungs) - 1)
+        self._places.take(self.rungs[self.rung], self._room)
 
     def generate(self, request: Request, resume: Progress | None = None) -> Iterator[Step | Clip]:
         """Generate a video: yields every step, and a clip after every section. Leave the loop to cancel.
@@ -379,6 +376,8 @@ class Engine:
         with self._places.on_device(self.models.vae):
             decoded = vae.decode(history.decodable(section), self.models.vae, tiles, shared)
         settled, edge = vae.join(kind, progress.edge, decoded, overlap, is_last=section.is_last)
+        # To the host: what looks at it, while the next section is sampled, needs none of the device's memory.
+        edge = None if edge is None else edge.cpu()
         return Clip(
             section=section.index,
             sections=sections,

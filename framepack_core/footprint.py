@@ -7,7 +7,7 @@ that it decodes at once. No torch here.
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 from framepack_core.buckets import Size
@@ -18,7 +18,7 @@ from framepack_core.models import ModelSpec, find
 from framepack_core.request import GenerationSettings, Lora
 
 GIB = 1 << 30
-Placement = Literal["all", "core", "streamed"]
+Placement = Literal["all", "core", "partly", "streamed"]
 Tiling = bool | Literal["auto"]
 
 TILE, SMALL_TILE = 256, 128  # the VAE's own, and the least that shows no seams at a glance
@@ -32,8 +32,7 @@ TOKEN_CACHE_BYTES = 3 * 3072 * 2  # what TeaCache keeps of each token
 STEP_BYTES = 4 << 20  # of tables, a step: 2.2 MB of modulation, 1.6 MB of refined text
 DECODE_BYTES = 39_800  # a pixel of the tile, five latent frames at a time: 14.4 GiB for 640x608
 FRAME_BYTES = 2 * 3 * 2  # a pixel of each decoded frame, half precision, before and after tiles are joined
-STREAMED_BLOCKS = 3  # the one that computes, the next, and the last until its memory is given back
-STREAMED_LAYERS = 1.6  # of the largest layer of the text encoder: it, and what is fetched behind it
+SLOTS = 2  # for streamed layers: the one that computes, and the next
 TEXT_BYTES = 300 << 20  # activations of the text encoder
 TEXT_TOKENS, IMAGE_TOKENS = 256, 729
 
@@ -43,7 +42,9 @@ class Rung:
     """A step of the ladder that is gone down when the device has too little memory, at the price of time."""
 
     tile: int | None  # side of the VAE's tiles in pixels; None: frames are decoded whole
-    placement: Placement  # what stays on the device: all, the sampling loop's and the VAE, or nothing
+    # What stays on the device: all; the sampling loop's and the VAE; blocks as far as there is room, while it
+    # samples; nothing.
+    placement: Placement
 
     @property
     def text(self) -> str:
@@ -52,18 +53,21 @@ class Rung:
         placed = {
             "all": "everything stays on the device",
             "core": "the sampling loop stays on the device, the rest visits",
+            "partly": "blocks streamed as far as there is no room for them",
             "streamed": "weights streamed block by block",
         }
         return f"{decoding}, {placed[self.placement]}"
 
 
-def ladder(tiling: Tiling, *, streamable: bool = True) -> tuple[Rung, ...]:
+def ladder(tiling: Tiling, video: "Video", *, streamable: bool = True) -> tuple[Rung, ...]:
     """List what to try one after the other; only the smaller tiles change pixels, slightly."""
-    placements: tuple[Placement, ...] = ("all", "core", "streamed") if streamable else ("all", "core")
+    placements: tuple[Placement, ...] = ("all", "core", "partly", "streamed")
+    if not streamable:
+        placements = ("all", "core")
     if tiling is False:
         return tuple(Rung(None, placement) for placement in placements)
     tiled = (*(Rung(TILE, placement) for placement in placements), Rung(SMALL_TILE, placements[-1]))
-    return tiled if tiling is True else (Rung(None, "all"), *tiled)
+    return tiled if tiling is True or not video.decodable_whole else (Rung(None, "all"), *tiled)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def _published(parameters: float, largest: float, item_bytes: int = 2) -> Compon
 PUBLISHED = Weights(
     core=_published(9.075e9, 226.6e6),
     embedders=_published(3.799e9, 309e6),
-    text_encoder=_published(7.505e9, 525.6e6),
+    text_encoder=_published(7.505e9, 218.1e6),
     text_encoder_2=_published(0.123e9, 0.123e9),
     image_encoder=_published(0.428e9, 0.428e9),
     vae=_published(0.2465e9, 0.2465e9, item_bytes=4),
@@ -153,6 +157,14 @@ class Video:
         )
 
     @property
+    def decodable_whole(self) -> bool:
+        """Whether the VAE can decode whole frames: PyTorch's kernels count 2^31 numbers at most.
+
+        The largest tensor has 256 channels, and 17 frames with two more and a pixel around each as padding.
+        """
+        return 256 * 19 * (self.height + 2) * (self.width + 2) < 1 << 31
+
+    @property
     def tokens(self) -> int:
         """Count the transformer's tokens: latents, those looked back on, picture, the longest text."""
         height, width = self.height // 8, self.width // 8
@@ -178,7 +190,7 @@ def weights(spec: ModelSpec) -> Weights:
     return Weights(
         core=_component([tensor for tensor in tensors if not _is_embedder(tensor[0])], depth=2),
         embedders=_component(embedders, depth=1),
-        text_encoder=_component(held["text_encoder"], depth=None),
+        text_encoder=_text_encoder(held["text_encoder"]),
         text_encoder_2=_component(held["text_encoder_2"]),
         image_encoder=_component(held["image_encoder"]),
         vae=_component(held["vae"]),
@@ -213,13 +225,19 @@ def changed(loras: Sequence[Lora], spec: ModelSpec) -> dict[str, int]:
     return dict(sums)
 
 
-def _component(tensors: list[Tensor], depth: int | None = 0) -> Component:
-    """Add tensors up; what moves at once: all, all under a name of ``depth`` parts, or (None) a tensor."""
+def _text_encoder(tensors: list[Tensor]) -> Component:
+    """Add up those of Llama, of which only layers move."""
+    layers = [tensor for tensor in tensors if tensor[0].startswith("layers.")]
+    return replace(_component(tensors), largest=_component(layers, depth=2).largest)
+
+
+def _component(tensors: list[Tensor], depth: int = 0) -> Component:
+    """Add tensors up; what moves at once is all of them, or all under a name of ``depth`` parts."""
     groups: dict[str, int] = {}
     numbers = Counter[int]()  # by their width: that of most, not that of most tensors
     for name, count, size in tensors:
         numbers[size] += count
-        group = name if depth is None else ".".join(name.split(".")[:depth])
+        group = ".".join(name.split(".")[:depth])
         groups[group] = groups.get(group, 0) + count
     return Component(
         parameters=sum(count for _, count, _ in tensors),
@@ -230,19 +248,17 @@ def _component(tensors: list[Tensor], depth: int | None = 0) -> Component:
 
 
 def peak_vram(weights: Weights, rung: Rung, video: Video, item_bytes: ItemBytes = HALF) -> int:
-    """Predict the most that is on the card, in bytes."""
+    """Predict the most that is on the card, in bytes; without blocks that stay while others are streamed."""
     size = {name: part.parameters * item_bytes(name) for name, part in parts(weights)}
     largest = {name: part.largest * item_bytes(name) for name, part in parts(weights)}
-    tables = video.steps * STEP_BYTES * video.branches
-    sampling = video.tokens * TOKEN_BYTES * item_bytes.transformer / 2 + tables
-    if video.cached:
-        sampling += video.tokens * TOKEN_CACHE_BYTES * item_bytes.transformer / 2 * video.branches
+    tables = _tables(video)
+    sampling = _sampling(video, item_bytes)
     decoding = _decoding(rung.tile, video) * item_bytes.others / 2
     if rung.placement == "all":
         stays, comes = sum(size.values()), [sampling, decoding + tables]
     else:
         visits = [
-            largest["text_encoder"] * STREAMED_LAYERS + TEXT_BYTES,
+            largest["text_encoder"] * SLOTS + TEXT_BYTES,
             size["text_encoder_2"] + TEXT_BYTES,
             size["image_encoder"],
             largest["embedders"] + tables,
@@ -250,9 +266,25 @@ def peak_vram(weights: Weights, rung: Rung, video: Video, item_bytes: ItemBytes 
         if rung.placement == "core":
             stays, comes = size["core"] + size["vae"], [sampling, decoding + tables, *visits]
         else:
-            streaming = STREAMED_BLOCKS * largest["core"] + sampling
+            streaming = SLOTS * largest["core"] + sampling
             stays, comes = 0, [streaming, size["vae"] + decoding + tables, *visits]
     return int(stays + max(comes) * SLACK + CONTEXT)
+
+
+def vram_beside_streaming(weights: Weights, video: Video, free: int, item_bytes: ItemBytes = HALF) -> int:
+    """Give the bytes that are left for blocks that stay while others are streamed, and it samples."""
+    streaming = SLOTS * weights.core.largest * item_bytes("core") + _sampling(video, item_bytes)
+    return int(free - streaming * SLACK - CONTEXT)
+
+
+def _tables(video: Video) -> int:
+    return video.steps * STEP_BYTES * video.branches
+
+
+def _sampling(video: Video, item_bytes: ItemBytes) -> float:
+    """Predict what a step takes beside the weights."""
+    a_token = TOKEN_BYTES + TOKEN_CACHE_BYTES * video.branches * video.cached
+    return video.tokens * a_token * item_bytes.transformer / 2 + _tables(video)
 
 
 def _decoding(tile: int | None, video: Video) -> int:

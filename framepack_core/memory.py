@@ -3,15 +3,15 @@
 import gc
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.hooks import apply_group_offloading
 from torch import nn
 
+from framepack_core import before_torch
 from framepack_core.errors import DeviceError, ModelError
 from framepack_core.footprint import CONTEXT
 from framepack_core.planning import Card
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NVIDIA_VERSION = Path("/proc/driver/nvidia/version")
-SLAB = 1 << 30  # page-locked memory is handed out in powers of two: pieces of this size waste next to nothing
+BARE_CONTEXT = 128 << 20  # bytes that CUDA takes at least before anything is computed
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -43,7 +43,7 @@ def choose_device(name: str, *, gpu_expected: bool = False) -> torch.device:
             return torch.device("cpu")
         name = "cuda"
     try:
-        device = torch.device(name)
+        device = torch.device(before_torch.name_here(name))
     except RuntimeError as error:
         raise ModelError(f"device {name!r} is unknown: use auto, cpu or cuda:0") from error
     if device.type == "cuda":
@@ -137,7 +137,9 @@ def card(device: torch.device) -> Card | None:
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    ours = torch.cuda.memory_reserved(device) + CONTEXT
+    # Kernels are loaded, and libraries take their workspaces, when something is computed.
+    context = CONTEXT if torch.cuda.max_memory_allocated(device) else BARE_CONTEXT
+    ours = torch.cuda.memory_reserved(device) + context
     return Card(device_name(device), total, min(total, free + ours))
 
 
@@ -161,70 +163,6 @@ def set_tiles(vae: "AutoencoderKLHunyuanVideo", tile: int | None) -> None:
             tile_sample_stride_height=tile * 3 // 4,
             tile_sample_stride_width=tile * 3 // 4,
         )
-
-
-def stream_blocks(blocks: nn.Module, device: torch.device) -> None:
-    """Have the blocks in a module's lists visit the device one by one, the next while one computes."""
-    # diffusers fetches ahead, and waits for what it fetched, only if there is something beside the lists.
-    blocks.register_buffer("_beside_the_lists", torch.zeros(1), persistent=False)
-    apply_group_offloading(
-        blocks, device, offload_type="block_level", num_blocks_per_group=1, **_beside_computing(device)
-    )
-
-
-def stream_layers(module: nn.Module, device: torch.device) -> None:
-    """Have the weights of a module visit the device layer by layer, the next while one computes."""
-    apply_group_offloading(module, device, offload_type="leaf_level", **_beside_computing(device))
-
-
-def _beside_computing(device: torch.device) -> dict[str, bool]:
-    """Say how to fetch; without a stream of its own diffusers would copy all weights back as well."""
-    apart = device.type != "cpu"
-    # diffusers page-locks nothing up front, a second copy of all weights: lock() does where there is room.
-    return {
-        "use_stream": apart,
-        "record_stream": apart,
-        "non_blocking": apart,
-        "low_cpu_mem_usage": apart,
-    }
-
-
-def pack(sizes: Sequence[int], slab: int = SLAB) -> list[tuple[int, int]]:
-    """Place pieces into slabs, the large ones first; gives (slab, offset) for each piece.
-
-    >>> pack([3000, 6000, 4000, 1000], slab=8192)
-    [(1, 4096), (0, 0), (1, 0), (0, 6144)]
-    """
-    ends: list[int] = []
-    placed = dict[int, tuple[int, int]]()
-    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-        size = -(-sizes[number] // 256) * 256  # so that every piece is aligned as torch's own are
-        fitting = next((n for n, end in enumerate(ends) if end + size <= slab), len(ends))
-        if fitting == len(ends):
-            ends.append(0)
-        placed[number] = fitting, ends[fitting]
-        ends[fitting] += size
-    return [placed[number] for number in range(len(sizes))]
-
-
-def lock(module: nn.Module, *, page_locked: bool = True) -> None:
-    """Move a module's tensors into page-locked host memory, from which they reach the device without a stop.
-
-    What the kernel does not allow to be locked stays where it is, and is slower to fetch.
-    """
-    tensors = list({id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}.values())
-    places = pack([tensor.nbytes for tensor in tensors])
-    for number in range(1 + max((slab for slab, _ in places), default=-1)):
-        pieces = [(t, offset) for t, (slab, offset) in zip(tensors, places, strict=True) if slab == number]
-        size = max(offset + tensor.nbytes for tensor, offset in pieces)
-        try:
-            slab = torch.empty(size, dtype=torch.uint8, pin_memory=page_locked)
-        except RuntimeError as error:
-            log.warning("streaming from memory that is not page-locked, which is slower: %s", error)
-            return
-        for tensor, offset in pieces:
-            place = slab[offset : offset + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-            tensor.data = place.copy_(tensor.data)
 
 
 @contextmanager
@@ -270,7 +208,9 @@ def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def release_unused(device: torch.device) -> None:
-    """Give memory that torch holds and does not use back to the device."""
+    """Give memory that torch holds and does not use back: to the device, and page-locked one to the host."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # not in the oldest that will do
+            torch.accelerator.empty_host_cache()

@@ -2,20 +2,25 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from framepack_core import memory
-from framepack_core.footprint import Rung
+from framepack_core.footprint import Placement, Rung
+from framepack_core.streaming import Streamer
 from framepack_core.transformer import Core
+
+if TYPE_CHECKING:
+    from transformers import LlamaModel
 
 
 class Places:
-    """Has modules on the device while they are used, or for good, or lets hooks move them piece by piece."""
+    """Has modules on the device while they are used, or for good, or layer by layer."""
 
     def __init__(
-        self, device: torch.device, *, core: Core, text_encoder: nn.Module, vae: nn.Module, pinnable: bool
+        self, device: torch.device, *, core: Core, text_encoder: "LlamaModel", vae: nn.Module, pinnable: bool
     ) -> None:
         """Take the modules that some rungs treat otherwise than the rest.
 
@@ -28,38 +33,32 @@ class Places:
         """
         self.device = device
         self._core, self._text_encoder, self._vae = core, text_encoder, vae
-        self._pinnable = pinnable and device.type == "cuda"
-        self._placement = "all"
-        self._hooked: set[nn.Module] = set()  # these are moved by hooks of their own
-        self._streamed = dict[nn.Parameter, torch.Tensor]()  # what they fetch
+        self._pinnable = pinnable
+        self._placement: Placement = "all"
+        self._room = 0
+        self._streamers = dict[nn.Module, Streamer]()  # of what has been streamed so far
         self._stays = dict[nn.Module, ExitStack]()  # what does not leave the device again
 
-    def take(self, rung: Rung) -> bool:
-        """Place modules as a rung says; False if that is too far up for modules that are streamed."""
-        streamed = [] if rung.placement == "all" else [self._text_encoder]
-        if rung.placement == "streamed":
-            streamed.append(self._core.blocks)
-        if not self._hooked <= set(streamed):
-            return False
+    def take(self, rung: Rung, room: int = 0) -> None:
+        """Place modules as a rung says; ``room``: bytes for blocks that stay while others are streamed."""
         self._placement = rung.placement
+        self._room = room if rung.placement == "partly" else 0
         if not all(self._may_stay(module) for module in self._stays):
             self._drop(list(self._stays))
             memory.release_unused(self.device)
-        for module in streamed:
-            if module not in self._hooked:
-                self._stream(module)
-        return True
+        if rung.placement != "all" and self._text_encoder not in self._streamers:
+            self._stream_text_encoder()
+        if rung.placement in ("partly", "streamed") and self._core not in self._streamers:
+            blocks = (*self._core.blocks.transformer_blocks, *self._core.blocks.single_transformer_blocks)
+            self._streamers[self._core] = Streamer(blocks, self.device, lock=self._pinnable)
 
-    def _stream(self, module: nn.Module) -> None:
-        self._hooked.add(module)
-        if module is not self._core.blocks:
-            memory.stream_layers(module, self.device)
-            return
-        if self._pinnable:
-            memory.lock(module)
-        if self.device.type != "cpu":
-            self._streamed = {parameter: parameter.data for parameter in module.parameters()}
-        memory.stream_blocks(module, self.device)
+    def _stream_text_encoder(self) -> None:
+        """Have its layers fetched from their files: for a prompt now and then nothing is page-locked."""
+        self._streamers[self._text_encoder] = Streamer(self._text_encoder.layers, self.device, lock=False)
+        embedding = self._text_encoder.embed_tokens
+        # More than two layers are large, and a prompt needs a few hundred rows: looked up where they are.
+        embedding.register_forward_pre_hook(lambda module, ids: (ids[0].to(module.weight.device),))
+        embedding.register_forward_hook(lambda _, __, rows: rows.to(self.device))
 
     def _drop(self, modules: Iterable[nn.Module]) -> None:
         for module in modules:
@@ -71,34 +70,45 @@ class Places:
 
     def fetched_from(self, parameter: nn.Parameter) -> torch.Tensor | None:
         """Give the tensor in host memory that a streamed parameter is fetched from; None if it is its own."""
-        return self._streamed.get(parameter)
+        found = (streamer.home(parameter) for streamer in self._streamers.values())
+        return next((home for home in found if home is not None), None)
 
     def _may_stay(self, module: nn.Module) -> bool:
         return self._placement == "all" or (self._placement == "core" and module in (self._core, self._vae))
 
+    def _is_streamed(self, module: nn.Module) -> bool:
+        if module is self._text_encoder:
+            return self._placement != "all"
+        return module is self._core and self._placement in ("partly", "streamed")
+
     @contextmanager
     def on_device(self, *modules: nn.Module) -> Iterator[None]:
         """Have modules on the device inside the block, and after it where they stay there."""
-        if self._core.blocks in self._hooked:
-            modules = tuple(
-                part for whole in modules for part in (whole.children() if whole is self._core else (whole,))
-            )
-        visitors = []
+        visitors, streamed = [], []
         for module in modules:
-            if module in self._hooked or module in self._stays:
-                continue
-            if self._may_stay(module):
+            if self._is_streamed(module):
+                streamed.append(module)
+                visitors += self._beside_layers(module)
+            elif module not in self._stays and self._may_stay(module):
                 with ExitStack() as stack:
                     stack.enter_context(memory.visiting(module, device=self.device))
                     self._stays[module] = stack.pop_all()
-            else:
+            elif module not in self._stays:
                 visitors.append(module)
         try:
-            with memory.visiting(*visitors, device=self.device):
+            with memory.visiting(*visitors, device=self.device), ExitStack() as stack:
+                for module in streamed:
+                    room = self._room if module is self._core else 0
+                    stack.enter_context(self._streamers[module].on_device(room))
                 yield
         finally:
             if visitors:
                 memory.release_unused(self.device)
+
+    def _beside_layers(self, module: nn.Module) -> list[nn.Module]:
+        """List what of a streamed module visits as a whole."""
+        elsewhere = (self._core.blocks, self._text_encoder.layers, self._text_encoder.embed_tokens)
+        return [part for part in module.children() if part not in elsewhere]
 
     def for_a_moment(self, module: nn.Module) -> AbstractContextManager[None]:
         """Have one of many small modules on the device; what it leaves behind is for the next one."""

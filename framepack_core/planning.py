@@ -10,6 +10,7 @@ from framepack_core.errors import FramePackError
 from framepack_core.footprint import (
     GIB,
     HALF,
+    SLOTS,
     ItemBytes,
     Placement,
     Rung,
@@ -19,13 +20,14 @@ from framepack_core.footprint import (
     ladder,
     parts,
     peak_vram,
+    vram_beside_streaming,
 )
 
 UNTILED_FREE = 60 * GIB  # the reference decodes whole frames where more than this is free
 
 # The host: Python, torch and CUDA's own, a section's frames, a checkpoint on its way to the disk.
 BASE_RAM = int(2.5 * GIB)
-PINNED_WASTE = 1.025  # page-locked memory comes in powers of two; see memory.pack
+MARGIN = 0.95  # of what is left for blocks that stay: others take some of it now and then
 BUS, PAGE_CACHE, DISK = 20e9, 6e9, 2e9  # bytes a second: page-locked, copied once more on the way, NVMe
 
 
@@ -70,6 +72,7 @@ class Plan:
     ram: int  # predicted peak that nothing can take away: page-locked, converted, the process itself
     mapped: int  # files that are read in place; the kernel drops their pages when it needs room
     speed: str
+    room: int = 0  # on the card for blocks that stay while others are streamed, where a rung has such
     shortage: str | None = None  # why it cannot work, by how much, and what to do
     hopeless: bool = False  # not even if nothing else were on the card and in memory
 
@@ -107,17 +110,31 @@ def make_plan(
         changed: parameters, by part, that LoRAs are merged into.
     """
     if card is None:
-        return _cpu_plan(weights, host, tiling, item_bytes, changed)
+        return _cpu_plan(weights, host, video, tiling, item_bytes, changed)
     free = card.free - keep_free
-    rungs = ladder(tiling, streamable=item_bytes.streamable)
+    rungs = ladder(tiling, video, streamable=item_bytes.streamable)
     peaks = [peak_vram(weights, rung, video, item_bytes) for rung in rungs]
+    left = vram_beside_streaming(weights, video, free, item_bytes)
+    core, a_block = (
+        int(count * item_bytes.core) for count in (weights.core.parameters, weights.core.largest)
+    )
+    room = min(int(left * MARGIN), core)
     fitting = [
         number
         for number, rung in enumerate(rungs)
-        if peaks[number] <= free and not (rung.tile is None and tiling == "auto" and free <= UNTILED_FREE)
+        if peaks[number] <= free
+        and not (rung.tile is None and tiling == "auto" and free <= UNTILED_FREE)
+        and not (rung.placement == "partly" and room < a_block)
     ]
     chosen = fitting[0] if fitting else len(rungs) - 1
-    placed = _placed(weights, rungs, chosen, peaks[chosen], host, item_bytes, changed)
+    if rungs[chosen].placement != "partly":  # from further up it is gone down to where a prediction was wrong
+        room = max(min(room, core // 2), 0)
+    vram = peaks[chosen]
+    if rungs[chosen].placement == "partly":
+        vram = max(vram, free - left + room)
+    placed = _placed(weights, rungs, chosen, vram, room, host, item_bytes, changed)
+    if tiling is False and not video.decodable_whole:
+        return replace(placed, shortage=_too_large_to_decode_whole(video), hopeless=True)
     if not fitting:
         short = _short_of_vram(weights, card, video, tiling, keep_free, peaks[-1], item_bytes)
         return replace(placed, shortage=short, hopeless=peaks[-1] > card.total)
@@ -129,12 +146,13 @@ def _placed(
     rungs: tuple[Rung, ...],
     chosen: int,
     vram: int,
+    room: int,
     host: Host,
     item_bytes: ItemBytes,
     changed: Mapping[str, int],
 ) -> Plan:
     placement = rungs[chosen].placement
-    streamed = placement == "streamed"
+    streamed = placement in ("partly", "streamed")
     core = int(weights.core.parameters * item_bytes.core)
     # What its files hold in another dtype is converted, and then no longer the file's.
     converted = {
@@ -146,22 +164,30 @@ def _placed(
     merged = {name: int(count * item_bytes(name)) for name, count in changed.items()}
     converted = merged | converted
     mapped = sum(part.stored_bytes for _, part in parts(weights))
-    ram = BASE_RAM + sum(converted.values())
-    with_pinned = ram + int(core * PINNED_WASTE) - converted.get("core", 0)
+    # What is streamed from its files is page-locked on its way.
+    layer = int(SLOTS * weights.text_encoder.largest * item_bytes.others) if placement != "all" else 0
+    block = int(SLOTS * weights.core.largest * item_bytes.core) if streamed else 0
+    ram = BASE_RAM + sum(converted.values()) + layer
+    with_pinned = ram + core - converted.get("core", 0)
     pinnable = with_pinned + GIB <= host.available  # the last: of files, while they are read
     pinned = streamed and pinnable
-    if pinned:
-        ram = with_pinned
+    ram = with_pinned if pinned else max(ram, ram - layer + block)
+    stays = room if placement == "partly" else 0
     plan = Plan(
         rung=chosen,
         rungs=rungs,
         pinned=pinned,
         pinnable=pinnable,
-        places=_places(weights, placement, item_bytes, pinned=pinned),
+        places=_places(weights, placement, item_bytes, stays, pinned=pinned),
         vram=vram,
         ram=ram,
         mapped=mapped,
-        speed=_speed(core, host.available - ram, pinned=pinned) if streamed else _RESIDENT_SPEED[placement],
+        speed=(
+            _speed(core - stays, host.available - ram, pinned=pinned)
+            if streamed
+            else _RESIDENT_SPEED[placement]
+        ),
+        room=room,
     )
     return _within_ram(plan, host)
 
@@ -194,15 +220,16 @@ def _speed(core: int, room: int, *, pinned: bool) -> str:
 
 
 def _places(
-    weights: Weights, placement: Placement, item_bytes: ItemBytes, *, pinned: bool
+    weights: Weights, placement: Placement, item_bytes: ItemBytes, room: int, *, pinned: bool
 ) -> dict[str, tuple[int, str]]:
     once = "on the GPU layer by layer, once a video"
     streamed = "streamed to the GPU block by block, from " + (
         "page-locked RAM" if pinned else "its files, which RAM holds as far as it goes"
     )
     stays = "on the GPU"
+    partly = f"{room / GIB:.1f} GiB on the GPU while it samples, the rest {streamed}"
     where = {
-        "core": streamed if placement == "streamed" else stays,
+        "core": {"partly": partly, "streamed": streamed}.get(placement, stays),
         "embedders": once,
         "text_encoder": "on the GPU layer by layer, for each new prompt",
         "text_encoder_2": "on the GPU while it encodes",
@@ -228,7 +255,7 @@ def _short_of_vram(
     item_bytes: ItemBytes,
 ) -> str:
     free = card.free - keep_free
-    smallest = ladder(tiling, streamable=item_bytes.streamable)[-1]
+    smallest = ladder(tiling, video, streamable=item_bytes.streamable)[-1]
     remedies = []
     if keep_free and needed <= card.free:
         remedies.append(f"lower gpu_memory_preservation, which keeps {keep_free / GIB:.1f} GiB")
@@ -257,14 +284,26 @@ def _short_of_vram(
 
 
 def _cpu_plan(
-    weights: Weights, host: Host, tiling: Tiling, item_bytes: ItemBytes, changed: Mapping[str, int]
+    weights: Weights,
+    host: Host,
+    video: Video,
+    tiling: Tiling,
+    item_bytes: ItemBytes,
+    changed: Mapping[str, int],
 ) -> Plan:
-    rungs = ladder(tiling, streamable=item_bytes.streamable)
-    placed = _placed(weights, rungs, 0, 0, host, item_bytes, changed)
+    rungs = ladder(tiling, video, streamable=item_bytes.streamable)
+    placed = _placed(weights, rungs, 0, 0, 0, host, item_bytes, changed)
     return replace(
         placed,
         places={name: (size, "in RAM") for name, (size, _) in placed.places.items()},
         speed="days a video for the full models: a GPU is needed",
+    )
+
+
+def _too_large_to_decode_whole(video: Video) -> str:
+    return (
+        f"frames of {video.width}x{video.height} are too large to be decoded whole, whatever the card: "
+        'set vae_tiling = "auto", or a smaller resolution'
     )
 
 

@@ -23,7 +23,7 @@ class Progress:
     noise: torch.Tensor  # state of the generator before the noise of the section at hand is drawn, uint8
     sampled: tuple[torch.Tensor, ...] = ()  # finished sections, each (1, 16, W, h, w), float32 on the CPU
     decoded: int = 0  # how many of them are decoded
-    edge: torch.Tensor | None = None  # (1, 3, 4W-3, H, W): pixels that fade into the next section's
+    edge: torch.Tensor | None = None  # (1, 3, 4W-3, H, W) on the CPU: pixels that fade into the next section
     solver: SolverState | None = None  # in the section after the sampled ones; None before its first step
     cache: Mapping[str, BranchState] | None = None  # of the guidance branches, with a step cache
 
@@ -58,10 +58,7 @@ class Progress:
         return self._with(lambda tensor: tensor.to(device))
 
     def to_host(self) -> "HostCopy":
-        """Copy what a section goes on from to host memory, beside what a GPU computes meanwhile.
-
-        The edge stays where it is.
-        """
+        """Copy what a section goes on from to host memory, beside what a GPU computes meanwhile."""
         device = self.solver.latents.device if self.solver else _CPU
         if device.type != "cuda":
             return HostCopy(self.to(_CPU))

@@ -46,7 +46,7 @@ def draw(
 class _Tile(NamedTuple):
     settings: tuple[object, ...]  # of the VAE, which pixels depend on
     latents: torch.Tensor  # (1, 16, 5, h, w)
-    pixels: torch.Tensor  # (1, 3, 17, 8h, 8w), on the device
+    pixels: torch.Tensor  # (1, 3, 17, 8h, 8w), on the CPU: a section is sampled before they are needed
 
 
 @dataclass
@@ -88,11 +88,10 @@ def decode(
         # A last tile of one latent is left out: the first frame of a tile is that of the tile before it.
         for start in range(0, count - 1, stride):
             tile = latents[:, :, start : start + size + 1]
-            pixels = tiles.find(settings, tile)
-            if pixels is None:
-                pixels = _decode(tile, vae)
+            found = tiles.find(settings, tile)
+            pixels = _decode(tile, vae) if found is None else found.to(vae.device)
             if tile.shape[2] > size and shared is not None and shared.cut_alike(start, size + 1, stride):
-                kept.append(_Tile(settings, tile.clone(), pixels))
+                kept.append(_Tile(settings, tile.clone(), pixels.cpu()))
             if before is None:
                 frames = pixels.new_empty((*pixels.shape[:2], ratio * (count - 1) + 1, *pixels.shape[3:]))
                 frames[:, :, : ratio * stride + 1] = pixels[:, :, : ratio * stride + 1]

@@ -1,7 +1,8 @@
 """Where checkpoints go that no work can use: beside their folder, as they are, until the job has ended.
 
 ``checkpoint.aside-1`` is beside ``checkpoint``; of a chain, ``clip-0002.aside-1`` beside ``clip-0002``.
-A folder is moved there with one rename, so that a crash leaves it whole in one of the two places.
+A folder is moved there with one rename, so that a crash leaves it whole in one of the two places. What fits
+again is taken up again, unless ``framepackd retry --anew`` gave it up: the file ``given-up`` in it says so.
 """
 
 from collections.abc import Iterable
@@ -10,6 +11,7 @@ from pathlib import Path
 from framepackd import files
 
 _MARK = ".aside-"
+_GIVEN_UP = "given-up"
 
 
 def places(folder: Path) -> list[Path]:
@@ -54,6 +56,26 @@ def move_files(folder: Path, names: Iterable[str], place: Path) -> None:
             (folder / name).rename(place / name)
     files.sync_folder(place)
     files.sync_folder(folder)
+
+
+def give_up(folder: Path) -> Path | None:
+    """Set a checkpoint's folder aside for good, with what was set aside before; says where it is now.
+
+    Raises:
+        OSError: it cannot be moved; what is not given up yet is where it was.
+    """
+    place = next_place(folder) if folder.exists() else None
+    for path in (*places(folder), *([folder] if place else [])):
+        (path / _GIVEN_UP).touch()
+        files.sync_folder(path)
+    if place:
+        move(folder, place)
+    return place
+
+
+def is_given_up(place: Path) -> bool:
+    """Say whether what was set aside is never to be taken up."""
+    return (place / _GIVEN_UP).exists()
 
 
 def _number(place: Path) -> int:

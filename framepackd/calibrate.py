@@ -14,6 +14,7 @@ from framepack_core.errors import ModelError
 from framepack_core.magcache import skipped_steps
 from framepack_core.request import GenerationSettings, Request
 from framepackd.config import Config
+from framepackd.readiness import is_gpu_expected
 
 DEMO = files("framepackd").joinpath("demo")
 
@@ -38,7 +39,8 @@ def calibrate(config: Config, model: str, picture: Path | None, prompt: str | No
             "prompt": prompt or DEMO.joinpath("lake.txt").read_text(encoding="utf-8").strip(),
         }
     )
-    engine = Engine.load(config.spec(model), config.gpu.device, config.gpu.dtype, config.gpu.precision)
+    device = memory.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(model, config))
+    engine = Engine.load(config.spec(model), str(device), config.gpu.dtype, config.gpu.precision)
     measuring = engine.calibrate(request)
     ratios: list[float] = []
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn()) as progress:

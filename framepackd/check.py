@@ -13,14 +13,13 @@ from framepack_core import footprint, model_files, planning, tiny_weights
 from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
 from framepack_core.errors import FramePackError, RequestError
 from framepack_core.footprint import GIB, ItemBytes, Video, Weights
-from framepack_core.models import BUNDLED
 from framepack_core.planning import Card, Host, Plan
 from framepackd import folders, loras, players
 from framepackd.config import SECRET_KEYS, Config, poll_seconds
 from framepackd.database import StoreError
 from framepackd.files import filesystem_type
 from framepackd.jobs import JobStore
-from framepackd.readiness import gpu_seen
+from framepackd.readiness import is_gpu_expected
 from framepackd.secret_files import SecretError
 from framepackd.settings import JobSettings
 
@@ -173,12 +172,11 @@ def _disk(path: Path) -> Check:
 
 
 def _device(config: Config) -> Iterator[Check]:
-    from framepack_core import memory
+    from framepack_core import device_support, memory
     from framepack_core.attention import choose_attention
 
     try:
-        expected = config.model not in BUNDLED and gpu_seen()
-        device = memory.choose_device(config.gpu.device, gpu_expected=expected)
+        device = memory.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(config.model, config))
         transformer, encoders = memory.choose_dtypes(device, config.gpu.dtype)
         attention = choose_attention(config.gpu.attention, device)
     except FramePackError as error:
@@ -195,6 +193,8 @@ def _device(config: Config) -> Iterator[Check]:
         yield small or None, "device", f"cpu, {dtypes}{note}"
         return
     yield True, "device", f"{memory.describe(device)}, {card.free / GIB:.0f} GiB free, {dtypes}"
+    for warning in device_support.warnings(device, transformer):
+        yield "warning", "device", warning
 
 
 def _compiling(config: Config, device: "torch.device", dtype: "torch.dtype", attention: str) -> Check:
@@ -243,7 +243,7 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
     elif gpu:
         from framepack_core import memory
 
-        device = memory.choose_device(config.gpu.device)
+        device = memory.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(spec.name, config))
         card = memory.card(device)
         transformer, encoders = memory.choose_dtypes(device, config.gpu.dtype)
         widths = transformer.itemsize, encoders.itemsize

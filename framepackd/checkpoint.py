@@ -23,7 +23,8 @@ from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
 from framepack_core.sampling import SolverState
 from framepack_core.sections import Kind, chronological
-from framepackd import aside, files
+from framepackd import aside, files, other_device
+from framepackd.other_device import OtherDeviceError
 
 log = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class Checkpoints:
         neither. They, and what is damaged, are moved aside first; where they fit again, they are taken up.
 
         Raises:
+            OtherDeviceError: it was made on a GPU and this is the CPU, or the other way round.
             OSError: the disk cannot be read or written just now: nothing is said about what is on it.
         """
         found, wrong = self._read_best(self._folder)
@@ -217,6 +219,10 @@ class Checkpoints:
         theirs, ours = header.get("identity"), self._identity
         if header.get("format") != FORMAT:
             raise DamagedError(f"was made with another {_difference('format', header.get('format'), FORMAT)}")
+        if not self._to_write:
+            done = header["progress"]
+            what = f"{self._folder} holds {done['sampled']} sections and {done.get('step', 0)} steps"
+            other_device.refuse(theirs or {}, ours, what)
         if theirs != ours and not self._to_write:
             raise DamagedError(f"was made with another {_difference('identity', theirs, ours)}")
 
@@ -245,7 +251,12 @@ class Checkpoints:
     def _take_up(self) -> _Reading | None:
         """Go on from what was set aside, if that fits again: by whoever goes back to an older version."""
         for place in reversed(aside.places(self._folder)):
-            found, wrong = self._read_best(place)
+            if aside.is_given_up(place):
+                continue
+            try:
+                found, wrong = self._read_best(place)
+            except OtherDeviceError:
+                continue
             if found is not None:
                 self._tell(f"{place} can be used again: going on from there")
                 if self._folder.exists():  # without a state

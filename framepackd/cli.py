@@ -118,12 +118,15 @@ jobs_argument = click.argument("jobs", metavar="JOB...", nargs=-1, required=True
 @main.command()
 @config_option
 @jobs_argument
-def retry(config_file: Path | None, jobs: tuple[str, ...]) -> None:
+@click.option(
+    "--anew", is_flag=True, help="From the beginning, queued jobs too; what was made is kept aside."
+)
+def retry(config_file: Path | None, jobs: tuple[str, ...], *, anew: bool) -> None:
     """Run failed or cancelled jobs again, as they were asked for and with the same seed.
 
     JOB is its id, the start of it, or its name.
     """
-    _change(_load(config_file), {"command": "retry", "jobs": jobs})
+    _change(_load(config_file), {"command": "retry", "jobs": jobs, "anew": anew})
 
 
 @main.command()
@@ -207,10 +210,13 @@ def check(
     config = _load(config_file)
     if accept_folders:
         _change(config, {"command": "accept_folders"})
+    from framepack_core import before_torch
     from framepack_core.errors import FramePackError
     from framepackd import display
     from framepackd.check import forecast, run_checks
 
+    if gpu:
+        before_torch.set_up(config.gpu.device)
     try:
         results = list(run_checks(config, gpu=gpu and vram is None))
         planned = forecast(config, gpu=gpu, vram=vram, ram=ram)

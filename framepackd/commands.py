@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from framepackd import delivery, folders, moving, retry
+from framepackd import aside, delivery, folders, moving, retry
 from framepackd.config import Config
-from framepackd.database import Job, State
+from framepackd.database import ENDED, Job, State
 from framepackd.job_sql import CANCELLED
 from framepackd.jobs import JobStore
 from framepackd.work_folder import CHECKPOINT, clear_work_folder
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from framepackd.runner import Runner
 
 Made = TypeVar("Made")
+ANEW = "retry --anew"
 CHANGING = ("retry", "cancel", "top", "pause", "resume", "accept_folders")
 POSSIBLE = {
     "retry": (State.FAILED, State.CANCELLED),
+    ANEW: (State.FAILED, State.CANCELLED, State.QUEUED),
     "cancel": (State.QUEUED, State.RUNNING),
     "top": (State.QUEUED,),
 }
@@ -31,6 +33,11 @@ INSTEAD = {
     "retry": {
         State.QUEUED: "it runs when its turn comes; framepackd top lets it run next",
         State.RUNNING: "framepackd cancel stops it",
+        State.DONE: "to make it once more, drop its files from the outbox into the inbox",
+        State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+    },
+    ANEW: {
+        State.RUNNING: "framepackd pause puts it back into the queue: begin it anew then, and resume",
         State.DONE: "to make it once more, drop its files from the outbox into the inbox",
         State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
     },
@@ -121,15 +128,15 @@ def _answer(*results: tuple[bool, str]) -> dict[str, Any]:
 
 
 def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[bool, str]:
-    command = request["command"]
-    job, refusal = _choose(command, wanted, queue)
+    command, anew = request["command"], bool(request.get("anew"))
+    job, refusal = _choose(ANEW if command == "retry" and anew else command, wanted, queue)
     if job is None:
         return False, refusal
     if command == "top":
         queue.store.move_to_front(job.id)
         return True, f"job {job.id} ({job.path}) runs next"
     if command == "retry":
-        return _retry(job, queue)
+        return _retry(job, queue, anew=anew) if job.state in ENDED else _begin_anew(job, queue)
     how = "keep" if request.get("keep") else "discard"
     return _cancel(job, how, queue) if job.delivery is None else _cancel_delivery(job, how, queue)
 
@@ -139,7 +146,10 @@ def _choose(command: str, wanted: str, queue: Queue) -> tuple[Job | None, str]:
     found = queue.store.matching(wanted)
     if not found:
         return None, f"no job {wanted!r}: framepackd status lists them"
-    fitting = [job for job in found if job.state in POSSIBLE[command] and _is_free(job, command, queue)]
+    possible = POSSIBLE[command]
+    if command == ANEW and queue.runner is None:
+        possible += (State.RUNNING,)  # its daemon is dead, whatever its state says
+    fitting = [job for job in found if job.state in possible and _is_free(job, command, queue)]
     # Of several results of one name the last is meant; of several in the queue it cannot be told which.
     by_name = wanted in (fitting[0].name, fitting[0].path) if fitting else False
     if len(fitting) == 1 or (fitting and command == "retry" and by_name):
@@ -157,7 +167,12 @@ def _choose(command: str, wanted: str, queue: Queue) -> tuple[Job | None, str]:
     return None, f"job {job.id} ({job.path}) {reason}"
 
 
-_PARTICIPLES = {"retry": "tried again", "cancel": "cancelled", "top": "moved to the front"}
+_PARTICIPLES = {
+    "retry": "tried again",
+    ANEW: "begun anew",
+    "cancel": "cancelled",
+    "top": "moved to the front",
+}
 
 
 def _is_free(job: Job, command: str, queue: Queue) -> bool:
@@ -168,7 +183,23 @@ def _is_free(job: Job, command: str, queue: Queue) -> bool:
     return command == "cancel" and not moving and job.delivery["state"] != State.CANCELLED
 
 
-def _retry(job: Job, queue: Queue) -> tuple[bool, str]:
+def _begin_anew(job: Job, queue: Queue) -> tuple[bool, str]:
+    """Have a job of the queue begin at its beginning when its turn comes."""
+    name = f"job {job.id} ({job.path})"
+    if job.cancel is not None:
+        return False, f"{name} is cancelled, and waits for a daemon to write what exists of its video"
+    try:
+        kept = aside.give_up(queue.config.jobs_dir / job.id / CHECKPOINT)
+    except OSError as error:
+        return False, f"{name} cannot be begun anew: {error.filename}: {error.strerror}: correct that first"
+    queue.store.begin_anew(job.id)
+    if queue.runner is not None:
+        queue.runner.passed_over.forget(job.id)
+    then = f"; what was made of it is kept in {kept} until it has ended" if kept else ""
+    return True, f"{name} begins anew when its turn comes{then}"
+
+
+def _retry(job: Job, queue: Queue, *, anew: bool) -> tuple[bool, str]:
     name = f"job {job.id} ({job.path})"
     try:
         obstacle = queue.at_failed(partial(_obstacle, job, queue.config))
@@ -179,8 +210,17 @@ def _retry(job: Job, queue: Queue) -> tuple[bool, str]:
     work = queue.config.jobs_dir / job.id
     if work.exists():  # its files had been delivered, and a crash came before it was removed
         clear_work_folder(work, State(job.state))
+    if anew:
+        try:
+            aside.give_up(work / CHECKPOINT)
+        except OSError as error:
+            return (
+                False,
+                f"{name} cannot be begun anew: {error.filename}: {error.strerror}: correct that first",
+            )
     queue.store.retry(job.id)
-    return _settled(job, f"{name} is in the queue again", queue)
+    begins = ", and begins anew" if anew else ""
+    return _settled(job, f"{name} is in the queue again{begins}", queue)
 
 
 def _obstacle(job: Job, config: Config) -> str | None:
@@ -195,6 +235,8 @@ def _cancel(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
     if not runs and not (config.jobs_dir / job.id / CHECKPOINT).exists():
         how = "discard"
     store.cancel(job.id, how)
+    if runner is not None:
+        runner.passed_over.forget(job.id)
     if runner is not None and runs:
         runner.cancel(how)
         return True, f"{name} stops at its next step and is then cancelled"

@@ -186,7 +186,7 @@ class Daemon:
             self._describe(),
             problems,
             delivery=self._deliveries.of,
-            passed_over=self._runner.passed_over,
+            passed_over=self._runner.passed_over.reasons,
         )
 
     def _silent_inbox(self) -> tuple[Problem, ...]:

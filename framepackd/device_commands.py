@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from framepack_core import before_torch
 from framepackd.usage import config_option, fail, load
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def calibrate(
     """Measure what cache = "magcache" goes by, for a model of your own; takes as long as a section does."""
     config = load(config_file)
     _refuse_beside_daemon(config)
+    before_torch.set_up(config.gpu.device)
     from framepack_core.errors import FramePackError
     from framepackd.calibrate import calibrate as measure
 
@@ -50,6 +52,7 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
     config = load(config_file)
     _refuse_beside_daemon(config)
     name = model or config.model
+    before_torch.set_up(config.gpu.device)
     from framepackd.worker import quiet_libraries
 
     quiet_libraries()

@@ -1,5 +1,6 @@
 """One job in the worker process: from its request, or from where it was left, to its video."""
 
+import contextlib
 import importlib.metadata
 import logging
 import time
@@ -11,12 +12,18 @@ from typing import Any
 import torch
 
 import framepack_core
-from framepack_core import compiling, continuing, footprint, media, memory
+from framepack_core import before_torch, compiling, continuing, device_support, footprint, media, memory
 from framepack_core.attention import AUTO
 from framepack_core.device_errors import Verdict, judge
 from framepack_core.encoders import Conditioning
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.errors import CompileError, FramePackError, FreshProcessError, ModelError
+from framepack_core.errors import (
+    CompileError,
+    DeviceError,
+    FramePackError,
+    FreshProcessError,
+    ModelError,
+)
 from framepack_core.lora import fit_all
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import HostCopy, Progress
@@ -28,6 +35,7 @@ from framepackd.previews import Previews
 from framepackd.quality import Measures
 from framepackd.video import Video
 from framepackd.worker import (
+    AheadError,
     Finished,
     Leave,
     Lowered,
@@ -56,16 +64,14 @@ class Engines:
         self._key: tuple[Any, ...] | None = None
         self._engine: Engine | None = None
         self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
+        self._not_ahead: set[str] = set()  # jobs for which there was too little memory
 
     def get(self, work: Work, rung: int) -> Engine:
         """Give the engine for a job, loaded if it is not yet."""
         key = _engine_key(work)
         video = footprint.Video.asked_for(work.request, work.size)
-        if (
-            self._engine is not None
-            and key == self._key
-            and self._engine.prepare(video, work.keep_free, rung, work.request.loras)
-        ):
+        if self._engine is not None and key == self._key:
+            self._engine.prepare(video, work.keep_free, rung, work.request.loras)
             return self._engine
         self._engine = self._ahead = None  # first let go of the other model
         engine = Engine.load(
@@ -79,6 +85,8 @@ class Engines:
             keep_free=work.keep_free,
             loras=work.request.loras,
         )
+        for warning in device_support.warnings(engine.device, engine.models.dtype):
+            log.warning("%s", warning)
         engine.take_rung(max(engine.rung, rung))
         self._engine, self._key = engine, key
         return engine
@@ -91,8 +99,14 @@ class Engines:
         return engine.encode(request)
 
     def encode_ahead(self, work: Work) -> None:
-        """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself."""
+        """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself.
+
+        Raises:
+            AheadError: the device is broken, and only another process can go on.
+        """
         engine = self._engine
+        if not work.ahead or work.job_id in self._not_ahead:
+            return
         if engine is None or _engine_key(work) != self._key or work.keep_only or work.continued:
             return
         ahead = (engine, work.request)
@@ -102,7 +116,16 @@ class Engines:
         try:
             self._ahead = (*ahead, engine.encode(work.request))
         except Exception as error:  # no fault of the job that runs: the other one shows it when it starts
-            log.info("job %s: cannot be encoded ahead: %s", work.job_id, error)
+            # No more than its text: the error holds on to the tensors of the frames it passed.
+            verdict, why = judge(error), str(error).partition("\n")[0]
+        else:
+            return
+        if verdict in (Verdict.CONTEXT, Verdict.MEMORY_AND_CONTEXT):
+            raise AheadError(work.job_id, why)
+        log.info("job %s: cannot be encoded ahead: %s", work.job_id, why)
+        if verdict is Verdict.MEMORY:
+            self._not_ahead.add(work.job_id)
+            memory.release_unused(engine.device)
 
 
 def _engine_key(work: Work) -> tuple[Any, ...]:
@@ -255,7 +278,7 @@ class Generation:
         if engine.compiled.on:
             compiling.set_up(self._work.compile_cache)
         self._clock.lap("load")
-        self._connection.send(Ready(str(engine.device), memory.describe(engine.device)))
+        self._tell_ready(engine)
         refused = ""
         for rung in range(engine.rung, len(engine.rungs)):
             if rung > engine.rung:
@@ -281,6 +304,10 @@ class Generation:
             "make the video smaller (resolution), or the latent_window_size"
         )
 
+    def _tell_ready(self, engine: Engine) -> None:
+        name = before_torch.name_outside(str(engine.device))
+        self._connection.send(Ready(name, memory.describe(engine.device)))
+
     def _generate(self, engine: Engine) -> None:
         """Go on from the progress until the end, or until told to leave."""
         while self._asked is None and self._has_more():
@@ -294,7 +321,7 @@ class Generation:
             self._connection.send(PromptsCut(conditioned.cuts))
         self._previews.fit_to(request, conditioned.start_latents)
         self._clock.lap("encode")
-        self._connection.send(Ready(str(engine.device), memory.describe(engine.device)))
+        self._tell_ready(engine)
         try:
             for event in engine.sample(request, conditioned, self._progress):
                 copied = event.progress.to_host()
@@ -319,9 +346,17 @@ class Generation:
                 if self._asked is not None:
                     break
                 if isinstance(event, Clip) and (coming := self._coming()) is not None:
-                    self._engines.encode_ahead(coming)
+                    self._encode_ahead(coming)
         finally:
             self._beside.wait()
+
+    def _encode_ahead(self, work: Work) -> None:
+        try:
+            self._engines.encode_ahead(work)
+        except AheadError:
+            with contextlib.suppress(Exception):  # it may need the device; what is not kept is made again
+                self._beside.wait()
+            raise
 
     def _in_chain(self, clip: Clip) -> Clip:
         """Count a clip's section among all of the chain, and leave out the frame that two clips share."""
@@ -378,7 +413,12 @@ class _PhaseClock:
 
 
 def _device(work: Work) -> torch.device:
-    return memory.choose_device(work.device, gpu_expected=work.gpu_expected)
+    try:
+        return memory.choose_device(work.device, gpu_expected=work.gpu_expected)
+    except DeviceError:
+        if not work.keep_only:
+            raise
+        return torch.device("cpu")  # what exists is written: nothing is computed on any device
 
 
 def _identity(work: Work) -> dict[str, Any]:

@@ -261,6 +261,13 @@ class JobStore:
         with self._session() as session:
             return _changed(session, statement)
 
+    def begin_anew(self, job_id: str) -> None:
+        """Note of a job that has not ended, and does not run, that what was made of it is given up."""
+        note = with_entry(State.QUEUED, "framepackd retry --anew")
+        statement = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED))
+        with self._session() as session:
+            session.execute(statement.values(section=0, step=0, attempts=0, stalled_deaths=0, history=note))
+
     def brought_back(self, job: Job) -> None:
         """Let a job whose files are back in its work folder run, or end as ``job.delivery`` has it."""
         anew = ("inputs", "settings", "fingerprint", "width", "height", "frames", "sections", "steps_total")

@@ -7,8 +7,9 @@ from typing import Any
 
 from framepack_core import model_files
 from framepack_core.errors import FramePackError
+from framepack_core.models import BUNDLED
 from framepackd.config import Config
-from framepackd.database import Job
+from framepackd.database import Job, StoreError
 from framepackd.jobs import JobStore
 from framepackd.problems import Problem
 from framepackd.space import shortage
@@ -21,6 +22,17 @@ SHOWN_JOBS = 5  # of those that a problem names
 def gpu_seen() -> bool:
     """Say whether the kernel has an NVIDIA driver, whatever torch makes of it."""
     return NVIDIA.exists()
+
+
+def is_gpu_expected(model: str, config: Config) -> bool:
+    """Say whether ``auto`` is a GPU and nothing else: the CPU would take days with this model."""
+    if model in BUNDLED:
+        return False
+    try:
+        used = config.database.exists() and JobStore(config.database, read_only=True).gpu_used()
+    except StoreError:  # the daemon says what is wrong with it
+        used = False
+    return used or gpu_seen()
 
 
 def missing_model(job: Job, config: Config) -> str | None:
@@ -64,10 +76,30 @@ def problem_without_files(without: Mapping[str, str], config: Config) -> Problem
     """Tell of all such jobs together; None if there are none."""
     if not without:
         return None
-    some = ", ".join(list(without)[:SHOWN_JOBS]) + (" ..." if len(without) > SHOWN_JOBS else "")
+    some = _named(without)
     jobs = "1 job waits" if len(without) == 1 else f"{len(without)} jobs wait"
     return Problem(
         "work-folders",
         f"{jobs} for files that are not in {config.jobs_dir} ({some}): bring back jobs/ from the same backup "
         f"as {config.database.name}, or framepackd cancel what is made already or is not to be made",
     )
+
+
+def problem_of_other_device(waiting: Mapping[str, str]) -> Problem | None:
+    """Tell of the jobs that wait for the device they were begun on; of one in its own words."""
+    if not waiting:
+        return None
+    if len(waiting) == 1:
+        ((job_id, reason),) = waiting.items()
+        return Problem("other-device", f"job {job_id} waits: {reason}")
+    return Problem(
+        "other-device",
+        f"{len(waiting)} jobs wait for the device that they were begun on, a GPU or the CPU "
+        f"({_named(waiting)}): bring it back (device under [gpu]) and restart, or begin anew with "
+        "framepackd retry JOB --anew, which keeps what was made aside",
+    )
+
+
+def _named(jobs: Mapping[str, str]) -> str:
+    """Name some jobs by their ids."""
+    return ", ".join(list(jobs)[:SHOWN_JOBS]) + (" ..." if len(jobs) > SHOWN_JOBS else "")

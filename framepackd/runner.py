@@ -13,6 +13,7 @@ from framepackd.config import Config
 from framepackd.database import Job, State
 from framepackd.job_sql import CANCELLED
 from framepackd.jobs import JobStore
+from framepackd.passed_over import PassedOver
 from framepackd.problems import Problem
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,6 @@ HANG_FACTOR, FIRST_FACTOR = 10, 30
 DEVICE_FAULTS = 2  # in fresh workers, one after the other, are no job's
 RETRY_SECONDS = 30.0  # before something that kept a job from going on is tried again
 MAX_DOUBLINGS = 4  # of that, while a device stays away: a worker takes seconds of CPU time to look for it
-FOLDERS_SECONDS = 10.0  # before it is looked again whether the files of passed over jobs are there
 
 
 class Runner:
@@ -43,8 +43,8 @@ class Runner:
         self._writes_what_exists = False  # the worker was told to leave and keep
         self._blocked: str | None = None
         self._device_faults = 0  # of workers in a row that had not done a step
-        self.passed_over: dict[str, str] = {}  # jobs without their files, by id: what to do about it
-        self._folders_again = 0.0
+        self.passed_over = PassedOver(store)
+        self._not_ahead: set[str] = set()  # jobs that broke the device when they were encoded ahead
         self.device = config.gpu.device  # until the worker tells what "auto" has become
         self.hardware: str | None = None
         self._gpu_used = store.gpu_used()
@@ -88,32 +88,18 @@ class Runner:
         return RETRY_SECONDS * (1 << doublings)
 
     def next_job(self) -> Job | None:
-        """Give the job that is to run next: the first in the queue whose files are in its work folder."""
-        if time.monotonic() >= self._folders_again:
-            self._look_for_files()
-        job = self._store.next_queued(self.passed_over)
-        if job is not None and not readiness.has_files(job.id, job.inputs, self._config):
-            self._look_for_files()
-            job = self._store.next_queued(self.passed_over)
-        return job
-
-    def _look_for_files(self) -> None:
-        """Find the jobs that have to be passed over; they are told when there are more of them."""
-        before, self.passed_over = self.passed_over, readiness.without_files(self._store, self._config)
-        self._folders_again = time.monotonic() + FOLDERS_SECONDS if self.passed_over else math.inf
-        if self.passed_over.keys() - before.keys():
-            log.warning("%s", self.why_passed_over)
+        """Give the job that is to run next."""
+        return self.passed_over.next_job(self._config)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What a person should put right before all jobs can run."""
-        problem = readiness.problem_without_files(self.passed_over, self._config)
-        return (problem,) if problem else ()
+        return self.passed_over.problems(self._config)
 
     @property
     def why_passed_over(self) -> str | None:
         """Say why jobs are passed over, and what to do; None if none are."""
-        return next((problem.text for problem in self.problems), None)
+        return "; ".join(problem.text for problem in self.problems) or None
 
     def start(self, job: Job) -> None:
         """Start a job of the queue; none may run."""
@@ -123,7 +109,7 @@ class Runner:
             self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
             return
         if self._worker is None:
-            self._worker = worker.start()
+            self._worker = worker.start(self._config.gpu.device)
         self._worker.job = self._store.claim(job.id)  # last: what fails before leaves it in the queue
         if self._worker.job is None:  # cancelled meanwhile
             return
@@ -168,6 +154,7 @@ class Runner:
             preview_decoder=self._config.preview_decoder,
             strip=self._config.results_page,
             continued=continued(job, folder),
+            ahead=job.id not in self._not_ahead,
         )
 
     def listen(self) -> None:
@@ -241,6 +228,10 @@ class Runner:
                 self._device_faults += message.device
                 self._store.requeue(job.id, message.reason)
                 log.error("job %s: back in the queue: %s", job.id, message.reason)
+            case worker.Waits():
+                self.passed_over.wait_for_device(job.id, message.reason, message.made_on)
+                self._store.requeue(job.id, message.reason)
+                log.warning("job %s: waits: %s", job.id, message.reason)
             case worker.Failed(retry=False):
                 self._fail(job, message.error)
             case worker.Failed(device=True) if not running.worked:
@@ -248,6 +239,8 @@ class Runner:
             case worker.Failed():
                 self._count_attempt(job, message.error)
             case worker.Again():
+                if message.not_ahead is not None:
+                    self._not_ahead.add(message.not_ahead)
                 self._store.requeue(job.id, message.reason)
                 log.warning("job %s: goes on in another worker: %s", job.id, message.reason)
         running.job = None
@@ -270,6 +263,7 @@ class Runner:
                 self._note_cuts(job, message)
             case worker.Ready():
                 self.device, self.hardware = message.device, message.hardware
+                self.passed_over.device_is_there(message.device)
                 if message.device.startswith("cuda") and not self._gpu_used:
                     self._store.remember_gpu()
                     self._gpu_used = True

@@ -36,6 +36,7 @@ from framepack_core.precision import Precision
 from framepack_core.request import Request
 from framepackd.config import Config
 from framepackd.quality import Measures
+from framepackd.readiness import is_gpu_expected
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -118,10 +119,11 @@ def sanity_check(config: Config, model: str) -> Report:
     dtype = "float32" if known else config.gpu.dtype
     precision: Precision = "exact" if known else config.gpu.precision
     asked, report = request(small=known), Report(model, compared=known)
+    device = memory.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(model, config))
     began = time.monotonic()
     engine = Engine.load(
         spec,
-        config.gpu.device,
+        str(device),
         dtype,
         precision,
         attention=config.gpu.attention,

@@ -21,11 +21,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from framepack_core import before_torch
 from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
 from framepack_core.footprint import Tiling
 from framepack_core.models import ModelSpec
 from framepack_core.prompts import Cut
 from framepack_core.request import Request
+from framepackd import other_device
 from framepackd.database import Job
 from framepackd.source_video import Continued
 
@@ -75,6 +77,7 @@ class Work:
     continued: Continued | None = None  # a video that becomes longer
     tags: Mapping[str, str] = field(default_factory=dict)  # to be written into the video
     following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
+    ahead: bool = True  # its inputs may be encoded while something else is sampled
 
     @property
     def clips(self) -> tuple[Request, ...]:
@@ -190,6 +193,7 @@ class Again:
     """The job is to go on in another process, which this one cannot do; no fault of the job."""
 
     reason: str
+    not_ahead: str | None = None  # a job whose inputs are not to be encoded ahead of its time any more
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,14 @@ class Blocked:
 
     reason: str
     device: bool = False
+
+
+@dataclass(frozen=True)
+class Waits:
+    """What was made of the job is of the other type of device: a person decides, others can run meanwhile."""
+
+    reason: str
+    made_on: other_device.Type
 
 
 Message = (
@@ -212,9 +224,19 @@ Message = (
     | Finished
     | Stopped
     | Blocked
+    | Waits
     | Failed
     | Again
 )
+
+
+class AheadError(FreshProcessError):
+    """The device broke while the inputs of a job were encoded ahead of its time."""
+
+    def __init__(self, job_id: str, why: str) -> None:
+        """Say which job's, and how it broke."""
+        super().__init__(f"the device failed while job {job_id} was encoded ahead of its time ({why})")
+        self.job_id = job_id
 
 
 def leaves_after(answer: Message) -> bool:
@@ -254,11 +276,11 @@ class Handle:
         return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
 
 
-def start() -> Handle:
-    """Start a worker process; it loads torch and then waits for work."""
+def start(device: str) -> Handle:
+    """Start a worker process; it loads torch, to compute on a device, and then waits for work."""
     spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=main, args=(theirs, os.getpid()), name="framepackd-worker")
+    process = spawn.Process(target=main, args=(theirs, os.getpid(), device), name="framepackd-worker")
     # Inherited, until the worker is so far that it ignores them: else one that comes too early ends it.
     resource_tracker.ensure_running()  # which would let them through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_DAEMON)
@@ -270,12 +292,13 @@ def start() -> Handle:
     return Handle(process, ours)
 
 
-def main(connection: Connection, parent: int) -> None:
+def main(connection: Connection, parent: int, device: str) -> None:
     """Do one piece of work after the other until the daemon closes the connection or dies."""
     _die_with(parent)
     for number in FOR_THE_DAEMON:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
+    before_torch.set_up(device)
     quiet_libraries()
     from framepackd.generation import Engines
 
@@ -305,8 +328,12 @@ def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
         return Failed(str(error), retry=False)
     except (BrokenPipeError, ConnectionResetError):
         sys.exit(0)  # the daemon is gone
+    except AheadError as error:
+        return Again(str(error), not_ahead=error.job_id)
     except FreshProcessError as error:
         return Again(str(error))
+    except other_device.OtherDeviceError as error:
+        return Waits(str(error), error.made_on)
     except Exception as error:
         traceback.print_exc()
         if getattr(error, "errno", None) in DISK_ERRORS:  # FFmpeg's errors are not all OSErrors

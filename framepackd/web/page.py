@@ -195,7 +195,7 @@ def _lists(config: Config) -> tuple[list[Any], Any, list[Any]]:
     )
     with gr.Row():
         choice = gr.Dropdown(label="Job", choices=[], scale=3)
-        cancel, front = gr.Button("Cancel"), gr.Button("To the front")
+        cancel, front, anew = gr.Button("Cancel"), gr.Button("To the front"), gr.Button("Begin it anew")
         pause, resume = gr.Button("Pause the queue"), gr.Button("Go on")
     waiting = gr.HTML()
     gr.Markdown("## Results")
@@ -219,6 +219,7 @@ def _lists(config: Config) -> tuple[list[Any], Any, list[Any]]:
         (pause, "pause", []),
         (resume, "resume", []),
         (retry, "retry", [result]),
+        (anew, "retry --anew", [choice]),
     ):
         button.click(_asking(config, command), of, None, api_visibility="private")
     result.change(
@@ -231,9 +232,10 @@ def _asking(config: Config, command: str) -> Callable[..., None]:
     """Have the daemon, or nobody else if none runs, do what a button says."""
 
     def ask(job: str | None = None) -> None:
-        if command in ("cancel", "top", "retry") and not job:
+        if command in ("cancel", "top", "retry", "retry --anew") and not job:
             raise gr.Error("Choose a job first.")
-        request: dict[str, Any] = {"command": command, **({"jobs": [job]} if job else {})}
+        name, _, anew = command.partition(" --")
+        request: dict[str, Any] = {"command": name, **({"jobs": [job]} if job else {}), "anew": bool(anew)}
         try:
             answer = client.ask(config, request) or client.do_without_daemon(config, request)
         except (AlreadyRunningError, StoreError, LookupError, OSError) as error:

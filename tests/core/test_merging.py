@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks import group_offloading
 from safetensors import safe_open
 from torch import nn
 
-from framepack_core import footprint, loading, memory, merging, planning, tensor_files
+from framepack_core import footprint, loading, memory, merging, planning, streaming, tensor_files
 from framepack_core.engine import Engine, Step
 from framepack_core.errors import RequestError
 from framepack_core.footprint import GIB, PUBLISHED, Video
@@ -24,9 +23,6 @@ from tests.core import layouts
 from tests.core.loras import RANK, differing, latents, make_lora, merge, stored, weights_of
 from tests.core.test_precision import needs_bitsandbytes
 from tests.core.test_resume import everything, request_for
-from tests.core.test_streaming import GPU, Diary, diary
-
-__all__ = ["diary"]  # a fixture
 
 MODES: list[Any] = [
     ("exact", "float32"),
@@ -197,27 +193,27 @@ def test_another_process_goes_on_with_the_same_loras_to_the_bit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("precision", ["exact", "fp8"])
-def test_what_hooks_fetch_to_the_gpu_has_the_loras_merged(
-    precision: Precision,
-    diary: Diary,
-    tmp_path: Path,
+def test_what_is_fetched_to_the_gpu_has_the_loras_merged(
+    precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(streaming, "page_locked", lambda size, _: torch.empty(size, dtype=torch.uint8))
     added = make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
     expected, engine = (Engine.load(tiny_spec(), device="cpu", precision=precision) for _ in range(2))
-    memory.lock(engine.core.blocks, page_locked=False)
-    engine._places.device = GPU
+    places = engine._places
+    places.device = torch.device("cuda")
     engine.take_rung(len(engine.rungs) - 1)
-    engine._places.device = torch.device("cpu")  # where there is something to merge with
-    names = {layer.weight: f"{name}.weight" for name, layer in engine.merger._layers.items()}
+    places.device = torch.device("cpu")  # where there is something to merge with
+    blocks = {f"{name}.weight": layer.weight for name, layer in engine.merger._layers.items()}
     for loras in ([Lora(file=tmp_path / "a.safetensors")], []):
         merge(engine, *loras)
         merge(expected, *loras)
-        wanted, fetched = weights_of(expected), dict[str, torch.Tensor]()
-        for block in (*engine.core.blocks.transformer_blocks, *engine.core.blocks.single_transformer_blocks):
-            sources = group_offloading._get_top_level_group_offload_hook(block).group.cpu_param_dict
-            fetched |= {names[weight]: tensor for weight, tensor in sources.items() if weight in names}
+        wanted = weights_of(expected)
+        fetched = {
+            name: home for name, weight in blocks.items() if (home := places.fetched_from(weight)) is not None
+        }
         assert len(fetched.keys() & added.keys()) > 15
         assert not differing(fetched, {name: wanted[name] for name in fetched})
+        assert all(blocks[name].data_ptr() == home.data_ptr() for name, home in fetched.items())
 
 
 def test_only_what_holds_a_changed_layer_leaves_the_device() -> None:

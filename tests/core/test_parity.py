@@ -224,7 +224,12 @@ def test_prompts(case: Case, tiny_engine: TinyEngine) -> None:
     assert torch.equal(mask, t["llama_attention_mask"])
     assert torch.equal(conditioning.tokenize_clip(prompt, models.tokenizer_2), t["clip_input_ids"])
     text = conditioning.encode_prompt(
-        prompt, models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2
+        prompt,
+        models.text_encoder,
+        models.tokenizer,
+        models.text_encoder_2,
+        models.tokenizer_2,
+        torch.device("cpu"),
     )
     assert worst(text.prompt_embeds, t["llama_vec_512"]) <= COMPONENT
     assert torch.equal(text.prompt_embeds_mask, t["llama_mask_512"])

@@ -1,142 +1,215 @@
-"""Blocks that are streamed: fetched ahead in order, computed with when they are there, never copied back.
+"""Layers that are streamed: fetched ahead, computed with when they are there, on a GPU that is played."""
 
-A GPU's streams are played by a diary, and copies to the GPU by copies in host memory.
-"""
-
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks import group_offloading
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from framepack_core import memory, planning
-from framepack_core.transformer import Blocks
+from framepack_core.footprint import SLOTS
+from framepack_core.streaming import PIECE, Streamer, _evenly
+from tests.played.gpu import PlayedGpu
+from tests.played.streams import Event, Stream
+from tests.played.tensors import CUDA, play
 
-GPU = torch.device("cuda")
-BLOCKS = 3
+WIDTH, LAYERS, PASSES = 16, 7, 3
+SIZE = 1280  # of a layer: a weight of 1024 bytes, a bias that takes 256
 
 
-class Diary:
-    """Stands for torch.cuda: notes what the side stream fetches, and when it is waited for."""
+class Model(nn.Module):
+    """Layers, the largest of which is twice as large as the others."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def __call__(self, device: object) -> "Diary":
-        return self
-
-    def Stream(self) -> "Diary":  # noqa: N802 - as torch calls it
-        return self
-
-    def current_stream(self) -> "Diary":
-        return self
-
-    @contextmanager
-    def stream(self, stream: object) -> Iterator[None]:
-        yield
-
-    def synchronize(self) -> None:
-        if self.notes and self.notes[-1] != "wait":
-            self.notes.append("wait")
-
-
-class Block(nn.Module):
-    def __init__(self, diary: Diary, number: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(8, 8)
-        self.linear.weight.number = number  # type: ignore[attr-defined] # so that it can be told what is fetched
-        self.diary, self.number = diary, number
+        self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS))
+        self.layers[2].register_buffer("beside", torch.arange(SIZE / 4))
+        self.requires_grad_(requires_grad=False)
 
-    def forward(self, x: torch.Tensor, context: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        self.diary.notes.append(f"compute {self.number}")
-        return self.linear(x), context
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x).tanh()
+        return x
 
 
-class Transformer:
-    def __init__(self, diary: Diary) -> None:
-        self.transformer_blocks = nn.ModuleList(Block(diary, number) for number in range(BLOCKS))
-        self.single_transformer_blocks = nn.ModuleList()
+class Streamed:
+    """A model whose layers are streamed to a GPU that is played."""
+
+    def __init__(self, gpu: PlayedGpu, *, lock: bool = True) -> None:
+        torch.manual_seed(0)
+        self.gpu, self.model = gpu, play(Model())
+        self.streamer = Streamer([*self.model.layers], CUDA, lock=lock)
+        self.homes = [tensor.data.data_ptr() for tensor in self.tensors]
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self.model.parameters(), *self.model.buffers()]
+
+    def passes(self, room: int = 0) -> list[torch.Tensor]:
+        x = torch.ones(1, WIDTH).to(CUDA)
+        made = []
+        with torch.inference_mode(), self.streamer.on_device(room):
+            for _ in range(PASSES):
+                with self.gpu.during("a pass"):
+                    x = self.model(x)
+                made.append(x)
+        return [x.cpu() for x in made]
 
 
 @pytest.fixture
-def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
-    diary = Diary()
-
-    def fetch(group: Any, tensor: torch.Tensor, source: torch.Tensor, stream: object) -> None:
-        tensor.data = source.clone()
-        if hasattr(tensor, "number"):
-            diary.notes.append(f"fetch {tensor.number}{'' if group.non_blocking else ' at once'}")
-
-    monkeypatch.setattr(group_offloading, "TorchDeviceBackend", diary)
-    monkeypatch.setattr(group_offloading, "send_to_device", lambda tensors, *_, **__: tensors)
-    monkeypatch.setattr(group_offloading.ModuleGroup, "_transfer_tensor_to_device", fetch)
-    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda _: True)
-    return diary
+def gpu() -> Iterator[PlayedGpu]:
+    with PlayedGpu() as gpu:
+        yield gpu
+        assert not gpu.faults
 
 
-class NoCopyBack(TorchDispatchMode):
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        assert func is not torch.ops.aten._to_copy.default, "weights go back by dropping the copy"
-        return func(*args, **(kwargs or {}))
+@pytest.fixture(scope="module")
+def expected() -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    model, x = Model(), torch.ones(1, WIDTH)
+    return [x := model(x) for _ in range(PASSES)]
 
 
-def test_each_block_is_fetched_while_the_one_before_computes(diary: Diary) -> None:
-    transformer = Transformer(diary)
-    blocks = Blocks(transformer)  # type: ignore[arg-type] # has what is used of one
-    x, context = torch.randn(2, 8), torch.zeros(1)
-    rows: Any = [()] * BLOCKS
-    expected = blocks(x, context, rows, None)
-    host = [parameter.data_ptr() for parameter in blocks.parameters()]
-    memory.stream_blocks(blocks, GPU)
-    for block in blocks.transformer_blocks:
-        # Else what was fetched, to host memory here, would be taken for what was not.
-        group_offloading._get_top_level_group_offload_hook(block).group.offload_device = torch.device("meta")
-    with torch.inference_mode(), NoCopyBack():
-        assert torch.equal(blocks(x, context, rows, None), expected), "the first time they find out the order"
-        for _ in range(2):
-            diary.notes.clear()
-            assert torch.equal(blocks(x, context, rows, None), expected)
-            assert diary.notes == [
-                "fetch 0",
-                "wait",
-                "fetch 1",
-                "compute 0",
-                "wait",
-                "fetch 2",
-                "compute 1",
-                "wait",
-                "compute 2",
-            ]
-    assert [parameter.data_ptr() for parameter in blocks.parameters()] == host
+def same(made: list[torch.Tensor], expected: list[torch.Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(made, expected, strict=True))
 
 
-def test_locking_keeps_every_weight_and_leaves_none_where_it_was() -> None:
-    module = nn.Sequential(nn.Linear(30, 50), nn.LayerNorm(50), nn.Linear(50, 7).to(torch.bfloat16))
-    module[0].bias.data = torch.randn(100)[::2]  # not contiguous
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    memory.lock(module, page_locked=False)  # which takes a GPU
-    after = module.state_dict()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
-    assert len({tensor.untyped_storage().data_ptr() for tensor in after.values()}) == 1
+@pytest.mark.parametrize("lock", [True, False])
+@pytest.mark.parametrize("stay", [0, 1, 3, LAYERS])
+def test_streamed_layers_compute_the_same_bits(
+    gpu: PlayedGpu, expected: list[torch.Tensor], lock: bool, stay: int
+) -> None:
+    streamed = Streamed(gpu, lock=lock)
+    for _ in range(2):
+        assert same(streamed.passes(stay * PIECE), expected)
+    assert {tensor.device.type for tensor in streamed.tensors} == {"cpu"}
+    assert [tensor.data.data_ptr() for tensor in streamed.tensors] == streamed.homes, "none is copied back"
 
 
-def test_slabs_waste_next_to_nothing_at_full_shape() -> None:
-    """Of a double block and a single one, as page-locked memory is handed out: in powers of two."""
-    wide, narrow = 3072 * 12288 * 2, 3072 * 3072 * 2
-    double = [narrow] * 8 + [wide] * 4
-    single = [narrow] * 3 + [wide, 3072 * 15360 * 2]
-    sizes = double * 20 + single * 40 + [6144] * 900
-    places = memory.pack(sizes)
-    ends = dict[int, int]()
-    for size, (slab, offset) in sorted(zip(sizes, places, strict=True), key=lambda pair: pair[1]):
-        assert offset >= ends.get(slab, 0), "no two share a byte"
-        assert offset % 256 == 0
-        ends[slab] = offset + size
-    handed_out = sum(1 << (end - 1).bit_length() for end in ends.values())
-    assert handed_out <= sum(sizes) * planning.PINNED_WASTE
+@pytest.mark.parametrize("stay", [0, 3, LAYERS])
+def test_a_pass_copies_each_streamed_layer_once_and_the_host_waits_for_nothing(
+    gpu: PlayedGpu, stay: int
+) -> None:
+    streamed = Streamed(gpu)
+    streamed.passes(stay * PIECE)
+    counts = gpu.counts["a pass"]
+    # The first come before the passes; those of a pass that does not come are fetched all the same.
+    ahead = min(SLOTS, LAYERS - stay)
+    assert counts["copies to the card"] <= PASSES * (LAYERS - stay) + stay
+    assert counts["copies to the card"] >= PASSES * (LAYERS - stay) - ahead
+    assert not counts["host waits"]
+
+
+def test_however_far_the_host_runs_ahead_two_slots_and_what_stays_are_held(gpu: PlayedGpu) -> None:
+    streamed = Streamed(gpu)
+    for stay in (0, 2):
+        gpu.memory.reset_peaks()
+        before = gpu.memory.live
+        streamed.passes(stay * PIECE)
+        slots = SLOTS * 2 * SIZE  # the largest layer's
+        assert gpu.memory.peak_held - before <= slots + stay * SIZE + 4096, "beside activations"
+        assert gpu.memory.live == before
+
+
+def test_without_the_events_the_played_gpu_would_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    for kind, forgotten, lock in ((Stream, "wait_event", True), (Event, "synchronize", False)):
+        with PlayedGpu() as gpu, monkeypatch.context() as patched:
+            patched.setattr(kind, forgotten, lambda *_: None)
+            Streamed(gpu, lock=lock).passes()
+        assert gpu.faults, forgotten
+
+
+def test_what_the_kernel_does_not_lock_comes_by_way_of_page_locked_memory(
+    gpu: PlayedGpu, expected: list[torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = list[int]()
+
+    def refuse(size: int) -> bool:
+        sizes.append(size)
+        return len(sizes) == 3
+
+    gpu.host_memory.refuse_to_register = refuse
+    streamed = Streamed(gpu)
+    assert len(sizes) == 3, "the rest is not asked for"
+    assert same(streamed.passes(), expected)
+    assert len(sizes) == 3 + SLOTS
+    assert [record.message for record in caplog.records] == [
+        "0 MiB of memory cannot be page-locked (CUDA error 2): weights come to the GPU slower"
+    ]
+
+
+def test_nothing_can_be_locked_at_all(gpu: PlayedGpu, expected: list[torch.Tensor]) -> None:
+    gpu.host_memory.refuse_to_register = lambda size: True
+    assert same(Streamed(gpu).passes(), expected)
+
+
+def test_page_locked_memory_is_of_the_weights_size_and_goes_with_them(gpu: PlayedGpu) -> None:
+    streamed = Streamed(gpu)
+    weights = (LAYERS + 1) * SIZE
+    assert gpu.host_memory.registered == weights
+    streamed.passes()
+    assert gpu.host_memory.peak_registered == weights
+    assert gpu.host_memory.peak_locked == 0, "none of torch's"
+    del streamed
+    assert gpu.host_memory.registered == 0
+
+
+@contextmanager
+def breaking(model: nn.Module, number: int) -> Iterator[None]:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("planted")
+
+    handle = model.layers[number].register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def test_a_layer_that_fails_leaves_all_weights_in_host_memory(
+    gpu: PlayedGpu, expected: list[torch.Tensor]
+) -> None:
+    streamed = Streamed(gpu)
+    with breaking(streamed.model, 3), pytest.raises(torch.OutOfMemoryError):
+        streamed.passes()
+    assert [tensor.data.data_ptr() for tensor in streamed.tensors] == streamed.homes
+    assert same(streamed.passes(), expected)
+
+
+def test_without_room_for_the_slots_nothing_is_left_behind(gpu: PlayedGpu) -> None:
+    streamed = Streamed(gpu)
+    before, gpu.memory.capacity = gpu.memory.live, SIZE
+    with pytest.raises(torch.OutOfMemoryError):
+        streamed.passes()
+    assert gpu.memory.live == before
+
+
+def test_layers_out_of_order_are_refused(gpu: PlayedGpu) -> None:
+    streamed = Streamed(gpu)
+    x = torch.ones(1, WIDTH).to(CUDA)
+    with streamed.streamer.on_device(), pytest.raises(RuntimeError, match="layer 1 was called where 0 comes"):
+        streamed.model.layers[1](x)
+
+
+def test_where_a_streamed_parameter_is_fetched_from_can_be_written(gpu: PlayedGpu) -> None:
+    streamed = Streamed(gpu)
+    weight = streamed.model.layers[4].weight
+    first = streamed.passes()[0]
+    home = streamed.streamer.home(weight)
+    assert home is not None
+    home.zero_()
+    assert not torch.equal(streamed.passes()[0], first)
+    assert streamed.streamer.home(torch.ones(1)) is None
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(0, 800))
+def test_as_many_layers_stay_as_there_is_room_for_far_from_each_other(sizes: list[int], room: int) -> None:
+    chosen = _evenly([size * PIECE for size in sizes], room * PIECE)
+    assert sum(sizes[number] for number in chosen) <= room
+    if sum(sizes) <= room:
+        assert chosen == [*range(len(sizes))]
+    gaps = [later - earlier for earlier, later in itertools.pairwise(chosen)]
+    assert not gaps or max(gaps) - min(gaps) <= 1

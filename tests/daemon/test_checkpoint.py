@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,8 +64,8 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-def save_all(folder: Path, upto: int = 99) -> Checkpoints:
-    checkpoints = Checkpoints(folder, IDENTITY)
+def save_all(folder: Path, upto: int = 99, identity: Mapping[str, Any] = IDENTITY) -> Checkpoints:
+    checkpoints = Checkpoints(folder, identity)
     for number, (progress, made) in enumerate(saves()[:upto]):
         checkpoints.save(progress, {"number": number}, made)
         checkpoints.clear()

@@ -1,6 +1,7 @@
 """The daemon's loop, round by round, with a worker that says what the test wants."""
 
 import multiprocessing
+import os
 import shutil
 import sqlite3
 import threading
@@ -35,6 +36,7 @@ class Loop:
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *, once: bool = False) -> None:
         self.place = Place(root)
         self.ours, self.worker = multiprocessing.Pipe()
+        self.alive = os.eventfd(0)  # never to be heard of
         self.started = 0
         monkeypatch.setattr(worker, "start", self._start)
         for module in (daemon, deliveries):  # what is done apart is done within a round
@@ -42,10 +44,10 @@ class Loop:
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
 
-    def _start(self) -> worker.Handle:
+    def _start(self, device: str) -> worker.Handle:
         self.started += 1
         process: Any = SimpleNamespace(
-            is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=self.ours
+            is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=self.alive
         )
         return worker.Handle(process, self.ours)
 
@@ -671,14 +673,14 @@ def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They failed as damaged pictures, and were said to lie beside a text that lay there alone."""
-    monkeypatch.setattr("framepackd.runner.FOLDERS_SECONDS", 0.0)
+    monkeypatch.setattr("framepackd.passed_over.FOLDERS_SECONDS", 0.0)
     first, second = lost(loop, "a", "b")
     loop.round()
     assert started(loop) == ["c"]
     runner = loop.daemon._runner
     a, b = (loop.place.store.matching(f"{folder}/cat")[0] for folder in "ab")
     jobs_dir = loop.place.config.jobs_dir
-    assert runner.passed_over == {
+    assert runner.passed_over.reasons == {
         job.id: f"its files are not in {jobs_dir / job.id}: bring back jobs/ from the same backup as "
         "framepackd.db, or framepackd cancel it and drop the files again"
         for job in (a, b)
@@ -709,7 +711,7 @@ def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_
     loop.worker.send(worker.Failed("no", retry=False))
     loop.round()
     assert started(loop) == ["a"]
-    assert (runner.passed_over, runner.problems, loop.paused()) == ({}, (), None)
+    assert (runner.passed_over.reasons, runner.problems, loop.paused()) == ({}, (), None)
 
 
 def test_a_job_whose_files_disappear_before_its_turn_is_passed_over(loop: Loop) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import multiprocessing.connection
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,23 @@ from typing import Any
 import pytest
 import torch
 
+from framepack_core import memory
 from framepack_core.engine import Engine
 from framepackd import commands, worker
-from framepackd.generation import Engines
+from framepackd.generation import Engines, Generation
 from framepackd.tables import GpuConfig
-from framepackd.worker import Blocked, Finished, Next, Ready, SectionDecoded, StepDone, Stopped, Work, _answer
+from framepackd.worker import (
+    Blocked,
+    Finished,
+    Next,
+    Ready,
+    Resumed,
+    SectionDecoded,
+    StepDone,
+    Stopped,
+    Work,
+    _answer,
+)
 from tests.daemon.test_generation import Ears, made, run, told_steps, work_in
 from tests.daemon.test_loop import Loop
 
@@ -221,6 +234,83 @@ def test_out_of_memory_ahead_of_time_takes_no_rung_of_the_ladder(
     ears.ours.send(Next(second))
     assert isinstance(_answer(first, engines, ears.theirs), Finished)
     assert not [message for message in ears.heard() if isinstance(message, worker.Lowered)]
+
+
+def failing_ahead(monkeypatch: pytest.MonkeyPatch, error: Exception) -> tuple[list[str], list[Any]]:
+    """Have encoding a dog fail; gives the prompts that are encoded, and references to what fails with it."""
+    tried: list[str] = []
+    taken: list[Any] = []
+    encode = Engine.encode
+
+    def encoding(engine: Engine, request: Any) -> Any:
+        tried.append(request.prompt)
+        if request.prompt == "a dog":
+            tensor = torch.zeros(1000)
+            taken.append(weakref.ref(tensor))
+            raise type(error)(*error.args)  # a new one each time: it holds on to this tensor
+        return encode(engine, request)
+
+    monkeypatch.setattr(Engine, "encode", encoding)
+    return tried, taken
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_a_device_that_breaks_ahead_of_time_has_the_running_job_go_on_in_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    """The error was swallowed: the next step of the job that ran failed, and cost it an attempt."""
+    alone, first = work_in(tmp_path / "alone"), work_in(tmp_path / "1")
+    run(alone)
+    second = replace(work_in(tmp_path / "2", prompt="a dog"), job_id="second")
+    ears = Ears()
+    ears.ours.send(Next(second))
+    with monkeypatch.context() as patched:
+        tried, _ = failing_ahead(patched, RuntimeError(text))
+        answer = _answer(first, Engines(), ears.theirs)
+        assert isinstance(answer, worker.Again)
+        assert answer.not_ahead == "second"
+        assert text in answer.reason
+        assert worker.leaves_after(answer)
+        ears.heard()
+        ears.ours.send(Next(replace(second, ahead=False)))
+        assert isinstance(_answer(first, Engines(), ears.theirs), Finished)
+    assert tried == ["a cat", "a dog", "a cat"], "in the other process it is not tried again"
+    assert ears.heard()[0] == Resumed(2)
+    assert made(first) == made(alone)
+
+
+def test_too_little_memory_ahead_of_time_holds_on_to_nothing_and_is_not_met_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = work_in(tmp_path / "1", latent_window_size=2)
+    second = replace(work_in(tmp_path / "2", prompt="a dog"), job_id="second")
+    tried, taken = failing_ahead(monkeypatch, torch.OutOfMemoryError("planted"))
+    held: list[bool] = []
+    monkeypatch.setattr(memory, "release_unused", lambda _: held.extend(ref() is not None for ref in taken))
+    ears, engines = Ears(), Engines()
+    ears.ours.send(Next(second))
+    coming = Generation._coming
+    calls = iter((second, replace(second, request=first.request), second, second))
+    monkeypatch.setattr(Generation, "_coming", lambda self: coming(self) and next(calls))
+    assert isinstance(_answer(first, engines, ears.theirs), Finished)
+    assert held == [False], "it is let go of before the memory is given back"
+    assert tried == ["a cat", "a dog"]
+
+
+def test_what_broke_the_device_ahead_of_time_is_left_to_its_own_time(loop: Loop) -> None:
+    first, second = drop(loop, "a", "b")
+    told(loop)
+    loop.answer_and_leave(worker.Again("the device failed", not_ahead=second))
+    loop.round()
+    start, *following = told(loop)
+    assert (start.job_id, start.ahead) == (first, True)
+    assert [(message.work.job_id, message.work.ahead) for message in following] == [(second, False)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.daemon.test_generation import work_in
 def test_a_signal_that_is_for_the_daemon_does_not_end_a_worker_however_early_it_comes(
     number: signal.Signals,
 ) -> None:
-    handle = worker.start()
+    handle = worker.start("auto")
     assert handle.process.pid is not None
     os.kill(handle.process.pid, number)
     assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "here they go on being heard"
@@ -46,7 +46,7 @@ def test_a_worker_in_which_anything_may_be_broken_takes_no_further_job(
     ours, theirs = multiprocessing.Pipe()
     for _ in range(3):
         ours.send(work_in(tmp_path))
-    running = threading.Thread(target=worker.main, args=(theirs, os.getppid()))
+    running = threading.Thread(target=worker.main, args=(theirs, os.getppid(), "auto"))
     running.start()
     told = [ours.recv() for _ in range(answered)]
     if answered == 3:

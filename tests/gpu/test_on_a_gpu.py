@@ -58,11 +58,11 @@ def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: 
         made = []
         for number, rung in enumerate(engine.rungs):
             if rung.tile != 128:
-                assert engine.take_rung(number)
+                engine.take_rung(number)
                 *_, clip = engine.generate(request)
                 assert isinstance(clip, Clip)
                 made.append(clip.latents)
-        assert len(made) == 3
+        assert len(made) == 4
         assert all(torch.equal(made[0], other) for other in made[1:])
 
 
@@ -77,7 +77,7 @@ def test_merged_loras_reach_the_gpu_wherever_weights_live(image: Path, tmp_path:
         made = []
         for number, rung in enumerate(engine.rungs):
             if rung.tile != 128:
-                assert engine.take_rung(number)
+                engine.take_rung(number)
                 for request in (plain, merged, plain, merged):
                     *_, clip = engine.generate(request)
                     assert isinstance(clip, Clip)
@@ -88,10 +88,10 @@ def test_merged_loras_reach_the_gpu_wherever_weights_live(image: Path, tmp_path:
 
 def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
     engine = Engine.load(tiny_spec(), device="cuda")
-    assert engine._places._pinnable
     expected = last_clip(image, "cuda", "auto").latents
     engine.take_rung(len(engine.rungs) - 2)
     assert all(weight.is_pinned() for weight in engine.core.blocks.parameters())
+    assert engine.models.text_encoder.layers[0].mlp.up_proj.weight.device.type == "cpu"
     request = Request(
         image=image, prompt="a cat", seconds=1, latent_window_size=3, steps=4, width=48, height=32
     )

@@ -1,0 +1,154 @@
+"""The models that are played: the tiny ones with their numbers, the published one at full shape without."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel
+from PIL import Image
+
+from framepack_core import footprint, loading, memory, planning
+from framepack_core.engine import Clip, Engine, Planner, Step
+from framepack_core.footprint import ItemBytes, Video
+from framepack_core.planning import Host, Plan
+from framepack_core.precision import Precision
+from framepack_core.progress import Progress
+from framepack_core.request import Request
+from tests.conftest import tiny_spec
+from tests.played.gpu import PlayedGpu
+from tests.played.tensors import play
+
+PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae", "image_encoder")
+
+
+def tiny_models(transformer: str = "framepack-i2v", precision: Precision = "exact") -> loading.Models:
+    """Load a tiny model in the dtypes of a GPU; but the VAE in float32: half precision takes a CPU long."""
+    models = loading.load(
+        tiny_spec(transformer), dtype=torch.bfloat16, encoder_dtype=torch.float16, precision=precision
+    )
+    models.vae.float()
+    return models
+
+
+def full_models() -> loading.Models:
+    """Give the published model's shapes on the meta device, with the tiny ones' tokenizers."""
+    tiny = tiny_models()
+    with torch.device("meta"):
+        made: dict[str, Any] = {
+            "transformer": HunyuanVideoFramepackTransformer3DModel(
+                has_image_proj=True, image_proj_dim=1152, has_clean_x_embedder=True
+            ).to(torch.bfloat16),
+            "text_encoder": transformers.LlamaModel(
+                transformers.LlamaConfig(
+                    vocab_size=128320,
+                    hidden_size=4096,
+                    intermediate_size=14336,
+                    num_hidden_layers=32,
+                    num_attention_heads=32,
+                    num_key_value_heads=8,
+                    max_position_embeddings=8192,
+                )
+            ).half(),
+            "text_encoder_2": transformers.CLIPTextModel(
+                transformers.CLIPTextConfig(hidden_size=768, projection_dim=768, intermediate_size=3072)
+            ).half(),
+            "image_encoder": transformers.SiglipVisionModel(
+                transformers.SiglipVisionConfig(
+                    hidden_size=1152,
+                    intermediate_size=4304,
+                    num_hidden_layers=27,
+                    num_attention_heads=16,
+                    image_size=384,
+                    patch_size=14,
+                    vision_use_head=False,
+                )
+            ).half(),
+            "vae": AutoencoderKLHunyuanVideo().half(),
+        }
+    loading.keep_output_in_float32(made["transformer"])
+    for part in made.values():
+        part.eval().requires_grad_(requires_grad=False)
+    tiny.image_processor.size = {"height": 384, "width": 384}
+    return replace(tiny, **made)
+
+
+def played(models: loading.Models) -> loading.Models:
+    """Have the GPU that is played be able to take a model's components."""
+    for name in PARTS:
+        play(getattr(models, name))
+    return models
+
+
+def planner(device: torch.device, precision: Precision = "exact") -> Planner:
+    """Plan for the card that is played, or for the CPU, as :meth:`Engine.load` does."""
+
+    def plan(video: Video, keep_free: int, changed: Mapping[str, int]) -> Plan:
+        return planning.make_plan(
+            footprint.PUBLISHED,
+            memory.card(device),
+            Host.assumed(64),
+            video,
+            keep_free=keep_free,
+            item_bytes=ItemBytes.of(2, 2, precision),
+            changed=changed,
+        )
+
+    return plan
+
+
+def picture(folder: Path, name: str = "image.png", seed: int = 0, size: tuple[int, int] = (32, 32)) -> Path:
+    """Write a picture of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / name)
+    return folder / name
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a request."""
+
+    clip: Clip | None  # the last
+    steps: list[Step]
+    seconds: list[float]  # of the host, by the clock, a step
+
+
+def run(
+    gpu: PlayedGpu,
+    engine: Engine,
+    request: Request,
+    resume: Progress | None = None,
+    *,
+    leave: Callable[[Step | Clip], bool] = lambda event: False,
+) -> Run:
+    """Go through a request as the worker does; phases are encode, first step, step, last step and decode."""
+    with gpu.during("encode"):
+        conditioned = engine.encode(request)
+    steps, seconds, clip, copied = [], [], None, None
+    events = engine.sample(request, conditioned, resume)
+    phase = "first step"  # with the section's start, and the video's
+    while True:
+        began = gpu.time
+        with gpu.during(phase):
+            event = next(events, None)
+        if event is None:
+            break
+        with gpu.during("copies"):
+            if copied is not None:
+                copied.wait()
+            copied = event.progress.to_host()
+        if isinstance(event, Step):
+            steps.append(event)
+            seconds.append(gpu.time - began)
+            left = event.steps - event.step
+            phase = "decode" if left == 0 else "last step" if left == 1 else "step"
+        else:
+            clip, phase = event, "first step"
+        if leave(event):
+            break
+    if copied is not None:
+        copied.wait()
+    return Run(clip, steps, seconds)

@@ -1,0 +1,86 @@
+"""Streams and events of the played GPU: what is ordered after what, and when it is done by the clock.
+
+How far each stream has come is counted in ticks, one an operation. A stream, an event and the host each know
+up to which tick of every stream they come after; what they do not know of may still be going on.
+"""
+
+import itertools
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from tests.played.gpu import PlayedGpu
+
+Order = Counter[str]  # stream -> the tick up to which something comes after it
+PLAYING: "list[PlayedGpu]" = []  # the one that is played now, last
+_numbers = itertools.count(1)
+
+
+def playing() -> "PlayedGpu":
+    """Give the GPU that is played: a program may keep streams from an earlier one."""
+    return PLAYING[-1]
+
+
+def join(into: Order, other: Order) -> None:
+    """Have what comes after ``into`` come after ``other`` as well."""
+    for name, tick in other.items():
+        into[name] = max(into[name], tick)
+
+
+class Stream:
+    """Stands for ``torch.cuda.Stream``."""
+
+    def __init__(self, device: torch.device, name: str | None = None) -> None:
+        self.device = device
+        self.name = name or f"stream {next(_numbers)}"  # of its own, whatever GPU is played after this one
+        self.after = Order()
+        self.tick = 0
+        self.until = 0.0  # when what it has been given is done
+
+    def now(self) -> Order:
+        """Say what comes before whatever is given to it next."""
+        order = Order(self.after)
+        order[self.name] = max(order[self.name], self.tick)
+        return order
+
+    def wait_stream(self, other: "Stream") -> None:
+        join(self.after, other.now())
+        self.until = max(self.until, other.until)
+
+    def wait_event(self, event: "Event") -> None:
+        join(self.after, event.order)
+        self.until = max(self.until, event.until)
+
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        event = event or Event()
+        event.order, event.until = self.now(), self.until
+        return event
+
+    def synchronize(self) -> None:
+        playing().host_waits("stream.synchronize", self.now(), self.until)
+
+    def query(self) -> bool:
+        return playing().has_reached(self.now(), self.until)
+
+
+class Event:
+    """Stands for ``torch.cuda.Event``."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.order = Order()
+        self.until = 0.0
+
+    def record(self, stream: Stream | None = None) -> None:
+        (stream or playing().current).record_event(self)
+
+    def wait(self, stream: Stream | None = None) -> None:
+        (stream or playing().current).wait_event(self)
+
+    def synchronize(self) -> None:
+        if self.order:  # else it was never recorded, and nobody waits for it
+            playing().host_waits("event.synchronize", self.order, self.until)
+
+    def query(self) -> bool:
+        return playing().has_reached(self.order, self.until)

@@ -1,0 +1,227 @@
+"""The engine over CUDA, on a GPU that is none: the bits are the CPU's, and nothing is done out of order."""
+
+import gc
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from framepack_core.engine import Clip, Engine, Step
+from framepack_core.footprint import Video, ladder
+from framepack_core.precision import Precision
+from framepack_core.progress import Progress
+from framepack_core.request import Lora, Request
+from tests.conftest import tiny_spec
+from tests.core.loras import latents, make_lora, stored
+from tests.played.cards import H100_80
+from tests.played.gpu import PlayedGpu
+from tests.played.models import Run, picture, planner, played, run, tiny_models
+from tests.played.tensors import CPU, CUDA
+
+KINDS = ("framepack-i2v", "framepack-f1")
+SMALL = {"prompt": "a cat", "seconds": 1, "latent_window_size": 3, "steps": 3, "width": 48, "height": 32}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "teacache": {"cache": "teacache", "steps": 6},
+    "magcache": {"cache": "magcache", "steps": 9},
+    "guided": {"true_cfg_scale": 3.0, "guidance_rescale": 0.5, "negative_prompt": "a dog", "steps": 2},
+    "guided and cached": {"true_cfg_scale": 3.0, "cache": "teacache", "steps": 6},
+    "with an end": {"end_image": "end.png", "steps": 2},
+}
+LADDER = ladder("auto")
+STREAMED = next(number for number, rung in enumerate(LADDER) if rung.placement == "streamed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects() -> Iterator[None]:
+    """Have the engine's garbage collections look at nothing but what is made here."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    picture(folder)
+    picture(folder, "end.png", seed=1)
+    for seed in (1, 2):
+        make_lora(folder / f"{seed}.safetensors", "diffusers", stored(tiny_spec()), seed=seed)
+    return folder
+
+
+def request_for(folder: Path, **settings: Any) -> Request:
+    given = {"image": "image.png", **SMALL, **settings}
+    paths = {key: folder / given[key] for key in ("image", "end_image") if key in given}
+    return Request.model_validate(given | paths)
+
+
+class Made:
+    """Videos made on the CPU in the dtypes of a GPU, each once."""
+
+    def __init__(self) -> None:
+        self._engines: dict[tuple[str, Precision], Engine] = {}
+        self._clips: dict[Any, Clip] = {}
+
+    def __call__(self, kind: str, request: Request, precision: Precision = "exact") -> Clip:
+        key = kind, precision, request.model_dump_json()
+        if key not in self._clips:
+            engine = self._engines.get((kind, precision))
+            if engine is None:
+                engine = self._engines[kind, precision] = engine_for(CPU, kind, precision)
+            *_, clip = engine.generate(request)
+            assert isinstance(clip, Clip)
+            self._clips[key] = clip
+        return self._clips[key]
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu() -> Made:
+    return Made()
+
+
+def engine_for(
+    device: torch.device, kind: str = KINDS[0], precision: Precision = "exact", rung: int = 0
+) -> Engine:
+    models = tiny_models(kind, precision)
+    if device == CUDA:
+        models = played(models)
+    engine = Engine(models, device, planner(device, precision), pinnable=True, precision=precision)
+    engine.prepare(Video(32, 48), rung=rung)
+    return engine
+
+
+def assert_same(made: Run, expected: Clip) -> None:
+    assert made.clip is not None
+    assert torch.equal(made.clip.latents, expected.latents)
+    assert np.array_equal(made.clip.frames, expected.frames)
+    assert made.clip.finite
+    for number, tensor in enumerate(made.clip.progress.sampled):
+        assert torch.equal(tensor, expected.progress.sampled[number])
+
+
+@pytest.fixture(scope="module")
+def streamed() -> Callable[[str], tuple[PlayedGpu, Engine]]:
+    """Give a GPU, and an engine whose weights are streamed to it; each once a model."""
+
+    @cache
+    def made(kind: str) -> tuple[PlayedGpu, Engine]:
+        with PlayedGpu(H100_80) as gpu:
+            return gpu, engine_for(CUDA, kind, rung=STREAMED)
+
+    return made
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_video_is_the_same_to_the_bit_on_every_rung_of_the_ladder(
+    folder: Path, on_the_cpu: Made, kind: str
+) -> None:
+    request = request_for(folder)
+    expected = on_the_cpu(kind, request)
+    with PlayedGpu(H100_80) as gpu:
+        engine = engine_for(CUDA, kind)
+        for number in range(len(LADDER)):
+            assert engine.take_rung(number)
+            assert_same(run(gpu, engine, request), expected)
+    assert not gpu.faults
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_caches_guidance_and_an_end_frame_change_nothing_of_that(
+    folder: Path,
+    on_the_cpu: Made,
+    streamed: Callable[[str], tuple[PlayedGpu, Engine]],
+    kind: str,
+    settings: str,
+) -> None:
+    if kind == "framepack-f1" and settings == "with an end":
+        return  # it is refused
+    gpu, engine = streamed(kind)
+    request = request_for(folder, **SETTINGS[settings])
+    with gpu:
+        made = run(gpu, engine, request)
+    assert_same(made, on_the_cpu(kind, request))
+    assert all(step.computed for step in made.steps) is ("cache" not in SETTINGS[settings])
+    assert not gpu.faults
+
+
+def test_going_on_from_a_progress_in_host_memory_gives_the_same_bits(
+    folder: Path, on_the_cpu: Made, streamed: Callable[[str], tuple[PlayedGpu, Engine]]
+) -> None:
+    gpu, engine = streamed("framepack-i2v")
+    request = request_for(folder, **SETTINGS["guided and cached"])
+    expected = on_the_cpu("framepack-i2v", request)
+    with gpu:
+        for left_at in ((0, 2), (1, 4)):
+            first = run(
+                gpu,
+                engine,
+                request,
+                leave=at(*left_at),
+            )
+            with gpu.during("copies"):
+                progress = first.steps[-1].progress.to_host().wait()
+            assert progress.solver is not None
+            assert progress.solver.latents.device == CPU
+            assert_same(run(gpu, engine, request, progress), expected)
+    assert not gpu.faults
+
+
+def at(section: int, step: int) -> Callable[[Step | Clip], bool]:
+    """Say when to leave."""
+    return lambda event: isinstance(event, Step) and (event.section, event.step) == (section, step)
+
+
+PLACEMENTS = pytest.mark.parametrize(
+    "rung", [STREAMED - 1, STREAMED], ids=lambda rung: LADDER[rung].placement
+)
+
+
+@PLACEMENTS
+def test_loras_are_merged_and_switched_as_on_the_cpu(folder: Path, rung: int) -> None:
+    loras = [Lora(file=folder / f"{seed}.safetensors", weight=0.8) for seed in (1, 2)]
+    plain = engine_for(CPU)
+    with PlayedGpu(H100_80) as gpu:
+        engine = engine_for(CUDA, rung=rung)
+    for merged in ((), loras[:1], loras[1:], loras, ()):
+        request = request_for(folder, loras=tuple(merged))
+        with gpu:
+            step = run(gpu, engine, request, leave=at(0, 1)).steps[0].denoised.cpu()
+        assert torch.equal(step, latents(plain, request))
+    assert not gpu.faults
+
+
+@PLACEMENTS
+def test_reduced_weights_give_the_same_bits_wherever_they_are(
+    folder: Path, on_the_cpu: Made, rung: int
+) -> None:
+    request = request_for(folder, steps=2)
+    with PlayedGpu(H100_80) as gpu:
+        engine = engine_for(CUDA, precision="fp8", rung=rung)
+        assert_same(run(gpu, engine, request), on_the_cpu("framepack-i2v", request, "fp8"))
+    assert not gpu.faults
+
+
+@pytest.mark.parametrize("rung", range(1, STREAMED))
+def test_where_memory_runs_out_the_next_rung_goes_on_to_the_same_bits(
+    folder: Path, on_the_cpu: Made, rung: int
+) -> None:
+    request = request_for(folder)
+    with PlayedGpu(H100_80) as gpu:
+        engine = engine_for(CUDA, rung=rung)
+        run(gpu, engine, request)
+        peaks = gpu.memory.peaks["held"]
+        gpu.memory.capacity = max(peaks[phase] for phase in ("first step", "step", "last step", "decode")) - 1
+        reached: list[Progress] = []
+        with pytest.raises(torch.OutOfMemoryError):
+            run(gpu, engine, request, leave=lambda event: reached.append(event.progress) or False)  # type: ignore[func-returns-value]
+        assert engine.take_rung(rung + 1)
+        assert LADDER[rung + 1].tile == LADDER[rung].tile
+        made = run(gpu, engine, request, reached[-1] if reached else None)
+    assert_same(made, on_the_cpu("framepack-i2v", request))
+    assert not gpu.faults
