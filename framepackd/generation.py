@@ -12,7 +12,16 @@ from typing import Any
 import torch
 
 import framepack_core
-from framepack_core import before_torch, compiling, continuing, device_support, footprint, media, memory
+from framepack_core import (
+    before_torch,
+    compiling,
+    continuing,
+    device_support,
+    footprint,
+    fp8,
+    media,
+    memory,
+)
 from framepack_core.attention import AUTO
 from framepack_core.device_errors import Verdict, judge
 from framepack_core.encoders import Conditioning
@@ -449,15 +458,17 @@ def _mag_ratios(work: Work) -> tuple[float, ...]:
 def _computation(work: Work) -> dict[str, str | bool]:
     """Name what was chosen of the ways to compute the same video, which round differently or worse."""
     device = _device(work)
+    dtype, _ = memory.choose_dtypes(device, work.dtype)
     compiled = compiling.decide(
         work.compile,
         device,
         work.sections,
-        dtype=memory.choose_dtypes(device, work.dtype)[0],
+        dtype=dtype,
         precision=work.precision,
         failed=work.uncompiled.get(_conditions(work)),
     )
-    return {"precision": work.precision, "attention": _attention(work), "compiled": compiled}
+    in_fp8 = {"fp8": fp8.manner(device, dtype)} if work.precision == "fp8" else {}
+    return {"precision": work.precision, **in_fp8, "attention": _attention(work), "compiled": compiled}
 
 
 def _conditions(work: Work) -> str:
