@@ -61,6 +61,11 @@ class StepCache(ABC):
         """Say for every call of a branch so far whether the blocks were computed."""
         return self._branches[branch].computed
 
+    @property
+    def computed_last(self) -> bool:
+        """Whether the blocks were computed in the last step, for any branch."""
+        return any(branch.computed[-1] for branch in self._branches.values())
+
     def state(self) -> Mapping[str, BranchState]:
         """Give what :meth:`restore` and the calls to repeat need, by branch."""
         return {

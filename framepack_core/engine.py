@@ -48,7 +48,7 @@ class Step:
     step: int  # steps done in this section
     steps: int
     denoised: torch.Tensor  # (1, 16, W, h, w), float32: what the section looks like by now
-    computed: bool  # whether the blocks were computed, or a cache stood in for them
+    computed: bool  # whether blocks were computed, or a cache stood in for all of them
     progress: Progress  # what to resume from; its tensors lie where the model computes
 
 
@@ -349,7 +349,7 @@ class Engine:
                     sampled = (*progress.sampled, denoised.cpu())
                     noise_after = generator.get_state()
                     progress = replace(progress, sampled=sampled, noise=noise_after, solver=None, cache=None)
-                computed = cache is None or cache.computed()[-1]
+                computed = cache is None or cache.computed_last
                 yield Step(section.index, sections, solver.step, request.steps, denoised, computed, progress)
         return progress
 

@@ -1,9 +1,10 @@
-"""A job's progress on disk: after any crash it is there, whole, at most one step old.
+"""A job's progress on disk: after any crash it is there, whole, at most one computed step old.
 
 Latents, segments of video and edges are files of their own, written once; a small state file after each step
-names them with their hashes. Everything is written aside, made durable and renamed. The state before the
-newest is kept until the newest is safe, and taken up if the newest is damaged. Where latents are damaged, the
-sections before them are gone on from. What cannot be used is moved aside, see :mod:`framepackd.aside`.
+that was computed names them with their hashes. Everything is written aside, made durable and renamed. The
+state before the newest is kept until the newest is safe, and taken up if the newest is damaged. Where latents
+are damaged, the sections before them are gone on from. What cannot be used is moved aside, see
+:mod:`framepackd.aside`.
 """
 
 import hashlib

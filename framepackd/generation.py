@@ -142,7 +142,7 @@ def _engine_key(work: Work) -> tuple[Any, ...]:
 
 
 class Generation:
-    """A job on its way; what it has reached is on disk at every step."""
+    """A job on its way; what it has reached is on disk at every step that was computed."""
 
     def __init__(self, work: Work, engines: Engines, connection: Connection) -> None:
         """Take up what an earlier run of the job has left."""
@@ -333,31 +333,46 @@ class Generation:
         self._tell_ready(engine)
         try:
             for event in engine.sample(request, conditioned, self._progress):
-                copied = event.progress.to_host()
-                # At most one step may be lost: what came before is safe before this one counts as done.
-                self._beside.wait()
-                self._progress = event.progress
-                section = self._sections_before + event.section
                 if isinstance(event, Step):
-                    self._previews.offer(copied)
                     self._engines.compiled |= engine.compiled.on and event.computed
-                    seconds = self._clock.lap("sample")
-                    self._connection.send(StepDone(section + 1, event.step, seconds))
-                    if event.step < event.steps:
-                        self._beside.start(partial(self._save, copied, self._notes()))
-                    else:  # at once: whatever decoding does, even to this process, the section is sampled
-                        self._clips[-1].save(copied.wait(), self._notes())
+                    self._take_step(event)
                 else:
-                    seconds = self._clock.lap("decode")
-                    self._beside.start(partial(self._keep, self._in_chain(event), copied, self._notes()))
-                    self._connection.send(SectionDecoded(section + 1, seconds))
+                    self._take_clip(event)
                 self._listen()
                 if self._asked is not None:
+                    if isinstance(event, Step) and not _is_saved(event):
+                        self._beside.start(partial(self._save, event.progress.to_host(), self._notes()))
                     break
                 if isinstance(event, Clip) and (coming := self._coming()) is not None:
                     self._encode_ahead(coming)
         finally:
             self._beside.wait()
+
+    def _take_step(self, step: Step) -> None:
+        """Save what a step has brought, and tell of it; a step that was skipped is sooner done than saved."""
+        copied = step.progress.to_host() if _is_saved(step) else None
+        if copied is not None:
+            # At most one computed step may be lost: those before are safe before this one counts as done.
+            self._beside.wait()
+            self._previews.offer(copied)
+        self._progress = step.progress
+        seconds = self._clock.lap("sample")
+        self._connection.send(StepDone(self._sections_before + step.section + 1, step.step, seconds))
+        if copied is None:
+            return
+        if step.step < step.steps:
+            self._beside.start(partial(self._save, copied, self._notes()))
+        else:  # at once: whatever decoding does, even to this process, the section is sampled
+            self._clips[-1].save(copied.wait(), self._notes())
+
+    def _take_clip(self, clip: Clip) -> None:
+        """Keep what a decoded section has brought, and tell of it."""
+        self._beside.wait()
+        self._progress = clip.progress
+        seconds = self._clock.lap("decode")
+        keep = partial(self._keep, self._in_chain(clip), clip.progress.to_host(), self._notes())
+        self._beside.start(keep)
+        self._connection.send(SectionDecoded(self._sections_before + clip.section + 1, seconds))
 
     def _encode_ahead(self, work: Work) -> None:
         try:
@@ -405,6 +420,11 @@ class Generation:
     def _notes(self) -> dict[str, Any]:
         """Give, as JSON, what is kept beside the progress."""
         return {"seconds": dict(self._clock.seconds), "quality": self._measures.to_json()}
+
+
+def _is_saved(step: Step) -> bool:
+    """Say whether a checkpoint is written after a step."""
+    return step.computed or step.step == step.steps
 
 
 class _PhaseClock:

@@ -249,11 +249,11 @@ class Campaign:
     def good(self) -> bool:
         """Whether all is as promised: nothing lost, twice or different, at most one step repeated a kill.
 
-        With a step cache it is at most two.
+        With a step cache it is one that is computed, and those that were skipped around it: one on each side.
         """
         found = self.outcome
         plain = found.repeated - found.repeated_cached
-        return found.clean and plain <= self.kills and found.repeated_cached <= 2 * self.kills
+        return found.clean and plain <= self.kills and found.repeated_cached <= 3 * self.kills
 
     def report(self) -> str:
         """Give the numbers."""

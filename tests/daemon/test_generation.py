@@ -179,6 +179,9 @@ class Cut:
     def poll(self) -> bool:
         return self._connection.poll()
 
+    def recv(self) -> Any:
+        return self._connection.recv()
+
 
 @pytest.mark.parametrize("transformer", ["framepack-i2v", "framepack-f1"])
 @pytest.mark.parametrize("damaged", [0, 1, 3])
