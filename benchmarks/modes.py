@@ -9,9 +9,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benchmarks import Row
 from framepack_core.engine import Clip, Engine, Step
+from framepack_core.fp8 import FP8, Fp8Linear
 from framepack_core.media import Frames
 from framepack_core.models import BUILT_IN
 from framepack_core.precision import Precision
@@ -34,6 +36,28 @@ def rows() -> Iterator[Row]:
         yield Row(f"{name}: PSNR to the exact video", psnr(frames, exact), None, "dB", "what it costs")
         if precision == "exact":
             yield Row(f"{name}: steps computed", computed, 1.0, "of all", "what it gains")
+    with torch.no_grad():
+        yield from layers()
+
+
+def layers() -> Iterator[Row]:
+    """Measure what 8 bits do to a layer, beside e4m3 without scales."""
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(256, 3072, generator=generator).to(torch.bfloat16)
+    for deviation in (0.02, 0.005):  # of the weights; as initialised, a layer so wide has 0.018
+        linear = torch.nn.Linear(3072, 512, bias=False, dtype=torch.bfloat16)
+        linear.weight.data = (torch.randn(512, 3072, generator=generator) * deviation).to(torch.bfloat16)
+        small, exact = Fp8Linear(linear), linear(inputs)
+        unscaled = inputs @ linear.weight.to(FP8).to(torch.bfloat16).t()
+        for what, multiplies in (("weights", False), ("weights and activations", True)):
+            small.multiplies = multiplies
+            name = f"fp8: a layer's error, {what} in 8 bits, weights around {deviation}"
+            yield Row(name, off_by(small(inputs), exact), off_by(unscaled, exact), "", "beside e4m3 unscaled")
+
+
+def off_by(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Give the relative L2 distance."""
+    return float((found.float() - exact.float()).norm() / exact.float().norm())
 
 
 def generate(cache: str, precision: Precision) -> tuple[Frames, float]:

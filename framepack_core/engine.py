@@ -111,7 +111,7 @@ class Engine:
         blocks = self.core.blocks
         self.compiled = CompiledBlocks(*blocks.transformer_blocks, *blocks.single_transformer_blocks)
         use_attention(models.transformer, attention)
-        reduce(self.core.blocks, precision, models.dtype)
+        reduce(self.core.blocks, precision, models.dtype, device)
         self.merger.follow(self.core.blocks)
         self._planner = planner
         self._places = Places(

@@ -19,3 +19,7 @@ class DeviceError(ModelError):
 
 class FreshProcessError(Exception):
     """What computes is to go on in another process; the text says why. Nothing is wrong with the request."""
+
+
+class CompileError(Exception):
+    """The blocks cannot be compiled; the text says why. They can compute as they are."""

@@ -1,7 +1,7 @@
 """Load a model's components with the dtypes the reference uses, and trust none of them silently."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +21,12 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from framepack_core import model_files, models
+from framepack_core import fp8, model_files, models
 from framepack_core.conditioning import verify_prompt_template
 from framepack_core.errors import ModelError
 from framepack_core.model_files import Stored
 from framepack_core.models import ModelSpec
-from framepack_core.precision import Precision, stored_as
+from framepack_core.precision import Precision
 from framepack_core.tensor_files import TensorFiles
 
 log = logging.getLogger(__name__)
@@ -61,8 +61,8 @@ def load(
         spec: which model; its files are looked for locally and in the hub's cache.
         dtype: of the transformer, whose last layer is float32 whatever this is; the reference: bfloat16.
         encoder_dtype: of text encoders, image encoder and VAE; the reference: float16.
-        precision: that the blocks will be reduced to: what is fp8 then is so as soon as it is read, and the
-            bits are the same. No more than that is held in memory, whatever the files are stored in.
+        precision: that the blocks will be reduced to: what is fp8 then is so as soon as it is read. No more
+            than that is held in memory, whatever the files are stored in.
 
     Raises:
         ModelError: a file is missing, or is not what it should be.
@@ -136,7 +136,9 @@ def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision
     with _told(found.place):
         with init_empty_weights():
             module = component.from_config({k: v for k, v in found.config.items() if not k.startswith("_")})
-        module.load_state_dict(_weights(found, dtype, precision), assign=True)
+            if precision == "fp8":
+                fp8.reduce(module)
+        module.load_state_dict(_weights(found, dtype, fp8.layers(module)), assign=True)
     return _loaded(module, found)
 
 
@@ -153,19 +155,28 @@ def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **chan
     return _loaded(module, found)
 
 
-def _weights(found: Stored, dtype: torch.dtype, precision: Precision = "exact") -> dict[str, torch.Tensor]:
-    """Read weights: those that are stored in ``dtype`` in place, others converted one by one."""
+def _weights(found: Stored, dtype: torch.dtype, in_fp8: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Read weights: those that are stored in ``dtype`` in place, others converted one by one.
+
+    Those of layers ``in_fp8`` are so at once, and have scales.
+    """
+    weights = dict[str, torch.Tensor]()
     with ExitStack() as stack:
         files = TensorFiles(stack)
-        return {
-            name: files.weight(tensor).to(dtype).to(stored_as(name, precision, dtype))
-            for name, tensor in found.tensors.items()
-        }
+        for name, tensor in found.tensors.items():
+            layer, _, kind = name.rpartition(".")
+            if kind == "weight" and layer in in_fp8:
+                weights[name], weights[f"{layer}.scale"] = fp8.read(files, tensor, dtype)
+            else:
+                weights[name] = files.weight(tensor).to(dtype)
+    return weights
 
 
 def _loaded(module: Any, found: Stored) -> Any:
     """Refuse a component with weights that no file gave it."""
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if not tensor.is_meta}
+    for layer in fp8.layers(module):
+        del own[f"{layer}.scale"]  # no file has to give it
     if own != {name: tensor.shape for name, tensor in found.tensors.items()}:
         raise ModelError(
             f"{found.place} does not give {type(module).__name__} all of its weights: report this"

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,11 +197,19 @@ def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Give a tensor's copy on the device; itself where that is where it is."""
     if tensor.device == device:
         return tensor
+    quantized: Any = tensor
+    scales = getattr(tensor, "quant_state", None)
     with (
         torch.inference_mode(mode=False),
         torch.no_grad(),
     ):  # so that every visit has the same kind of tensors
-        copy = tensor.to(device)
+        try:
+            if scales is not None:  # bitsandbytes moves those it finds, which the host's weight goes on using
+                quantized.quant_state = deepcopy(scales)
+            copy = tensor.to(device)
+        finally:
+            if scales is not None:
+                quantized.quant_state = scales
     plain = isinstance(tensor, nn.Parameter) and not isinstance(copy, nn.Parameter)
     return (
         nn.Parameter(copy, requires_grad=False) if plain else copy

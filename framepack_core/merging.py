@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from framepack_core import memory, model_files, precision
+from framepack_core import fp8, memory, model_files, precision
 from framepack_core.errors import RequestError
 from framepack_core.headers import Tensor
 from framepack_core.lora import Fit, Part, fit_all, sha256
@@ -37,9 +37,9 @@ class Merger:
         """
         self._spec, self._dtype = spec, dtype
         self._layers = {name: layer for name, layer in transformer.named_modules() if _has_weight(layer)}
-        # What is fp8 already is rounded to this first, as all else that is reduced later.
+        # What is fp8 already is rounded to this first, as when it was loaded.
         self._dtypes = {
-            name: dtype if layer.weight.dtype == precision.FP8 else layer.weight.dtype
+            name: dtype if isinstance(layer, fp8.Fp8Linear) else layer.weight.dtype
             for name, layer in self._layers.items()
         }
         self._changed = set[str]()  # weights that are not the model's own
@@ -81,9 +81,13 @@ class Merger:
         with ExitStack() as stack:
             files = TensorFiles(stack)
             for name in sorted(sources.keys() | self._changed):
-                merged = self._value(name, base[name], sources.get(name, ()), files, places.device)
+                layer, own = self._layer(name), base[name]
+                if name not in sources and isinstance(layer, fp8.Fp8Linear):
+                    made: Any = fp8.read(files, own, self._dtype)
+                else:
+                    made = self._value(name, own, sources.get(name, ()), files, places.device)
                 self._changed.add(name)
-                self._write(name, merged, places)
+                _write(layer, made, places)
                 if name not in sources:
                     self._changed.remove(name)
         memory.release_unused(places.device)  # before the weights go there again
@@ -122,15 +126,25 @@ class Merger:
             raise RequestError(f"LoRA {names} makes {name} something that is no number: get it again")
         return merged.cpu()
 
-    def _write(self, name: str, value: torch.Tensor, places: Places) -> None:
-        layer = self._layer(name)
-        fetched_from = places.fetched_from(layer.weight)
-        if fetched_from is not None:
-            fetched_from.copy_(value)
-        elif hasattr(layer.weight, "quant_state"):
-            layer.weight = precision.quantize(value)
-        else:
-            layer.weight.data = value.to(layer.weight.dtype)
+
+def _write(layer: Any, made: Any, places: Places) -> None:
+    """Have a layer hold a weight; one in fp8 with its scales."""
+    if isinstance(layer, fp8.Fp8Linear):
+        numbers, scale = made if isinstance(made, tuple) else fp8.quantize(made)
+        _put(layer.weight, numbers, places)
+        _put(layer.scale, scale, places)
+    elif hasattr(layer.weight, "quant_state"):
+        layer.weight = precision.quantize(made)
+    else:
+        _put(layer.weight, made, places)
+
+
+def _put(parameter: nn.Parameter, value: torch.Tensor, places: Places) -> None:
+    fetched_from = places.fetched_from(parameter)
+    if fetched_from is not None:
+        fetched_from.copy_(value)
+    else:
+        parameter.data = value.to(parameter.dtype)
 
 
 def _has_weight(layer: nn.Module) -> bool:

@@ -3,38 +3,32 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from diffusers.hooks import apply_layerwise_casting
 from torch import nn
 
+from framepack_core import fp8
 from framepack_core.errors import ModelError
 
 if TYPE_CHECKING:
     from framepack_core.transformer import Blocks
 
 Precision = Literal["exact", "fp8", "nf4"]
-FP8 = torch.float8_e4m3fn
-_BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
-# The norms' weights are few, and the result depends on them most.
-_AS_THEY_ARE = "norm"
 
 
-def stored_as(name: str, precision: Precision, dtype: torch.dtype) -> torch.dtype:
-    """Give the dtype that :func:`reduce` stores a weight of the transformer in: it can be loaded so."""
-    reduced = precision == "fp8" and name.startswith(_BLOCKS) and _AS_THEY_ARE not in name
-    return FP8 if reduced else dtype
+def reduce(
+    blocks: "Blocks", precision: Precision, dtype: torch.dtype, device: torch.device | None = None
+) -> None:
+    """Have the blocks' weights be in fewer bits; what enters and leaves them is of ``dtype``.
 
-
-def reduce(blocks: "Blocks", precision: Precision, dtype: torch.dtype) -> None:
-    """Store the weights of the blocks in fewer bits; they go on computing in ``dtype``.
-
-    fp8 halves bfloat16 and costs a cast a step; nf4 (Dettmers et al. 2023, arXiv:2305.14314) needs a little
-    more than a quarter, with bitsandbytes. LoRAs are to be merged before.
+    fp8 halves bfloat16, and is multiplied as it is if the ``device`` does that; nf4 (Dettmers et al. 2023,
+    arXiv:2305.14314) needs a little more than a quarter, with bitsandbytes. LoRAs are to be merged before.
 
     Raises:
         ModelError: the library that it takes is not installed.
     """
     if precision == "fp8":
-        apply_layerwise_casting(blocks, FP8, dtype, skip_modules_pattern=(_AS_THEY_ARE,))
+        fp8.reduce(blocks)
+        for layer in fp8.layers(blocks).values():
+            layer.multiplies = device is not None and fp8.multiplies(device, dtype)
     elif precision == "nf4":
         _to_nf4(blocks, dtype)
 

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from framepack_core import footprint, model_files, planning, tiny_weights
 from framepack_core.buckets import BUCKET_RESOLUTION, scale_buckets
@@ -23,10 +23,14 @@ from framepackd.readiness import is_gpu_expected
 from framepackd.secret_files import SecretError
 from framepackd.settings import JobSettings
 
+if TYPE_CHECKING:
+    import torch
+
 # Fine (None: only said; a warning: to be put right, but no run needs it), what was looked at, what was found.
 Check = tuple[bool | Literal["warning"] | None, str, str]
 
 WIDTHS = {"float32": (4, 4)}  # in bytes, of an assumed card; half precision otherwise
+SLOWER = "not compiled, which is slower"
 DISK_RESERVE_BYTES = 2 << 30  # a minute of video at the highest quality, and the database
 
 
@@ -180,6 +184,8 @@ def _device(config: Config) -> Iterator[Check]:
         return
     dtypes = f"transformer {transformer}, encoders and VAE {encoders}".replace("torch.", "")
     yield True, "attention", attention
+    if config.gpu.compile is True or (config.gpu.compile == "auto" and device.type == "cuda"):
+        yield _compiling(config, device, transformer, attention)
     card = memory.card(device)
     if card is None:
         small = config.model == "demo"
@@ -189,6 +195,21 @@ def _device(config: Config) -> Iterator[Check]:
     yield True, "device", f"{memory.describe(device)}, {card.free / GIB:.0f} GiB free, {dtypes}"
     for warning in device_support.warnings(device, transformer):
         yield "warning", "device", warning
+
+
+def _compiling(config: Config, device: "torch.device", dtype: "torch.dtype", attention: str) -> Check:
+    """Look for what compiling needs, and whether it has failed before."""
+    from framepack_core import compiling
+
+    wanted, precision = config.gpu.compile, config.gpu.precision
+    if lacking := compiling.missing(device, dtype, precision):
+        return False if wanted is True else "warning", "compile", f"{SLOWER}: needs {lacking}"
+    known = JobStore(config.database, read_only=True).uncompiled() if config.database.exists() else {}
+    failed = known.get(compiling.conditions(device, dtype, precision, attention))
+    if failed and wanted == "auto":
+        return "warning", "compile", f"{SLOWER}: it failed ({failed}); compile = true tries again"
+    which = "all videos" if wanted is True else f"videos of {compiling.WORTH_SECTIONS} sections and more"
+    return True, "compile", which
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,27 @@ from typing import Any
 import torch
 
 import framepack_core
-from framepack_core import before_torch, compiling, continuing, device_support, footprint, media, memory
+from framepack_core import (
+    before_torch,
+    compiling,
+    continuing,
+    device_support,
+    footprint,
+    fp8,
+    media,
+    memory,
+)
 from framepack_core.attention import AUTO
 from framepack_core.device_errors import Verdict, judge
 from framepack_core.encoders import Conditioning
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
+from framepack_core.errors import (
+    CompileError,
+    DeviceError,
+    FramePackError,
+    FreshProcessError,
+    ModelError,
+)
 from framepack_core.lora import fit_all
 from framepack_core.magcache import load_ratios
 from framepack_core.progress import HostCopy, Progress
@@ -42,6 +57,7 @@ from framepackd.worker import (
     SetAside,
     StepDone,
     Stopped,
+    Uncompiled,
     Work,
 )
 
@@ -53,6 +69,7 @@ class Engines:
 
     def __init__(self) -> None:
         """Load nothing yet."""
+        self.compiled = False  # whether a step was made by compiled blocks
         self._key: tuple[Any, ...] | None = None
         self._engine: Engine | None = None
         self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
@@ -133,21 +150,26 @@ class Generation:
         self._engines = engines
         self._connection = connection
         self._computation = _computation(work)
-        self._identity = _identity(work) | self._computation
         self._clips: list[Checkpoints] = []  # of the clips up to the one at hand
         self._video = Video(work, self._clips)
         self._beside = Beside()
         self._previews = Previews(work)
+        self._take_up()
+        self._loras: tuple[dict[str, int], ...] = ()
+        self._asked: Leave | None = None  # to leave the job
+        self._next: Work | None = None  # what comes after it
+
+    def _take_up(self) -> None:
+        """Go to where an earlier run of the job has left it, if it was computed in the same way."""
+        self._identity = _identity(self._work) | self._computation
+        self._clips.clear()
         self._clock = _PhaseClock()
         self._measures = Measures()
         self._enter_next()
         if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
-            for preview in (work.preview, self._previews.file):
+            for preview in (self._work.preview, self._previews.file):
                 preview.unlink(missing_ok=True)
         self._has_more()  # goes to where the chain was left
-        self._loras: tuple[dict[str, int], ...] = ()
-        self._asked: Leave | None = None  # to leave the job
-        self._next: Work | None = None  # what comes after it
 
     def run(self) -> Message:
         """Generate what is missing, then write the video."""
@@ -159,12 +181,17 @@ class Generation:
         files.make_folder(work.result)
         if work.continued is not None:
             source_video.make_ready(work.continued)
-        sampled = self._sections_before + len(self._progress.sampled)
-        self._connection.send(Resumed(sampled * work.request.steps + self._progress.step))
+        self._tell_resumed()
         if work.keep_only:
             self._asked = Leave(keep=True)
         while self._asked is None and self._has_more():
-            self._generate_within_memory()
+            try:
+                self._generate_within_memory()
+            except CompileError as error:
+                reason = str(error)  # no more than that: the error holds on to the tensors it passed
+            else:
+                continue
+            self._go_on_uncompiled(reason)
         exists = self._sections_before + self._progress.decoded
         if self._asked is not None and self._asked.keep:
             self._video.forget_after(exists)
@@ -183,6 +210,29 @@ class Generation:
             self._loras,
             encoded_anew=work.continued is not None and work.continued.encoded_anew(),
         )
+
+    def _tell_resumed(self) -> None:
+        sampled = self._sections_before + len(self._progress.sampled)
+        self._connection.send(Resumed(sampled * self._work.request.steps + self._progress.step))
+
+    def _go_on_uncompiled(self, reason: str) -> None:
+        """Compute the blocks as they are from here on; what compiled ones have computed is set aside.
+
+        A video is made in one of both ways, whoever takes it up later. Before it comes to that, another
+        process tries to compile: this one may have compiled too much already, which loses nothing.
+        """
+        if self._engines.compiled:
+            raise FreshProcessError(f"compiling failed ({reason})")
+        work = self._work
+        if work.compile is True:
+            raise ModelError(
+                f"compile = true, and the blocks cannot be compiled ({reason}): put that right, or set "
+                'compile = "auto" and retry the job'
+            )
+        self._connection.send(Uncompiled(_conditions(work), reason))
+        self._computation["compiled"] = False
+        self._take_up()
+        self._tell_resumed()
 
     @property
     def _clip(self) -> int:
@@ -284,6 +334,7 @@ class Generation:
         try:
             for event in engine.sample(request, conditioned, self._progress):
                 if isinstance(event, Step):
+                    self._engines.compiled |= engine.compiled.on and event.computed
                     self._take_step(event)
                 else:
                     self._take_clip(event)
@@ -426,10 +477,28 @@ def _mag_ratios(work: Work) -> tuple[float, ...]:
 
 def _computation(work: Work) -> dict[str, str | bool]:
     """Name what was chosen of the ways to compute the same video, which round differently or worse."""
-    attention = AUTO if work.attention == "auto" else work.attention
-    device, exact = _device(work), work.precision == "exact"
-    compiled = compiling.decide(work.compile, device, work.sections, exact=exact)
-    return {"precision": work.precision, "attention": attention, "compiled": compiled}
+    device = _device(work)
+    dtype, _ = memory.choose_dtypes(device, work.dtype)
+    compiled = compiling.decide(
+        work.compile,
+        device,
+        work.sections,
+        dtype=dtype,
+        precision=work.precision,
+        failed=work.uncompiled.get(_conditions(work)),
+    )
+    in_fp8 = {"fp8": fp8.manner(device, dtype)} if work.precision == "fp8" else {}
+    return {"precision": work.precision, **in_fp8, "attention": _attention(work), "compiled": compiled}
+
+
+def _conditions(work: Work) -> str:
+    device = _device(work)
+    dtype, _ = memory.choose_dtypes(device, work.dtype)
+    return compiling.conditions(device, dtype, work.precision, _attention(work))
+
+
+def _attention(work: Work) -> str:
+    return AUTO if work.attention == "auto" else work.attention
 
 
 def _versions() -> dict[str, str]:

@@ -42,6 +42,7 @@ from framepackd.names import LAST
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 PAUSED = "paused"  # in the table meta: since when
+UNCOMPILED = "uncompiled|"  # there too, before the conditions under which compiling fails: why
 GPU = "gpu"  # there too: when one was first used by the daemon that remembers it
 
 
@@ -315,6 +316,17 @@ class JobStore:
         """Remember which rung of the memory ladder worked; ``key`` is ``device|model|WxH``."""
         with self._session() as session:
             session.merge(MemoryRung(key=key, rung=rung))
+
+    def uncompiled(self) -> dict[str, str]:
+        """Give why blocks could not be compiled, by the conditions under which they were to be."""
+        statement = select(Meta.key, Meta.value).where(Meta.key.startswith(UNCOMPILED, autoescape=True))
+        with self.looking() as session:
+            return {row[0].removeprefix(UNCOMPILED): row[1] for row in session.execute(statement)}
+
+    def remember_uncompiled(self, key: str, reason: str) -> None:
+        """Remember that blocks cannot be compiled; ``key`` as :func:`compiling.conditions` gives it."""
+        with self._session() as session:
+            session.merge(Meta(key=UNCOMPILED + key, value=reason))
 
     def gpu_used(self) -> bool:
         """Say whether anything was ever computed on a GPU."""

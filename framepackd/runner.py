@@ -145,6 +145,7 @@ class Runner:
             rungs=self._store.rungs(),
             attention=self._config.gpu.attention,
             compile=self._config.gpu.compile,
+            uncompiled=self._store.uncompiled(),
             compile_cache=self._config.cache_dir / "compiled",
             gpu_expected=job.settings["model"] not in BUNDLED and (self._gpu_used or readiness.gpu_seen()),
             vae_tiling=self._config.gpu.vae_tiling,
@@ -269,6 +270,14 @@ class Runner:
             case worker.Lowered():
                 self._store.remember_rung(message.key, message.rung)
                 log.warning("job %s: out of memory, going on with %s", job.id, message.text)
+            case worker.Uncompiled():
+                self._store.remember_uncompiled(message.key, message.reason)
+                log.warning(
+                    "job %s: cannot compile (%s): it and later ones go on without, which is slower, until "
+                    "the driver, torch or triton changes; compile = true tries all the same",
+                    job.id,
+                    message.reason,
+                )
             case worker.StepDone():
                 running.worked, self._device_faults = True, 0
                 # The first step warms everything up: it tells nothing of the next.

@@ -68,6 +68,7 @@ class Work:
     attention: str = "auto"
     compile: bool | Literal["auto"] = "auto"
     vae_tiling: Tiling = "auto"
+    uncompiled: Mapping[str, str] = field(default_factory=dict)  # why compiling failed, by its conditions
     gpu_expected: bool = False  # "auto" is a GPU: the CPU would take days
     keep_free: int = 0  # bytes of the device to leave to others
     keep_only: bool = False  # generate no more, write what exists
@@ -134,6 +135,14 @@ class Lowered:
     key: str  # what this holds for: device, model, size
     rung: int
     text: str
+
+
+@dataclass(frozen=True)
+class Uncompiled:
+    """Compiling failed; the job goes on without."""
+
+    key: str  # what this holds for: see compiling.conditions
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -209,6 +218,7 @@ Message = (
     | PromptsCut
     | Ready
     | Lowered
+    | Uncompiled
     | StepDone
     | SectionDecoded
     | Finished

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from framepack_core.engine import Engine, Step
+from framepack_core.fp8 import Fp8Linear
 from framepack_core.models import ModelSpec, find
 from framepack_core.request import Lora, Request
 
@@ -175,6 +176,8 @@ def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
     weights = dict[str, torch.Tensor]()
     for name, layer in engine.merger._layers.items():
         weights[f"{name}.weight"] = layer.weight.data.clone()
+        if isinstance(layer, Fp8Linear):
+            weights[f"{name}.scale"] = layer.scale.data.clone()
         if (quantized := getattr(layer.weight, "quant_state", None)) is not None:
             weights[f"{name}.scales"] = quantized.absmax.clone()
             weights[f"{name}.scales of scales"] = quantized.state2.absmax.clone()

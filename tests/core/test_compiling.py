@@ -1,6 +1,9 @@
 """Compiled blocks compute the same within rounding, and can be switched off; who cannot have them is told."""
 
+import re
 import shutil
+import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +14,7 @@ from PIL import Image
 from framepack_core import compiling
 from framepack_core.engine import Clip, Engine
 from framepack_core.errors import ModelError
+from framepack_core.precision import Precision
 from framepack_core.request import Request
 from tests.conftest import tiny_spec
 from tests.core.loras import make_lora, stored
@@ -18,47 +22,116 @@ from tests.core.loras import make_lora, stored
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
+BF16 = torch.bfloat16
+
+
 @pytest.fixture
-def tools(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """Have all be here that compiling on a GPU needs."""
+    (tmp_path / "Python.h").touch()
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(compiling, "find_spec", lambda name: name)
+    monkeypatch.setattr(compiling, "find_library", lambda name: name)
+    monkeypatch.setattr(sysconfig, "get_paths", lambda **_: {"include": str(tmp_path)})
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
     return monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "sections", "exact", "compiled"),
+    ("wanted", "device", "sections", "precision", "compiled"),
     [
-        ("auto", GPU, 2, True, False),
-        ("auto", GPU, 3, True, True),
-        ("auto", GPU, 3, False, False),
-        ("auto", CPU, 50, True, False),
-        (True, CPU, 1, True, True),
-        (False, GPU, 50, True, False),
+        ("auto", GPU, 2, "exact", False),
+        ("auto", GPU, 3, "exact", True),
+        ("auto", GPU, 3, "fp8", True),
+        ("auto", GPU, 3, "nf4", False),
+        ("auto", CPU, 50, "exact", False),
+        (True, CPU, 1, "exact", True),
+        (False, GPU, 50, "exact", False),
     ],
 )
 def test_long_videos_on_a_gpu_are_compiled_unless_set_otherwise(
     wanted: bool | Literal["auto"],
     device: torch.device,
     sections: int,
-    exact: bool,
+    precision: Precision,
     compiled: bool,
     tools: pytest.MonkeyPatch,
 ) -> None:
-    assert compiling.decide(wanted, device, sections, exact=exact) is compiled
+    assert compiling.decide(wanted, device, sections, dtype=BF16, precision=precision) is compiled
 
 
-def test_without_a_compiler_nothing_is_compiled_and_who_wants_it_is_told(tools: pytest.MonkeyPatch) -> None:
-    tools.setattr(shutil, "which", lambda _: None)
-    assert not compiling.decide("auto", GPU, 50, exact=True)
-    with pytest.raises(
-        ModelError, match=r'compile = true needs a C\+\+ compiler \(g\+\+\): set compile = "auto"'
-    ):
-        compiling.decide(True, CPU, 1, exact=True)
+LACKING: dict[str, tuple[Callable[[pytest.MonkeyPatch, Path], None], str]] = {
+    "triton": (
+        lambda tools, _: tools.setattr(compiling, "find_spec", lambda _: None),
+        "triton: install a torch for CUDA",
+    ),
+    "a compiler": (
+        lambda tools, _: tools.setattr(shutil, "which", lambda _: None),
+        r"a compiler \(gcc or clang\): install gcc and g\+\+",
+    ),
+    "the compiler that is named": (
+        lambda tools, _: (
+            tools.setenv("CC", "icc"),
+            tools.setattr(shutil, "which", lambda name: None if name == "icc" else name),
+        )[0],
+        r"a compiler \(icc\): install gcc and g\+\+, or correct CC in the environment",
+    ),
+    "Python's headers": (
+        lambda _, folder: (folder / "Python.h").unlink(),
+        r"Python's headers \(.*/Python\.h\): install python3-dev",
+    ),
+    "a card for bfloat16": (
+        lambda tools, _: tools.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5)),
+        r"a card of compute capability 8\.0 for bfloat16, this one has 7\.5",
+    ),
+    "the driver's library": (
+        lambda tools, _: tools.setattr(compiling, "find_library", lambda _: None),
+        r"the driver's library \(libcuda\.so\.1\): run ldconfig",
+    ),
+}
+
+
+@pytest.mark.parametrize("lacking", LACKING)
+def test_where_something_is_lacking_nothing_is_compiled_and_it_is_named_with_what_to_do(
+    lacking: str, tools: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only a compiler and triton were looked for: without Python's headers, often missing, jobs failed."""
+    take_away, said = LACKING[lacking]
+    take_away(tools, tmp_path)
+    compiling._tell.cache_clear()
+    for _ in range(2):
+        assert not compiling.decide("auto", GPU, 50, dtype=BF16)
+    (record,) = caplog.records  # once
+    assert re.search(f"not compiled, which is slower: compiling needs {said}", record.getMessage())
+    with pytest.raises(ModelError, match=f'compile = true needs {said}.*or set compile = "auto"'):
+        compiling.decide(True, GPU, 1, dtype=BF16)
+
+
+def test_float16_is_compiled_for_turing_and_on_the_cpu_no_card_is_looked_for(
+    tools: pytest.MonkeyPatch,
+) -> None:
+    tools.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert compiling.missing(GPU, torch.float16) is None
     tools.setattr(compiling, "find_spec", lambda _: None)
-    with pytest.raises(ModelError, match="needs triton"):
-        compiling.decide(True, GPU, 1, exact=True)
-    with pytest.raises(ModelError, match="needs weights as they were published"):
-        compiling.decide(True, GPU, 1, exact=False)
+    assert compiling.missing(CPU, BF16) is None
+
+
+def test_the_drivers_library_is_looked_for_where_triton_does(
+    tools: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tools.setattr(compiling, "find_library", lambda _: None)
+    (tmp_path / "libcuda.so.1").touch()
+    tools.setenv("LD_LIBRARY_PATH", f"/nowhere:{tmp_path}")
+    assert compiling.missing(GPU, BF16) is None
+
+
+def test_what_has_failed_under_the_same_conditions_is_not_tried_again_unless_it_is_wanted(
+    tools: pytest.MonkeyPatch,
+) -> None:
+    assert not compiling.decide("auto", GPU, 50, dtype=BF16, failed="no")
+    assert compiling.decide(True, GPU, 50, dtype=BF16, failed="no")
 
 
 @pytest.mark.long

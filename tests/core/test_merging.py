@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -41,7 +42,8 @@ def test_what_was_read_as_fp8_takes_a_lora_as_what_was_reduced_later(
     found = []
     for at_once in (True, False):
         if not at_once:
-            monkeypatch.setattr(loading, "stored_as", lambda _, __, dtype: dtype)
+            unreduced = SimpleNamespace(reduce=lambda _: None, layers=lambda _: {})
+            monkeypatch.setattr(loading, "fp8", unreduced)
         engine = Engine.load(tiny_spec(), device="cpu", dtype="bfloat16", precision="fp8")
         merge(engine, lora)
         found.append(weights_of(engine))

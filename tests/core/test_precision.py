@@ -11,6 +11,7 @@ from diffusers import HunyuanVideoFramepackTransformer3DModel
 from framepack_core import loading, memory, precision, sections
 from framepack_core.engine import Engine, Step
 from framepack_core.errors import ModelError
+from framepack_core.fp8 import FP8
 from framepack_core.models import BUILT_IN
 from framepack_core.transformer import Blocks, take_apart
 from tests.conftest import tiny_spec
@@ -59,7 +60,7 @@ def test_what_is_read_as_fp8_has_the_bits_of_what_is_reduced_later(dtype: torch.
     held, expected = at_once.state_dict(), later.state_dict()
     assert {name: tensor.dtype for name, tensor in held.items()} == kinds
     assert all(torch.equal(held[name].float(), tensor.float()) for name, tensor in expected.items())
-    assert precision.FP8 in kinds.values()
+    assert FP8 in kinds.values()
 
 
 @pytest.mark.parametrize("reduced", BOTH)

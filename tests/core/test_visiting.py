@@ -1,6 +1,7 @@
 """Weights visit the device as copies, and what is in host memory is never written."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from framepack_core import precision
 from framepack_core.engine import Engine
 from framepack_core.memory import visiting
 from tests.conftest import tiny_spec
+from tests.core.test_precision import needs_bitsandbytes
 
 DEVICE = torch.device("meta")  # stands for a GPU: copying off it is an error, and here it is counted as well
 
@@ -50,6 +53,39 @@ class Model(nn.Module):
 def tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     yield from module.parameters()
     yield from module.buffers()
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_nf4_is_scaled_by_goes_with_the_copy_and_the_hosts_own_stays(
+    refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a visit the host's weights had theirs on the card, which never left it, and could not compute."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    precision._to_nf4(model, torch.float32)
+    states = [layer.weight.quant_state for layer in model]
+    if refused:
+        monkeypatch.setattr(torch.Tensor, "to", refuse)
+    with (
+        nullcontext() if not refused else pytest.raises(torch.OutOfMemoryError),
+        visiting(model, device=DEVICE),
+    ):
+        assert {scales(layer).device for layer in model} == {DEVICE}
+    monkeypatch.undo()
+    for layer, state in zip(model, states, strict=True):
+        assert layer.weight.quant_state is state
+        assert scales(layer).device == state.absmax.device == torch.device("cpu")
+    assert model(torch.ones(1, 64)).isfinite().all()
+
+
+def scales(layer: Any) -> torch.Tensor:
+    """Give what the scales of a layer in nf4 are scaled by: they are quantized, too."""
+    found: torch.Tensor = layer.weight.quant_state.state2.absmax
+    return found
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("planted")
 
 
 def test_weights_and_buffers_are_on_the_device_inside_and_the_hosts_own_after() -> None:

@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
+from framepack_core import compiling
 from framepackd.cli import main
 from tests.core.layouts import one_file, prefixed, weights
 from tests.core.test_tiny_decoder import as_published
@@ -75,6 +76,19 @@ def test_the_real_machine_is_planned_for_where_none_is_named(config: Path) -> No
     config.write_text(config.read_text() + 'model = "demo"\n[gpu]\ndevice = "cpu"\n')
     assert "in RAM" in check(config).stdout
     assert "memory plan" not in check(config, "--no-gpu").stdout
+
+
+def test_check_says_whether_blocks_are_compiled(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(wanted: str) -> str:
+        config.write_text(f'{start}model = "demo"\n[gpu]\ndevice = "cpu"\ncompile = {wanted}\n')
+        return " ".join(check(config).stdout.split())
+
+    start = config.read_text()
+    assert " compile " not in said('"auto"'), "nobody would, on a CPU"
+    monkeypatch.setattr(compiling, "missing", lambda *_: None)
+    assert "✓ compile all videos" in said("true")
+    monkeypatch.setattr(compiling, "missing", lambda *_: "a compiler: install g++")
+    assert "✗ compile not compiled, which is slower: needs a compiler: install g++" in said("true")
 
 
 def of_model(config: Path, transformer: Path) -> str:

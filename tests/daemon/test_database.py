@@ -74,6 +74,8 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date_and_nothing_is_los
     store.pause()
     store.remember_rung("NVIDIA H100|framepack|640x608", 2)
     assert JobStore(old).rungs() == {"NVIDIA H100|framepack|640x608": 2}
+    store.remember_uncompiled("NVIDIA H100|torch 2.13.0", "fatal error")
+    assert JobStore(old).uncompiled() == {"NVIDIA H100|torch 2.13.0": "fatal error"}
 
 
 def test_before_that_a_copy_is_kept(old: Path) -> None:

@@ -236,6 +236,25 @@ def test_a_checkpoint_of_other_versions_is_kept_and_nothing_of_it_gets_into_the_
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
 
 
+def test_what_fp8_computed_before_it_had_scales_is_not_gone_on_from(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = replace(work, precision="fp8")
+    with monkeypatch.context() as patched:
+        patched.setattr(generation, "_computation", as_before(generation._computation))
+        interrupt_in_the_second_section(work, monkeypatch, versions=generation._versions())
+    answer, (told, resumed, *_) = run(work)
+    assert isinstance(answer, Finished)
+    assert isinstance(told, SetAside)
+    assert "fp8 (None, now weights, scaled by row)" in told.text
+    assert resumed == Resumed(0)
+    assert answer.computation["fp8"] == "weights, scaled by row"
+
+
+def as_before(computation: Callable[[Work], dict[str, Any]]) -> Callable[[Work], dict[str, Any]]:
+    return lambda work: {key: value for key, value in computation(work).items() if key != "fp8"}
+
+
 def interrupt_in_the_second_section(
     work: Work, monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]
 ) -> None:

@@ -453,6 +453,18 @@ def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(l
     assert work.rungs == {"cpu|demo|128x128": 2}
 
 
+def test_where_compiling_has_failed_the_next_worker_knows(loop: Loop) -> None:
+    loop.start_job()
+    loop.worker.send(worker.Uncompiled("cpu|torch 2.13.0", "fatal error: Python.h"))
+    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.round()
+    loop.place.drop()
+    loop.round()
+    (work,) = messages(loop)
+    assert isinstance(work, worker.Work)
+    assert work.uncompiled == {"cpu|torch 2.13.0": "fatal error: Python.h"}
+
+
 def test_what_is_set_of_the_gpu_reaches_the_worker(loop: Loop) -> None:
     gpu = GpuConfig(vae_tiling=True, attention="_native_math", compile=False)
     loop.daemon._runner._config = loop.place.config.model_copy(update={"gpu": gpu})

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from framepack_core import fp8
 from framepack_core.engine import Clip, Engine
 from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request
@@ -84,6 +86,33 @@ def test_merged_loras_reach_the_gpu_wherever_weights_live(image: Path, tmp_path:
                     made.append(clip.latents)
         assert not torch.equal(made[0], made[1])
         assert all(torch.equal(made[number % 2], other) for number, other in enumerate(made))
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and torch.cuda.get_device_capability() >= fp8.CAPABILITY),
+    reason="this GPU does not multiply in 8 bits",
+)
+@pytest.mark.parametrize("length", [1, 100, 18325])
+@pytest.mark.parametrize(("columns", "rows"), [(3072, 9216), (15360, 3072)])
+def test_multiplied_in_8_bits_a_layer_is_as_near_as_on_the_cpu(length: int, columns: int, rows: int) -> None:
+    device = torch.device("cuda")
+    assert fp8.multiplies(device, torch.bfloat16)
+    torch.manual_seed(1)
+    linear = nn.Linear(columns, rows, dtype=torch.bfloat16, device=device).requires_grad_(requires_grad=False)
+    small = fp8.Fp8Linear(linear)
+    inputs = torch.randn(1, length, columns, dtype=torch.bfloat16, device=device)
+    with torch.inference_mode():
+        stands_for, exact = small(inputs), linear(inputs)
+        small.multiplies = True
+        made = small(inputs)
+        compiled = torch.compile(small.forward, fullgraph=True, dynamic=True)(inputs)
+
+    def off_by(found: torch.Tensor, wanted: torch.Tensor) -> float:
+        return float((found.float() - wanted.float()).norm() / wanted.float().norm())
+
+    assert off_by(stands_for, exact) < 0.03
+    assert off_by(made, exact) < 0.05
+    assert off_by(compiled, made) < 0.01
 
 
 def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
