@@ -136,8 +136,8 @@ def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision
     with _told(found.place):
         with init_empty_weights():
             module = component.from_config({k: v for k, v in found.config.items() if not k.startswith("_")})
-            if precision == "fp8":
-                fp8.reduce(module)
+        if precision == "fp8":
+            fp8.reduce(module)
         module.load_state_dict(_weights(found, dtype, fp8.layers(module)), assign=True)
     return _loaded(module, found)
 

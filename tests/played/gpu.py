@@ -194,7 +194,7 @@ class PlayedGpu:
         self._break()
         stream = self.current
         join(stream.after, self.host)
-        stream.tick += 1
+        stream.advance()
         if not copies:
             self.note("kernels")
             self.note("flops", flops)
