@@ -12,3 +12,4 @@ class Row:
     baseline: float | None
     unit: str
     proves: str
+    good: bool | None = None  # whether it is as it must be, where that can be said

@@ -1,17 +1,18 @@
-"""What only a GPU can show, with random weights at the full shape: rows only where there is one.
+"""What only a GPU can show of a step and a decode, with random weights at the full shape.
 
 ``python -m benchmarks gpu``; ``FRAMEPACKD_BENCHMARK=tiny`` runs it small, on the CPU if need be, to see
-that it runs. What stays on the card wants 32 GB of it; the streamed plans run under caps, from 26 GB of host
-memory.
+that it runs. It wants 32 GB of the card. ``python -m benchmarks gpu --first-light`` is what to run first on
+a new machine: see :mod:`benchmarks.first_light`.
 """
 
 import gc
-import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,21 +20,21 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransforme
 from torch import nn
 
 from benchmarks import Row
-from benchmarks.transformer import FULL, TINY
-from framepack_core import memory, sections, vae
+from benchmarks.first_light import SkippedError
+from benchmarks.full_shape import SMALL, config, is_norm
+from framepack_core import compiling, memory, sections, vae
 from framepack_core.attention import use_attention
 from framepack_core.compiling import CompiledBlocks
 from framepack_core.conditioning import pad_prompt_embeds
+from framepack_core.fp8 import multiplies
 from framepack_core.history import HistoryContext
-from framepack_core.streaming import Streamer
-from framepack_core.transformer import Core, guidance, take_apart, timesteps
+from framepack_core.precision import reduce
+from framepack_core.transformer import Blocks, Core, guidance, take_apart, timesteps
 
-SMALL = os.environ.get("FRAMEPACKD_BENCHMARK") == "tiny"
-HEIGHT, WIDTH, WINDOW, PROMPT_TOKENS, IMAGE_TOKENS = (64, 64, 3, 8, 8) if SMALL else (640, 608, 9, 96, 729)
-CONFIG: dict[str, Any] = TINY if SMALL else FULL
-CAPS = (24, 16, 12, 8, 6)  # GiB
+HEIGHT, WIDTH, WINDOW, PROMPT_TOKENS, IMAGE_TOKENS = (32, 32, 3, 8, 8) if SMALL else (640, 608, 9, 96, 729)
 BACKENDS = ("native", "_native_flash", "_native_cudnn")
-REPEATS = 3
+BLOCKS, HEADS, CHANNELS = (5, 2, 32) if SMALL else (60, 24, 3072)
+REPEATS = 1 if SMALL else 3
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16
 SIGMAS = torch.tensor([0.9, 0.5, 0.0])
@@ -44,16 +45,20 @@ def rows() -> Iterator[Row]:
     if DEVICE.type != "cuda" and not SMALL:
         return
     with torch.inference_mode():
-        yield from ceilings()
-        yield from resident()
-        if DEVICE.type == "cuda":
-            yield from streamed()
+        yield from steps()
         yield from decoding()
+
+
+def steps() -> Iterator[Row]:
+    """Time a step, beside what the card can do at best."""
+    yield from ceilings()
+    yield from resident()
 
 
 def seconds(call: Callable[[], object]) -> float:
     """Time a call, with all that it leaves the device to do; the median of a few."""
-    call()
+    if not SMALL:
+        call()
     taken = []
     for _ in range(REPEATS):
         synchronize()
@@ -80,17 +85,14 @@ def tokens() -> tuple[int, int]:
 
 def step_flops() -> float:
     """Count a step's multiplications and additions: attention, and the blocks' linear layers."""
-    length, width = tokens()[0], 3072 if not SMALL else 32
-    return 60 * 4 * length**2 * width + 2 * (20 * 12 + 40 * 12) * width**2 * length
+    length = tokens()[0]
+    return BLOCKS * (4 * length**2 * CHANNELS + 2 * 12 * CHANNELS**2 * length)
 
 
 def ceilings() -> Iterator[Row]:
     """Measure what the card can do at best."""
-    length, width = tokens()[0], 32 if SMALL else 3072
-    left = torch.randn(length, width, device=DEVICE).to(DTYPE)
-    right = torch.randn(width, 4 * width, device=DEVICE).to(DTYPE)
-    flops = 2 * length * width * 4 * width
-    yield Row("matmul", flops / seconds(lambda: left @ right) / 1e12, None, "TFLOP/s", "the ceiling")
+    length = tokens()[0]
+    yield Row("matmul", matmul_flops() / 1e12, None, "TFLOP/s", "the ceiling")
     size = 1 << (20 if SMALL else 30)
     there = torch.empty(size, dtype=torch.uint8, device=DEVICE)
     rates = {}
@@ -98,10 +100,18 @@ def ceilings() -> Iterator[Row]:
         here = torch.empty(size, dtype=torch.uint8, pin_memory=pinned and DEVICE.type == "cuda")
         rates[pinned] = size / seconds(partial(there.copy_, here, non_blocking=True)) / 1e9
     yield Row("copy to the card, page-locked", rates[True], rates[False], "GB/s", "why blocks are locked")
-    query = torch.randn(1, 24, length, 128 if not SMALL else 16, device=DEVICE).to(DTYPE)
+    query = torch.randn(1, HEADS, length, CHANNELS // HEADS, device=DEVICE).to(DTYPE)
     taken = seconds(lambda: nn.functional.scaled_dot_product_attention(query, query, query))
     rate = 4 * length**2 * query.shape[1] * query.shape[3] / taken / 1e12
     yield Row("attention, PyTorch's choice", rate, None, "TFLOP/s", "half of a step")
+
+
+def matmul_flops() -> float:
+    """Measure how much a second the card multiplies and adds at best, in the shape of a block's largest."""
+    length = tokens()[0]
+    left = torch.randn(length, CHANNELS, device=DEVICE).to(DTYPE)
+    right = torch.randn(CHANNELS, 4 * CHANNELS, device=DEVICE).to(DTYPE)
+    return 2 * length * CHANNELS * 4 * CHANNELS / seconds(lambda: left @ right)
 
 
 def random_weights(module: nn.Module, device: torch.device | str) -> nn.Module:
@@ -113,7 +123,7 @@ def random_weights(module: nn.Module, device: torch.device | str) -> nn.Module:
         for start in range(0, flat.numel(), pool.numel()):
             part = flat[start : start + pool.numel()]
             part.copy_(pool[: part.numel()])
-        if "norm" in name and parameter.ndim == 1:
+        if is_norm(name, parameter.shape):
             parameter.data.fill_(1)
     return module.eval().requires_grad_(requires_grad=False)
 
@@ -121,19 +131,19 @@ def random_weights(module: nn.Module, device: torch.device | str) -> nn.Module:
 class Step:
     """A step of diffusers' forward, and one of ours."""
 
-    def __init__(self, weights_on: torch.device | str) -> None:
-        """Make up weights there and inputs on the device."""
+    def __init__(self) -> None:
+        """Make up weights and inputs on the device."""
         with torch.device("meta"):
-            transformer = HunyuanVideoFramepackTransformer3DModel(**CONFIG).to(DTYPE)
-        self.transformer: Any = random_weights(transformer, weights_on)
-        config: Any = transformer.config
+            transformer = HunyuanVideoFramepackTransformer3DModel(**config("transformer")).to(DTYPE)
+        self.transformer: Any = random_weights(transformer, DEVICE)
+        told: Any = transformer.config
 
         def made_up(*shape: int) -> torch.Tensor:
             return torch.randn(shape, device=DEVICE).to(DTYPE)
 
-        embeds = made_up(1, PROMPT_TOKENS, config.text_embed_dim)
-        self.text = pad_prompt_embeds(embeds, made_up(1, config.pooled_projection_dim))
-        self.image = made_up(1, IMAGE_TOKENS, config.image_proj_dim)
+        embeds = made_up(1, PROMPT_TOKENS, told.text_embed_dim)
+        self.text = pad_prompt_embeds(embeds, made_up(1, told.pooled_projection_dim))
+        self.image = made_up(1, IMAGE_TOKENS, told.image_proj_dim)
         self.latents = made_up(1, 16, WINDOW, HEIGHT // 8, WIDTH // 8)
         self.history = HistoryContext(
             *(made_up(1, 16, frames, HEIGHT // 8, WIDTH // 8) for frames in (2, 2, 16))
@@ -162,18 +172,14 @@ class Step:
         """Give the core, and a step of it; from then on ``whole`` cannot be called."""
         core, embedders = take_apart(self.transformer)
 
-        def visit(module: nn.Module) -> Any:
-            return memory.visiting(module, device=DEVICE) if DEVICE.type == "cuda" else nullcontext()
-
-        tables = embedders.tables(self.text, self.image, self.steps, self.guidance, visit)
-        with visit(core.clean_x_embedder):
-            look_back = core.look_back(self.section, self.history)
+        tables = embedders.tables(self.text, self.image, self.steps, self.guidance, lambda _: nullcontext())
+        look_back = core.look_back(self.section, self.history)
         return core, lambda: core(self.latents, tables, 0, look_back, None)
 
 
 def resident() -> Iterator[Row]:
-    """Time a step with all weights on the card."""
-    step = Step(DEVICE)
+    """Time a step with all weights on the card: diffusers' forward, ours, ours compiled."""
+    step = Step()
     eager = seconds(step.whole)
     if DEVICE.type == "cuda":
         for backend in BACKENDS:
@@ -182,53 +188,51 @@ def resident() -> Iterator[Row]:
         use_attention(step.transformer, "native")
     before = step.whole()
     core, ours = step.take_apart()
-    same = float(torch.equal(ours(), before))
-    yield Row("a step with tables is equal to the bit", same, 1.0, "", "on this device too")
-    yield Row("a step, eager", seconds(ours), eager, "s", "tables and section constants")
-    compiled = CompiledBlocks(*core.blocks.transformer_blocks, *core.blocks.single_transformer_blocks)
+    same = torch.equal(ours(), before)
+    yield Row("a step with tables is equal to the bit", same, 1.0, "", "on this device too", good=same)
+    plain = seconds(ours)
+    yield Row("a step, eager", plain, eager, "s", "tables and section constants")
     if DEVICE.type == "cuda":
+        compiled = as_the_worker_compiles(core.blocks)
         compiled.on = True
         taken = seconds(ours)
         yield Row("a step, compiled blocks", taken, eager, "s", "the default of longer videos")
         error = (ours().float() - before.float()).norm() / before.float().norm()
         yield Row("what compiling changes, relative", error.item(), None, "", "within rounding")
-        yield Row(
-            "arithmetic of a step, compiled", step_flops() / taken / 1e12, None, "TFLOP/s", "against matmul"
-        )
+        ceiling = matmul_flops()
+        for name, each in (("diffusers' forward", eager), ("a step, eager", plain), ("compiled", taken)):
+            yield Row(f"MFU, {name}", 100 * step_flops() / each / ceiling, None, "%", "of matmul, this run's")
     release()
 
 
-def streamed() -> Iterator[Row]:
-    """Time a step with blocks that are fetched, under caps of the card's memory."""
-    step = Step("cpu")
-    core, ours = step.take_apart()
-    for name, part in core.named_children():
-        if name != "blocks":
-            part.to(DEVICE)
-    blocks = (*core.blocks.transformer_blocks, *core.blocks.single_transformer_blocks)
-    streamer = Streamer(blocks, DEVICE, lock=True)
-    total = torch.cuda.get_device_properties(DEVICE).total_memory
-    for cap in CAPS:
-        release()
-        torch.cuda.set_per_process_memory_fraction((cap - 0.6) * 2**30 / total)  # the rest is CUDA's context
-        torch.cuda.reset_peak_memory_stats()
-        try:
-            with streamer.on_device():
-                taken = seconds(ours)
-        except torch.OutOfMemoryError:
-            yield Row(f"streamed under {cap} GiB", float("nan"), None, "s", "does not fit")
-            continue
-        peak = torch.cuda.max_memory_reserved() / 2**30
-        yield Row(f"streamed under {cap} GiB", taken, None, "s", f"fits: peak {peak:.2f} GiB")
-    torch.cuda.set_per_process_memory_fraction(1.0)
+def as_the_worker_compiles(blocks: Blocks) -> CompiledBlocks:
+    """Give the switch of blocks, which are compiled with the worker's settings."""
+    compiling.set_up(Path(tempfile.mkdtemp(prefix="compiled-")))
+    return CompiledBlocks(*blocks.transformer_blocks, *blocks.single_transformer_blocks)
+
+
+def fp8() -> Iterator[Row]:
+    """Time a step of blocks that are reduced to fp8, beside one of blocks as they are."""
+    if not multiplies(DEVICE, DTYPE):
+        raise SkippedError(f"{memory.describe(DEVICE)} does not multiply in fp8")
+    core, ours = Step().take_apart()
+    exact, eager = ours(), seconds(ours)
+    reduce(core.blocks, "fp8", DTYPE, DEVICE)
+    release()
+    blocks = core.blocks
+    compiled = as_the_worker_compiles(blocks)
+    for compiled.on in (False, True):
+        name = f"a step in fp8, {'compiled' if compiled.on else 'eager'}"
+        yield Row(name, seconds(ours), eager, "s", "beside bfloat16, eager")
+    error = (ours().float() - exact.float()).norm() / exact.float().norm()
+    yield Row("what fp8 changes, relative", error.item(), None, "", "random weights")
     release()
 
 
 def decoding() -> Iterator[Row]:
     """Time the decode of a steady section, and of one whose neighbour's tiles are kept."""
-    config = {"block_out_channels": (16, 32, 32, 32), "norm_num_groups": 8} if SMALL else {}
     with torch.device("meta"):
-        decoder = AutoencoderKLHunyuanVideo(**config).to(DTYPE)
+        decoder = AutoencoderKLHunyuanVideo(**config("vae")).to(DTYPE)
     decoder = random_weights(decoder, DEVICE).to(torch.float16 if DEVICE.type == "cuda" else torch.float32)
     latents = torch.randn(1, 16, 2 * WINDOW, HEIGHT // 8, WIDTH // 8)
     for tile in (None, 256):

@@ -3,26 +3,34 @@
 python -m benchmarks.loading
 
 A model with the real layout and random weights of some hundred MB is written to a temporary folder and loaded
-in a process of its own, once as it is stored and once converted.
+in a process of its own, once as it is stored and once converted. ``python -m benchmarks loading --disk DIR``
+does so at full shape, 43 GB, with ``--step`` to the first step on the CPU.
 """
 
 import json
 import multiprocessing
+import shutil
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
+from PIL import Image
 from transformers import LlamaConfig, LlamaModel
 
-from benchmarks import Row
-from framepack_core import loading
+from benchmarks import Row, full_shape
+from framepack_core import footprint, loading, planning
+from framepack_core.engine import Engine
+from framepack_core.footprint import GIB, Video
 from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.request import Request
+from framepackd.worker import quiet_libraries
 
 DEMO = BUILT_IN["demo"]
 MB = 1e6
@@ -94,28 +102,107 @@ def load(spec: ModelSpec, dtype: torch.dtype, connection: Connection) -> None:
     loading.load(
         DEMO, dtype=dtype, encoder_dtype=dtype
     )  # what libraries take at first use is not the model's
-    before, seen = memory(), [memory()]
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.is_set():
-            seen.append(memory())
-            time.sleep(0.0005)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    models = loading.load(spec, dtype=dtype, encoder_dtype=dtype)
-    over.set()
-    watcher.join()
+    before = memory()
+    with Watch() as watch:
+        models = loading.load(spec, dtype=dtype, encoder_dtype=dtype)
     for module in (models.transformer, models.text_encoder):  # as using them would: every page is read
         for parameter in module.parameters():
             parameter.sum()
-    connection.send((before, (max(s[0] for s in seen), max(s[1] for s in seen)), memory()))
+    connection.send((before, watch.peak, memory()))
+
+
+class Watch:
+    """The most memory that was taken inside a ``with``."""
+
+    def __enter__(self) -> "Watch":
+        self.peak = memory()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.0005):
+            private, mapped = memory()
+            self.peak = max(self.peak[0], private), max(self.peak[1], mapped)
 
 
 def memory() -> Memory:
     told = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(told["RssAnon"].split()[0]) << 10, int(told["RssFile"].split()[0]) << 10
+
+
+def on_disk(folder: Path, *, filled: bool, step: bool) -> Iterator[Row]:
+    """Write a checkpoint of the full shape in the hub's layout, unless it is there, and load it.
+
+    Args:
+        folder: to write it to; it stays there.
+        filled: with random numbers; else with holes, which read as zeros, take no disk and no time to read.
+        step: whether to encode a picture and a prompt, and to sample a step at 64x64, on the CPU.
+
+    Raises:
+        SystemExit: there is too little room.
+    """
+    wanted, name = full_shape.size(), f"{full_shape.size() / 1e9:.1f} GB in {folder}"
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if filled and not (folder / "written").exists() and free < wanted * 1.05:
+        sys.exit(f"a checkpoint takes {name}, where {free / 1e9:.1f} GB are free: name another folder")
+    print(f"writing {name}, unless it is there")
+    began = time.monotonic()
+    spec = full_shape.write(folder, filled=filled)
+    yield Row("writing", time.monotonic() - began, None, "s", name)
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=use, args=(spec, folder, step, theirs))
+    process.start()
+    theirs.close()
+    while True:
+        try:
+            what, seconds, peak, after = ours.recv()
+        except EOFError:
+            break
+        yield Row(what, seconds, None, "s", "")
+        yield Row(f"{what}: private memory", after[0] / GIB, None, "GiB", f"{peak[0] / GIB:.2f} at the peak")
+        yield Row(f"{what}: files mapped", after[1] / GIB, None, "GiB", "the kernel drops them for others")
+    process.join()
+
+
+def use(spec: ModelSpec, folder: Path, step: bool, connection: Connection) -> None:
+    """Load the model as it is stored and, if that is wanted, use it; tells seconds and memory over before."""
+    quiet_libraries()
+    loading.load(DEMO, dtype=torch.bfloat16, encoder_dtype=torch.float16)
+    before = memory()
+
+    def measured(what: str, call: Callable[[], Any]) -> Any:
+        began = time.monotonic()
+        with Watch() as watch:
+            result = call()
+        peak, after = ((now[0] - before[0], now[1] - before[1]) for now in (watch.peak, memory()))
+        connection.send((what, time.monotonic() - began, peak, after))
+        return result
+
+    models = measured(
+        "loading", lambda: loading.load(spec, dtype=torch.bfloat16, encoder_dtype=torch.float16)
+    )
+    if not step:
+        return
+    cpu, picture = torch.device("cpu"), folder / "picture.png"
+    Image.new("RGB", (64, 64), "teal").save(picture)
+    request = Request(image=picture, prompt="a boat on a lake", seconds=1, steps=1, width=64, height=64)
+
+    def plan(video: Video, keep_free: int, _: object) -> planning.Plan:
+        host = planning.host_memory()
+        return planning.make_plan(footprint.weights(spec), None, host, video, keep_free=keep_free)
+
+    engine = Engine(models, cpu, plan, pinnable=False)
+    engine.prepare(Video(64, 64))
+    conditioned = measured("encoding", lambda: engine.encode(request))
+    measured("a step at 64x64", lambda: next(iter(engine.sample(request, conditioned))))
 
 
 if __name__ == "__main__":

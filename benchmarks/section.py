@@ -24,11 +24,11 @@ from torch.autograd import DeviceType  # type: ignore[attr-defined] # where its 
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import Row
+from benchmarks.full_shape import SMALL, config
 from benchmarks.gpu import (
     DEVICE,
     DTYPE,
     HEIGHT,
-    SMALL,
     WIDTH,
     WINDOW,
     Step,
@@ -46,7 +46,7 @@ from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedul
 from framepackd import worker
 from framepackd.generation import Generation
 
-SECTIONS, STEPS = 2, 5 if SMALL else 25
+SECTIONS, STEPS = 2, 3 if SMALL else 25
 
 
 def rows() -> Iterator[Row]:
@@ -55,7 +55,7 @@ def rows() -> Iterator[Row]:
         return
     name = f"{SECTIONS} sections of {STEPS} steps, from the first step to the video"
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
-        step = Step(DEVICE)
+        step = Step()
         decoder = _decoder()
         theirs = plain(step, decoder, Path(folder))
         engine = Engine(_models(step, decoder), DEVICE, _plan, pinnable=False)
@@ -76,9 +76,8 @@ def rows() -> Iterator[Row]:
 
 
 def _decoder() -> Any:
-    config = {"block_out_channels": (16, 32, 32, 32), "norm_num_groups": 8} if SMALL else {}
     with torch.device("meta"):
-        decoder = AutoencoderKLHunyuanVideo(**config).to(DTYPE)
+        decoder = AutoencoderKLHunyuanVideo(**config("vae")).to(DTYPE)
     return random_weights(decoder, DEVICE).to(torch.float16 if DEVICE.type == "cuda" else torch.float32)
 
 

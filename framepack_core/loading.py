@@ -148,7 +148,9 @@ def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **chan
     ``changed`` is what its config is to say instead.
     """
     with _told(found.place):
-        config = component.config_class.from_pretrained(found.place, local_files_only=True, **changed)
+        config = component.config_class.from_pretrained(found.place, local_files_only=True)
+        for name, value in changed.items():  # to from_pretrained they would be lost up to 5.20
+            setattr(config, name, value)
         module = component.from_pretrained(
             None, config=config, state_dict=_weights(found, dtype), dtype=dtype
         )

@@ -9,11 +9,9 @@ import pytest
 
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.media import Frames
-from framepack_core.models import ModelSpec, Source
-from framepack_core.sections import Kind, chronological
-from tests.golden import TINY_MODELS
-
-KINDS: dict[str, Kind] = {"framepack-i2v": "framepack", "framepack-f1": "f1"}
+from framepack_core.sections import chronological
+from tests.golden.replay import KINDS as KINDS  # for tests, which have it from here
+from tests.golden.replay import tiny_spec as tiny_spec
 
 
 @pytest.hookimpl(wrapper=True)
@@ -24,17 +22,6 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
-
-
-def tiny_spec(transformer: str = "framepack-i2v") -> ModelSpec:
-    """Name one of the tiny models as a config would: local folders."""
-    return ModelSpec(
-        name=transformer,
-        kind=KINDS[transformer],
-        transformer=Source(str(TINY_MODELS / transformer)),
-        base=Source(str(TINY_MODELS / "hunyuanvideo")),
-        image_encoder=Source(str(TINY_MODELS / "flux_redux")),
-    )
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,17 @@ import pytest
 from tests.acceptance.conftest import Daemon, MakeDaemon, environment, picture
 
 QUICK = [("--help",), ("status",), ("status", "--json"), ("show", "cat"), ("check", "--no-gpu")]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Have a daemon that has made one video and ended: for those who only look, together."""
+    daemon = Daemon(tmp_path_factory.mktemp("finished"))
+    daemon.drop("cat")
+    assert daemon.command("run", "--once").returncode == 0
+    yield daemon
+    if daemon.process is not None and daemon.process.poll() is None:
+        daemon.stop()
 
 
 def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -42,20 +54,18 @@ def test_commands_that_only_look_do_not_load_torch(arguments: tuple[str, ...], t
     assert answer.stdout.splitlines()[-1] == "heavy: []"
 
 
-def test_commands_that_only_look_answer_at_once(daemon: Daemon) -> None:
+def test_commands_that_only_look_answer_at_once(finished: Daemon) -> None:
     """The limit is half a second on an idle machine; others may be at work here: it is processor time.
 
     A command waits for next to nothing. Twice the limit, for machines that are half as fast.
     """
-    daemon.drop("cat")
-    assert daemon.command("run", "--once").returncode == 0
 
     def best_of_three(arguments: tuple[str, ...]) -> float:
         return min(timed(arguments) for _ in range(3))
 
     def timed(arguments: tuple[str, ...]) -> float:
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
-        daemon.command(*arguments) if arguments != ("--help",) else run("--help", folder=daemon.root)
+        finished.command(*arguments) if arguments != ("--help",) else run("--help", folder=finished.root)
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         return ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
 
@@ -106,28 +116,24 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
     assert run("show", folder=tmp_path).returncode == 2
 
 
-def test_show_finds_a_job_by_id_start_of_id_or_name(daemon: Daemon) -> None:
-    daemon.drop("cat")
-    assert daemon.command("run", "--once").returncode == 0
-    job = daemon.status()["jobs"][0]["id"]
+def test_show_finds_a_job_by_id_start_of_id_or_name(finished: Daemon) -> None:
+    job = finished.status()["jobs"][0]["id"]
     for wanted in (job, job[:-2], "cat"):
-        record = json.loads(daemon.command("show", wanted, "--json").stdout)
+        record = json.loads(finished.command("show", wanted, "--json").stdout)
         assert (record["id"], record["state"], record["steps_run"]) == (job, "done", 4)
-    stopped = daemon.command("show", "cat").stdout
+    stopped = finished.command("show", "cat").stdout
     assert "pan left" in stopped
     assert "delivered" in stopped
-    for start in (lambda: None, daemon.start):  # from the database, and from a running daemon
+    for start in (lambda: None, finished.start):  # from the database, and from a running daemon
         start()
-        assert daemon.command("show", "cat").stdout == stopped
-        missing = daemon.command("show", "dog")
+        assert finished.command("show", "cat").stdout == stopped
+        missing = finished.command("show", "dog")
         assert missing.returncode == 1
         assert "no job 'dog'" in missing.stderr
 
 
-def test_colours_are_off_when_piped(daemon: Daemon) -> None:
-    daemon.drop("cat")
-    assert daemon.command("run", "--once").returncode == 0
-    assert "\x1b" not in daemon.command("status").stdout + daemon.command("show", "cat").stdout
+def test_colours_are_off_when_piped(finished: Daemon) -> None:
+    assert "\x1b" not in finished.command("status").stdout + finished.command("show", "cat").stdout
 
 
 def test_check_says_what_is_wrong_and_how_to_mend_it(daemon: Daemon) -> None:

@@ -69,29 +69,28 @@ def test_a_running_daemon_is_paused_steered_and_resumed(daemon: Daemon) -> None:
     assert not list(daemon.failed.glob("bee*"))
 
 
-def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daemon) -> None:
-    for name in ("running", "queued"):
-        daemon.drop(name, **LONG)
+@pytest.mark.parametrize("name", ["running", pytest.param("queued", marks=pytest.mark.long)])
+def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daemon, name: str) -> None:
+    daemon.drop(name, **LONG)
     daemon.start()
-    for name in ("running", "queued"):
-        daemon.until(lambda name=name: second_section(daemon, name), f"{name} to be half done")
-        preview, picture = (Path(shown(daemon, name)[key]) for key in ("preview", "preview_picture"))
-        assert picture_size(picture) > (0, 0)
-        assert count_frames(preview) in range(4 * 3 - 3, 2 * 30, 4 * 3)
-        if name == "queued":
-            daemon.stop()
-        assert daemon.command("cancel", "--keep", name).returncode == 0
-        if name == "queued":
-            daemon.start()
-        daemon.until(lambda name=name: (daemon.failed / f"{name}.mp4").exists(), "what exists of it")
-        frames = count_frames(daemon.failed / f"{name}.mp4")
-        assert frames in range(4 * 3 - 3, 2 * 30, 4 * 3), "whole sections of window 3, and not all"
-        assert (daemon.failed / f"{name}.cancelled.txt").exists()
-        daemon.until(lambda name=name: state_of(daemon, name) == "cancelled", "the job to end")
-        assert not preview.exists()
-        assert not picture.exists()
-        assert shown(daemon, name)["preview"] is None
-        assert shown(daemon, name)["preview_picture"] is None
+    daemon.until(lambda: second_section(daemon, name), "it to be half done")
+    preview, picture = (Path(shown(daemon, name)[key]) for key in ("preview", "preview_picture"))
+    assert picture_size(picture) > (0, 0)
+    assert count_frames(preview) in range(4 * 3 - 3, 2 * 30, 4 * 3)
+    if name == "queued":
+        daemon.stop()
+    assert daemon.command("cancel", "--keep", name).returncode == 0
+    if name == "queued":
+        daemon.start()
+    daemon.until(lambda: (daemon.failed / f"{name}.mp4").exists(), "what exists of it")
+    frames = count_frames(daemon.failed / f"{name}.mp4")
+    assert frames in range(4 * 3 - 3, 2 * 30, 4 * 3), "whole sections of window 3, and not all"
+    assert (daemon.failed / f"{name}.cancelled.txt").exists()
+    daemon.until(lambda: state_of(daemon, name) == "cancelled", "the job to end")
+    assert not preview.exists()
+    assert not picture.exists()
+    assert shown(daemon, name)["preview"] is None
+    assert shown(daemon, name)["preview_picture"] is None
     assert not list(daemon.outbox.glob("[!.]*"))
 
 
@@ -136,6 +135,7 @@ def test_without_a_daemon_the_commands_do_it_themselves(daemon: Daemon) -> None:
     assert {path.name for path in daemon.outbox.glob("*.mp4")} == {"ant.mp4", "bee.mp4", "cat.mp4"}
 
 
+@pytest.mark.long  # the rule is tested on the store, and on the commands where no daemon runs
 def test_a_job_cancelled_after_its_daemon_was_killed_never_runs_again(daemon: Daemon) -> None:
     daemon.drop("cat", **LONG)
     daemon.start()

@@ -1,29 +1,32 @@
 """Every recorded case of the reference, float32 on the CPU, within the limits it was measured to need."""
 
-import hashlib
 import math
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.models import embeddings
-from PIL import Image
 
 from framepack_core import buckets, conditioning, media, sampling, sections, transformer, vae
 from framepack_core.cache import StepCache, TeaCache
 from framepack_core.conditioning import TextConditioning
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.history import HistoryContext
-from framepack_core.request import Request
-from framepack_core.sections import HISTORY_FRAMES, Section
 from tests.conftest import KINDS, whole_video
 from tests.golden import CASES, TINY_MODELS, Case, group, worst
+from tests.golden.replay import (
+    conditioned,
+    history_of,
+    look_back,
+    nothing_to_move,
+    recorded_frequencies,
+    request_of,
+    sha256,
+    velocity_of,
+)
 
 TinyEngine = Callable[[str], Engine]
 
@@ -34,6 +37,7 @@ ANOTHER_EXP = 1e-3
 SAMPLER = 5e-6
 TEACACHE = 1e-3
 END_TO_END = 2e-4
+THIS_MACHINES = embeddings.get_timestep_embedding
 PIXELS_OFF = 0.005  # share of uint8 values that may be off by one; rounding for truncation moves 47 %
 
 
@@ -43,30 +47,9 @@ def cases(letter: str, without: str = "-") -> pytest.MarkDecorator:
 
 
 @pytest.fixture(autouse=True)
-def recorded_frequencies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Embed the timestep with the frequencies of the machine that recorded.
-
-    A CPU's ``exp`` may be off in the last bit, and each has its own. Times a guidance of 10000 that moves
-    the transformer's output by as much as 4e-4. On that machine 2 of the 128 were not rounded correctly.
-    """
-    monkeypatch.setattr(embeddings, "get_timestep_embedding", partial(embed_timestep, off=(13, 44)))
-
-
-def embed_timestep(
-    timestep: torch.Tensor, dim: int, *, flip_sin_to_cos: bool, off: tuple[int, ...], **_: object
-) -> torch.Tensor:
-    """Give its embedding (1, 256), with frequencies rounded correctly but for those that are one bit off."""
-    assert (dim, flip_sin_to_cos) == (256, True)
-    exponents = -math.log(10000) * torch.arange(128, dtype=torch.float32) / 128
-    frequencies = torch.exp(exponents.double()).float()
-    for place in off:
-        frequencies[place] = torch.nextafter(frequencies[place], torch.tensor(1.0))
-    angles = timestep[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+def frequencies_of_the_machine_that_recorded() -> Iterator[None]:
+    with recorded_frequencies():
+        yield
 
 
 # a: the transformer, taken apart
@@ -74,52 +57,21 @@ def sha256(array: np.ndarray) -> str:
 
 @cases("a")
 def test_transformer(case: Case, tiny_engine: TinyEngine) -> None:
-    assert worst(velocity_of(case, tiny_engine), case.tensors()["output"]) <= COMPONENT
+    assert error_of(case, tiny_engine) <= COMPONENT
 
 
 @cases("a")
-def test_another_exp_moves_the_transformer_little(
-    case: Case, tiny_engine: TinyEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(embeddings, "get_timestep_embedding", partial(embed_timestep, off=()))
-    moved = worst(velocity_of(case, tiny_engine), case.tensors()["output"])
+def test_another_exp_moves_the_transformer_little(case: Case, tiny_engine: TinyEngine) -> None:
+    with recorded_frequencies(off=()):
+        moved = error_of(case, tiny_engine)
     assert COMPONENT < moved <= ANOTHER_EXP
-    monkeypatch.undo()  # this machine's
-    assert worst(velocity_of(case, tiny_engine), case.tensors()["output"]) <= ANOTHER_EXP
+    with mock.patch.object(embeddings, "get_timestep_embedding", THIS_MACHINES):
+        assert error_of(case, tiny_engine) <= ANOTHER_EXP
 
 
-@torch.inference_mode()
-def velocity_of(case: Case, tiny_engine: TinyEngine) -> torch.Tensor:
-    t, engine = case.tensors(), tiny_engine(case.params["model"])
-    text = TextConditioning(
-        t["encoder_hidden_states"], t["encoder_attention_mask"].bool(), t["pooled_projections"]
-    )
-    tables = engine.embedders.tables(
-        text, t["image_embeddings"], t["timestep"], t["guidance"], nothing_to_move
-    )
-    return engine.core(t["hidden_states"], tables, 0, engine.core.look_back(*look_back(t)), None)
-
-
-def nothing_to_move(_: torch.nn.Module) -> nullcontext[None]:
-    return nullcontext()
-
-
-def look_back(t: dict[str, torch.Tensor]) -> tuple[Section, HistoryContext]:
-    """Give what a section looks back on, as recorded."""
-
-    def indices(name: str) -> tuple[int, ...]:
-        return tuple(t[f"{name}_indices"][0].tolist())
-
-    section = Section(
-        index=0,
-        padding=None,
-        is_last=False,
-        indices_latents=indices("latent"),
-        indices_latents_clean=indices("clean_latent"),
-        indices_latents_history_2x=indices("clean_latent_2x"),
-        indices_latents_history_4x=indices("clean_latent_4x"),
-    )
-    return section, HistoryContext(t["clean_latents"], t["clean_latents_2x"], t["clean_latents_4x"])
+def error_of(case: Case, tiny_engine: TinyEngine) -> float:
+    engine = tiny_engine(case.params["model"])
+    return worst(velocity_of(case, engine.core, engine.embedders), case.tensors()["output"])
 
 
 # b: schedule and solver
@@ -340,44 +292,6 @@ def test_teacache(case: Case, tiny_engine: TinyEngine) -> None:
 # h: end to end
 
 
-def save(path: Path, picture: torch.Tensor) -> Path:
-    Image.fromarray(picture.numpy()).save(path)
-    return path
-
-
-def request_of(case: Case, t: dict[str, torch.Tensor], folder: Path) -> Request:
-    p = case.params
-    return Request(
-        image=save(folder / "image.png", t["image_input"]),
-        end_image=save(folder / "end.png", t["end_image_input"]) if p["end_frame"] else None,
-        keyframes={
-            number: save(folder / f"{number}.png", t[f"section_image_{number}"])
-            for number in p["section_keys"]
-        },
-        prompt=p["prompt"],
-        negative_prompt=p["n_prompt"],
-        seed=p["seed"],
-        seconds=p["total_second_length"],
-        latent_window_size=p["latent_window_size"],
-        steps=p["steps"],
-        true_cfg_scale=p["cfg"],
-        guidance_scale=p["gs"],
-        guidance_rescale=p["rs"],
-        cache="teacache" if p["use_teacache"] else "none",
-        width=p["width"],
-        height=p["height"],
-    )
-
-
-def history_of(clip: Clip, t: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Put the reference's buffer together: the video, and what there was to look back on at first."""
-    blank = torch.zeros_like(clip.start_latents).repeat(1, 1, HISTORY_FRAMES, 1, 1)
-    if clip.kind == "f1":
-        return torch.cat([blank, clip.latents], dim=2)
-    blank[:, :, :1] = t.get("end_frame_latent", blank[:, :, :1])
-    return torch.cat([clip.latents, blank], dim=2)
-
-
 @cases("h")
 def test_end_to_end(case: Case, tiny_engine: TinyEngine, tmp_path: Path) -> None:
     t, p = case.tensors(), case.params
@@ -385,14 +299,7 @@ def test_end_to_end(case: Case, tiny_engine: TinyEngine, tmp_path: Path) -> None
     request = request_of(case, t, tmp_path)
     cropped = media.crop_to(media.open_picture(request.image), (p["height"], p["width"]))
     assert sha256(cropped) == p["image_cropped_sha256"]
-    # The recorded pictures were drawn from the posterior with a generator of their own.
-    conditioned = replace(
-        engine.encode(request),
-        start_latents=t["start_latent"],
-        end_latents=t.get("end_frame_latent"),
-        keyframe_latents={number: t[f"section_latent_{number}"] for number in p["section_keys"]},
-    )
-    events = list(engine.sample(request, conditioned))
+    events = list(engine.sample(request, conditioned(case, t, engine, request)))
     clips = [event for event in events if isinstance(event, Clip)]
 
     limit = TEACACHE if p["use_teacache"] else END_TO_END

@@ -13,6 +13,7 @@ What it cannot show: the numerics of kernels, their workspaces, gaps in memory, 
 operation that torch does in one call needs on the way is not seen, so what is held is at least that much.
 """
 
+import gc
 import sys
 import threading
 from collections import Counter, defaultdict, deque
@@ -193,7 +194,7 @@ class PlayedGpu:
         self._break()
         stream = self.current
         join(stream.after, self.host)
-        stream.tick += 1
+        stream.advance()
         if not copies:
             self.note("kernels")
             self.note("flops", flops)
@@ -332,6 +333,7 @@ class PlayedGpu:
 
     def __enter__(self) -> Self:
         host, patch = self.host_memory, mock.patch.object
+        gc.freeze()  # the engine has garbage collected often: not that of a whole run of tests
         with ExitStack() as stack:
             stack.enter_context(mock.patch.multiple(torch.cuda, **self._torch_cuda()))
             for what, name, stand_in in (
@@ -352,6 +354,9 @@ class PlayedGpu:
 
     def __exit__(self, *what: Any) -> None:
         self._stack.__exit__(*what)
+        if self.host_memory.registered:  # the program may drop it later than the card
+            torch.cuda.cudart = self._cudart
+        gc.unfreeze()
         PlayedGpu.ended = max(self.time, *(stream.until for stream in self._streams))
 
 

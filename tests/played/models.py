@@ -83,11 +83,14 @@ def played(models: loading.Models) -> loading.Models:
     return models
 
 
-def planner(device: torch.device, precision: Precision = "exact") -> Planner:
-    """Plan for the card that is played, or for the CPU, as :meth:`Engine.load` does."""
+def planner(device: torch.device, precision: Precision = "exact", room: int | None = None) -> Planner:
+    """Plan for the card that is played, or for the CPU, as :meth:`Engine.load` does.
+
+    ``room``: bytes for blocks that stay, instead of the plan's own: a tiny model's would all find room.
+    """
 
     def plan(video: Video, keep_free: int, changed: Mapping[str, int]) -> Plan:
-        return planning.make_plan(
+        made = planning.make_plan(
             footprint.PUBLISHED,
             memory.card(device),
             Host.assumed(64),
@@ -96,6 +99,7 @@ def planner(device: torch.device, precision: Precision = "exact") -> Planner:
             item_bytes=ItemBytes.of(2, 2, precision),
             changed=changed,
         )
+        return made if room is None else replace(made, room=room)
 
     return plan
 

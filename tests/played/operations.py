@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tests.played import costs
+from tests.played import costs, shapes
 from tests.played.tensors import CPU, CUDA, Played, RefusedError, body_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class Operations:
         if device is not None:
             body_kwargs["device"] = "meta" if meta or self._is_large(args, kwargs) else CPU
         locked = body_kwargs.pop("pin_memory", False)
-        result = func(*body_args, **body_kwargs)
+        result = (shapes.compute if meta else _call)(func, body_args, body_kwargs)
         if locked:
             self.gpu.host_memory.lock(result)
         known = {id(tensor.body): tensor for tensor in played}
@@ -280,6 +280,10 @@ class Operations:
         copy = torch.empty_like(body) if body.device.type == "meta" else body.clone()
         self.gpu.host_memory.lock(copy)
         return Played(copy, CPU)
+
+
+def _call(func: Any, args: Any, kwargs: Any) -> Any:
+    return func(*args, **kwargs)
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:

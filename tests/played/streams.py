@@ -1,7 +1,7 @@
 """Streams and events of the played GPU: what is ordered after what, and when it is done by the clock.
 
-How far each stream has come is counted in ticks, one an operation. A stream, an event and the host each know
-up to which tick of every stream they come after; what they do not know of may still be going on.
+Operations are numbered, whatever stream they are in. A stream, an event and the host each know up to which
+number of every stream they come after; what they do not know of may still be going on.
 """
 
 import itertools
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 Order = Counter[str]  # stream -> the tick up to which something comes after it
 PLAYING: "list[PlayedGpu]" = []  # the one that is played now, last
-_numbers = itertools.count(1)
+_names = itertools.count(1)
+_ticks = itertools.count(1)  # over all GPUs: streams that the program keeps see more than one
 
 
 def playing() -> "PlayedGpu":
@@ -34,10 +35,15 @@ class Stream:
 
     def __init__(self, device: torch.device, name: str | None = None) -> None:
         self.device = device
-        self.name = name or f"stream {next(_numbers)}"  # of its own, whatever GPU is played after this one
+        self.name = name or f"stream {next(_names)}"  # of its own, whatever GPU is played after this one
         self.after = Order()
-        self.tick = 0
+        self.tick = 0  # of its last operation
         self.until = 0.0  # when what it has been given is done
+
+    def advance(self) -> int:
+        """Give the next operation its number."""
+        self.tick = next(_ticks)
+        return self.tick
 
     def now(self) -> Order:
         """Say what comes before whatever is given to it next."""

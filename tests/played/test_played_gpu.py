@@ -114,6 +114,20 @@ def test_it_is_played_in_threads_too(*, right: bool) -> None:
     assert bool(gpu.faults) is not right
 
 
+def test_a_stream_that_is_kept_from_another_gpu_knows_nothing_of_this_one() -> None:
+    with PlayedGpu():
+        side = torch.cuda.Stream()
+        for _ in range(9):
+            torch.ones(8, device="cuda")
+        side.wait_stream(torch.cuda.current_stream())
+    with PlayedGpu() as gpu:
+        there = torch.ones(8, device="cuda")
+        with torch.cuda.stream(side):
+            there + 1
+        torch.cuda.synchronize()
+    assert told(gpu, "reads what default may still be writing")
+
+
 def test_copies_and_what_the_host_waits_for_are_counted() -> None:
     with PlayedGpu() as gpu, gpu.during("it"):
         x = torch.ones(8).to("cuda")

@@ -1,0 +1,171 @@
+"""A job in the worker on a GPU that is none: its video, and what becomes of it when the GPU fails."""
+
+import gc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from framepack_core import engine, loading
+from framepack_core.progress import HostCopy
+from framepackd.generation import Engines
+from framepackd.worker import Again, Failed, Finished, Lowered, Message, Ready, Resumed, Work, leaves_after
+from tests.daemon.test_generation import made, run, told_steps, work_in
+from tests.played.cards import H100_80
+from tests.played.gpu import PlayedGpu
+from tests.played.models import played
+from tests.played.streams import PLAYING, Stream
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+CUDNN = RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+LADDER = range(6)
+
+
+@pytest.fixture(autouse=True)
+def models_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have models be loaded that a GPU which is played can take; what encodes and decodes in float32."""
+    load = loading.load
+
+    def loaded(spec: Any, **settings: Any) -> loading.Models:
+        models = load(spec, **settings | {"encoder_dtype": torch.float32})
+        return played(models) if PLAYING else models
+
+    monkeypatch.setattr(engine.loading, "load", loaded)
+
+
+@pytest.fixture
+def gpu() -> Iterator[PlayedGpu]:
+    with PlayedGpu(H100_80) as gpu:
+        yield gpu
+
+
+@pytest.fixture(scope="module")
+def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Give what a job leaves that is done on the CPU."""
+    work = work_in(tmp_path_factory.mktemp("on the cpu"))
+    answer, _ = run(replace(work, dtype="bfloat16"), Engines())
+    assert isinstance(answer, Finished)
+    return made(work)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return replace(work_in(tmp_path), device="cuda", dtype="bfloat16")
+
+
+def lowered(messages: list[Message]) -> list[int]:
+    return [message.rung for message in messages if isinstance(message, Lowered)]
+
+
+def test_a_job_is_done_and_its_video_is_the_cpus(
+    gpu: PlayedGpu, work: Work, on_the_cpu: dict[str, bytes]
+) -> None:
+    answer, messages = run(work, Engines())
+    assert isinstance(answer, Finished)
+    assert made(work) == on_the_cpu
+    assert told_steps(messages) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    ready = next(message for message in messages if isinstance(message, Ready))
+    assert H100_80.name in ready.hardware
+    assert not lowered(messages)
+    assert not gpu.faults
+
+
+def test_where_memory_runs_out_at_every_rung_the_last_one_makes_the_same_video(
+    gpu: PlayedGpu, work: Work, on_the_cpu: dict[str, bytes]
+) -> None:
+    """Which part of the way it is that wants too much: in turn."""
+    for within in ("tables", "_sample_section", "_decode", "_decode", "_sample_section"):
+        gpu.fail(OUT_OF_MEMORY, within)
+    answer, messages = run(work, Engines())
+    assert isinstance(answer, Finished)
+    assert lowered(messages) == [*LADDER[1:]]
+    assert made(work) == on_the_cpu
+    assert len(told_steps(messages)) == len(set(told_steps(messages))), "no step is repeated"
+    assert not gpu.faults
+
+
+def test_where_the_last_rung_is_not_enough_the_job_fails_with_the_reason(gpu: PlayedGpu, work: Work) -> None:
+    gpu.fail(OUT_OF_MEMORY, "_decode", times=99)
+    answer, messages = run(work, Engines())
+    assert lowered(messages) == [*LADDER[1:]]
+    assert isinstance(answer, Failed)
+    assert not answer.retry
+    assert "make the video smaller" in answer.error
+
+
+@pytest.mark.parametrize(("error", "within"), [(CUBLAS, "_sample_section"), (CUDNN, "_decode")])
+def test_what_a_library_cannot_allocate_is_a_rung_down_in_another_process(
+    work: Work, on_the_cpu: dict[str, bytes], error: Exception, within: str
+) -> None:
+    with PlayedGpu(H100_80) as gpu:
+        gpu.fail(error, within)
+        answer, messages = run(work, Engines())
+        assert isinstance(answer, Again)
+        assert leaves_after(answer)
+        assert lowered(messages) == [1]
+        assert not gpu.faults
+    (key,) = {message.key for message in messages if isinstance(message, Lowered)}
+    with PlayedGpu(H100_80) as gpu:
+        answer, messages = run(replace(work, rungs={key: 1}), Engines())
+        assert not gpu.faults
+    assert isinstance(answer, Finished)
+    assert made(work) == on_the_cpu
+
+
+@pytest.mark.parametrize("within", ["_encode_prompts", "_sample_section", "_decode"])
+def test_a_broken_context_fails_the_job_for_now_and_another_process_goes_on(
+    work: Work, on_the_cpu: dict[str, bytes], within: str
+) -> None:
+    with PlayedGpu(H100_80) as gpu:
+        gpu.fail(ILLEGAL, within, after=20, breaks=True)
+        answer, messages = run(work, Engines())
+    assert answer == Failed(f"AcceleratorError: {ILLEGAL}", retry=True, device=True)
+    assert leaves_after(answer)
+    assert not lowered(messages)
+    done = told_steps(messages)
+    with PlayedGpu(H100_80) as gpu:
+        answer, messages = run(work, Engines())
+        assert not gpu.faults
+    assert isinstance(answer, Finished)
+    assert made(work) == on_the_cpu
+    if within == "_decode":
+        assert messages[0] == Resumed(len(done))
+
+
+@pytest.mark.parametrize("rung", [0, 4])
+def test_what_an_engine_held_is_given_back_when_it_is_dropped(gpu: PlayedGpu, work: Work, rung: int) -> None:
+    engines = Engines()
+    work = replace(work, rungs={f"{H100_80.name}|framepack-i2v|48x32": rung})
+    assert isinstance(run(work, engines)[0], Finished)
+    assert bool(gpu.host_memory.registered) is (rung == 4)
+    assert bool(gpu.memory.live) is (rung == 0)
+    del engines
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.accelerator.empty_host_cache()
+    assert (gpu.memory.live, gpu.memory.reserved) == (0, 0)
+    assert (gpu.host_memory.registered, gpu.host_memory.locked) == (0, 0)
+
+
+def test_a_copy_to_the_host_that_is_not_waited_for_would_be_told(
+    gpu: PlayedGpu, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what is saved beside the sampling, in a thread."""
+    monkeypatch.setattr(HostCopy, "wait", lambda self: self._progress)
+    run(work, Engines())
+    assert any("the host uses what" in fault and "checkpoint" in fault for fault in gpu.faults)
+
+
+def test_a_copy_that_does_not_wait_for_the_computing_would_be_told(
+    gpu: PlayedGpu, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Stream, "wait_stream", lambda *_: None)
+    run(work, Engines())
+    assert any(
+        "reads what default may still be writing" in fault and "progress" in fault for fault in gpu.faults
+    )
