@@ -6,7 +6,7 @@ that it decodes at once. No torch here.
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -125,7 +125,7 @@ def _published(parameters: float, largest: float, item_bytes: int = 2) -> Compon
 
 PUBLISHED = Weights(
     core=_published(9.075e9, 226.6e6),
-    embedders=_published(3.799e9, 309e6),
+    embedders=_published(3.799e9, 271.4e6),
     text_encoder=_published(7.505e9, 218.1e6),
     text_encoder_2=_published(0.123e9, 0.123e9),
     image_encoder=_published(0.428e9, 0.428e9),
@@ -188,8 +188,8 @@ def weights(spec: ModelSpec) -> Weights:
     tensors = held["transformer"]
     embedders = [tensor for tensor in tensors if _is_embedder(tensor[0])]
     return Weights(
-        core=_component([tensor for tensor in tensors if not _is_embedder(tensor[0])], depth=2),
-        embedders=_component(embedders, depth=1),
+        core=_component([tensor for tensor in tensors if not _is_embedder(tensor[0])], _block),
+        embedders=_component(embedders, _embedder),
         text_encoder=_text_encoder(held["text_encoder"]),
         text_encoder_2=_component(held["text_encoder_2"]),
         image_encoder=_component(held["image_encoder"]),
@@ -206,9 +206,12 @@ def _tensors(found: Stored) -> Iterator[Tensor]:
 
 
 def _is_embedder(name: str) -> bool:
-    return name.startswith(("time_text_embed.", "context_embedder.", "image_projection.")) or any(
-        f"{norm}.linear." in name for norm in ("norm", "norm1", "norm1_context", "norm_out")
-    )
+    embedders = ("time_text_embed.", "context_embedder.", "image_projection.")
+    return name.startswith(embedders) or _is_modulation(name)
+
+
+def _is_modulation(name: str) -> bool:
+    return any(f"{norm}.linear." in name for norm in ("norm", "norm1", "norm1_context", "norm_out"))
 
 
 def changed(loras: Sequence[Lora], spec: ModelSpec) -> dict[str, int]:
@@ -228,22 +231,31 @@ def changed(loras: Sequence[Lora], spec: ModelSpec) -> dict[str, int]:
 def _text_encoder(tensors: list[Tensor]) -> Component:
     """Add up those of Llama, of which only layers move."""
     layers = [tensor for tensor in tensors if tensor[0].startswith("layers.")]
-    return replace(_component(tensors), largest=_component(layers, depth=2).largest)
+    return replace(_component(tensors), largest=_component(layers, _block).largest)
 
 
-def _component(tensors: list[Tensor], depth: int = 0) -> Component:
-    """Add tensors up; what moves at once is all of them, or all under a name of ``depth`` parts."""
-    groups: dict[str, int] = {}
-    numbers = Counter[int]()  # by their width: that of most, not that of most tensors
+def _block(name: str) -> str:
+    """Give the block, or layer, that a weight is in: the first two parts of its name."""
+    return ".".join(name.split(".")[:2])
+
+
+def _embedder(name: str) -> str:
+    """Give the embedder that a weight is in: of the modulations each is one."""
+    return name.rpartition(".")[0] if _is_modulation(name) else name.partition(".")[0]
+
+
+def _component(tensors: list[Tensor], moves_with: Callable[[str], str] = lambda _: "") -> Component:
+    """Add tensors up; those move at once for whose names ``moves_with`` gives the same."""
+    groups = Counter[str]()
+    widths = Counter[int]()  # of most numbers, not of most tensors
     for name, count, size in tensors:
-        numbers[size] += count
-        group = ".".join(name.split(".")[:depth])
-        groups[group] = groups.get(group, 0) + count
+        widths[size] += count
+        groups[moves_with(name)] += count
     return Component(
         parameters=sum(count for _, count, _ in tensors),
         largest=max(groups.values(), default=0),
         stored_bytes=sum(count * size for _, count, size in tensors),
-        item_bytes=max(numbers, key=numbers.__getitem__, default=2),
+        item_bytes=max(widths, key=widths.__getitem__, default=2),
     )
 
 

@@ -74,12 +74,13 @@ def look_back(t: Tensors) -> tuple[Section, HistoryContext]:
     def indices(name: str) -> tuple[int, ...]:
         return tuple(t[f"{name}_indices"][0].tolist())
 
+    earlier, later = indices("clean_latent")
     section = Section(
         index=0,
         padding=None,
         is_last=False,
         indices_latents=indices("latent"),
-        indices_latents_clean=indices("clean_latent"),
+        indices_latents_clean=(earlier, later),
         indices_latents_history_2x=indices("clean_latent_2x"),
         indices_latents_history_4x=indices("clean_latent_4x"),
     )
@@ -102,7 +103,8 @@ def velocity_of(case: Case, core: Core, embedders: Embedders) -> torch.Tensor:
     context = core.look_back(
         section, HistoryContext(*(part.to(weight.device, weight.dtype) for part in history))
     )
-    return core(there("hidden_states"), tables, 0, context, None)
+    velocity: torch.Tensor = core(there("hidden_states"), tables, 0, context, None)
+    return velocity
 
 
 def sha256(array: np.ndarray) -> str:
