@@ -92,6 +92,8 @@ def main(names: tuple[str, ...], **options: Any) -> None:
         else:
             found = module.rows()
         for row in found:
+            if options["disk"]:  # where minutes lie between two
+                click.echo(f"{row.name}: {row.ours:.4g} {row.unit}")
             drawn.add_row(*cells(row))
         drawn.add_section()
     Console(width=None if Console().is_terminal else 200).print(drawn)

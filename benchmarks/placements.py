@@ -175,27 +175,35 @@ def rows() -> Iterator[Row]:
 
 
 def capped(folder: Path) -> Iterator[Row]:
-    """Make a section under each cap, going down the ladder with one engine as far as it goes."""
+    """Make a section on the rung that is planned under each cap, and on those below under the last one."""
     model = Model(folder, shared(), torch.device("cpu"))
     total = torch.cuda.get_device_properties(DEVICE).total_memory
-    for cap in CAPS:
+    used = set[int]()
+    caps = [cap for cap in CAPS if Card.assumed(cap).total <= total]
+    for cap in caps:
         model.card = Card.assumed(cap)
-        if model.card.total > total:
-            continue
-        with limited((model.card.free - footprint.CONTEXT) / total):
-            model.engine.prepare(model.video)
-            name = f" of a {cap} GB card"
-            try:
-                taken = model.section()
-            except torch.OutOfMemoryError as error:
-                yield Row(
-                    f"fits into the memory{name}", 0.0, 1.0, "", str(error).partition("\n")[0], good=False
-                )
-                continue
-        yield Row(f"a step{name}", taken.step, None, "s", model.rung.text)
-        yield from _memory(name, taken, model.predicted())
+        model.engine.prepare(model.video)
+        used.add(model.engine.rung)
+        yield from _under(cap, model, total)
+    for number in range(max(used) + 1, len(model.engine.rungs)):
+        model.engine.take_rung(number)
+        yield from _under(caps[-1], model, total)
     del model
     release()
+
+
+def _under(cap: float, model: Model, total: int) -> Iterator[Row]:
+    assert model.card is not None
+    name = f", {model.rung.placement}, {cap} GB card"
+    with limited((model.card.free - footprint.CONTEXT) / total):
+        try:
+            taken = model.section()
+        except torch.OutOfMemoryError as error:
+            why = str(error).partition("\n")[0]
+            yield Row(f"fits into the memory{name}", 0.0, 1.0, "", why, good=False)
+            return
+    yield Row(f"a step{name}", taken.step, None, "s", model.rung.text)
+    yield from _memory(name, taken, model.predicted())
 
 
 def _memory(name: str, taken: Taken, predicted: int) -> Iterator[Row]:

@@ -119,6 +119,8 @@ def _plan(*_: object) -> planning.Plan:
 class _Engines:
     """The one engine, with its inputs encoded."""
 
+    compiled = False
+
     def __init__(self, engine: Engine, conditioned: Conditioning) -> None:
         self._engine, self._conditioned = engine, conditioned
 

@@ -136,8 +136,8 @@ def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision
     with _told(found.place):
         with init_empty_weights():
             module = component.from_config({k: v for k, v in found.config.items() if not k.startswith("_")})
-            if precision == "fp8":
-                fp8.reduce(module)
+        if precision == "fp8":
+            fp8.reduce(module)
         module.load_state_dict(_weights(found, dtype, fp8.layers(module)), assign=True)
     return _loaded(module, found)
 
@@ -148,7 +148,9 @@ def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **chan
     ``changed`` is what its config is to say instead.
     """
     with _told(found.place):
-        config = component.config_class.from_pretrained(found.place, local_files_only=True, **changed)
+        config = component.config_class.from_pretrained(found.place, local_files_only=True)
+        for name, value in changed.items():  # to from_pretrained they would be lost up to 5.20
+            setattr(config, name, value)
         module = component.from_pretrained(
             None, config=config, state_dict=_weights(found, dtype), dtype=dtype
         )

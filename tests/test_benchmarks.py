@@ -34,7 +34,7 @@ def first_light(out: Path, *options: str) -> tuple[int, list[dict[str, Any]]]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "gpu", "--first-light", "--tiny", "--out", str(out), *options],
         cwd=ROOT,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
@@ -43,6 +43,7 @@ def first_light(out: Path, *options: str) -> tuple[int, list[dict[str, Any]]]:
     return done.returncode, json.loads((out / "first-light.json").read_text())["rows"]
 
 
+@pytest.mark.timeout(600)
 def test_the_tiny_form_computes_every_row_that_needs_no_gpu(tmp_path: Path) -> None:
     code, rows = first_light(tmp_path)
     assert [row["name"] for row in rows] == [check.name for check in CHECKS]
@@ -133,6 +134,34 @@ def test_after_an_error_of_the_device_the_next_row_gets_another_process(
 
     monkeypatch.setattr(child, "rows_of", fails)
     assert child.compute(CHECKS[0], None)["broken"]
+
+
+def test_the_rows_that_stream_run_on_a_gpu_that_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a GPU does what they look for is for one to say; here they must not fail by themselves."""
+    monkeypatch.setenv("FRAMEPACKD_BENCHMARK", "tiny")
+    import torch
+
+    from benchmarks import gpu as steps
+    from benchmarks import placements
+    from benchmarks.first_light import machine
+    from tests.played.cards import H100_80
+    from tests.played.gpu import PlayedGpu
+    from tests.played.models import played
+    from tests.played.tensors import CUDA
+
+    made, dtypes = placements.models, (torch.bfloat16, torch.float32)  # in half precision a CPU takes long
+    monkeypatch.setattr(placements.memory, "choose_dtypes", lambda *_: dtypes)
+    monkeypatch.setattr(placements, "models", lambda *given: played(made(*given)))
+    monkeypatch.setattr(placements, "CAPS", (8,))
+    monkeypatch.setattr(placements, "DEVICE", CUDA)
+    monkeypatch.setattr(steps, "DEVICE", CUDA)
+    with PlayedGpu(H100_80) as gpu, torch.inference_mode():
+        rows = list(placements.rows())
+        locked, *_ = machine.page_locked()
+    assert not gpu.faults
+    assert {row.name.split(", ")[1] for row in rows} == {"all", "core", "partly", "streamed"}
+    assert all(row.good for row in rows if row.good is not None)
+    assert locked.good
 
 
 def test_the_list_of_wheels_gives_its_total_and_leaves_room_for_the_tree() -> None:

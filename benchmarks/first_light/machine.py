@@ -85,6 +85,7 @@ def page_locked() -> Iterator[Figure]:
         made = _private()
         model.card = Card.assumed(CARD_GB)
         model.engine.prepare(model.video)
+        model.engine.take_rung(len(model.engine.rungs) - 1)
         rung = model.rung.text
         model.section()
         locked = next(model.engine.core.blocks.parameters()).is_pinned()

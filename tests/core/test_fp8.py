@@ -1,5 +1,6 @@
 """Layers in 8 bits: how near each is, what files give them, and what a LoRA makes of them."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,6 +99,19 @@ def test_it_is_compiled_in_one_piece_for_all_lengths(multiplies: bool) -> None:
             assert torch.equal(compiled(inputs), small(inputs))
     torch._dynamo.reset()
     assert len(graphs) == 1
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is here")
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_compiled_it_computes_the_same_within_rounding(multiplies: bool) -> None:
+    _, small = layer(multiplies=multiplies)
+    compiled = torch.compile(small.forward, fullgraph=True, dynamic=True)
+    with torch.inference_mode():
+        for length in (5, 33):
+            inputs = torch.randn(1, length, 192).to(BF16)
+            assert relative(compiled(inputs), small(inputs)) < 0.01
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from safetensors.torch import load_file, save_file
+from transformers import SiglipVisionConfig
 
 from framepack_core import loading, models
 from framepack_core.errors import ModelError
@@ -271,3 +273,17 @@ def test_what_is_stored_as_wanted_is_read_in_place_and_not_copied() -> None:
 def test_the_part_of_the_image_encoder_that_is_not_used_is_not_loaded() -> None:
     encoder = load(tiny_spec()).image_encoder
     assert not [name for name, _ in encoder.named_parameters() if "head" in name]
+
+
+def test_it_is_not_loaded_either_where_transformers_drops_words_that_its_file_does_not_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So does 5.17; the published file, like the tiny model's, has no word about the head."""
+    read = SiglipVisionConfig.from_pretrained.__func__
+
+    def dropping(cls: type[SiglipVisionConfig], place: Path, **words: Any) -> SiglipVisionConfig:
+        known = json.loads((place / "config.json").read_text()).keys() | {"local_files_only"}
+        return read(cls, place, **{name: word for name, word in words.items() if name in known})
+
+    monkeypatch.setattr(SiglipVisionConfig, "from_pretrained", classmethod(dropping))
+    assert not hasattr(load(tiny_spec()).image_encoder, "head")
