@@ -30,7 +30,7 @@ from tests.played.cards import CONTEXT, RTX_4090_24, CardModel
 from tests.played.memory import Block, CardMemory, HostMemory, watch
 from tests.played.operations import Operations
 from tests.played.streams import PLAYING, Event, Order, Stream, join
-from tests.played.tensors import CUDA, Functions, PlainOperations, body_of, registering
+from tests.played.tensors import CUDA, Functions, PlainOperations, body_of
 
 PROGRAM = ("framepack_core.", "framepackd.")  # whose lines are told
 
@@ -342,7 +342,6 @@ class PlayedGpu:
                 (torch.Tensor, "pin_memory", lambda tensor, device=None: self.operations.pin(tensor)),
                 (torch.Tensor, "record_stream", lambda tensor, stream: self._record(tensor, stream)),
                 (torch.backends.cudnn, "version", lambda: 91701),
-                (torch.nn.Module, "register_buffer", registering(torch.nn.Module.register_buffer)),
                 (threading.Thread, "run", _in_every_thread(threading.Thread.run)),
             ):
                 stack.enter_context(patch(what, name, stand_in))

@@ -192,10 +192,10 @@ class Operations:
         if same and not wanted.get("copy") and (layout is None or tensor.is_contiguous(memory_format=layout)):
             return tensor
         with self.gpu.lock:
-            if not isinstance(tensor, Played) and device.type == "cpu":
+            if not isinstance(tensor, Played) and device.type != "cuda":
                 self.gpu.host_touches([tensor])
                 options = {} if layout is None else {"memory_format": layout}
-                return torch.Tensor.to(tensor, dtype, copy=bool(wanted.get("copy")), **options)
+                return torch.Tensor.to(tensor, device, dtype, copy=bool(wanted.get("copy")), **options)
             place = CUDA if device.type == "cuda" else device
             return self._to_copy(tensor, wanted | {"device": place, "dtype": dtype})
 

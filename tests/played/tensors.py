@@ -160,14 +160,3 @@ def play(module: torch.nn.Module) -> torch.nn.Module:
                     seen[id(tensor)] = played
                 held[name] = seen[id(tensor)]
     return module
-
-
-def registering(register: Any) -> Any:
-    """Have what a module registers while the GPU is played be a played tensor, too."""
-
-    def registered(module: Any, name: str, tensor: Any, persistent: bool = True) -> None:
-        if isinstance(tensor, torch.Tensor) and not isinstance(tensor, Played):
-            tensor = Played(tensor, CPU)
-        register(module, name, tensor, persistent)
-
-    return registered

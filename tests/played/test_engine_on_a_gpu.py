@@ -146,7 +146,8 @@ def test_caches_guidance_and_an_end_frame_change_nothing_of_that(
     with gpu:
         made = run(gpu, engine, request)
     assert_same(made, on_the_cpu(kind, request))
-    assert all(step.computed for step in made.steps) is ("cache" not in SETTINGS[settings])
+    if settings in ("teacache", "magcache"):
+        assert not all(step.computed for step in made.steps), "the cache is at work"
     assert not gpu.faults
 
 
