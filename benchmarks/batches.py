@@ -28,14 +28,18 @@ from typing import Any
 from PIL import Image
 
 from benchmarks import Row
-from framepackd import client, commands, control, daemon, metrics
-from framepackd.config import Config, load_config
+from framepackd import daemon
+from framepackd.control import client, commands
+from framepackd.control import socket as control
+from framepackd.control.status import in_one_line
 from framepackd.daemon import Daemon
-from framepackd.database import Job, State, utc_now
-from framepackd.inbox import Inbox
-from framepackd.jobs import JobStore
-from framepackd.results_page import ResultsPage
-from framepackd.status import in_one_line
+from framepackd.delivery.results_page import ResultsPage
+from framepackd.inbox.scan import Inbox
+from framepackd.jobs import lock as control_lock
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.store import JobStore
+from framepackd.reports import prometheus
+from framepackd.settings.config import Config, load_config
 
 MEMORY = "/dev/shm"  # noqa: S108 - what is made there has a name of its own
 PAIRS, FEW_PAIRS = 10_000, 300
@@ -232,7 +236,7 @@ def asked(root: Path, jobs: int, command: str) -> float:
             answers.extend(results)
         made._nudge()
 
-    lock = control.Lock(place.config.state_dir)
+    lock = control_lock.Lock(place.config.state_dir)
     with control.serve(place.config.state_dir, made.answer):
         asking = threading.Thread(target=ask)
         begun = time.process_time()
@@ -275,7 +279,7 @@ def figures(root: Path, jobs: int) -> float:
     """Sum up all jobs for Prometheus, every 15 s: milliseconds."""
     place = Place(root)
     place.fill(jobs, State.DONE, timings={"sampling": 60.0, "decoding": 5.0})
-    return 1e3 * cpu(lambda: list(metrics._totals(place.store)), 3)
+    return 1e3 * cpu(lambda: list(prometheus._totals(place.store)), 3)
 
 
 def stuck(root: Path, jobs: int) -> float:

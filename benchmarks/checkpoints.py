@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from benchmarks import Row
-from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
-from framepack_core.sampling import SolverState
-from framepackd.beside import Beside
-from framepackd.checkpoint import Checkpoints
+from framepack_core.sampling.step_cache import BranchState
+from framepack_core.sampling.unipc import SolverState
+from framepackd.worker.beside import Beside
+from framepackd.worker.checkpoint import Checkpoints
 
 WINDOW, HEIGHT, WIDTH = 9, 640, 640
 STEPS, STEP_SECONDS = 25, 0.5  # far less than a step takes on any card, so that a slow disk would show

@@ -20,8 +20,9 @@ from torch import nn
 from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
 from benchmarks import Row
-from framepack_core import footprint, loading
-from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.memory import footprint
+from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
+from framepack_core.networks import loading
 
 SMALL = os.environ.get("FRAMEPACKD_BENCHMARK") == "tiny"
 DEMO = BUILT_IN["demo"]
@@ -173,7 +174,7 @@ def shared() -> Make:
 
 
 def models(spec: ModelSpec, dtypes: tuple[torch.dtype, torch.dtype], make: Make, device: torch.device) -> Any:
-    """Give all components, as :func:`framepack_core.loading.load` does; ``dtypes`` likewise."""
+    """Give all components, as :func:`framepack_core.networks.loading.load` does; ``dtypes`` likewise."""
     transformer_dtype, others = dtypes
     demo = loading.load(DEMO, dtype=torch.float32, encoder_dtype=torch.float32)
     dtype_of = dict.fromkeys(CLASSES, others) | {"transformer": transformer_dtype}

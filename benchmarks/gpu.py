@@ -22,14 +22,16 @@ from torch import nn
 from benchmarks import Row
 from benchmarks.first_light import SkippedError
 from benchmarks.full_shape import SMALL, config, is_norm
-from framepack_core import compiling, memory, sections, vae
-from framepack_core.attention import use_attention
-from framepack_core.compiling import CompiledBlocks
-from framepack_core.conditioning import pad_prompt_embeds
-from framepack_core.fp8 import multiplies
+from framepack_core import sections
 from framepack_core.history import HistoryContext
-from framepack_core.precision import reduce
-from framepack_core.transformer import Blocks, Core, guidance, take_apart, timesteps
+from framepack_core.memory import devices
+from framepack_core.networks import compiling, vae
+from framepack_core.networks.attention import use_attention
+from framepack_core.networks.compiling import CompiledBlocks
+from framepack_core.networks.encoders import pad_prompt_embeds
+from framepack_core.networks.fp8 import multiplies
+from framepack_core.networks.quantization import reduce
+from framepack_core.networks.transformer import Blocks, Core, guidance, take_apart, timesteps
 
 HEIGHT, WIDTH, WINDOW, PROMPT_TOKENS, IMAGE_TOKENS = (32, 32, 3, 8, 8) if SMALL else (640, 608, 9, 96, 729)
 BACKENDS = ("native", "_native_flash", "_native_cudnn")
@@ -214,7 +216,7 @@ def as_the_worker_compiles(blocks: Blocks) -> CompiledBlocks:
 def fp8() -> Iterator[Row]:
     """Time a step of blocks that are reduced to fp8, beside one of blocks as they are."""
     if not multiplies(DEVICE, DTYPE):
-        raise SkippedError(f"{memory.describe(DEVICE)} does not multiply in fp8")
+        raise SkippedError(f"{devices.describe(DEVICE)} does not multiply in fp8")
     core, ours = Step().take_apart()
     exact, eager = ours(), seconds(ours)
     reduce(core.blocks, "fp8", DTYPE, DEVICE)
@@ -236,7 +238,7 @@ def decoding() -> Iterator[Row]:
     decoder = random_weights(decoder, DEVICE).to(torch.float16 if DEVICE.type == "cuda" else torch.float32)
     latents = torch.randn(1, 16, 2 * WINDOW, HEIGHT // 8, WIDTH // 8)
     for tile in (None, 256):
-        memory.set_tiles(decoder, tile)
+        devices.set_tiles(decoder, tile)
         taken = seconds(lambda: vae.decode(latents, decoder))
         yield Row(
             f"decoding a section, {'tiles' if tile else 'whole frames'}", taken, None, "s", "without reuse"
@@ -247,7 +249,7 @@ def decoding() -> Iterator[Row]:
 def release() -> None:
     """Give back what is no longer used."""
     gc.collect()
-    memory.release_unused(DEVICE)
+    devices.release_unused(DEVICE)
 
 
 if __name__ == "__main__":

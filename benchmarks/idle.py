@@ -27,13 +27,14 @@ from PIL import Image
 
 from benchmarks import Row
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.footprint import Rung
+from framepack_core.memory.footprint import Rung
 from framepack_core.progress import Progress
 from framepack_core.request import Request
-from framepack_core.sampling import SolverState
-from framepackd import daemon, worker
-from framepackd.config import load_config
-from framepackd.generation import Generation
+from framepack_core.sampling.unipc import SolverState
+from framepackd import daemon
+from framepackd.settings.config import load_config
+from framepackd.worker import main, messages
+from framepackd.worker.generation import Generation
 
 JOBS, SECTIONS, STEPS = 5, 3, 6
 ENCODE_SECONDS, STEP_SECONDS, DECODE_SECONDS = 0.3, 0.5, 0.5  # a step is far shorter than on any card
@@ -124,7 +125,7 @@ def worker_main(connection: Connection, parent: int, device: str) -> None:
     run = Generation.run
 
     @functools.wraps(run)
-    def noted(self: Generation) -> worker.Message:
+    def noted(self: Generation) -> messages.Message:
         answer = run(self)
         note("finished")
         return answer
@@ -133,7 +134,7 @@ def worker_main(connection: Connection, parent: int, device: str) -> None:
     REAL_MAIN(connection, parent, device)
 
 
-REAL_MAIN = worker.main
+REAL_MAIN = main.main
 
 
 def run_jobs(folder: Path) -> Path:
@@ -147,7 +148,7 @@ def run_jobs(folder: Path) -> Path:
         noise = np.random.default_rng(number).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         Image.fromarray(noise).save(inbox / f"{number}.png")
         (inbox / f"{number}.txt").write_text(f"number {number}")
-    worker.main = worker_main
+    main.main = worker_main
     assert daemon.run(load_config(folder / "config.toml"), once=True) == 0
     return events
 

@@ -25,12 +25,13 @@ from PIL import Image
 from transformers import LlamaConfig, LlamaModel
 
 from benchmarks import Row, full_shape
-from framepack_core import footprint, loading, planning
 from framepack_core.engine import Engine
-from framepack_core.footprint import GIB, Video
-from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.memory import footprint, planning
+from framepack_core.memory.footprint import GIB, Video
+from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
+from framepack_core.networks import loading
 from framepack_core.request import Request
-from framepackd.worker import quiet_libraries
+from framepackd.worker.main import quiet_libraries
 
 DEMO = BUILT_IN["demo"]
 MB = 1e6

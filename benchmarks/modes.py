@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import Row
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.fp8 import FP8, Fp8Linear
-from framepack_core.media import Frames
-from framepack_core.models import BUILT_IN
-from framepack_core.precision import Precision
+from framepack_core.media.pictures import Frames
+from framepack_core.models.registry import BUILT_IN
+from framepack_core.networks.fp8 import FP8, Fp8Linear
+from framepack_core.networks.quantization import Precision
 from framepack_core.request import Request
 
 MODES: tuple[tuple[str, Precision], ...] = (

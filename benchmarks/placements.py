@@ -1,7 +1,7 @@
 """The whole engine at full shape: on the card as a machine like this has it, and under caps of its memory.
 
 ``python -m benchmarks placements``: on a GPU. What is predicted, held and reserved of the card's memory,
-beside the seconds that a step takes, for what :mod:`framepack_core.planning` chooses on cards of these sizes.
+beside the seconds that a step takes, for what :mod:`framepack_core.memory.planning` chooses on such cards.
 Weights in host memory are the same few numbers again and again, and take next to no room there until they are
 page-locked.
 """
@@ -23,11 +23,12 @@ from PIL import Image
 from benchmarks import Row
 from benchmarks.full_shape import SMALL, Make, models, on_device, shared, write
 from benchmarks.gpu import DEVICE, HEIGHT, WIDTH, WINDOW, synchronize
-from framepack_core import footprint, memory, planning, sections
+from framepack_core import sections
 from framepack_core.engine import Clip, Engine
-from framepack_core.footprint import GIB, ItemBytes, Rung, Video
-from framepack_core.models import ModelSpec
-from framepack_core.planning import Card, Plan
+from framepack_core.memory import devices, footprint, planning
+from framepack_core.memory.footprint import GIB, ItemBytes, Rung, Video
+from framepack_core.memory.planning import Card, Plan
+from framepack_core.models.registry import ModelSpec
 from framepack_core.request import Request
 
 CAPS = (24, 16, 12, 8, 6)  # GiB
@@ -55,7 +56,7 @@ class Model:
         """Make it up, with weights on a device; ``folder`` is for files of which the headers are read."""
         self.spec: ModelSpec = write(folder / "model", filled=False)
         self.weights = footprint.weights(self.spec)
-        self.dtypes = memory.choose_dtypes(DEVICE, "auto")
+        self.dtypes = devices.choose_dtypes(DEVICE, "auto")
         self._models = models(self.spec, self.dtypes, make, device)
         self._picture = folder / "picture.png"
         noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -135,12 +136,12 @@ def _now() -> float:
 def release() -> None:
     """Give back what is no longer used."""
     gc.collect()
-    memory.release_unused(DEVICE)
+    devices.release_unused(DEVICE)
 
 
 def whole() -> Iterator[Row]:
     """Make a section as a card of this size has it, with weights that are made on it if it holds them all."""
-    card = memory.card(DEVICE)
+    card = devices.card(DEVICE)
     held = card is None or card.free > ALL
     with tempfile.TemporaryDirectory() as folder:
         began = _now()

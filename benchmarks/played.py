@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks import Row
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.footprint import CONTEXT, GIB, Placement, Video
-from framepack_core.planning import Plan
+from framepack_core.memory.footprint import CONTEXT, GIB, Placement, Video
+from framepack_core.memory.planning import Plan
 from framepack_core.request import Request
 from tests.played.cards import CARDS, CardModel
 from tests.played.gpu import PlayedGpu

@@ -37,14 +37,16 @@ from benchmarks.gpu import (
     synchronize,
 )
 from benchmarks.writer import encode_whole, example_work
-from framepack_core import footprint, loading, memory, planning, sections, vae
-from framepack_core.encoders import Conditioning
+from framepack_core import sections
+from framepack_core.conditioning import Conditioning
 from framepack_core.engine import Engine
-from framepack_core.footprint import Rung
-from framepack_core.models import BUILT_IN
-from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
-from framepackd import worker
-from framepackd.generation import Generation
+from framepack_core.memory import devices, footprint, planning
+from framepack_core.memory.footprint import Rung
+from framepack_core.models.registry import BUILT_IN
+from framepack_core.networks import loading, vae
+from framepack_core.sampling.unipc import Denoiser, flow_sigmas, sample_unipc, schedule_mu
+from framepackd.worker import messages
+from framepackd.worker.generation import Generation
 
 SECTIONS, STEPS = 2, 3 if SMALL else 25
 
@@ -140,8 +142,8 @@ class _Daemon:
     def poll(self) -> bool:
         return False
 
-    def send(self, message: worker.Message) -> None:
-        if isinstance(message, worker.StepDone) and self.first_step is None:
+    def send(self, message: messages.Message) -> None:
+        if isinstance(message, messages.StepDone) and self.first_step is None:
             synchronize()
             self.first_step = time.perf_counter()
 
@@ -196,7 +198,7 @@ def busy_seconds(profiler: Any) -> float:
 
 def plain(step: Step, decoder: Any, folder: Path) -> float:
     """Make the same video as FramePack's own loop does; gives the seconds it took after the first step."""
-    memory.set_tiles(decoder, 256)
+    devices.set_tiles(decoder, 256)
     latents_of = torch.randn(1, 16, WINDOW, HEIGHT // 8, WIDTH // 8)
     sigmas = flow_sigmas(STEPS, schedule_mu(WINDOW * (HEIGHT // 8) * (WIDTH // 8) // 4))
     history_pixels: torch.Tensor | None = None

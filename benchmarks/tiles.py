@@ -11,8 +11,8 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 
 from benchmarks import Row
-from framepack_core import vae
 from framepack_core.history import History
+from framepack_core.networks import vae
 from framepack_core.sections import Kind, plan, section_count
 
 WINDOW, HEIGHT, WIDTH = 9, 4, 4

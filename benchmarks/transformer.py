@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import Row
-from framepack_core import memory, sections
-from framepack_core.conditioning import pad_prompt_embeds
+from framepack_core import sections
 from framepack_core.history import HistoryContext
-from framepack_core.precision import reduce
-from framepack_core.transformer import guidance, take_apart, timesteps
+from framepack_core.memory import devices
+from framepack_core.networks.encoders import pad_prompt_embeds
+from framepack_core.networks.quantization import reduce
+from framepack_core.networks.transformer import guidance, take_apart, timesteps
 
 FULL = {"has_image_proj": True, "image_proj_dim": 1152, "has_clean_x_embedder": True}  # else its defaults
 TINY = FULL | {
@@ -119,11 +120,11 @@ def weights() -> Iterator[Row]:
     for precision in ("exact", "fp8"):
         with torch.device("meta"):
             transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
-        whole = memory.weight_bytes(transformer) / 1e9
+        whole = devices.weight_bytes(transformer) / 1e9
         core, _ = take_apart(transformer)
         reduce(core.blocks, precision, torch.bfloat16)
         name = f"weights in the sampling loop, {precision}"
-        yield Row(name, memory.weight_bytes(core) / 1e9, whole, "GB", "what a card has to hold or be sent")
+        yield Row(name, devices.weight_bytes(core) / 1e9, whole, "GB", "what a card has to hold or be sent")
 
 
 def operations() -> Iterator[Row]:

@@ -26,16 +26,17 @@ import torch
 from PIL import Image
 
 from benchmarks import Row
-from framepack_core import segments, vae
 from framepack_core.engine import Clip
 from framepack_core.history import History
-from framepack_core.models import BUILT_IN
+from framepack_core.media import segments
+from framepack_core.models.registry import BUILT_IN
+from framepack_core.networks import vae
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sections import FPS, Kind, frame_count, plan, section_count
-from framepackd.checkpoint import Checkpoints
-from framepackd.video import Video
-from framepackd.worker import Work
+from framepackd.worker.checkpoint import Checkpoints
+from framepackd.worker.messages import Work
+from framepackd.worker.video import Video
 
 HEIGHT, WIDTH, WINDOW, CRF = 640, 608, 9, 16
 OVERLAP, NEW = 4 * WINDOW - 3, 4 * WINDOW  # frames

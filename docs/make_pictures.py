@@ -24,7 +24,8 @@ from PIL import Image
 from playwright.sync_api import Error, Page, sync_playwright
 from rich.console import Console
 
-from framepackd import control, display
+from framepackd.cli import display
+from framepackd.control import socket
 
 PORT = 7877
 PICTURES = Path(__file__).parent / "pictures"
@@ -88,7 +89,7 @@ def wait_until(state: Path, *, name: str, section: int | None) -> None:
     while True:
         time.sleep(0.3)
         try:
-            jobs = control.ask(state, {"command": "status"})["jobs"]
+            jobs = socket.ask(state, {"command": "status"})["jobs"]
         except OSError:
             continue
         job = next((job for job in jobs if job["name"] == name), None)
@@ -99,7 +100,7 @@ def wait_until(state: Path, *, name: str, section: int | None) -> None:
 
 
 def draw_status(state: Path) -> None:
-    report = control.ask(state, {"command": "status"})
+    report = socket.ask(state, {"command": "status"})
     for job in report["jobs"]:  # where this machine keeps things is nobody's concern
         job["output"] = job["output"] and job["output"].replace(str(state), "~/.local/state/framepackd")
     console = Console(record=True, width=118, highlight=False, force_terminal=True)

@@ -1,196 +1,169 @@
-"""What steers a video from outside the latents: the text, and the picture as SigLIP sees it."""
+"""From a request's text and pictures to what steers its video, the same prompt and picture only once."""
 
-import re
-import unicodedata
-from dataclasses import dataclass, replace
-from itertools import accumulate
-from typing import TYPE_CHECKING, Literal
+import hashlib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import safetensors.torch
 import torch
-from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_framepack import DEFAULT_PROMPT_TEMPLATE
-from PIL import Image
 
-from framepack_core.errors import ModelError
-from framepack_core.media import Picture, resize
-from framepack_core.prompts import Cut, first_words
-
-if TYPE_CHECKING:
-    from transformers import (
-        CLIPTextModel,
-        CLIPTokenizer,
-        LlamaModel,
-        PreTrainedTokenizerFast,
-        SiglipImageProcessorPil,
-        SiglipVisionModel,
-    )
-
-TEMPLATE: str = DEFAULT_PROMPT_TEMPLATE["template"]
-TEMPLATE_PREFIX = TEMPLATE.split("{}")[0]
-TEMPLATE_TOKENS: int = DEFAULT_PROMPT_TEMPLATE["crop_start"]  # of the prefix, BOS included: 95
-MAX_PROMPT_TOKENS = 256
-MAX_POOLED_TOKENS = 77  # begin and end included
-PADDED_PROMPT_TOKENS = 512  # length FramePack was trained with; rows past the prompt are masked
-TEXT_LAYER = -3  # counted in hidden_states: the output of the last layer but two, before the final norm
+from framepack_core.errors import RequestError
+from framepack_core.media import extend, video_reader
+from framepack_core.media.extend import LATENT_PIXELS
+from framepack_core.media.pictures import Picture, crop_to, open_picture
+from framepack_core.media.sizes import Size, output_size
+from framepack_core.memory import devices
+from framepack_core.memory.footprint import TILE
+from framepack_core.memory.placement import Places
+from framepack_core.networks import encoders as conditioning
+from framepack_core.networks import loading, vae
+from framepack_core.networks.encoders import TextConditioning
+from framepack_core.prompts import Cut
+from framepack_core.recent import Recent
+from framepack_core.request import Request
 
 
 @dataclass(frozen=True)
-class TextConditioning:
-    """A prompt as the transformer takes it."""
+class Conditioning:
+    """Everything that stays the same for the whole video; latents float32 on the CPU."""
 
-    prompt_embeds: torch.Tensor  # (1, 512, C)
-    prompt_embeds_mask: torch.Tensor  # (1, 512), bool, true for the prompt's own rows
-    pooled_prompt_embeds: torch.Tensor  # (1, P)
-    cuts: tuple[Cut, ...] = ()  # by the encoders that it is too long for
+    positive: TextConditioning
+    negative: TextConditioning | None  # only where the true CFG scale is not 1
+    image_embeds: torch.Tensor  # (1, tokens, C)
+    start_latents: torch.Tensor  # (1, 16, 1, h, w)
+    end_latents: torch.Tensor | None = None
+    keyframe_latents: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    timed: tuple[TextConditioning, ...] = ()  # of the timed prompts
+    before: "Before | None" = None
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> "TextConditioning":
-        """Move everything and cast what is not the mask."""
-        return replace(
-            self,
-            prompt_embeds=self.prompt_embeds.to(device, dtype),
-            prompt_embeds_mask=self.prompt_embeds_mask.to(device),
-            pooled_prompt_embeds=self.pooled_prompt_embeds.to(device, dtype),
+    @property
+    def cuts(self) -> tuple[Cut, ...]:
+        """Say which of its prompts are too long, and for which encoder."""
+        texts = (self.positive, *([self.negative] if self.negative else []), *self.timed)
+        return tuple(dict.fromkeys(cut for text in texts for cut in text.cuts))
+
+
+@dataclass(frozen=True)
+class Before:
+    """A video that is gone on with; on the CPU."""
+
+    latents: torch.Tensor  # (1, 16, T, h, w), float32: of all of it, or of its end
+    pixels: torch.Tensor | None = None  # (1, 3, T', H, W): its last frames, if not from the latents
+
+    def sections(self, window: int) -> int:
+        """Say how many sections it has taken, the picture or frame that it began with left out."""
+        return extend.sections_taken(self.latents.shape[2], window)
+
+
+class Encoders:
+    """The text encoders, the image encoder and the VAE's, with the last few things that they made."""
+
+    def __init__(self, models: loading.Models, places: Places) -> None:
+        """Use a model's components, wherever they are."""
+        self._models = models
+        self._places = places
+        # Of the VAE. Pictures are small; what they become must not depend on how far down the ladder it went.
+        self.tile: int | None = None
+        self._texts = Recent[TextConditioning]()
+        self._image_embeds = Recent[torch.Tensor]()
+        self._posteriors = Recent[torch.Tensor]()
+
+    @torch.inference_mode()
+    def encode(self, request: Request) -> Conditioning:
+        """Encode the request's text and pictures, as far as none of the last jobs had the same."""
+        self._models.spec.verify(
+            end_image=bool(request.end_image),
+            keyframes=bool(request.keyframes),
+            continues=request.continue_from is not None,
+        )
+        picture = open_picture(request.image, request.background)
+        size = output_size(request, picture.shape[:2], self._models.spec.buckets)
+        before = None
+        if request.continue_from is not None:
+            before = self._before(request, request.continue_from, size)
+            size = before.latents.shape[3] * LATENT_PIXELS, before.latents.shape[4] * LATENT_PIXELS
+        others = [*([request.end_image] if request.end_image else []), *request.keyframes.values()]
+        opened = (open_picture(path, request.background) for path in others)  # one in memory at a time
+        pictures = [crop_to(picture, size) for picture in itertools.chain([picture], opened)]
+        prompts = [request.prompt, *(timed.text for timed in request.prompts)]
+        if request.true_cfg_scale != 1:
+            prompts.append(request.negative_prompt)
+        digests = [_digest(picture) for picture in pictures]
+        named = {f"{self.tile} {digest}": picture for digest, picture in zip(digests, pictures, strict=True)}
+        named_texts = {prompt: prompt for prompt in prompts}
+        texts = dict(zip(named_texts, self._texts.all(named_texts, self._encode_prompts), strict=True))
+        (image_embeds,) = self._image_embeds.all({digests[0]: pictures[0]}, self._encode_images)
+        posteriors = dict(zip(named, self._posteriors.all(named, self._encode_pictures), strict=True))
+        latents = [self._draw(posteriors[f"{self.tile} {digest}"], request.seed) for digest in digests]
+        start = latents.pop(0)
+        end = latents.pop(0) if request.end_image else None
+        return Conditioning(
+            positive=texts[request.prompt],
+            negative=texts[request.negative_prompt] if request.true_cfg_scale != 1 else None,
+            image_embeds=image_embeds,
+            start_latents=start,
+            end_latents=end,
+            keyframe_latents=dict(zip(request.keyframes, latents, strict=True)),
+            timed=tuple(texts[timed.text] for timed in request.prompts),
+            before=before,
         )
 
+    def _before(self, request: Request, path: Path, size: Size) -> Before:
+        """Read a video to go on with: its latents as they are, or the latents that its last frames become."""
+        if path.suffix.lower() == ".safetensors":
+            latents = continued_latents(path)
+            own = (latents.shape[3] * LATENT_PIXELS, latents.shape[4] * LATENT_PIXELS)
+            if request.width is not None and size != own:
+                raise RequestError(
+                    f"{path.name} is of {own[1]}x{own[0]}, what is added cannot be of {size[1]}x{size[0]}: "
+                    "leave width and height out, or leave out the latents"
+                )
+            return Before(latents)
+        frames = video_reader.last_frames(path, size)
+        # In tiles wherever it is: it takes much memory, and what it becomes must not depend on the ladder.
+        devices.set_tiles(self._models.vae, TILE)
+        with self._places.on_device(self._models.vae):
+            latents = self._draw(vae.encode(frames, self._models.vae), request.seed)
+        count = extend.remade(latents.shape[2], request.latent_window_size)
+        return Before(latents, vae.to_pixels(frames[-count:]))
 
-def encode_prompt(
-    prompt: str,
-    text_encoder: "LlamaModel",
-    tokenizer: "PreTrainedTokenizerFast",
-    text_encoder_2: "CLIPTextModel",
-    tokenizer_2: "CLIPTokenizer",
-    device: torch.device,
-) -> TextConditioning:
-    """Encode a prompt, verbatim, with Llama (tokens) and CLIP (pooled); their dtype, on the CPU.
+    def _draw(self, posterior: torch.Tensor, seed: int) -> torch.Tensor:
+        """Draw with a generator of its own: the draw depends on the seed and on nothing before it."""
+        scaling = self._models.vae.config.scaling_factor
+        return vae.draw(posterior, scaling, torch.Generator("cpu").manual_seed(seed), self._places.device)
 
-    ``device``: where they compute.
-    """
-    ids, mask = tokenize_llama(prompt, tokenizer)
-    valid = int(mask.sum())
-    output = text_encoder(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        output_hidden_states=True,
-        use_cache=False,
-    )
-    embeds = output.hidden_states[TEXT_LAYER][:, TEMPLATE_TOKENS:valid]
-    pooled = text_encoder_2(tokenize_clip(prompt, tokenizer_2).to(device)).pooler_output
-    cuts = (cut_llama(prompt, tokenizer), cut_clip(prompt, tokenizer_2))
-    return replace(pad_prompt_embeds(embeds.cpu(), pooled.cpu()), cuts=tuple(filter(None, cuts)))
+    def _encode_prompts(self, prompts: list[str]) -> list[TextConditioning]:
+        models = self._models
+        encoders = (models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2)
+        with self._places.on_device(models.text_encoder, models.text_encoder_2):
+            return [conditioning.encode_prompt(prompt, *encoders, self._places.device) for prompt in prompts]
 
+    def _encode_images(self, pictures: list[Picture]) -> list[torch.Tensor]:
+        encoder, processor = self._models.image_encoder, self._models.image_processor
+        with self._places.on_device(encoder):
+            return [conditioning.encode_image(picture, encoder, processor) for picture in pictures]
 
-def pad_prompt_embeds(
-    embeds: torch.Tensor, pooled: torch.Tensor, length: int = PADDED_PROMPT_TOKENS
-) -> TextConditioning:
-    """Pad or cut prompt embeds (1, N, C) to ``length`` rows and say in a mask which rows are real."""
-    rows = min(embeds.shape[1], length)
-    padded = embeds.new_zeros(embeds.shape[0], length, embeds.shape[2])
-    padded[:, :rows] = embeds[:, :rows]
-    mask = torch.zeros(embeds.shape[0], length, dtype=torch.bool, device=embeds.device)
-    mask[:, :rows] = True
-    return TextConditioning(padded, mask, pooled)
-
-
-def tokenize_llama(prompt: str, tokenizer: "PreTrainedTokenizerFast") -> tuple[torch.Tensor, torch.Tensor]:
-    """Give token ids and attention mask, each (1, 351), of the prompt inside the template."""
-    tokens = tokenizer(
-        TEMPLATE.format(prompt),
-        padding="max_length",
-        max_length=MAX_PROMPT_TOKENS + TEMPLATE_TOKENS,
-        truncation=True,
-        return_tensors="pt",
-        return_attention_mask=True,
-    )
-    return tokens["input_ids"], tokens["attention_mask"]
+    def _encode_pictures(self, pictures: list[Picture]) -> list[torch.Tensor]:
+        # Pictures are small, and what they become must not depend on how far down the ladder it went.
+        devices.set_tiles(self._models.vae, self.tile)
+        with self._places.on_device(self._models.vae):
+            return [vae.encode(picture[None], self._models.vae) for picture in pictures]
 
 
-def cut_llama(prompt: str, tokenizer: "PreTrainedTokenizerFast") -> Cut | None:
-    """Say what ``tokenize_llama`` leaves out of a prompt; None if that is none of its words."""
-    told = tokenizer(TEMPLATE.format(prompt), return_offsets_mapping=True, verbose=False)
-    begin, end = len(TEMPLATE_PREFIX), len(TEMPLATE_PREFIX) + len(prompt)
-    starts = [start - begin for start, _ in told["offset_mapping"][TEMPLATE_TOKENS:] if begin <= start < end]
-    return _cut(prompt, "llama", starts, MAX_PROMPT_TOKENS)
-
-
-def tokenize_clip(prompt: str, tokenizer: "CLIPTokenizer") -> torch.Tensor:
-    """Give token ids (1, 77)."""
-    tokens = tokenizer(
-        _clean_for_clip(prompt),
-        padding="max_length",
-        max_length=MAX_POOLED_TOKENS,
-        truncation=True,
-        return_tensors="pt",
-    )
-    ids: torch.Tensor = tokens["input_ids"]
-    return ids
-
-
-def cut_clip(prompt: str, tokenizer: "CLIPTokenizer") -> Cut | None:
-    """Say what ``tokenize_clip`` leaves out of a prompt; None if that is none of its words."""
-    cleaned = _clean_for_clip(prompt)
-    told = tokenizer(cleaned, return_offsets_mapping=True, verbose=False)
-    # Cleaning puts in spaces and takes out what is not kept: all other characters are in both.
-    places = [place for place, c in enumerate(prompt) if _kept_for_clip(c) and not c.isspace()]
-    passed = list(accumulate((not c.isspace() for c in cleaned), initial=0))
-    starts = [places[passed[start]] for start, _ in told["offset_mapping"][1:-1]]
-    return _cut(prompt, "clip", starts, MAX_POOLED_TOKENS - 2)
-
-
-def _cut(prompt: str, encoder: Literal["llama", "clip"], starts: list[int], most: int) -> Cut | None:
-    """Say what is left out where tokens begin at ``starts`` in a prompt and ``most`` of them are taken."""
-    dropped = first_words(prompt, starts[most]) if len(starts) > most else ""
-    return Cut(prompt, encoder, len(starts), most, dropped) if dropped else None
-
-
-# Blocks whose characters the tokenizer that FramePack was published with treated as words of their own.
-_IDEOGRAPHS = re.compile(
-    "([\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
-    "\U0002b820-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f])"
-)
-
-
-def _clean_for_clip(prompt: str) -> str:
-    """Prepare a prompt as the slow CLIP tokenizer of transformers 4 did, which transformers 5 dropped.
-
-    Without it Japanese and Chinese prompts, and those with zero-width characters, get other token ids.
-    """
-    return _IDEOGRAPHS.sub(r" \1 ", "".join(filter(_kept_for_clip, prompt)))
-
-
-def _kept_for_clip(character: str) -> bool:
-    return character in "\t\n\r" or unicodedata.category(character) not in ("Cc", "Cf")
-
-
-def verify_prompt_template(tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Check that the template's prefix is the 95 tokens that are cut off behind the text encoder.
-
-    A tokenizer class that does not fit the files loses the spaces of every prompt without an error.
+def continued_latents(path: Path) -> torch.Tensor:
+    """Read latents (1, 16, T, h, w), float32, that were kept of a video.
 
     Raises:
-        ModelError: it is not.
+        RequestError: that is not what is in the file.
     """
-    ids = tokenizer(TEMPLATE_PREFIX)["input_ids"]
-    if len(ids) != TEMPLATE_TOKENS:
-        raise ModelError(
-            f"the tokenizer in {tokenizer.name_or_path} turns the prompt template into {len(ids)} tokens, "
-            f"not {TEMPLATE_TOKENS}: these are not HunyuanVideo's tokenizer files; download them again"
-        )
-    if ids[0] != tokenizer.bos_token_id or tokenizer.padding_side != "right":
-        raise ModelError(
-            f"the tokenizer in {tokenizer.name_or_path} starts with token {ids[0]} (not BOS, "
-            f"{tokenizer.bos_token_id}) or pads on the {tokenizer.padding_side} (not right): "
-            "these are not HunyuanVideo's tokenizer files; download them again"
-        )
+    extend.latents_shape(path)
+    latents = safetensors.torch.load_file(path)["latents"]
+    if not latents.isfinite().all():
+        raise RequestError(f"{path.name} holds numbers that are none: {extend.NO_LATENTS}")
+    return latents
 
 
-def encode_image(
-    picture: Picture, image_encoder: "SiglipVisionModel", processor: "SiglipImageProcessorPil"
-) -> torch.Tensor:
-    """Encode the cropped uint8 picture (H, W, 3) with SigLIP: (1, tokens, C), normed, on the CPU."""
-    size, resample = processor.size, Image.Resampling(processor.resample)
-    resized = resize(
-        picture, (size["height"], size["width"]), resample=resample
-    )  # leaves it nothing to resize
-    pixels = processor.preprocess(images=resized, return_tensors="pt")["pixel_values"]
-    output = image_encoder(pixels.to(image_encoder.device, image_encoder.dtype))
-    states: torch.Tensor = output.last_hidden_state
-    return states.cpu()
+def _digest(picture: Picture) -> str:
+    return f"{picture.shape} {hashlib.sha256(picture.tobytes()).hexdigest()}"

@@ -1,7 +1,7 @@
 """From a request to a video: the page to read first.
 
 Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one section, and
-:func:`framepack_core.sampling.sample_unipc` the steps of a section.
+:func:`framepack_core.sampling.unipc.sample_unipc` the steps of a section.
 """
 
 import logging
@@ -12,27 +12,28 @@ from itertools import zip_longest
 
 import torch
 
-from framepack_core import footprint, loading, memory, planning, vae
-from framepack_core.attention import AUTO, choose_attention, use_attention
-from framepack_core.cache import StepCache
-from framepack_core.compiling import CompiledBlocks
-from framepack_core.conditioning import TextConditioning
-from framepack_core.encoders import Before, Conditioning, Encoders
-from framepack_core.footprint import TILE, ItemBytes, Tiling, Video
+from framepack_core.conditioning import Before, Conditioning, Encoders
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
-from framepack_core.magcache import Calibration, step_caches
-from framepack_core.media import Frames, Picture
-from framepack_core.merging import Merger
-from framepack_core.models import ModelSpec, find
-from framepack_core.places import Places
-from framepack_core.planning import Plan, PlanError
-from framepack_core.precision import Precision, reduce
+from framepack_core.media.pictures import Frames, Picture
+from framepack_core.memory import devices, footprint, planning
+from framepack_core.memory.footprint import TILE, ItemBytes, Tiling, Video
+from framepack_core.memory.placement import Places
+from framepack_core.memory.planning import Plan, PlanError
+from framepack_core.models.registry import ModelSpec, find
+from framepack_core.networks import loading, vae
+from framepack_core.networks.attention import AUTO, choose_attention, use_attention
+from framepack_core.networks.compiling import CompiledBlocks
+from framepack_core.networks.encoders import TextConditioning
+from framepack_core.networks.merging import Merger
+from framepack_core.networks.quantization import Precision, reduce
+from framepack_core.networks.transformer import Tables, guidance, take_apart, timesteps
 from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request
-from framepack_core.sampling import Denoiser, flow_sigmas, sample_unipc, schedule_mu
+from framepack_core.sampling.magcache import Calibration, step_caches
+from framepack_core.sampling.step_cache import StepCache
+from framepack_core.sampling.unipc import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Kind, Section, chronological, plan, section_count
 from framepack_core.texts import SectionTexts
-from framepack_core.transformer import Tables, guidance, take_apart, timesteps
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class Engine:
         self._places = Places(
             device,
             core=self.core,
+            blocks=blocks,
             text_encoder=models.text_encoder,
             vae=models.vae,
             pinnable=pinnable,
@@ -155,9 +157,9 @@ class Engine:
             RequestError: a LoRA cannot be read, or does not fit.
             PlanError: it cannot fit into the memory of this machine.
         """
-        chosen = memory.choose_device(device)
-        memory.release_unused(chosen)  # of a model that was loaded before
-        dtypes = memory.choose_dtypes(chosen, dtype)
+        chosen = devices.choose_device(device)
+        devices.release_unused(chosen)  # of a model that was loaded before
+        dtypes = devices.choose_dtypes(chosen, dtype)
         attention = choose_attention(attention, chosen)
         find(spec)  # what is missing is to be told, rather than planned with the published sizes
         weights, host = footprint.weights(spec), planning.host_memory()
@@ -165,7 +167,7 @@ class Engine:
         def plan(video: Video, keep_free: int, changed: Mapping[str, int]) -> Plan:
             return planning.make_plan(
                 weights,
-                memory.card(chosen),
+                devices.card(chosen),
                 host,  # as it was before anything was loaded
                 video,
                 tiling=tiling,
@@ -204,7 +206,7 @@ class Engine:
         """Generate a video: yields every step, and a clip after every section. Leave the loop to cancel.
 
         Of a video that is gone on with, the clips begin before its end, by as many frames as
-        :func:`framepack_core.continuing.remade` says, over the last of which they fade in.
+        :func:`framepack_core.media.extend.remade` says, over the last of which they fade in.
 
         With ``resume``, the progress of an event of the same request, what follows that event is generated,
         and is the same to the bit.
@@ -301,7 +303,7 @@ class Engine:
             self._places.for_a_moment,
         )
         if self.rungs[self.rung].placement != "all":
-            memory.release_unused(device)
+            devices.release_unused(device)
         return tables
 
     def _sample_section(
@@ -357,7 +359,7 @@ class Engine:
         """Give the last frames of a video that is gone on with, as its sections would have left them."""
         if before.pixels is not None:
             return before.pixels
-        memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
+        devices.set_tiles(self.models.vae, self.rungs[self.rung].tile)
         with self._places.on_device(self.models.vae):
             return vae.end_of(before.latents, window, self.models.vae)
 
@@ -372,7 +374,7 @@ class Engine:
     ) -> Clip:
         """Decode a section and join it to the video; no pixels but the edge stay on the device."""
         kind, overlap = self.models.spec.kind, 4 * len(section.indices_latents) - 3
-        memory.set_tiles(self.models.vae, self.rungs[self.rung].tile)
+        devices.set_tiles(self.models.vae, self.rungs[self.rung].tile)
         with self._places.on_device(self.models.vae):
             decoded = vae.decode(history.decodable(section), self.models.vae, tiles, shared)
         settled, edge = vae.join(kind, progress.edge, decoded, overlap, is_last=section.is_last)

@@ -6,8 +6,8 @@ from functools import cache
 
 import torch
 
-from framepack_core.cache import BranchState
-from framepack_core.sampling import SolverState
+from framepack_core.sampling.step_cache import BranchState
+from framepack_core.sampling.unipc import SolverState
 
 _CPU = torch.device("cpu")
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from framepack_core.conditioning import TextConditioning
-from framepack_core.encoders import Conditioning
+from framepack_core.conditioning import Conditioning
+from framepack_core.networks.encoders import TextConditioning
+from framepack_core.networks.transformer import Tables
 from framepack_core.prompts import sections_of
 from framepack_core.request import Request
 from framepack_core.sections import Kind
-from framepack_core.transformer import Tables
 
 
 class SectionTexts:

@@ -17,21 +17,27 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from framepackd import commands, control, folders, intake, notify, rights
+from framepackd import folders, rights
 from framepackd.apart import Apart, within
-from framepackd.config import Config, ConfigError, changed
-from framepackd.database import StoreError, StoreUnavailableError, utc_now
-from framepackd.deliveries import PATIENCE_SECONDS, SILENT_SECONDS, Deliveries
-from framepackd.jobs import JobStore
-from framepackd.metrics import Metrics
-from framepackd.notify import Reporter
+from framepackd.control import commands, socket
+from framepackd.control.signals import hearing_signals
+from framepackd.control.status import in_one_line, snapshot
+from framepackd.delivery.deliveries import PATIENCE_SECONDS, SILENT_SECONDS, Deliveries
+from framepackd.delivery.results_page import ResultsPage
+from framepackd.intake import take
+from framepackd.intake.rounds import RETRY_SECONDS, SCAN_SECONDS, Looked, Rounds
+from framepackd.jobs import lock as control_lock
+from framepackd.jobs.database import StoreError, StoreUnavailableError
+from framepackd.jobs.described import whole
+from framepackd.jobs.job import utc_now
+from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
-from framepackd.readiness import missing_model, missing_room
-from framepackd.results_page import ResultsPage
-from framepackd.rounds import RETRY_SECONDS, SCAN_SECONDS, Looked, Rounds
-from framepackd.runner import CANCELLING, ROUND_SECONDS, STOPPING, Runner
-from framepackd.signals import hearing_signals
-from framepackd.status import in_one_line, snapshot, whole
+from framepackd.reports import systemd
+from framepackd.reports.prometheus import Metrics
+from framepackd.reports.systemd import Reporter
+from framepackd.settings.config import Config, ConfigError, changed
+from framepackd.supervisor.readiness import missing_model, missing_room
+from framepackd.supervisor.supervisor import CANCELLING, ROUND_SECONDS, STOPPING, Runner
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +57,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
         OSError: a folder cannot be made or read.
     """
     rights.make_folders(config)
-    lock = control.Lock(config.state_dir, waiting=_say_that_it_waits)
+    lock = control_lock.Lock(config.state_dir, waiting=_say_that_it_waits)
     try:
         folders.make_new(config)
         with ExitStack() as stack:
@@ -61,7 +67,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
                 config, store, once=once, load_again=load_again or (lambda: config), problems=problems
             )
             stack.enter_context(hearing_signals(daemon.stop, daemon.reload))
-            stack.enter_context(control.serve(config.state_dir, daemon.answer))
+            stack.enter_context(socket.serve(config.state_dir, daemon.answer))
             return daemon.run()
     finally:
         lock.release()
@@ -70,7 +76,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
 def _say_that_it_waits(pid: int) -> None:
     """Tell, again and again, that the daemon before this one cannot end yet."""
     waited = f"waiting for pid {pid}, the daemon before this one, to end: its disk does not answer"
-    notify.notify(f"EXTEND_TIMEOUT_USEC={notify.STOP_USEC}", "WATCHDOG=1", f"STATUS={waited}")
+    systemd.notify(f"EXTEND_TIMEOUT_USEC={systemd.STOP_USEC}", "WATCHDOG=1", f"STATUS={waited}")
 
 
 class Daemon:
@@ -210,11 +216,11 @@ class Daemon:
 
     def run(self) -> int:
         """Go round until stopped, or, once, until all is done; returns the exit code."""
-        intake.clear_ended(self._config, self._store)
+        take.clear_ended(self._config, self._store)
         self._take_up_leftovers()
         self._deliveries.look_for_leftovers()
         self._results_page.refresh(self._config)
-        notify.notify("READY=1")
+        systemd.notify("READY=1")
         try:
             self._round()
             while not self._finished():
@@ -357,7 +363,7 @@ class Daemon:
     def _reload(self) -> None:
         """Take what can change while running from the configuration as it is now."""
         self._reload_asked = False
-        notify.reloading()
+        systemd.reloading()
         try:
             self._config, taken, fixed = changed(self._config, self._load_again())
         except ConfigError as error:
@@ -371,7 +377,7 @@ class Daemon:
             log.info("configuration read again: %s", f"new {', '.join(taken)}" if taken else "nothing new")
             if fixed:
                 log.warning("%s: new in the configuration, but holds only after a restart", ", ".join(fixed))
-        notify.notify("READY=1")
+        systemd.notify("READY=1")
 
     def _wait(self) -> None:
         """Sleep until something happens or the next scan is due."""

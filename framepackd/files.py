@@ -15,6 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+SILENT = "is of a share whose server does not answer: look after the server and the network"
+UNREACHABLE = {
+    errno.ESTALE: "is of a share that its server has exported anew: unmount it and mount it again",
+    errno.ENOTCONN: "is of a share that is not connected any more: unmount it and mount it again",
+    errno.EHOSTDOWN: SILENT,
+    errno.EHOSTUNREACH: SILENT,
+    errno.ETIMEDOUT: SILENT,
+    errno.EIO: "cannot be used: its disk or share fails, look into the kernel's log (dmesg)",
+}
+
 PART_PREFIX = ".framepackd-"  # hidden, and ours: start-up may clear such files away
 COPIED_AT_ONCE = 1 << 20
 READABLE = 0o055  # a folder, by group and others

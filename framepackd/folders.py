@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from framepackd import files, rights
-from framepackd.config import Config
-from framepackd.listing import UNREACHABLE
+from framepackd.files import UNREACHABLE
+from framepackd.settings.config import Config
 
 MARKER = ".framepackd.marker"
 RECORD = (

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from framepackd import files
-from framepackd.config import Config
 from framepackd.problems import Problem
+from framepackd.settings.config import Config
 
 log = logging.getLogger(__name__)
 

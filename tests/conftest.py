@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.media import Frames
+from framepack_core.media.pictures import Frames
 from framepack_core.sections import chronological
 from tests.golden.replay import KINDS as KINDS  # for tests, which have it from here
 from tests.golden.replay import tiny_spec as tiny_spec

@@ -11,39 +11,12 @@ from typing import Any
 import pytest
 from click import Command, Group
 
-from framepackd.cli import main
+from framepackd.cli.main import main
 from tests.conftest import pytest_runtest_makereport
+from tests.test_wings import AT_IMPORT, MODULES, with_torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-
-
-def imports(path: Path) -> set[str]:
-    """Name every module that a file imports, anywhere in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "framepack_core").glob("*.py")), ids=lambda path: path.name)
-def test_the_core_knows_nothing_of_the_daemon(path: Path) -> None:
-    roots = {name.split(".")[0] for name in imports(path)}
-    assert not roots & {"framepackd", "sqlalchemy", "watchdog", "click", "rich", "pydantic_settings", "tests"}
-
-
-IN_THE_WORKER = {"generation", "checkpoint", "previews", "video"}  # imported in its process only
-IN_ITS_COMMAND = {"calibrate", "sanity"}  # likewise
-
-
-def test_only_the_worker_and_the_checks_of_the_device_know_of_torch() -> None:
-    heavy = {"torch", "framepack_core.engine", "framepack_core.loading", "framepack_core.memory"}
-    users = {path.stem for path in (ROOT / "framepackd").glob("*.py") if imports(path) & heavy}
-    assert users == {"check", *IN_THE_WORKER, *IN_ITS_COMMAND}
 
 
 @pytest.mark.parametrize(
@@ -51,14 +24,14 @@ def test_only_the_worker_and_the_checks_of_the_device_know_of_torch() -> None:
 )
 def test_nothing_runs_what_comes_with_data(word: str) -> None:
     for package in ("framepack_core", "framepackd"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             assert not re.search(word, path.read_text()), path.name
 
 
 def test_importing_the_packages_does_nothing(tmp_path: Path) -> None:
-    """No file made, no network, no torch: in an empty folder, with every module of the daemon."""
-    stems = {path.stem for path in (ROOT / "framepackd").glob("[!_]*.py")} - IN_THE_WORKER - IN_ITS_COMMAND
-    modules = [f"framepackd.{stem}" for stem in stems]
+    """No file made, no network, no torch: in an empty folder, with every module that needs none."""
+    heavy = with_torch(AT_IMPORT)
+    modules = sorted(name for name in MODULES if name not in heavy and not name.endswith("__main__"))
     code = (
         "import socket, sys\n"
         "def refuse(*a, **k): raise AssertionError('network')\n"
@@ -68,13 +41,6 @@ def test_importing_the_packages_does_nothing(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
     assert not list(tmp_path.iterdir())
-
-
-def tracked() -> set[str]:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode != 0:
-        pytest.skip("not a git checkout: the tree cannot be told from what lies about")
-    return set(listed.stdout.splitlines())
 
 
 @pytest.mark.parametrize(("in_ci", "outcome"), [("1", "failed"), ("", "skipped")])
@@ -90,32 +56,10 @@ def test_what_is_skipped_for_want_of_something_fails_in_ci_and_nowhere_else(
     assert report.outcome == outcome
 
 
-# Folders of which the README names only themselves.
-WHOLE_FOLDERS = (
-    *("framepack_core/demo_model/", "framepackd/demo/", "tests/golden/", "docs/pictures/"),
-    *("training/gallery/", "training/curves/"),
-)
-
-
-def test_the_file_tree_in_the_readme_is_the_tree() -> None:
-    block = re.search(r"```text\n(framepack_core/.*?)```", README, re.DOTALL)
-    assert block is not None
-    told, folder = set(), ""
-    for line in block[1].splitlines():
-        name = line.split()[0] if line.strip() else ""
-        if line.startswith("  ") and name:
-            told.add(folder + name)
-        elif name.endswith("/") and name not in WHOLE_FOLDERS:
-            folder = name
-        elif name:
-            folder = ""
-            told.add(name)
-    expected = set()
-    for path in tracked():
-        whole = next((folder for folder in WHOLE_FOLDERS if path.startswith(folder)), None)
-        expected.add(whole or path)
-    expected = {path for path in expected if not path.endswith(("__init__.py", "py.typed"))}
-    assert told == expected
+def test_the_example_in_the_readme_imports_what_there_is() -> None:
+    imports = re.findall(r"^from framepack.*", README, re.MULTILINE)
+    assert imports
+    exec("\n".join(imports), {})  # noqa: S102 - of this repository
 
 
 def commands(group: Group, prefix: str = "framepackd") -> dict[str, Command]:
@@ -142,7 +86,7 @@ def test_links_in_the_docs_lead_somewhere() -> None:
 
 def test_functions_stay_short_enough_to_read() -> None:
     for package in ("framepack_core", "framepackd"):
-        for path in (ROOT / package).glob("*.py"):
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.FunctionDef):
                     assert (node.end_lineno or 0) - node.lineno <= 80, f"{path.name}: {node.name}"

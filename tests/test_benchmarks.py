@@ -150,7 +150,7 @@ def test_the_rows_that_stream_run_on_a_gpu_that_is_played(monkeypatch: pytest.Mo
     from tests.played.tensors import CUDA
 
     made, dtypes = placements.models, (torch.bfloat16, torch.float32)  # in half precision a CPU takes long
-    monkeypatch.setattr(placements.memory, "choose_dtypes", lambda *_: dtypes)
+    monkeypatch.setattr(placements.devices, "choose_dtypes", lambda *_: dtypes)
     monkeypatch.setattr(placements, "models", lambda *given: played(made(*given)))
     monkeypatch.setattr(placements, "CAPS", (8,))
     monkeypatch.setattr(placements, "DEVICE", CUDA)

@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from framepack_core.engine import Clip, Engine
-from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
 from framepack_core.request import Request
 from framepack_core.sections import Kind, chronological
 from training.crops import centre

@@ -12,7 +12,7 @@ import click
 import torch
 from PIL import Image, ImageDraw
 
-from framepack_core.models import BUILT_IN
+from framepack_core.models.registry import BUILT_IN
 from training.evaluate import engine_for, make, to_pixels
 from training.motions import MOTIONS
 from training.pictures import to_tensor

@@ -4,7 +4,7 @@
 
 FILE: where to write it; else where the check reads it. tests/daemon/test_sanity.py then tells whether the
 faults that are planted there are still found; how large faults and rounding were is written beside the
-tolerances in framepackd/sanity.py.
+tolerances in framepackd/machine/sanity.py.
 """
 
 import json
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from framepack_core.engine import Engine
-from framepack_core.models import BUILT_IN
-from framepackd import sanity
+from framepack_core.models.registry import BUILT_IN
+from framepackd.machine import sanity
 
 torch.set_num_threads(1)
 made = sanity.generate(

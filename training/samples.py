@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 from transformers import LlamaModel, PreTrainedTokenizerFast, SiglipVisionModel
 
-from framepack_core.conditioning import TEMPLATE, TEMPLATE_TOKENS, TEXT_LAYER
+from framepack_core.networks.encoders import TEMPLATE, TEMPLATE_TOKENS, TEXT_LAYER
 from framepack_core.sections import HISTORY_FRAMES, Kind
 from training.crops import Crops
 from training.motions import MOTIONS, OTHERWISE, render

@@ -30,7 +30,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from framepack_core.conditioning import TEMPLATE_PREFIX, TEMPLATE_TOKENS
+from framepack_core.networks.encoders import TEMPLATE_PREFIX, TEMPLATE_TOKENS
 from training.prompts import FILLERS, FRAMES, LINKS, OTHERS, PHRASES, STAND_IN, SUBJECTS, draw
 
 BOS, HEADER, HEADER_END, EOT, PAD = SPECIAL = [

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from framepack_core.device_errors import Verdict, judge
-from framepackd.worker import Failed, leaves_after
+from framepack_core.memory.device_errors import Verdict, judge
+from framepackd.worker.messages import Failed, leaves_after
 
 WRITES_ANYWHERE = 'extern "C" __global__ void anywhere(float *x) { x[1ull << 44] = 1; }'
 

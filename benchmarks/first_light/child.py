@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from benchmarks.first_light import Check, Figure, SkippedError
-from framepack_core import before_torch
+from framepack_core.memory import before_torch
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def rows_of(check: Check) -> Any:
     if check.gpu and not _gpu_is_there():
         raise SkippedError("needs a GPU")
     if "transformers" in check.needs:
-        from framepackd.worker import quiet_libraries
+        from framepackd.worker.main import quiet_libraries
 
         quiet_libraries()
     module, _, function = check.function.partition(":")
@@ -85,7 +85,7 @@ def is_broken(error: Exception) -> bool:
     """Say whether what comes after such an error had better be computed in another process."""
     if "torch" not in sys.modules:
         return False
-    from framepack_core.device_errors import Verdict, judge
+    from framepack_core.memory.device_errors import Verdict, judge
 
     return judge(error) is not Verdict.NOTHING
 

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.first_light import Figure
 from benchmarks.full_shape import SMALL
-from framepackd import control
+from framepackd.control import socket
 
 STEPS, SECONDS = (8, 1.5) if SMALL else (60, 2)
 KILLED_IN = 2  # the section, from 1, of three or five
@@ -63,7 +63,7 @@ class Daemon:
     def job(self, name: str) -> dict[str, Any] | None:
         """Give what the daemon says of a job."""
         try:
-            report = control.ask(self._folder / "state", {"command": "status"})
+            report = socket.ask(self._folder / "state", {"command": "status"})
         except (ConnectionError, FileNotFoundError):  # it is just starting
             return None
         return next((job for job in report["jobs"] if job["name"].startswith(name)), None)

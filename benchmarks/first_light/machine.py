@@ -58,13 +58,13 @@ def versions() -> Iterator[Figure]:
     header = Path(sysconfig.get_paths()["include"], "Python.h")
     yield Figure("Python.h", str(header) if header.exists() else "none", says="for compile")
     try:
-        from framepack_core import memory
         from framepack_core.engine import Engine
+        from framepack_core.memory import devices
     except ImportError as error:
         yield Figure("our own packages", f"{type(error).__name__}: {error}", good=False)
         return
     yield Figure(
-        "our own packages", memory.describe(memory.choose_device("auto")), says=Engine.__name__, good=True
+        "our own packages", devices.describe(devices.choose_device("auto")), says=Engine.__name__, good=True
     )
 
 
@@ -77,7 +77,7 @@ def page_locked() -> Iterator[Figure]:
     """Stream the model at full shape, drop its engine, and see the host get its memory back."""
     from benchmarks.full_shape import SMALL, shared
     from benchmarks.placements import Model, release
-    from framepack_core.planning import Card
+    from framepack_core.memory.planning import Card
 
     with tempfile.TemporaryDirectory() as folder:
         before = _private()

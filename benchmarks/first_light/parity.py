@@ -15,9 +15,10 @@ import torch
 
 from benchmarks.first_light import Figure
 from benchmarks.full_shape import SMALL
-from framepack_core import conditioning, loading, memory, vae
 from framepack_core.engine import Clip, Engine
-from framepack_core.transformer import take_apart
+from framepack_core.memory import devices
+from framepack_core.networks import encoders, loading, vae
+from framepack_core.networks.transformer import take_apart
 from tests.golden import Case, group, worst
 from tests.golden.replay import (
     conditioned,
@@ -85,8 +86,8 @@ def parity(dtype: str, error: Error, limits: Limits, says: str) -> Iterator[Figu
         top = max(errors)
         return Figure(f"{name}, {len(errors)} cases", top, baseline=limit, says=says, good=top <= limit)
 
-    device = memory.choose_device("auto")
-    dtypes = memory.choose_dtypes(device, dtype)
+    device = devices.choose_device("auto")
+    dtypes = devices.choose_dtypes(device, dtype)
     loaded = {name: Loaded(name, dtypes, device) for name in MODELS}
     components = loaded[MODELS[0]].models
     with recorded_frequencies():
@@ -136,7 +137,7 @@ class Loaded:
 
 
 def _prompt(case: Case, models: Any, error: Error) -> float:
-    text = conditioning.encode_prompt(
+    text = encoders.encode_prompt(
         case.params["prompt"],
         models.text_encoder,
         models.tokenizer,
@@ -151,7 +152,7 @@ def _prompt(case: Case, models: Any, error: Error) -> float:
 
 def _picture(case: Case, models: Any, error: Error) -> float:
     t = case.tensors()
-    embeds = conditioning.encode_image(t["image"].numpy(), models.image_encoder, models.image_processor)
+    embeds = encoders.encode_image(t["image"].numpy(), models.image_encoder, models.image_processor)
     return error(embeds.float(), t["last_hidden_state"])
 
 

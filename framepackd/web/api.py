@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from framepack_core.errors import RequestError
 from framepack_core.mistakes import shown
-from framepackd import client
-from framepackd.config import Config
-from framepackd.control import AlreadyRunningError
-from framepackd.database import StoreError
+from framepackd.control import client
+from framepackd.jobs.database import StoreError
+from framepackd.jobs.lock import AlreadyRunningError
+from framepackd.settings.config import Config
 from framepackd.web.drop import FOLDER, Look, drop, look
 
 log = logging.getLogger(__name__)

@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from framepack_core import heif
 from framepack_core.errors import RequestError
-from framepackd import client, files, folders
-from framepackd.config import Config
-from framepackd.database import ENDED
-from framepackd.groups import is_picture, picture_types
-from framepackd.resolving import MAX_TEXT_BYTES
-from framepackd.settings import MAX_SETTINGS_BYTES, parse_settings
+from framepack_core.media import heif
+from framepackd import files, folders
+from framepackd.control import client
+from framepackd.inbox.naming import is_picture, picture_types
+from framepackd.intake.resolve import MAX_TEXT_BYTES
+from framepackd.jobs.job import ENDED
+from framepackd.settings.config import Config
+from framepackd.settings.job_settings import MAX_SETTINGS_BYTES, parse_settings
 
 FOLDER = "web"  # below the inbox, and so below the outbox
 MAX_WORDS = 40  # characters of the prompt in a NAME

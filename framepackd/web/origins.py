@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from framepackd.tables import HOST
+from framepackd.settings.tables import HOST
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 

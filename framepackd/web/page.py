@@ -12,14 +12,14 @@ from gradio.routes import App, ORJSONResponse
 from starlette.types import ASGIApp
 
 from framepack_core.errors import RequestError
-from framepackd import client
-from framepackd.config import Config
-from framepackd.control import AlreadyRunningError
-from framepackd.database import StoreError
-from framepackd.status import running_in
+from framepackd.control import client
+from framepackd.jobs.database import StoreError
+from framepackd.jobs.described import running_in
+from framepackd.jobs.folder import PREVIEW
+from framepackd.jobs.lock import AlreadyRunningError
+from framepackd.settings.config import Config
 from framepackd.web.api import add_endpoints
 from framepackd.web.drop import drop
-from framepackd.work_folder import PREVIEW
 
 REFRESH_SECONDS = 2.0
 LATENT_PREVIEW = "preview.png"  # in a job's folder

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from framepackd.config import Config
-from framepackd.secret_files import SecretError
+from framepackd.settings.config import Config
+from framepackd.settings.secret_files import SecretError
 from framepackd.web.drop import remove_unfinished
 from framepackd.web.origins import Hosts, is_loopback
 from framepackd.web.uploads import Uploads, own_folder, received, shown, temporary

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from framepackd.config import Config
 from framepackd.files import filesystem_type
-from framepackd.names import size_text
+from framepackd.settings.config import Config
+from framepackd.text import size_text
 
 log = logging.getLogger(__name__)
 

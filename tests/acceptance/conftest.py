@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framepackd import client
-from framepackd.config import load_config
-from framepackd.names import printable_json
+from framepackd.control import client
+from framepackd.settings.config import load_config
+from framepackd.text import printable_json
 
 # The smallest video that has two sections: 32 x 32, window 3, 25 frames, one step each.
 TINY = 'model = "demo"\n[defaults]\nseconds = 1\nsteps = 2\nlatent_window_size = 3\nwidth = 32\nheight = 32\n'

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from framepack_core import heif
-from framepack_core.models import BUILT_IN
+from framepack_core.media import heif
+from framepack_core.models.registry import BUILT_IN
 from tests.acceptance import nasty_pictures as make
 from tests.acceptance.nasty_pictures import GOOD
 from tests.core.loras import make_lora, stored

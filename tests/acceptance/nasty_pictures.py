@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from framepack_core import heif
+from framepack_core.media import heif
 from tests.core import icc
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

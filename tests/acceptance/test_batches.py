@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from framepack_core.media import count_frames
+from framepack_core.media.pictures import count_frames
 from framepackd.folders import MARKER
 from tests.acceptance.conftest import Daemon, MakeDaemon, picture
 

@@ -39,7 +39,7 @@ def run(*arguments: str, folder: Path, **variables: str) -> subprocess.Completed
 @pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
 def test_commands_that_only_look_do_not_load_torch(arguments: tuple[str, ...], tmp_path: Path) -> None:
     code = (
-        "import sys; from framepackd.cli import main\n"
+        "import sys; from framepackd.cli.main import main\n"
         f"try: main({list(arguments)!r}, prog_name='framepackd')\n"
         "except SystemExit: pass\n"
         "print('heavy:', sorted({'torch', 'diffusers', 'transformers', 'av'} & set(sys.modules)))"
@@ -156,7 +156,7 @@ def test_a_model_whose_files_are_not_here_fails_the_job_at_once_and_says_what_to
 
 @pytest.mark.long
 def test_calibrating_writes_a_file_that_a_model_of_ones_own_can_use(make_daemon: MakeDaemon) -> None:
-    from framepack_core.models import BUILT_IN
+    from framepack_core.models.registry import BUILT_IN
 
     demo = BUILT_IN["demo"]
     models = f'[models.mine]\nkind = "framepack"\ntransformer = "{demo.transformer.folder}"\n'

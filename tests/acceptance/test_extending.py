@@ -8,8 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from framepack_core.media import count_frames
-from framepack_core.models import BUILT_IN
+from framepack_core.media.pictures import count_frames
+from framepack_core.models.registry import BUILT_IN
 from tests.acceptance.conftest import MakeDaemon
 
 DEMO = BUILT_IN["demo"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from framepack_core.models import BUILT_IN
+from framepack_core.models.registry import BUILT_IN
 from tests.acceptance.conftest import Daemon
 from tests.core.loras import make_lora, stored
 

@@ -158,7 +158,7 @@ def peak_memory(daemon: Daemon) -> tuple[int, int]:
     process = daemon.process.pid
     children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
     (decoder,) = (
-        pid for pid in children if b"framepackd.pictures" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        pid for pid in children if b"framepackd.inbox.inspect" in Path(f"/proc/{pid}/cmdline").read_bytes()
     )
     peaks = [
         re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in (process, decoder)

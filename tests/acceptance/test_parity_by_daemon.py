@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from framepack_core.engine import Clip, Engine
-from framepack_core.media import write_picture
+from framepack_core.media.pictures import write_picture
+from framepack_core.media.segments import encode, join
 from framepack_core.request import Request
 from framepack_core.sections import chronological
-from framepack_core.segments import encode, join
 from tests.acceptance.conftest import MakeDaemon, picture
 from tests.golden import TINY_MODELS
 

@@ -9,8 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from framepack_core import media
-from framepackd.frames import difference, read_frames
+from framepack_core.media import pictures as media
+from framepackd.prepare.video_frames import difference, read_frames
 from tests.acceptance.conftest import Daemon, MakeDaemon
 from tests.daemon.videos import make_video
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from framepack_core.media import count_frames, picture_size
+from framepack_core.media.pictures import count_frames, picture_size
 from tests.acceptance.conftest import LONG, Daemon, MakeDaemon
 
 SEED = "random"
@@ -164,7 +164,7 @@ def test_a_database_locked_for_long_by_another_program_costs_nothing(daemon: Dae
 
 @pytest.mark.long
 def test_a_model_that_arrives_later_is_waited_for(make_daemon: MakeDaemon) -> None:
-    from framepack_core.models import BUILT_IN
+    from framepack_core.models.registry import BUILT_IN
 
     demo = BUILT_IN["demo"]
     models = '[models.mine]\nkind = "framepack"\ntransformer = "./mine"\n'

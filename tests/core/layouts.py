@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from framepack_core import loading, shapes
-from framepack_core.headers import FLOAT_BYTES
-from framepack_core.models import ModelSpec, Source
+from framepack_core.models import shapes
+from framepack_core.models.headers import FLOAT_BYTES
+from framepack_core.models.registry import ModelSpec, Source
+from framepack_core.networks import loading
 from tests.conftest import tiny_spec
 from tests.golden import TINY_MODELS
 

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from framepack_core.engine import Engine, Step
-from framepack_core.fp8 import Fp8Linear
-from framepack_core.models import ModelSpec, find
+from framepack_core.models.registry import ModelSpec, find
+from framepack_core.networks.fp8 import Fp8Linear
 from framepack_core.request import Lora, Request
 
 RANK = 2

@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from framepack_core.attention import choose_attention
 from framepack_core.engine import Clip, Engine
 from framepack_core.errors import ModelError
+from framepack_core.networks.attention import choose_attention
 from framepack_core.request import Request
 from tests.conftest import tiny_spec
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from framepack_core import before_torch, memory
 from framepack_core.errors import DeviceError
+from framepack_core.memory import before_torch, devices
 
 FIRST, SECOND, THIRD = (f"GPU-{digit * 8}-1234-1234-1234-123456789abc" for digit in "abc")
 ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
@@ -165,18 +165,18 @@ def test_inside_it_is_the_first_card_and_people_hear_the_name_they_gave(
     ):
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     set_up("cuda:1")
-    device = memory.choose_device("cuda:1")
+    device = devices.choose_device("cuda:1")
     assert device == torch.device("cuda:0")
-    assert memory.choose_device(str(device)) == device
+    assert devices.choose_device(str(device)) == device
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(DeviceError, match="device 'cuda:1' is not there"):
-        memory.choose_device("cuda:1")
+        devices.choose_device("cuda:1")
 
 
 def test_a_worker_sees_one_card_before_torch_is_imported() -> None:
     """In a process of its own, as it is started: nothing on the way to it may import torch."""
     code = (
-        "import os, sys, framepackd.worker as worker\n"
+        "import os, sys, framepackd.worker.main as worker\n"
         "worker._die_with = lambda parent: None\n"
         "worker.quiet_libraries = lambda: (print('torch' in sys.modules, os.environ['CUDA_VISIBLE_DEVICES']),"
         " sys.exit())\n"

@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from framepack_core import continuing, footage, segments
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import RequestError
+from framepack_core.media import extend, segments, video_reader
 from framepack_core.request import Request
 from tests.conftest import whole_video
 from tests.core.test_resume import GUIDED, comparable, everything, request_for
@@ -48,7 +48,7 @@ def test_from_its_latents_a_video_goes_on_as_if_it_had_been_longer_from_the_star
     latents = kept(tmp_path / "cat.latents.safetensors", short[-1].latents)
     added = clips(engine, lasting(request, 2, continue_from=latents))
     assert torch.equal(added[-1].latents, long[-1].latents)
-    seam = len(whole_video(engine, short)) - continuing.remade(short[-1].latents.shape[2], 3)
+    seam = len(whole_video(engine, short)) - extend.remade(short[-1].latents.shape[2], 3)
     together = np.concatenate([whole_video(engine, short)[:seam], whole_video(engine, added)])
     assert np.array_equal(together, whole_video(engine, long))
 
@@ -62,7 +62,7 @@ def test_what_a_model_that_goes_backward_made_can_be_gone_on_with(
     engine = tiny_engine("framepack-f1")
     added = clips(engine, lasting(request, 1, continue_from=latents))
     assert added[-1].latents.shape[2] == 1 + 4 * 3
-    assert len(whole_video(engine, added)) == continuing.remade(10, 3) + 12
+    assert len(whole_video(engine, added)) == extend.remade(10, 3) + 12
 
 
 def test_latents_whose_extension_is_in_capitals_are_no_video(tiny_engine: TinyEngine, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_another_window_than_the_videos_own_gives_the_right_length(
     )
     added = clips(engine, changed)
     assert added[-1].latents.shape[2] == 7 + 2 * window
-    assert len(whole_video(engine, added)) == continuing.remade(7, window) + 2 * 4 * window
+    assert len(whole_video(engine, added)) == extend.remade(7, window) + 2 * 4 * window
 
 
 def film(path: Path, frames: int, size: tuple[int, int] = (32, 48)) -> np.ndarray:
@@ -94,7 +94,7 @@ def film(path: Path, frames: int, size: tuple[int, int] = (32, 48)) -> np.ndarra
     for number, frame in enumerate(moving):
         frame[:, : 2 + 3 * number % size[1]] = (200, number * 5 % 255, 90)
     path.write_bytes(segments.encode(moving, size=size, crf=16))
-    return np.stack(list(footage.pictures(path)))
+    return np.stack(list(video_reader.pictures(path)))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5, 12, 30, 90])
@@ -105,13 +105,13 @@ def test_a_video_of_somebody_elses_goes_on_from_its_last_frames_without_doubling
     shown = film(tmp_path / "a.mp4", frames)
     request = lasting(request_for(tmp_path, continue_from=tmp_path / "a.mp4"), 2)
     added = clips(engine, request)
-    known = continuing.tail_latents(frames)
+    known = extend.tail_latents(frames)
     assert added[-1].latents.shape[2] == known + 2 * 3
-    remade = continuing.remade(known, 3)
+    remade = extend.remade(known, 3)
     video = np.concatenate([shown[: frames - remade], whole_video(engine, added)])
     assert len(video) == frames + 2 * 12
     # What comes with the new frames is the old video's own until it fades.
-    untouched = remade - continuing.frames_of(min(known, 3))
+    untouched = remade - extend.frames_of(min(known, 3))
     assert np.array_equal(video[: frames - remade + untouched + 1], shown[: frames - remade + untouched + 1])
 
 
@@ -142,13 +142,13 @@ def test_without_its_later_sections_a_progress_is_that_of_the_last_one_left(
     engine = tiny_engine("framepack-f1")
     request = request_for(tmp_path)
     if source == "video":
-        path, known = film_of(tmp_path / "a.mp4", 40), continuing.tail_latents(40)
+        path, known = film_of(tmp_path / "a.mp4", 40), extend.tail_latents(40)
     else:
         latents = clips(engine, lasting(request, 3))[-1].latents
         path, known = kept(tmp_path / "a.safetensors", latents), latents.shape[2]
     first, last = clips(engine, lasting(request, 2, continue_from=path))
     lost = replace(last.progress, sampled=last.progress.sampled[:1], decoded=1, edge=first.progress.edge)
-    again = lost.without_later(request.seed, continuing.sections_taken(known, 3))
+    again = lost.without_later(request.seed, extend.sections_taken(known, 3))
     assert comparable(again) == comparable(first.progress)
 
 
@@ -199,11 +199,11 @@ def test_what_are_no_latents_is_told_by_the_header_alone(tmp_path: Path, content
     path = tmp_path / "cat.latents.safetensors"
     path.write_bytes(content)
     with pytest.raises(RequestError, match=rf"cat\.latents\.safetensors.*{told}.*leave it out"):
-        continuing.latents_shape(path)
+        extend.latents_shape(path)
 
 
 def test_latents_are_read_and_numbers_that_are_none_refused(tiny_engine: TinyEngine, tmp_path: Path) -> None:
-    assert continuing.latents_shape(kept(tmp_path / "a.safetensors", torch.zeros(1, 16, 3, 4, 6))) == (
+    assert extend.latents_shape(kept(tmp_path / "a.safetensors", torch.zeros(1, 16, 3, 4, 6))) == (
         3,
         4,
         6,
@@ -241,9 +241,9 @@ def test_each_30th_of_a_second_has_the_frame_that_is_shown_then(
     tmp_path: Path, times: list[int], base: Fraction, expected: list[int]
 ) -> None:
     shot(tmp_path / "a.mp4", times, base)
-    frames = list(footage.pictures(tmp_path / "a.mp4"))
+    frames = list(video_reader.pictures(tmp_path / "a.mp4"))
     assert [round(float(frame.mean()) / 10) for frame in frames] == expected
-    assert footage.look(tmp_path / "a.mp4") == continuing.Footage(len(expected), 32, 32)
+    assert video_reader.look(tmp_path / "a.mp4") == extend.Footage(len(expected), 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -261,9 +261,9 @@ def test_a_video_that_a_phone_held_sideways_is_read_upright(
         (16**4 * number).to_bytes(4, "big", signed=True) for number in matrix
     )
     (tmp_path / "a.mp4").write_bytes(content)
-    frame = next(footage.pictures(tmp_path / "a.mp4"))
+    frame = next(video_reader.pictures(tmp_path / "a.mp4"))
     assert np.abs(frame.astype(int) - np.rot90(halves[0], turned)).max() < 20
-    assert footage.look(tmp_path / "a.mp4").size == frame.shape[:2]
+    assert video_reader.look(tmp_path / "a.mp4").size == frame.shape[:2]
 
 
 def test_one_that_is_too_long_or_whose_frames_are_too_large_is_refused(
@@ -271,10 +271,10 @@ def test_one_that_is_too_long_or_whose_frames_are_too_large_is_refused(
 ) -> None:
     shot(tmp_path / "a.mp4", [0, 601], Fraction(1))
     with pytest.raises(RequestError, match=r"a\.mp4 is 601 s long: at most 600 s can be: cut it"):
-        footage.look(tmp_path / "a.mp4")
-    monkeypatch.setattr(footage, "MAX_PIXELS", 1000)
+        video_reader.look(tmp_path / "a.mp4")
+    monkeypatch.setattr(video_reader, "MAX_PIXELS", 1000)
     with pytest.raises(RequestError, match=r"a\.mp4 has frames of 32x32: at most"):
-        footage.look(tmp_path / "a.mp4")
+        video_reader.look(tmp_path / "a.mp4")
 
 
 @pytest.mark.parametrize(
@@ -284,4 +284,4 @@ def test_one_that_is_too_long_or_whose_frames_are_too_large_is_refused(
 def test_what_is_no_mp4_is_opened_as_nothing_else(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cat.mp4").write_bytes(content)
     with pytest.raises(RequestError, match=r"cat\.mp4 cannot be read as mp4.*save it again as mp4"):
-        footage.look(tmp_path / "cat.mp4")
+        video_reader.look(tmp_path / "cat.mp4")

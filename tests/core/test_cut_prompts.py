@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
-from framepack_core import conditioning
-from framepack_core.conditioning import MAX_POOLED_TOKENS, MAX_PROMPT_TOKENS, cut_clip, cut_llama
-from framepack_core.encoders import Encoders
+from framepack_core.conditioning import Encoders
 from framepack_core.engine import Engine
-from framepack_core.models import BUILT_IN, find
+from framepack_core.models.registry import BUILT_IN, find
+from framepack_core.networks import encoders as conditioning
+from framepack_core.networks.encoders import MAX_POOLED_TOKENS, MAX_PROMPT_TOKENS, cut_clip, cut_llama
 from framepack_core.prompts import first_words
 from tests.conftest import tiny_spec
 from tests.core.test_resume import request_for

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from framepack_core.engine import Engine
-from framepack_core.models import BUILT_IN
+from framepack_core.models.registry import BUILT_IN
 from framepack_core.sections import Kind
 from training.crops import centre
 from training.evaluate import engine_for, make, nearest, truths

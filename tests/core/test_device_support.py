@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from framepack_core import device_support
+from framepack_core.memory import device_support
 
 GPU = torch.device("cuda")
 

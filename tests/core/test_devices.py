@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from framepack_core import memory
 from framepack_core.errors import DeviceError, ModelError
+from framepack_core.memory import devices
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """Tell of one Ampere card and a torch that is built for it."""
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 2024\n")
-    monkeypatch.setattr(memory, "NVIDIA_VERSION", version)
+    monkeypatch.setattr(devices, "NVIDIA_VERSION", version)
     for name, answer in (
         ("is_available", True),
         ("device_count", 1),
@@ -33,34 +33,34 @@ def gone(card: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_is_the_gpu_that_is_there(card: pytest.MonkeyPatch) -> None:
-    assert memory.choose_device("auto").type == "cuda"
-    assert memory.choose_device("auto", gpu_expected=True).type == "cuda"
+    assert devices.choose_device("auto").type == "cuda"
+    assert devices.choose_device("auto", gpu_expected=True).type == "cuda"
 
 
 def test_auto_is_the_cpu_only_where_no_gpu_is_expected(card: pytest.MonkeyPatch) -> None:
     gone(card)
-    assert memory.choose_device("auto").type == "cpu"
+    assert devices.choose_device("auto").type == "cpu"
     with pytest.raises(
         DeviceError, match=r"'cuda' is not there \(0 CUDA .*; driver 550\.54\.14: .*nvidia-smi"
     ):
-        memory.choose_device("auto", gpu_expected=True)
+        devices.choose_device("auto", gpu_expected=True)
 
 
 def test_what_is_missing_is_told_by_name(card: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gone(card)
-    card.setattr(memory, "NVIDIA_VERSION", tmp_path / "none")
+    card.setattr(devices, "NVIDIA_VERSION", tmp_path / "none")
     with pytest.raises(DeviceError, match="no NVIDIA driver is loaded"):
-        memory.choose_device("cuda:0")
+        devices.choose_device("cuda:0")
     card.setattr(torch.version, "cuda", None)
     with pytest.raises(DeviceError, match="is built without CUDA: install one"):
-        memory.choose_device("cuda:0")
+        devices.choose_device("cuda:0")
 
 
 def test_a_card_that_is_not_there_is_no_mistake_of_a_word(card: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match=r"'cuda:1' is not there \(1 CUDA devices are"):
-        memory.choose_device("cuda:1")
+        devices.choose_device("cuda:1")
     with pytest.raises(ModelError, match="'gpu' is unknown") as error:
-        memory.choose_device("gpu")
+        devices.choose_device("gpu")
     assert not isinstance(error.value, DeviceError)
 
 
@@ -82,16 +82,33 @@ def test_a_card_that_torch_is_not_built_for_is_told_before_its_first_kernel(
     card.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
     card.setattr(torch.cuda, "get_arch_list", lambda: built_for)
     if runs:
-        assert memory.choose_device("cuda").type == "cuda"
+        assert devices.choose_device("cuda").type == "cuda"
         return
     with pytest.raises(
         DeviceError, match=rf"RTX 3060 has compute capability {capability[0]}\.{capability[1]}, and"
     ):
-        memory.choose_device("cuda")
+        devices.choose_device("cuda")
 
 
 def test_a_device_is_described_with_driver_wheel_and_capability(card: pytest.MonkeyPatch) -> None:
     torches = f"torch {torch.__version__}"
     told = f"NVIDIA GeForce RTX 3060, compute capability 8.6, driver 550.54.14, {torches} for CUDA 12.8"
-    assert memory.describe(torch.device("cuda")) == told
-    assert memory.describe(torch.device("cpu")) == f"cpu, {torches}"
+    assert devices.describe(torch.device("cuda")) == told
+    assert devices.describe(torch.device("cpu")) == f"cpu, {torches}"
+
+
+def test_before_anything_is_computed_no_more_than_a_bare_context_counts_as_ours(
+    card: pytest.MonkeyPatch,
+) -> None:
+    """What libraries take comes with the first computing: until then others could have it."""
+    free, total, most = 8 << 30, 12 << 30, 0
+    card.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+    card.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    card.setattr(torch.cuda, "max_memory_allocated", lambda device: most)
+    found = devices.card(torch.device("cuda"))
+    assert found is not None
+    assert found.free - free == 128 << 20
+    most = 1
+    found = devices.card(torch.device("cuda"))
+    assert found is not None
+    assert found.free - free == 700 << 20

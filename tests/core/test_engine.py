@@ -10,7 +10,7 @@ from PIL import Image
 
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import RequestError
-from framepack_core.models import BUILT_IN
+from framepack_core.models.registry import BUILT_IN
 from framepack_core.request import Request
 from framepack_core.sections import frame_count, section_count
 from tests.conftest import whole_video

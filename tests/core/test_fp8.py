@@ -9,13 +9,13 @@ import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch import nn
 
-from framepack_core import fp8, loading, precision
 from framepack_core.engine import Engine
-from framepack_core.fp8 import FP8, Fp8Linear
-from framepack_core.merging import _put
-from framepack_core.models import ModelSpec
+from framepack_core.models.registry import ModelSpec
+from framepack_core.networks import fp8, loading, quantization
+from framepack_core.networks.fp8 import FP8, Fp8Linear
+from framepack_core.networks.merging import _put
+from framepack_core.networks.transformer import take_apart
 from framepack_core.request import Lora
-from framepack_core.transformer import take_apart
 from tests.conftest import tiny_spec
 from tests.core import layouts
 from tests.core.loras import by_hand, differing, make_lora, merge, weights_of
@@ -230,7 +230,7 @@ def test_at_full_shape_every_layer_is_one_that_cards_multiply() -> None:
         one_of_each = FULL | {"num_layers": 1, "num_single_layers": 1}
         transformer = HunyuanVideoFramepackTransformer3DModel(**one_of_each).to(BF16)
     blocks = take_apart(transformer)[0].blocks
-    precision.reduce(blocks, "fp8", BF16)
+    quantization.reduce(blocks, "fp8", BF16)
     found = fp8.layers(blocks)
     assert not [part for part in blocks.modules() if isinstance(part, nn.Linear)]
     for small in found.values():

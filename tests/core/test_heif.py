@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from framepack_core import heif
 from framepack_core.errors import RequestError
-from framepack_core.media import open_picture, picture_size
+from framepack_core.media import heif
+from framepack_core.media.pictures import open_picture, picture_size
 
 PHOTO = Path(__file__).parent / "iphone.heic"
 needs_pi_heif = pytest.mark.skipif(not heif.available(), reason="pi-heif is not installed")
@@ -53,8 +53,8 @@ def test_a_damaged_one_is_told_as_what_it_is(tmp_path: Path, keep: int) -> None:
 @needs_pi_heif
 def test_its_decoder_runs_in_no_process_that_reads_it() -> None:
     code = (
-        "import sys, pathlib\nfrom framepack_core import media\n"
-        "media.open_picture(pathlib.Path(sys.argv[1]))\n"
+        "import sys, pathlib\nfrom framepack_core.media import pictures\n"
+        "pictures.open_picture(pathlib.Path(sys.argv[1]))\n"
         "assert 'pi_heif' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(PHOTO)], check=True)

@@ -13,11 +13,12 @@ from diffusers import HunyuanVideoFramepackTransformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import SiglipVisionConfig
 
-from framepack_core import loading, models
 from framepack_core.errors import ModelError
-from framepack_core.loading import keep_output_in_float32
-from framepack_core.memory import choose_device, choose_dtypes
-from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.memory.devices import choose_device, choose_dtypes
+from framepack_core.models import registry
+from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
+from framepack_core.networks import loading
+from framepack_core.networks.loading import keep_output_in_float32
 from tests.conftest import tiny_spec
 from tests.golden import HERE, TINY_MODELS
 
@@ -71,7 +72,7 @@ def test_a_missing_file_is_named_before_anything_is_loaded(copied: ModelSpec, mi
     root = copied.base.folder.parent
     (root / missing).unlink()
     with pytest.raises(ModelError, match="is missing: put it there") as raised:
-        models.find(copied)
+        registry.find(copied)
     assert str(root / missing) in str(raised.value)
 
 
@@ -144,7 +145,7 @@ def test_a_model_that_is_not_here_says_how_to_fetch_it(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     spec = replace(BUILT_IN["framepack"], transformer=Source("nobody/nothing", "main"))
     with pytest.raises(ModelError, match=r"nobody/nothing@main is not on this machine.*framepackd models"):
-        models.find(spec)
+        registry.find(spec)
 
 
 def test_what_was_downloaded_is_found_though_files_were_left_out(
@@ -160,15 +161,15 @@ def test_what_was_downloaded_is_found_though_files_were_left_out(
     (cached / "trees" / f"{revision}.json").write_text(json.dumps({"format_version": 1, "files": files}))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     spec = replace(tiny_spec(), transformer=Source("me/mine", revision))
-    assert models.find(spec).transformer == cached / "snapshots" / revision
+    assert registry.find(spec).transformer == cached / "snapshots" / revision
     (cached / "snapshots" / revision / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ModelError, match="framepackd models download"):
-        models.find(spec)
+        registry.find(spec)
 
 
 def test_a_path_that_is_no_folder_and_no_hub_id_is_told() -> None:
     with pytest.raises(ModelError, match="neither a folder that is here nor a hub id"):
-        models.find(replace(tiny_spec(), transformer=Source("models/my/transformer")))
+        registry.find(replace(tiny_spec(), transformer=Source("models/my/transformer")))
 
 
 def test_a_download_that_breaks_off_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +181,7 @@ def test_a_download_that_breaks_off_says_what_to_do(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     with pytest.raises(ModelError, match=r"could not be fetched .*connection reset.*run the command again"):
-        list(models.download(BUILT_IN["framepack"]))
+        list(registry.download(BUILT_IN["framepack"]))
 
 
 def test_a_file_that_is_cut_short_is_told(copied: ModelSpec) -> None:

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from framepack_core import lora, model_files
 from framepack_core.engine import Engine
 from framepack_core.errors import RequestError
-from framepack_core.headers import Header, Tensor, read_header
-from framepack_core.models import find
+from framepack_core.models import lora_files, model_files
+from framepack_core.models.headers import Header, Tensor, read_header
+from framepack_core.models.registry import find
 from framepack_core.request import Lora
 from tests.conftest import tiny_spec
 from tests.core.loras import (
@@ -101,7 +101,7 @@ def test_at_full_shape_every_key_of_a_family_finds_its_weights(family: str) -> N
             tensors[f"{named(module)}.{side}.weight"] = Tensor(Path("lora"), "F32", shape, 0)
         if module.endswith("linear1"):
             assert rows == 3 * 3072 + 12288 == 21504
-    found = lora.fit("full.safetensors", Header(tensors, {}), base)
+    found = lora_files.fit("full.safetensors", Header(tensors, {}), base)
     assert (found.matched, found.unmatched) == (len(tensors), ())
     assert Counter(part.weight for part in found.parts) == Counter(chain(*modules.values()))
     assert all(part.rows == shapes[part.weight][0] for part in found.parts)
@@ -122,7 +122,7 @@ def test_keys_of_the_original_become_what_diffusers_makes_of_them() -> None:
             tensors[f"{key}.lora_A.weight"] = torch.randn(1, shapes[weights[0]][1])
             tensors[f"{key}.lora_B.weight"] = torch.randn(sum(shapes[name][0] for name in weights), 1)
     header = {name: Tensor(Path("lora"), "F32", tuple(tensor.shape), 0) for name, tensor in tensors.items()}
-    found = lora.fit("theirs.safetensors", Header(header, {}), base)
+    found = lora_files.fit("theirs.safetensors", Header(header, {}), base)
     ours = {
         f"transformer.{part.weight.removesuffix('.weight')}.{side}.weight": tensor
         for part in found.parts
@@ -159,8 +159,8 @@ def test_a_lora_of_the_modulation_alone_changes_the_video(
     assert (changed - plain).abs().max() > 1e-3
 
 
-def fit_of(file: Path, *, allow_partial: bool = False) -> lora.Fit:
-    (found,) = lora.fit_all([Lora(file=file, allow_partial=allow_partial)], tiny_spec())
+def fit_of(file: Path, *, allow_partial: bool = False) -> lora_files.Fit:
+    (found,) = lora_files.fit_all([Lora(file=file, allow_partial=allow_partial)], tiny_spec())
     return found
 
 
@@ -247,7 +247,7 @@ def test_whatever_the_prefix_and_the_spelling_every_key_finds_its_weights(
         for side, shape in (("down", (RANK, shapes[weights[0]][1])), ("up", (rows, RANK))):
             tensors[f"{name}.lora_{side}.weight"] = Tensor(Path("lora"), "F32", shape, 0)
         tensors[f"{name}.alpha"] = Tensor(Path("lora"), "I64", (), 0)
-    found = lora.fit("a", Header(tensors, {}), model_files.read_transformer(tiny_spec()).tensors)
+    found = lora_files.fit("a", Header(tensors, {}), model_files.read_transformer(tiny_spec()).tensors)
     assert (found.matched, found.unmatched) == (len(tensors), ())
     assert Counter(part.weight for part in found.parts) == Counter(chain(*modules.values()))
 
@@ -474,7 +474,7 @@ def test_files_that_are_gone_changed_or_something_else_are_refused(
 ) -> None:
     file = tmp_path / "a.safetensors"
     make_lora(file, "diffusers", base)
-    known = Lora(file=file, sha256=lora.sha256(file))
+    known = Lora(file=file, sha256=lora_files.sha256(file))
     merge(engine)
     make_lora(file, "diffusers", base, seed=2)
     with pytest.raises(RequestError, match=r"a.safetensors is not the file any more that it was"):

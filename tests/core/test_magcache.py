@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from framepack_core.engine import Step
 from framepack_core.errors import ModelError
-from framepack_core.magcache import BUILT_IN_RATIOS, MAX_SKIPS, RETAINED, load_ratios, skipped_steps
+from framepack_core.sampling.magcache import BUILT_IN_RATIOS, MAX_SKIPS, RETAINED, load_ratios, skipped_steps
 from tests.conftest import KINDS
 from tests.core.test_resume import TinyEngine, request_for
 

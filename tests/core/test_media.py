@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from framepack_core.buckets import BUCKETS, nearest_bucket, output_size, scale_buckets
 from framepack_core.errors import RequestError
-from framepack_core.media import crop_to, open_picture, picture_size, resize
+from framepack_core.media.pictures import crop_to, open_picture, picture_size, resize
+from framepack_core.media.sizes import BUCKETS, nearest_bucket, output_size, scale_buckets
 from framepack_core.request import GenerationSettings
 
 sizes = st.integers(1, 4000)

@@ -11,13 +11,15 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from framepack_core import footprint, loading, memory, merging, planning, streaming, tensor_files
 from framepack_core.engine import Engine, Step
 from framepack_core.errors import RequestError
-from framepack_core.footprint import GIB, PUBLISHED, Video
-from framepack_core.models import BUILT_IN
-from framepack_core.planning import Card, Host
-from framepack_core.precision import Precision
+from framepack_core.memory import devices, footprint, planning, streaming
+from framepack_core.memory.footprint import GIB, PUBLISHED, Video
+from framepack_core.memory.planning import Card, Host
+from framepack_core.models import tensor_files
+from framepack_core.models.registry import BUILT_IN
+from framepack_core.networks import loading, merging
+from framepack_core.networks.quantization import Precision
 from framepack_core.request import Lora, Request
 from tests.conftest import tiny_spec
 from tests.core import layouts
@@ -107,7 +109,7 @@ def test_they_are_merged_before_the_weights_are_quantized(reduced: Precision, tm
     exact, small = Engine.load(spec, device="cpu"), Engine.load(spec, device="cpu", precision=reduced)
     for engine in (exact, small):
         merge(engine, Lora(file=tmp_path / "a.safetensors"))
-    merging.precision.reduce(exact.core.blocks, reduced, torch.float32)
+    merging.quantization.reduce(exact.core.blocks, reduced, torch.float32)
     exact.merger.follow(exact.core.blocks)
     assert not differing(weights_of(exact), weights_of(small))
     assert {tensor.dtype for tensor in weights_of(small).values()} > {torch.float32}
@@ -171,7 +173,7 @@ def test_wherever_the_weights_live_the_video_is_the_same(
             clone = tensor.data.clone()
         return nn.Parameter(clone, requires_grad=False) if isinstance(tensor, nn.Parameter) else clone
 
-    monkeypatch.setattr(memory, "_copy", copy)
+    monkeypatch.setattr(devices, "_copy", copy)
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
     plain = request_for(tmp_path, steps=1)
     merged = request_for(tmp_path, steps=1, loras=[{"file": tmp_path / "a.safetensors"}])

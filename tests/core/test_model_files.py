@@ -13,9 +13,11 @@ from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransforme
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, LlamaModel, SiglipVisionModel
 
-from framepack_core import footprint, loading, model_files, models, shapes
 from framepack_core.errors import ModelError
-from framepack_core.models import Source
+from framepack_core.memory import footprint
+from framepack_core.models import model_files, registry, shapes
+from framepack_core.models.registry import Source
+from framepack_core.networks import loading
 from tests.conftest import tiny_spec
 from tests.core import layouts
 from tests.core.layouts import FP8, LAYOUTS, is_layer, one_file, spec_of, weights
@@ -162,9 +164,9 @@ def test_another_kind_of_file_is_named_as_what_it_is(tmp_path: Path, kind: str) 
 
 def test_a_file_that_is_not_there_is_named_and_no_config_in_it() -> None:
     with pytest.raises(ModelError, match=r"/nowhere/x.safetensors is missing: put it there"):
-        models.find(spec_of(Path("/nowhere/x.safetensors")))
+        registry.find(spec_of(Path("/nowhere/x.safetensors")))
     with pytest.raises(ModelError, match=r"models/x.gguf is missing: put it there"):
-        models.find(replace(tiny_spec(), transformer=Source("models/x.gguf")))
+        registry.find(replace(tiny_spec(), transformer=Source("models/x.gguf")))
 
 
 def test_what_lies_there_in_place_of_weights_is_named_with_what_is_wanted(tmp_path: Path) -> None:
@@ -172,7 +174,7 @@ def test_what_lies_there_in_place_of_weights_is_named_with_what_is_wanted(tmp_pa
     (tmp_path / "framepack-Q4_K_M.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(100))
     wanted = tmp_path / "diffusion_pytorch_model.safetensors"
     with pytest.raises(ModelError) as raised:
-        models.find(spec_of(tmp_path))
+        registry.find(spec_of(tmp_path))
     assert f"{wanted} is missing: put it there" in str(raised.value)
     assert "framepack-Q4_K_M.gguf is there, a GGUF file" in str(raised.value)
 
@@ -181,13 +183,13 @@ def test_of_a_folder_of_transformers_without_a_config_the_file_is_asked_for(tmp_
     one_file(tmp_path, weights())
     (tmp_path / "config.json").unlink()
     with pytest.raises(ModelError, match=rf"config.json is missing: .*\({layouts.FILE} lies there"):
-        models.find(spec_of(tmp_path))
+        registry.find(spec_of(tmp_path))
 
 
 def test_a_file_in_place_of_a_folder_of_several_parts_is_named_so(tmp_path: Path) -> None:
     file = one_file(tmp_path, weights())
     with pytest.raises(ModelError, match="is a file; wanted is a folder that holds text_encoder, "):
-        models.find(replace(tiny_spec(), base=Source(str(file))))
+        registry.find(replace(tiny_spec(), base=Source(str(file))))
 
 
 SINGLE_FILES = {  # of ComfyUI: a key of each
@@ -269,7 +271,7 @@ def test_a_shard_that_is_missing_without_an_index_is_named(tmp_path: Path) -> No
     folder = layouts.shards(tmp_path / "model")
     (folder / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
     with pytest.raises(ModelError, match=r"diffusion_pytorch_model-00002-of-00003.safetensors is missing"):
-        models.find(spec_of(folder))
+        registry.find(spec_of(folder))
 
 
 def test_of_the_hubs_folder_the_revision_is_taken_that_is_asked_for(tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_of_the_hubs_folder_the_revision_is_taken_that_is_asked_for(tmp_path: Pa
     assert Source(str(above / "snapshots")).folder == above / "snapshots" / layouts.COMMIT
     assert Source(str(above), "f" * 40).folder == above / "snapshots" / ("f" * 40)
     with pytest.raises(ModelError, match="has no snapshot of v9, or several"):
-        models.find(replace(tiny_spec(), transformer=Source(str(above), "v9")))
+        registry.find(replace(tiny_spec(), transformer=Source(str(above), "v9")))
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae", "image_encoder"])

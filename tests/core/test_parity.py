@@ -11,10 +11,13 @@ import torch
 from diffusers import AutoencoderKLHunyuanVideo
 from diffusers.models import embeddings
 
-from framepack_core import buckets, conditioning, media, sampling, sections, transformer, vae
-from framepack_core.cache import StepCache, TeaCache
-from framepack_core.conditioning import TextConditioning
+from framepack_core import sections
 from framepack_core.engine import Clip, Engine, Step
+from framepack_core.media import pictures, sizes
+from framepack_core.networks import encoders, transformer, vae
+from framepack_core.networks.encoders import TextConditioning
+from framepack_core.sampling import unipc
+from framepack_core.sampling.step_cache import StepCache, TeaCache
 from tests.conftest import KINDS, whole_video
 from tests.golden import CASES, TINY_MODELS, Case, group, worst
 from tests.golden.replay import (
@@ -82,8 +85,8 @@ def test_sigmas() -> None:
     for name, sigmas in case.tensors().items():
         steps, how = name.removeprefix("sigmas_n").split("_")
         value = int("".join(filter(str.isdigit, how)))
-        mu = sampling.schedule_mu(value) if how.startswith("seq") else math.log(value)
-        assert worst(sampling.flow_sigmas(int(steps), mu), sigmas) <= SAMPLER, name
+        mu = unipc.schedule_mu(value) if how.startswith("seq") else math.log(value)
+        assert worst(unipc.flow_sigmas(int(steps), mu), sigmas) <= SAMPLER, name
 
 
 @pytest.mark.parametrize("name", ["b02_unipc_steps_1_to_30", "b03_unipc_low_shift"])
@@ -97,7 +100,7 @@ def test_solver_on_a_model_with_a_formula(name: str) -> None:
 
     for steps in case.params["steps"]:
         sigmas = t[f"sigmas_{steps}"]
-        states = list(sampling.sample_unipc(denoise, t["noise"], sigmas))
+        states = list(unipc.sample_unipc(denoise, t["noise"], sigmas))
         assert [state.step for state in states] == list(range(1, steps + 1))
         assert worst(states[-1].denoised[-1], t[f"result_{steps}"]) <= SAMPLER, f"{steps} steps"
 
@@ -108,7 +111,7 @@ def test_solver_on_a_model_with_a_formula(name: str) -> None:
 def test_what_is_rounded_to_bfloat16_and_what_is_not(name: str, limit: float) -> None:
     case = CASES[name]
     t, p = case.tensors(), case.params
-    sigmas = sampling.flow_sigmas(p["steps"], sampling.schedule_mu(p["seq_length"]))
+    sigmas = unipc.flow_sigmas(p["steps"], unipc.schedule_mu(p["seq_length"]))
     timesteps = transformer.timesteps(sigmas, torch.bfloat16)
     guidance = transformer.guidance(p["gs"], torch.bfloat16)
     branches = 1 if p["cfg"] == 1 else 2
@@ -120,10 +123,10 @@ def test_what_is_rounded_to_bfloat16_and_what_is_not(name: str, limit: float) ->
         velocity = 0.3 * latents.float() + 0.2 * torch.sin(timesteps[step].float() / 50)
         return velocity + guidance.float() / 1e5 + texts[branch].mean()
 
-    denoiser = sampling.Denoiser(
+    denoiser = unipc.Denoiser(
         formula, sigmas, true_cfg_scale=p["cfg"], guidance_rescale=p["rs"], dtype=torch.bfloat16
     )
-    states = list(sampling.sample_unipc(denoiser, t["noise"], sigmas))
+    states = list(unipc.sample_unipc(denoiser, t["noise"], sigmas))
     errors = (torch.cat([state.denoised[-1] for state in states]) - t["denoised_steps"]).abs()
     assert errors.max() <= limit
     assert (errors > 1e-5).sum() <= (1 if limit > SAMPLER else 0), "at most one rounding flip, seen in b13"
@@ -152,13 +155,13 @@ def test_section_counts_and_paddings() -> None:
 
 def test_buckets() -> None:
     for row in CASES["c01_buckets"].params["rows"]:
-        assert list(buckets.nearest_bucket(row["h"], row["w"])) == row["bucket"], row
+        assert list(sizes.nearest_bucket(row["h"], row["w"])) == row["bucket"], row
 
 
 @cases("c", without="c01")
 def test_crops(case: Case) -> None:
     p = case.params
-    cropped = media.crop_to(case.tensors()["image"].numpy(), (p["target_height"], p["target_width"]))
+    cropped = pictures.crop_to(case.tensors()["image"].numpy(), (p["target_height"], p["target_width"]))
     assert cropped.shape == (p["target_height"], p["target_width"], 3)
     assert sha256(cropped) == p["cropped_sha256"]
 
@@ -171,11 +174,11 @@ def test_crops(case: Case) -> None:
 def test_prompts(case: Case, tiny_engine: TinyEngine) -> None:
     t, models = case.tensors(), tiny_engine("framepack-i2v").models
     prompt = case.params["prompt"]
-    ids, mask = conditioning.tokenize_llama(prompt, models.tokenizer)
+    ids, mask = encoders.tokenize_llama(prompt, models.tokenizer)
     assert torch.equal(ids, t["llama_input_ids"])
     assert torch.equal(mask, t["llama_attention_mask"])
-    assert torch.equal(conditioning.tokenize_clip(prompt, models.tokenizer_2), t["clip_input_ids"])
-    text = conditioning.encode_prompt(
+    assert torch.equal(encoders.tokenize_clip(prompt, models.tokenizer_2), t["clip_input_ids"])
+    text = encoders.encode_prompt(
         prompt,
         models.text_encoder,
         models.tokenizer,
@@ -192,7 +195,7 @@ def test_prompts(case: Case, tiny_engine: TinyEngine) -> None:
 def test_prompt_embeds_are_padded_or_cut_and_masked() -> None:
     t = CASES["d_crop_or_pad"].tensors()
     for rows in (1, 7, 8, 9, 20):
-        text = conditioning.pad_prompt_embeds(t[f"x_{rows}"], torch.zeros(1, 1), length=8)
+        text = encoders.pad_prompt_embeds(t[f"x_{rows}"], torch.zeros(1, 1), length=8)
         assert torch.equal(text.prompt_embeds, t[f"y_{rows}"])
         assert torch.equal(text.prompt_embeds_mask, t[f"mask_{rows}"])
 
@@ -255,7 +258,7 @@ def test_pixels_are_truncated_to_uint8() -> None:
 @torch.inference_mode()
 def test_siglip(case: Case, tiny_engine: TinyEngine) -> None:
     t, models = case.tensors(), tiny_engine("framepack-i2v").models
-    embeds = conditioning.encode_image(t["image"].numpy(), models.image_encoder, models.image_processor)
+    embeds = encoders.encode_image(t["image"].numpy(), models.image_encoder, models.image_processor)
     assert worst(embeds, t["last_hidden_state"]) <= COMPONENT
 
 
@@ -269,17 +272,17 @@ def test_teacache(case: Case, tiny_engine: TinyEngine) -> None:
     engine = tiny_engine(p["model"])
     text = TextConditioning(t["prompt_embeds"], t["prompt_embeds_mask"].bool(), t["prompt_poolers"])
     tokens = t["noise"][0, 0].numel() // 4
-    sigmas = sampling.flow_sigmas(p["steps"], sampling.schedule_mu(tokens))
+    sigmas = unipc.flow_sigmas(p["steps"], unipc.schedule_mu(tokens))
     steps = transformer.timesteps(sigmas, torch.float32)
     guidance = transformer.guidance(p["gs"], torch.float32)
     tables = engine.embedders.tables(text, t["image_embeddings"], steps, guidance, nothing_to_move)
     context = engine.core.look_back(*look_back(t))
 
     def sample(cache: StepCache | None) -> torch.Tensor:
-        denoiser = sampling.Denoiser(
+        denoiser = unipc.Denoiser(
             lambda latents, step, _: engine.core(latents, tables, step, context, cache), sigmas, cache=cache
         )
-        *_, last = sampling.sample_unipc(denoiser, t["noise"], sigmas)
+        *_, last = unipc.sample_unipc(denoiser, t["noise"], sigmas)
         return last.denoised[-1]
 
     cache = TeaCache(p["steps"], p["rel_l1_thresh"])
@@ -297,7 +300,7 @@ def test_end_to_end(case: Case, tiny_engine: TinyEngine, tmp_path: Path) -> None
     t, p = case.tensors(), case.params
     engine = tiny_engine(p["model"])
     request = request_of(case, t, tmp_path)
-    cropped = media.crop_to(media.open_picture(request.image), (p["height"], p["width"]))
+    cropped = pictures.crop_to(pictures.open_picture(request.image), (p["height"], p["width"]))
     assert sha256(cropped) == p["image_cropped_sha256"]
     events = list(engine.sample(request, conditioned(case, t, engine, request)))
     clips = [event for event in events if isinstance(event, Clip)]

@@ -10,10 +10,10 @@ import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from transformers import LlamaConfig, LlamaModel
 
-from framepack_core import footprint
-from framepack_core.footprint import GIB, PUBLISHED, ItemBytes, Rung, Video, ladder, peak_vram, weights
-from framepack_core.models import BUILT_IN, ModelSpec, Source
-from framepack_core.planning import Card, Host, host_memory, make_plan
+from framepack_core.memory import footprint
+from framepack_core.memory.footprint import GIB, PUBLISHED, ItemBytes, Rung, Video, ladder, peak_vram, weights
+from framepack_core.memory.planning import Card, Host, host_memory, make_plan
+from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
 from tests.conftest import tiny_spec
 from tests.golden import TINY_MODELS
 

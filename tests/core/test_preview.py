@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framepack_core.media import Picture
-from framepack_core.preview import BACKGROUND, CELL_PIXELS, GAP, Colours, contact_sheet
+from framepack_core.media.latent_preview import BACKGROUND, CELL_PIXELS, GAP, Colours, contact_sheet
+from framepack_core.media.pictures import Picture
 
 CHANNELS = 16
 SEEDS = st.integers(0, 1000)

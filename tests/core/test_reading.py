@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from framepack_core import media
 from framepack_core.errors import RequestError
-from framepack_core.media import open_picture, picture_size
+from framepack_core.media import pictures
+from framepack_core.media.pictures import open_picture, picture_size
 from tests.core import icc
 
 P3 = icc.rgb(icc.DISPLAY_P3, icc.gamma(2.2))
@@ -23,7 +23,7 @@ def saved(path: Path, image: Image.Image, form: str | None = None, **options: An
     return path
 
 
-def read(path: Path, background: str = "#ffffff") -> tuple[media.Picture, list[str]]:
+def read(path: Path, background: str = "#ffffff") -> tuple[pictures.Picture, list[str]]:
     told: list[str] = []
     return open_picture(path, background, told.append), told
 

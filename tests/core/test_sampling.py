@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framepack_core.sampling import Denoiser, flow_sigmas, rescale_guidance, sample_unipc, schedule_mu
+from framepack_core.sampling.unipc import Denoiser, flow_sigmas, rescale_guidance, sample_unipc, schedule_mu
 
 
 @given(steps=st.integers(1, 100), tokens=st.integers(1, 20000))

@@ -10,8 +10,17 @@ import av
 import numpy as np
 import pytest
 
-from framepack_core.media import Frames, count_frames
-from framepack_core.segments import EXACT, QUICK, SegmentError, count, encode, encode_exactly, head, join
+from framepack_core.media.pictures import Frames, count_frames
+from framepack_core.media.segments import (
+    EXACT,
+    QUICK,
+    SegmentError,
+    count,
+    encode,
+    encode_exactly,
+    head,
+    join,
+)
 
 SIZE = (64, 96)
 # As sections have them: none (the first one backward), a frame or two (small windows), and whole ones.

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from framepack_core.footprint import SLOTS
-from framepack_core.streaming import PIECE, Streamer, _evenly
+from framepack_core.memory.footprint import SLOTS
+from framepack_core.memory.streaming import PIECE, Streamer, _evenly
 from tests.played.gpu import PlayedGpu
 from tests.played.streams import Event, Stream
 from tests.played.tensors import CUDA, play

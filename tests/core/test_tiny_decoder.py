@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from framepack_core import tiny_weights
 from framepack_core.errors import ModelError
-from framepack_core.tiny_decoder import TinyDecoder
+from framepack_core.models import taehv_files
+from framepack_core.networks.taehv import TinyDecoder
 from tests.golden import HERE as GOLDEN
 
 
@@ -25,7 +25,7 @@ def random_weights() -> dict[str, torch.Tensor]:
     """Draw weights in the layout of the real ones, with which pictures are neither black nor white."""
     rng = np.random.default_rng(0)
     drawn = {}
-    for name, shape in tiny_weights.shapes().items():
+    for name, shape in taehv_files.shapes().items():
         spread = 0.05 if len(shape) == 1 else np.prod(shape[1:], dtype=int) ** -0.5
         drawn[name] = torch.from_numpy(rng.standard_normal(shape, np.float32) * np.float32(spread))
     return drawn

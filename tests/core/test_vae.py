@@ -10,9 +10,10 @@ from diffusers import AutoencoderKLHunyuanVideo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from framepack_core import memory, vae
 from framepack_core.engine import Clip, Step
 from framepack_core.history import History, Shared
+from framepack_core.memory import devices
+from framepack_core.networks import vae
 from framepack_core.sections import Kind, Section, plan
 from tests.core.test_resume import TinyEngine, everything, request_for
 
@@ -89,7 +90,7 @@ CALLS = {
 def test_frames_are_the_same_to_the_bit_and_no_tile_is_decoded_twice(
     counted: Counted, kind: Kind, window: int, tile: int | None
 ) -> None:
-    memory.set_tiles(counted.vae, tile)
+    devices.set_tiles(counted.vae, tile)
     in_space = 1 if tile is None else PLACES
     tiles, calls = vae.Tiles(), []
     for _, latents, shared in windows(kind, window, 4):
@@ -101,7 +102,7 @@ def test_frames_are_the_same_to_the_bit_and_no_tile_is_decoded_twice(
 
 
 def test_no_more_than_two_tiles_are_kept_at_the_usual_window(counted: Counted) -> None:
-    memory.set_tiles(counted.vae, None)
+    devices.set_tiles(counted.vae, None)
     for kind in ("framepack", "f1"):
         tiles = vae.Tiles()
         for _, latents, shared in windows(kind, 9, 4):
@@ -117,7 +118,7 @@ def test_whatever_is_kept_or_lost_the_frames_are_the_same(
     counted, tiles = Counted(), vae.Tiles()
     with torch.inference_mode():
         for _, latents, shared in windows(kind, window, sections):
-            memory.set_tiles(counted.vae, choose.draw(st.sampled_from([None, None, SIDE, 24])))
+            devices.set_tiles(counted.vae, choose.draw(st.sampled_from([None, None, SIDE, 24])))
             if choose.draw(st.booleans()):
                 tiles.kept = tiles.kept[: choose.draw(st.integers(0, 3))]
             pixels = vae.decode(latents, counted.vae, tiles, shared)
@@ -125,7 +126,7 @@ def test_whatever_is_kept_or_lost_the_frames_are_the_same(
 
 
 def test_tiles_of_other_latents_or_settings_are_never_used(counted: Counted) -> None:
-    memory.set_tiles(counted.vae, None)
+    devices.set_tiles(counted.vae, None)
     tiles = vae.Tiles()
     (_, first, shared), (_, second, _) = list(windows("framepack", 9, 3))[:2]
     vae.decode(first, counted.vae, tiles, shared)
@@ -134,14 +135,14 @@ def test_tiles_of_other_latents_or_settings_are_never_used(counted: Counted) -> 
     other[:, :, 10] += 1e-3  # in one of the two
     vae.decode(other, counted.vae, tiles)
     assert counted.calls == 5
-    memory.set_tiles(counted.vae, SIDE)
+    devices.set_tiles(counted.vae, SIDE)
     tiles.kept, counted.calls = kept, 0
     assert torch.equal(vae.decode(second, counted.vae, tiles), counted.plainly(second))
     assert counted.calls == 6 * PLACES
 
 
 def test_a_tile_that_would_give_no_frame_is_not_decoded(counted: Counted) -> None:
-    memory.set_tiles(counted.vae, None)
+    devices.set_tiles(counted.vae, None)
     latents = torch.randn(1, 16, 10, HEIGHT, WIDTH)
     counted.calls = 0
     assert torch.equal(vae.decode(latents, counted.vae), counted.plainly(latents))

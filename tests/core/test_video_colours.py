@@ -10,12 +10,12 @@ import av
 import numpy as np
 import pytest
 
-from framepack_core import segments
 from framepack_core.errors import RequestError
-from framepack_core.footage import has_our_options, look, pictures
-from framepack_core.media import Frames, Picture
-from framepack_core.segments import EXACT, QUICK
-from framepack_core.video_colours import Colours
+from framepack_core.media import segments
+from framepack_core.media.pictures import Frames, Picture
+from framepack_core.media.segments import EXACT, QUICK
+from framepack_core.media.video_colours import Colours
+from framepack_core.media.video_reader import has_our_options, look, pictures
 
 CORNERS = list(itertools.product((0, 255), repeat=3))
 SIZES = [(96, 160), (720, 400)]  # players guess by the lines

@@ -10,9 +10,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from framepack_core import precision
 from framepack_core.engine import Engine
-from framepack_core.memory import visiting
+from framepack_core.memory.devices import visiting
+from framepack_core.networks import quantization
 from tests.conftest import tiny_spec
 from tests.core.test_precision import needs_bitsandbytes
 
@@ -62,7 +62,7 @@ def test_what_nf4_is_scaled_by_goes_with_the_copy_and_the_hosts_own_stays(
 ) -> None:
     """After a visit the host's weights had theirs on the card, which never left it, and could not compute."""
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
-    precision._to_nf4(model, torch.float32)
+    quantization._to_nf4(model, torch.float32)
     states = [layer.weight.quant_state for layer in model]
     if refused:
         monkeypatch.setattr(torch.Tensor, "to", refuse)

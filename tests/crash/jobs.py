@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from framepackd.delivery.results import FOLDER
+from framepackd.delivery.results_page import INDEX
 from framepackd.folders import MARKER
-from framepackd.results import FOLDER
-from framepackd.results_page import INDEX
 from tests.acceptance.conftest import TINY, picture
 from tests.golden import TINY_MODELS
 

@@ -178,8 +178,8 @@ def _before(module: Any, name: str, points: Points) -> None:
 
 
 def _patch_files(points: Points) -> None:
-    from framepack_core import segments
-    from framepack_core.media import Picture
+    from framepack_core.media import segments
+    from framepack_core.media.pictures import Picture
     from framepackd import files, moving
 
     for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "link"):
@@ -233,7 +233,7 @@ def _patch_database(points: Points) -> None:
     from sqlalchemy import event
     from sqlalchemy.engine.default import DefaultDialect
 
-    from framepackd.database import Base
+    from framepackd.jobs.job import Base
 
     original: Callable[..., None] = DefaultDialect.do_commit
 
@@ -264,7 +264,9 @@ def _patch_messages(points: Points) -> None:
 def _patch_clock(points: Points) -> None:
     import datetime
 
-    from framepackd import database, inbox, intake
+    from framepackd.inbox import scan
+    from framepackd.intake import take
+    from framepackd.jobs import database
 
     original = time.time
     time.time = lambda: original() + points.clock_error()
@@ -274,7 +276,7 @@ def _patch_clock(points: Points) -> None:
         def now(cls, tz: Any = None) -> Any:
             return super().now(tz) + datetime.timedelta(seconds=points.clock_error())
 
-    for module in (database, inbox, intake):
+    for module in (database, scan, take):
         module.datetime = Jumping  # type: ignore[attr-defined] # they import it, but do not export it
 
 
@@ -294,6 +296,6 @@ if __name__ in ("__main__", "__mp_main__"):
     _patch()
 
 if __name__ == "__main__":
-    from framepackd.cli import main
+    from framepackd.cli.main import main
 
     main(prog_name="framepackd")

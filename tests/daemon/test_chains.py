@@ -17,15 +17,22 @@ from PIL import Image
 from rich.console import Console
 
 from framepack_core.engine import Engine
-from framepack_core.media import count_frames
+from framepack_core.media.pictures import count_frames
 from framepack_core.sections import frame_count
-from framepackd import commands, display, generation, resolving, video, work_folder
-from framepackd.clips import clips
-from framepackd.database import Job, State
+from framepackd.cli import display
+from framepackd.control import commands
+from framepackd.control.status import in_one_line, snapshot
+from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
-from framepackd.generation import Engines, Generation
-from framepackd.status import in_one_line, snapshot
-from framepackd.worker import (
+from framepackd.intake import resolve
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.job import Job, State
+from framepackd.supervisor.work import clips
+from framepackd.worker import engines, video
+from framepackd.worker.engines import Engines
+from framepackd.worker.generation import Generation
+from framepackd.worker.main import _answer
+from framepackd.worker.messages import (
     Finished,
     Leave,
     Lowered,
@@ -35,7 +42,6 @@ from framepackd.worker import (
     StepDone,
     Stopped,
     Work,
-    _answer,
 )
 from tests.daemon.test_files import Place
 from tests.daemon.test_generation import ENGINES, Cut, Ears, PowerCut, made, run, told_steps, work_in
@@ -239,9 +245,7 @@ def test_between_two_sections_the_next_clips_pictures_are_encoded(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead: list[Path] = []
-    monkeypatch.setattr(
-        generation.Engines, "encode_ahead", lambda _, coming: ahead.append(coming.request.image)
-    )
+    monkeypatch.setattr(engines.Engines, "encode_ahead", lambda _, coming: ahead.append(coming.request.image))
     run(work)
     assert ahead == [work.clips[1].image] * SECTIONS, "after the last clip comes the next job: there is none"
 
@@ -297,7 +301,7 @@ def test_a_chain_on_a_model_that_generates_forward_fails_with_what_to_do(place: 
 def test_a_chain_of_too_many_frames_fails_with_what_to_do(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolving, "MAX_FRAMES", 3)
+    monkeypatch.setattr(resolve, "MAX_FRAMES", 3)
     assert drop(place, *["red"] * 3).delivery is None
     job = drop(place, *["red"] * 4)
     assert job.delivery is not None
@@ -313,7 +317,7 @@ def test_a_failed_chain_comes_back_whole(place: Place) -> None:
     taken = drop(place, "red", "green", "blue")
     place.store.claim()
     place.store.decide(taken.id, State.FAILED, error="planted")
-    commands.settle(place.store.get(taken.id), place.config, place.store)
+    deliveries.settle(place.store.get(taken.id), place.config, place.store)
     frames = [f"cat_frame_{number}.png" for number in range(3)]
     names = sorted(path.name for path in place.config.failed.iterdir())
     assert names == [MARKER, "cat.error.txt", "cat.txt", *frames]

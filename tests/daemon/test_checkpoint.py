@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from framepack_core.cache import BranchState
 from framepack_core.progress import Progress
-from framepack_core.sampling import SolverState
-from framepackd import aside, checkpoint, files
-from framepackd.checkpoint import Checkpoint, Checkpoints
+from framepack_core.sampling.step_cache import BranchState
+from framepack_core.sampling.unipc import SolverState
+from framepackd import files
+from framepackd.jobs import aside
+from framepackd.worker import checkpoint
+from framepackd.worker.checkpoint import Checkpoint, Checkpoints
 
 IDENTITY = {"request": "abc", "versions": ["1", "2"]}
 OTHER = {**IDENTITY, "request": "other"}

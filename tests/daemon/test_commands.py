@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from framepackd import commands, intake, work_folder
-from framepackd.database import Job, State, utc_now
+from framepackd.control import commands
+from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
-from framepackd.inbox import Inbox
-from framepackd.jobs import JobStore
+from framepackd.inbox.scan import Inbox
+from framepackd.intake import take
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.store import JobStore
 from tests.daemon.test_files import Place, across, at_every_call, undelivered  # noqa: F401 - across: a fixture
 
 
@@ -24,7 +27,7 @@ def do(place: Place, command: str, *jobs: str, **more: Any) -> list[tuple[bool, 
 
 def settle(place: Place) -> None:
     for job in undelivered(place.store):
-        commands.settle(job, place.config, place.store)
+        deliveries.settle(job, place.config, place.store)
 
 
 def failed_place(root: Path, text: str = "pan left", settings: str = "") -> Place:
@@ -98,8 +101,8 @@ def test_bringing_files_back_survives_dying_at_every_line(
         nonlocal place
         place.store = JobStore(place.config.database)
         place.store.recover()
-        intake.clear_ended(place.config, place.store)
-        intake.adopt_leftovers(place.config, place.store)
+        take.clear_ended(place.config, place.store)
+        take.adopt_leftovers(place.config, place.store)
         settle(place)
         if only_job(place).state == State.FAILED:  # it died before anything was recorded
             ((done, message),) = do(place, "retry", "cat")
@@ -123,7 +126,7 @@ def test_without_the_database_a_job_that_is_brought_back_is_taken_in_from_its_wo
     do(place, "retry", "cat")
     place.config.database.unlink()
     place.store = JobStore(place.config.database)
-    (adopted,) = intake.adopt_leftovers(place.config, place.store).jobs
+    (adopted,) = take.adopt_leftovers(place.config, place.store).jobs
     assert (adopted.name, adopted.state, adopted.delivery) == ("cat", State.QUEUED, None)
 
 
@@ -356,5 +359,5 @@ def test_a_file_in_the_inbox_is_no_hindrance_to_a_retry(tmp_path: Path) -> None:
     ((done, message),) = do(place, "retry", "cat")
     assert done, message
     (group,) = Inbox(place.config.inbox, 0).scan().ready
-    intake.take(group, place.config, place.store)
+    take.take(group, place.config, place.store)
     assert place.store.counts()["queued"] == 2

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from framepack_core.models import Source
-from framepackd.config import Config, ConfigError, load_config, poll_seconds
-from framepackd.settings import JobSettings, parse_settings
-from framepackd.tables import ModelConfig
+from framepack_core.models.registry import Source
+from framepackd.settings.config import Config, ConfigError, load_config, poll_seconds
+from framepackd.settings.job_settings import JobSettings, parse_settings
+from framepackd.settings.tables import ModelConfig
 
 EXAMPLE = Path(__file__).parents[2] / "config.example.toml"
 

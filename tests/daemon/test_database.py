@@ -12,17 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import database
-from framepackd.database import (
-    SCHEMA_VERSION,
-    Job,
-    State,
-    StoreError,
-    StoreUnavailableError,
-    open_database,
-    utc_now,
-)
-from framepackd.jobs import JobStore
+from framepackd.jobs import database
+from framepackd.jobs.database import SCHEMA_VERSION, StoreError, StoreUnavailableError, open_database
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.store import JobStore
 
 # Written by the first released code (schema 1) on /srv/framepackd with the demo model: cat was made, dog
 # failed for its settings, bird was made with a drawn seed, frog ran when the daemon was killed, newt waited.

@@ -13,8 +13,8 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from framepack_core import media
-from framepackd import frames
+from framepack_core.media import pictures
+from framepackd.prepare import video_frames
 from tests.daemon.hub import TOKEN, Hub
 from tests.daemon.test_files import Place
 from tests.daemon.test_prepare import PAIR, listed, run
@@ -72,7 +72,7 @@ def test_a_data_set_of_the_scripts_becomes_jobs(place: Place, tmp_path: Path, fo
     inbox = place.config.inbox
     for column, ending in (("first_frame", "_first_frame.png"), ("last_frame", "_last_frame.png")):
         np.testing.assert_array_equal(
-            media.open_picture(inbox / f"lelouch_000000{ending}"), np.array(ROWS[0][column])
+            pictures.open_picture(inbox / f"lelouch_000000{ending}"), np.array(ROWS[0][column])
         )
     assert (inbox / "lelouch_000000.txt").read_text() == "a cat\n"
     assert (inbox / "lelouch_000000_frame_diff.txt").read_text() == "0.25\n"
@@ -118,7 +118,7 @@ def test_differences_that_are_not_recorded_are_found_out(place: Place, tmp_path:
     assert run(place, write(rows, tmp_path / "set", "saved")).exit_code == 0
     told = float((place.config.inbox / "set_000001_frame_diff.txt").read_text())
     pair = [np.array(ROWS[1][column]) for column in ("first_frame", "last_frame")]
-    assert told == frames.difference(*pair)
+    assert told == video_frames.difference(*pair)
 
 
 def test_bad_rows_are_told_and_the_others_prepared(place: Place, tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_of_a_parquet_file_no_more_than_a_row_group_or_two_is_in_memory(tmp_path
         rows, tmp_path / "set.parquet", row_group_size=4, compression="none", use_dictionary=False
     )
     code = (
-        "import sys, pyarrow; from pathlib import Path; from framepackd import prepare\n"
-        "source = prepare.find(prepare.Options(Path(sys.argv[1]), Path('unused')))\n"
+        "import sys, pyarrow; from pathlib import Path; from framepackd.prepare import items, prepare\n"
+        "source = prepare.find(items.Options(Path(sys.argv[1]), Path('unused')))\n"
         "assert sum(1 for item in source.items) == source.total == 40\n"
         "print(pyarrow.default_memory_pool().max_memory())"
     )
@@ -216,10 +216,10 @@ def test_what_is_prepared_is_saved_with_the_columns_of_the_scripts_and_read_agai
     else:
         assert rows.column_names == ["first_frame", "last_frame", "text", "frame_diff"]
     assert rows["text"][:] == [f"clip {number}" for number in range(3)]
-    taken = list(frames.read_frames(tmp_path / "videos/clip2.mp4", chain or 2))
+    taken = list(video_frames.read_frames(tmp_path / "videos/clip2.mp4", chain or 2))
     for column, expected in zip(rows.column_names, taken, strict=False):
         np.testing.assert_array_equal(np.array(rows[2][column]), expected)
-    assert rows[2]["diff_0_1" if chain else "frame_diff"] == frames.difference(*taken[:2])
+    assert rows[2]["diff_0_1" if chain else "frame_diff"] == video_frames.difference(*taken[:2])
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
     again = run(place, tmp_path / "saved", tmp_path / "again")
@@ -262,7 +262,7 @@ def test_a_data_set_is_pushed_with_the_users_token(place: Place, tmp_path: Path)
     pushed.write_bytes(hub.files[name])
     rows = datasets.Dataset.from_parquet(str(pushed), cache_dir=str(tmp_path / "cache"))
     assert rows.column_names == ["first_frame", "last_frame", "text", "frame_diff"]
-    np.testing.assert_array_equal(np.array(rows[0]["first_frame"]), next(frames.read_frames(video, 2)))
+    np.testing.assert_array_equal(np.array(rows[0]["first_frame"]), next(video_frames.read_frames(video, 2)))
 
 
 def test_a_push_that_is_refused_says_so_and_keeps_what_was_saved(place: Place, tmp_path: Path) -> None:

@@ -12,14 +12,18 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import commands, daemon, deliveries, delivery, folders, worker
-from framepackd.database import Job, State, utc_now
+from framepackd import daemon, folders
+from framepackd.control import commands
+from framepackd.delivery import deliver as delivery
+from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
-from framepackd.metrics import Metrics
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.reports.prometheus import Metrics
+from framepackd.worker import messages
 from tests.daemon.test_loop import Loop, ask_in_thread
 from tests.daemon.test_status import drawn
 
-DONE = worker.Finished({}, {}, {}, None)
+DONE = messages.Finished({}, {}, {}, None)
 
 
 @pytest.fixture

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import commands, delivery, files, intake, moving, target_names, work_folder
-from framepackd.database import Job, State
+from framepackd import files, moving
+from framepackd.control import commands
+from framepackd.delivery import deliveries, target_names
+from framepackd.delivery.results import Outbox
 from framepackd.folders import MARKER
-from framepackd.job_sql import CANCELLED
-from framepackd.names import stand_ins
-from framepackd.results import Outbox
+from framepackd.intake import take
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.job_sql import CANCELLED
+from framepackd.text import stand_ins
 from tests.daemon.test_files import DELIVERED, Died, Place, across, at_every_call, dying_at  # noqa: F401 - across: a fixture
 
 RESERVED = '<>:"\\|?*'
@@ -317,8 +321,8 @@ def test_cancelling_a_delivery_survives_dying_at_every_seventh_line(
 
     def check() -> None:
         nonlocal place
-        intake.clear_ended(place.config, place.store)
-        intake.adopt_leftovers(place.config, place.store)
+        take.clear_ended(place.config, place.store)
+        take.adopt_leftovers(place.config, place.store)
         place.deliver()
         assert place.outbox() == ["cat.json", "cat.png"], "no part is left there"
         wanted = ["cat.cancelled.txt", "cat.mp4", "cat.section-0.png", "cat.txt"]
@@ -326,8 +330,8 @@ def test_cancelling_a_delivery_survives_dying_at_every_seventh_line(
         told = (place.config.failed / "cat.cancelled.txt").read_text()
         assert f"{place.config.outbox}/cat.png\n" in told
         assert f"{place.config.outbox}/cat.txt" not in told
-        intake.clear_ended(place.config, place.store)
-        intake.adopt_leftovers(place.config, place.store)
+        take.clear_ended(place.config, place.store)
+        take.adopt_leftovers(place.config, place.store)
         assert not list(place.config.jobs_dir.iterdir())
         place = fresh()
 
@@ -340,7 +344,7 @@ def test_a_file_that_had_just_got_its_name_is_not_delivered_twice_unless_that_ca
     place: Place, monkeypatch: pytest.MonkeyPatch, reachable: bool
 ) -> None:
     job = ready(place)
-    picture = place.config.jobs_dir / job.id / delivery.OUTGOING / "cat.png"
+    picture = place.config.jobs_dir / job.id / work_folder.OUTGOING / "cat.png"
     with dying_at(Path, "unlink", picture):
         place.deliver()
     assert (place.config.outbox / "cat.png").exists()
@@ -396,7 +400,7 @@ def test_cancelled_while_it_is_brought_back_its_files_lie_together_under_their_o
     with monkeypatch.context() as patched:
         patched.setattr(moving, "move", halting)
         with pytest.raises(Died):
-            commands.settle(place.store.get(job.id), place.config, place.store)
+            deliveries.settle(place.store.get(job.id), place.config, place.store)
     assert names(place.config.failed) == ["cat.png", "cat_001.error.txt", "cat_001.txt"]
     cancel(place, job)
     place.deliver()
@@ -409,11 +413,11 @@ def test_cancelled_while_it_is_brought_back_its_files_lie_together_under_their_o
 def older(place: Place, job: Job) -> Path:
     """Gather a job as versions without a plan did."""
     work = place.config.jobs_dir / job.id
-    outgoing = work / delivery.OUTGOING
+    outgoing = work / work_folder.OUTGOING
     outgoing.mkdir()
     for path in (work / work_folder.INPUTS).iterdir():
         path.rename(outgoing / path.name)
-    for path in (work / delivery.RESULT).iterdir():
+    for path in (work / work_folder.RESULT).iterdir():
         path.rename(outgoing / f"cat{path.name}")
     (outgoing / "cat.json").write_text("{}")
     (work / "stem").write_text("cat")

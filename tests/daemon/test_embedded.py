@@ -8,10 +8,10 @@ import av
 import pytest
 
 from framepackd import files
-from framepackd.embedded import MAX_TITLE, read, settings_of
-from framepackd.inbox import Inbox
-from framepackd.runner import Runner
-from framepackd.worker import Finished
+from framepackd.inbox.scan import Inbox
+from framepackd.jobs.embedded import MAX_TITLE, read, settings_of
+from framepackd.supervisor.supervisor import Runner
+from framepackd.worker.messages import Finished
 from tests.daemon.test_extending import Studio, film
 
 PROMPT = "A cat, who says:\n„Grüße“ – and\tgoes."

@@ -14,19 +14,25 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from framepack_core import continuing, footage, segments, video_colours
 from framepack_core.errors import RequestError
-from framepack_core.media import crop_to
-from framepackd import delivery, intake, retry, source_video, space, work_folder
-from framepackd.config import Config, load_config
-from framepackd.database import Job, State
-from framepackd.extending import MAX_RECORD_BYTES, Record, read_record
-from framepackd.generation import Engines
-from framepackd.inbox import Inbox
-from framepackd.jobs import JobStore
-from framepackd.runner import Runner
-from framepackd.source_video import OLD, Continued
-from framepackd.worker import Finished, Message, Resumed, StepDone, _answer
+from framepack_core.media import extend, segments, video_colours, video_reader
+from framepack_core.media.pictures import crop_to
+from framepackd.delivery import deliver as delivery
+from framepackd.inbox.scan import Inbox
+from framepackd.intake import take as intake
+from framepackd.intake import take_back
+from framepackd.intake.extend import MAX_RECORD_BYTES, Record, read_record
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
+from framepackd.settings.config import Config, load_config
+from framepackd.supervisor import space
+from framepackd.supervisor.supervisor import Runner
+from framepackd.worker import source_video
+from framepackd.worker.engines import Engines
+from framepackd.worker.main import _answer
+from framepackd.worker.messages import Finished, Message, Resumed, StepDone
+from framepackd.worker.source_video import OLD, Continued
 from tests.daemon.test_files import undelivered
 from tests.daemon.test_generation import Ears
 from tests.golden import TINY_MODELS
@@ -118,7 +124,7 @@ def latents(path: Path) -> torch.Tensor:
 
 
 def frames(path: Path) -> np.ndarray:
-    return np.stack(list(footage.pictures(path)))
+    return np.stack(list(video_reader.pictures(path)))
 
 
 def packets(path: Path) -> list[bytes]:
@@ -156,7 +162,7 @@ def test_extended_from_its_latents_a_video_is_what_it_would_have_been(studio: St
     assert frames(short).shape == frames(long).shape == (61, 32, 48, 3)
     assert difference(frames(short), frames(long)) < 2, "encoded in other pieces"
     # Up to the last section of the old video not one packet is another: encoded once, and copied.
-    copied = 61 - 24 - continuing.remade(10, 3)
+    copied = 61 - 24 - extend.remade(10, 3)
     assert packets(short)[:copied] == packets(long)[:copied] == before[:copied]
     record = json.loads((studio.outbox / "cat.json").read_text())
     went_on = {"file": "cat.mp4", "sha256": sha, "frames": 37, "latents": 10, "encoded_anew": False}
@@ -210,7 +216,7 @@ def test_a_video_of_somebody_elses_goes_on_from_its_last_frames(
     assert made.shape == (expected + 2 * 12, 32, 48, 3)
     # The old part is as it was, scaled; what fades in begins behind it, and no frame comes twice.
     scaled = [crop_to(frame, (32, 48)) for frame in shown]
-    untouched = expected - continuing.frames_of(min(continuing.tail_latents(expected), 3)) + 1
+    untouched = expected - extend.frames_of(min(extend.tail_latents(expected), 3)) + 1
     for number in range(untouched):
         near = [difference(made[number], frame) for frame in scaled]
         assert near[number] < 4, "sharp edges between bright colours, whose chroma is halved once more"
@@ -238,7 +244,7 @@ def test_one_of_our_own_without_latents_is_not_encoded_again(studio: Studio) -> 
     studio.settings(more=1)
     _, answer = studio.make()
     assert isinstance(answer, Finished)
-    kept = 61 - continuing.remade(continuing.tail_latents(61), 3)
+    kept = 61 - extend.remade(extend.tail_latents(61), 3)
     assert packets(studio.outbox / "cat.mp4")[:kept] == before[:kept]
     assert kept == 40, "where the last but one of its pieces ends"
 
@@ -296,7 +302,7 @@ def test_the_whole_set_may_be_dropped_again_and_again(studio: Studio) -> None:
         assert isinstance(answer, Finished)
         length += 24
         assert len(frames(studio.outbox / "cat.mp4")) == length
-        assert continuing.latents_shape(studio.outbox / "cat.latents.safetensors")[0] == (length - 1) // 4 + 1
+        assert extend.latents_shape(studio.outbox / "cat.latents.safetensors")[0] == (length - 1) // 4 + 1
 
 
 def test_interrupted_it_goes_on_and_gives_the_same_bytes(studio: Studio, tmp_path: Path) -> None:
@@ -529,8 +535,8 @@ def test_a_job_cancelled_with_keep_delivers_both_videos_and_can_be_retried(studi
     failed = studio.config.failed
     assert len(frames(failed / "dog.mp4")) == 40 + 12
     assert len(frames(failed / "dog.source.mp4")) == 40
-    assert retry.obstacle(studio.store.get(job.id), studio.config) is None
+    assert take_back.obstacle(studio.store.get(job.id), studio.config) is None
     studio.store.retry(job.id)
-    retry.bring_back(studio.store.get(job.id), studio.config, studio.store)
+    take_back.bring_back(studio.store.get(job.id), studio.config, studio.store)
     assert studio.store.get(job.id).delivery is None
     assert len(frames(studio.config.jobs_dir / job.id / work_folder.INPUTS / "dog.mp4")) == 40

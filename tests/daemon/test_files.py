@@ -12,11 +12,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import claiming, delivery, files, intake, moving, resolving, target_names
-from framepackd.config import Config, load_config
-from framepackd.database import Job, State
-from framepackd.inbox import Inbox
-from framepackd.jobs import JobStore
+from framepackd import files, moving
+from framepackd.delivery import deliver as delivery
+from framepackd.delivery import target_names
+from framepackd.inbox.scan import Inbox
+from framepackd.intake import claiming, resolve
+from framepackd.intake import take as intake
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
+from framepackd.settings.config import Config, load_config
 
 
 class Died(Exception):  # noqa: N818 - not an error: the power went
@@ -170,7 +175,7 @@ class Place:
     def generate(self) -> Job:
         job = self.store.claim()
         assert job is not None
-        result = self.config.jobs_dir / job.id / delivery.RESULT
+        result = self.config.jobs_dir / job.id / work_folder.RESULT
         result.mkdir()
         (result / ".mp4").write_text("video")
         (result / ".section-0.png").write_text("still")
@@ -342,7 +347,7 @@ def test_an_error_of_our_own_fails_the_job_and_stops_nothing(
     def fail(*_: object) -> None:
         raise KeyError("what a fuzzed file may lead to")
 
-    monkeypatch.setattr(resolving, "_resolve", fail)
+    monkeypatch.setattr(resolve, "_resolve", fail)
     place.take()
     place.deliver()
     assert "KeyError" in (place.config.failed / "cat.error.txt").read_text()

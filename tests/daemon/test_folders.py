@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import commands, folders
-from framepackd.database import State
+from framepackd import folders
+from framepackd.control import commands
+from framepackd.delivery import deliveries
 from framepackd.folders import MARKER, FolderError
-from framepackd.rounds import Rounds
+from framepackd.intake.rounds import Rounds
+from framepackd.jobs.job import State
 from tests.daemon.mounts import mounted, needs_mounts, unmount
 from tests.daemon.test_files import Place, undelivered
 from tests.daemon.test_loop import Loop, ask_in_thread
@@ -29,7 +31,7 @@ def accept(place: Place) -> None:
 
 def deliver(place: Place) -> None:
     for job in undelivered(place.store):
-        commands.settle(job, place.config, place.store)
+        deliveries.settle(job, place.config, place.store)
 
 
 def test_a_folder_that_was_never_seen_is_made_and_marked(place: Place) -> None:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import client, files, intake
-from framepackd.forgotten import forgotten
-from framepackd.inbox import Inbox
-from framepackd.jobs import JobStore
+from framepackd import files
+from framepackd.control import client
+from framepackd.inbox.forgotten import forgotten
+from framepackd.inbox.scan import Inbox
+from framepackd.intake import take
+from framepackd.jobs.store import JobStore
 from tests.daemon.test_files import Died, Place
 
 ID = "20260101-000000-abcdef"
@@ -130,5 +132,5 @@ def test_after_the_database_was_lost_what_is_taken_up_is_not_told(
         file.unlink()
     place.store = JobStore(place.config.database)
     assert told(place) == []
-    assert [job.name for job in intake.adopt_leftovers(place.config, place.store).jobs] == ["cat"]
+    assert [job.name for job in take.adopt_leftovers(place.config, place.store).jobs] == ["cat"]
     assert told(place) == []

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from framepack_core.media import Picture
-from framepackd.frames import VideoError, difference, read_frames
+from framepack_core.media.pictures import Picture
+from framepackd.prepare.video_frames import VideoError, difference, read_frames
 from tests.core.test_video_colours import BT709, BT2020, SMPTE170M, UNSPECIFIED, film
 from tests.daemon.videos import make_endless, make_sound, make_video
 
@@ -182,7 +182,8 @@ def test_a_long_video_takes_no_more_memory_than_a_short_one(tmp_path: Path) -> N
     for name, frames in (("short", 30), ("long", 400)):
         make_video(tmp_path / f"{name}.mp4", frames, size=(480, 512), moving=0)
     code = (
-        "import resource, sys; from pathlib import Path; from framepackd.frames import read_frames\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from framepackd.prepare.video_frames import read_frames\n"
         "for picture in read_frames(Path(sys.argv[1]), 16): pass\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )

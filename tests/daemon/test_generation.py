@@ -15,16 +15,19 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from framepack_core import vae
 from framepack_core.errors import FramePackError
-from framepack_core.media import count_frames
+from framepack_core.media.pictures import count_frames
+from framepack_core.networks import vae
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sections import frame_count, section_count
-from framepackd import files, generation
-from framepackd.checkpoint import Checkpoints
-from framepackd.generation import Engines, Generation
-from framepackd.worker import (
+from framepackd import files
+from framepackd.worker import generation
+from framepackd.worker.checkpoint import Checkpoints
+from framepackd.worker.engines import Engines
+from framepackd.worker.generation import Generation
+from framepackd.worker.main import _answer
+from framepackd.worker.messages import (
     Again,
     Blocked,
     Failed,
@@ -39,7 +42,6 @@ from framepackd.worker import (
     StepDone,
     Stopped,
     Work,
-    _answer,
     leaves_after,
 )
 from tests.conftest import tiny_spec
@@ -309,7 +311,7 @@ def test_sampling_is_not_repeated_because_decoding_failed(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("framepack_core.vae.decode", fail)
+        patched.setattr("framepack_core.networks.vae.decode", fail)
         assert not isinstance(run(work)[0], Finished)
     answer, messages = run(work)
     assert isinstance(answer, Finished)
@@ -321,7 +323,7 @@ def test_nothing_is_generated_again_because_writing_the_video_failed(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("framepack_core.media.count_frames", fail)
+        patched.setattr("framepack_core.media.pictures.count_frames", fail)
         assert not isinstance(run(work)[0], Finished)
     monkeypatch.setattr(Engines, "get", fail)  # not even the model is loaded
     answer, messages = run(work)

@@ -14,11 +14,12 @@ from typing import Any, Self
 
 import pytest
 
-from framepackd import client, hooks
-from framepackd.config import Config, ConfigError, load_config
-from framepackd.database import Job, State, utc_now
-from framepackd.hooks import Event, Follower
-from framepackd.jobs import JobStore
+from framepackd.control import client
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.store import JobStore
+from framepackd.reports import hooks
+from framepackd.reports.hooks import Event, Follower
+from framepackd.settings.config import Config, ConfigError, load_config
 from tests.acceptance.conftest import environment
 
 

@@ -13,10 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framepackd import inbox, listing
 from framepackd.files import folder_below
-from framepackd.groups import group_files
-from framepackd.inbox import Inbox, Name, Scan
+from framepackd.inbox import listing
+from framepackd.inbox import scan as inbox
+from framepackd.inbox.naming import group_files
+from framepackd.inbox.scan import Inbox, Name, Scan
 
 SETTLE = 5.0
 

@@ -1,7 +1,7 @@
 """What should be known of a job that is done all the same."""
 
 from framepack_core.prompts import Cut
-from framepackd import job_warnings
+from framepackd.jobs import job_warnings
 
 SETTINGS = {
     "prompt": "pan left",

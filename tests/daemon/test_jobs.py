@@ -9,8 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from framepackd.database import ENDED, SCHEMA_VERSION, Job, State, StoreError, utc_now
-from framepackd.jobs import STALLED_DEATHS, JobStore
+from framepackd.jobs.database import SCHEMA_VERSION, StoreError
+from framepackd.jobs.job import ENDED, Job, State, utc_now
+from framepackd.jobs.store import STALLED_DEATHS, JobStore
 from tests.daemon.test_files import undelivered
 
 

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from framepack_core.engine import Clip, Engine
-from framepackd import commands, intake, work_folder
-from framepackd.clips import clips
-from framepackd.config import ConfigError, load_config
-from framepackd.database import Job, State
-from framepackd.groups import Group, group_files
-from framepackd.inbox import Inbox
+from framepackd.control import commands
+from framepackd.delivery import deliveries
+from framepackd.inbox.naming import Group, group_files
+from framepackd.inbox.scan import Inbox
+from framepackd.intake import take
+from framepackd.jobs import folder
+from framepackd.jobs.job import Job, State
+from framepackd.settings.config import ConfigError, load_config
+from framepackd.supervisor.work import clips
 from tests.conftest import tiny_spec
 from tests.daemon.test_files import Place, at_every_call, undelivered
 
@@ -42,7 +45,7 @@ def waiting(place: Place) -> dict[str, str]:
 
 
 def inputs(place: Place, job: Job) -> Path:
-    return place.config.jobs_dir / job.id / work_folder.INPUTS
+    return place.config.jobs_dir / job.id / folder.INPUTS
 
 
 def error(place: Place) -> str:
@@ -79,7 +82,7 @@ def test_delivered_and_dropped_again_the_settings_find_the_picture_under_its_new
     first = place.take()
     place.store.claim()
     place.store.decide(first.id, State.FAILED, error="planted")
-    commands.settle(place.store.get(first.id), place.config, place.store)
+    deliveries.settle(place.store.get(first.id), place.config, place.store)
     for path in place.config.failed.glob("cat[!.]*"):
         path.rename(place.config.inbox / path.name)
     for name in ("cat.png", "cat.txt", "cat.toml"):
@@ -94,7 +97,7 @@ def test_a_failed_job_comes_back_with_its_keyframes(place: Place) -> None:
     job = place.take()
     place.store.claim()
     place.store.decide(job.id, State.FAILED, error="planted")
-    commands.settle(place.store.get(job.id), place.config, place.store)
+    deliveries.settle(place.store.get(job.id), place.config, place.store)
     assert (place.config.failed / "cat_section_0.png").exists()
     request = {"command": "retry", "jobs": ["cat"]}
     (answer,) = commands.perform(request, commands.Queue(place.config, place.store))["results"]
@@ -112,7 +115,7 @@ def test_taking_in_a_picture_under_another_name_survives_dying_at_every_line(
 
     def start_again_and_check() -> None:
         nonlocal place
-        intake.adopt_leftovers(place.config, place.store)
+        take.adopt_leftovers(place.config, place.store)
         place.take()
         (job,) = place.store.in_state(State.QUEUED)
         names = sorted(path.name for path in inputs(place, job).iterdir())
@@ -132,7 +135,7 @@ def test_a_file_that_changed_meanwhile_is_put_back_under_the_name_it_had(
     def fail(*_: object) -> None:
         raise OSError(5, "input/output error")
 
-    monkeypatch.setattr(intake.files, "sync_folder", counting(intake.files.sync_folder, fail, at=3))
+    monkeypatch.setattr(take.files, "sync_folder", counting(take.files.sync_folder, fail, at=3))
     with pytest.raises(OSError, match="input/output"):
         place.take()
     names = sorted(path.name for path in place.config.inbox.iterdir())
@@ -228,7 +231,7 @@ def test_variations_take_their_keyframes_along(place: Place) -> None:
     for job in place.store.in_state(State.QUEUED):
         assert (inputs(place, job) / f"{job.name}_section_0.png").exists()
         assert job.settings["keyframes"] == {"0": f"{job.name}_section_0.png"}
-        manifest = json.loads((place.config.jobs_dir / job.id / work_folder.MANIFEST).read_text())
+        manifest = json.loads((place.config.jobs_dir / job.id / folder.MANIFEST).read_text())
         assert manifest["name"] == job.name
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from framepack_core import heif
-from framepack_core.media import open_picture
-from framepackd import database, display, pictures, resolving
-from framepackd.clips import clips
-from framepackd.inbox import Inbox
-from framepackd.runner import Runner
+from framepack_core.media import heif
+from framepack_core.media.pictures import open_picture
+from framepackd.cli import display
+from framepackd.inbox import inspect
+from framepackd.inbox.scan import Inbox
+from framepackd.intake import resolve
+from framepackd.jobs import job as database_job
+from framepackd.jobs.folder import INPUTS
+from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor.work import clips
 from framepackd.web import drop
-from framepackd.work_folder import INPUTS
 from tests.core import icc
 from tests.core.test_heif import PHOTO, needs_pi_heif
 from tests.daemon.test_files import Place
@@ -74,7 +77,7 @@ def test_a_photo_of_an_iphone_becomes_a_job_whatever_it_is_called(place: Place) 
         (place.config.inbox / name).write_bytes(PHOTO.read_bytes())
         (place.config.inbox / name).with_suffix(".txt").write_text("pan left")
     place.take()
-    jobs = place.store.in_state(database.State.QUEUED)
+    jobs = place.store.in_state(database_job.State.QUEUED)
     assert [(job.delivery, job.width > job.height) for job in jobs] == [(None, True)] * 2
 
 
@@ -128,7 +131,7 @@ def test_a_profile_that_cannot_be_used_is_recorded_and_shown_of_every_job(
     (place.config.inbox / "cat.toml").write_text("prompt = 'a'\nseeds = 2")
     place.take()
     told = "cat.png: its colour profile is passed over: it is for grey, and the picture is of RGB"
-    jobs = place.store.in_state(database.State.QUEUED)
+    jobs = place.store.in_state(database_job.State.QUEUED)
     assert len(jobs) == 2
     for job in jobs:
         assert job.inputs["image"]["passed_over"] == [told]
@@ -142,7 +145,7 @@ def test_a_profile_that_cannot_be_used_is_recorded_and_shown_of_every_job(
 def test_pictures_are_looked_at_as_the_worker_reads_them(tmp_path: Path) -> None:
     told: list[str] = []
     Image.new("P", (32, 16)).save(tmp_path / "a.png", icc_profile=icc.rgb(icc.DISPLAY_P3, icc.gamma(2.2)))
-    assert pictures.picture_size(tmp_path / "a.png", told.append) == (16, 32)
+    assert inspect.picture_size(tmp_path / "a.png", told.append) == (16, 32)
     expected: list[str] = []
     open_picture(tmp_path / "a.png", tell=expected.append)
     assert told == expected != []
@@ -174,7 +177,7 @@ def test_a_job_from_before_there_was_a_background_keeps_its_fingerprint_and_is_m
     place.drop()
     job = place.take()
     before = {key: value for key, value in job.settings.items() if key != "background"}
-    assert resolving._fingerprint(database.Job(inputs=job.inputs, settings=before)) == job.fingerprint
+    assert resolve._fingerprint(database_job.Job(inputs=job.inputs, settings=before)) == job.fingerprint
     job.settings = before
     assert Runner(place.config, place.store)._work(job).request.background == "#ffffff"
 

@@ -15,24 +15,20 @@ from click.testing import CliRunner
 from PIL import Image
 from sqlalchemy import event
 
-from framepackd import (
-    cli,
-    client,
-    control,
-    files,
-    groups,
-    intake,
-    metrics,
-    notify,
-    retry,
-    status,
-    target_names,
-)
-from framepackd.config import load_config
-from framepackd.database import Job, State, utc_now
-from framepackd.inbox import Inbox, Name
-from framepackd.jobs import JobStore
-from framepackd.rounds import Looked, Rounds
+from framepackd import files
+from framepackd.cli import main
+from framepackd.control import client, socket, status
+from framepackd.delivery import target_names
+from framepackd.inbox import naming
+from framepackd.inbox.scan import Inbox, Name
+from framepackd.intake import take as intake
+from framepackd.intake import take_back
+from framepackd.intake.rounds import Looked, Rounds
+from framepackd.jobs import lock as control_lock
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.store import JobStore
+from framepackd.reports import prometheus, systemd
+from framepackd.settings.config import load_config
 from tests.daemon.test_files import Place
 from tests.daemon.test_loop import Loop
 
@@ -170,7 +166,7 @@ def test_twice_as_many_folders_with_defaults_are_twice_the_work(
             (tmp_path / f"{number}").mkdir(exist_ok=True)
             for name in ("_defaults.toml", "cat.png", "cat.txt"):
                 (tmp_path / f"{number}" / name).write_text("steps = 5")
-        return counted(monkeypatch, groups, "is_defaults", Inbox(tmp_path, 0).scan)
+        return counted(monkeypatch, naming, "is_defaults", Inbox(tmp_path, 0).scan)
 
     few = look_at(20)
     assert look_at(40) <= 2 * few
@@ -238,8 +234,8 @@ def test_the_inbox_is_not_looked_through_again_for_each_handful_of_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 10,000 pairs each took ten times as long as of 300: the inbox was scanned every half second."""
-    monkeypatch.setattr("framepackd.rounds.INTAKE_SECONDS", 0.0)
-    monkeypatch.setattr("framepackd.rounds.SCAN_SHARE", 1e-6)
+    monkeypatch.setattr("framepackd.intake.rounds.INTAKE_SECONDS", 0.0)
+    monkeypatch.setattr("framepackd.intake.rounds.SCAN_SHARE", 1e-6)
     dropped = Dropped(tmp_path / "place", monkeypatch, [f"cat{number}" for number in range(20)])
     dropped.look()
     assert (dropped.scans, len(dropped.taken)) == (1, 20)
@@ -256,7 +252,7 @@ def test_what_comes_to_a_job_while_others_are_taken_in_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, came: str
 ) -> None:
     """Also where it came only after the scan that found the job ready."""
-    monkeypatch.setattr("framepackd.rounds.FRESH_SECONDS", -1.0)
+    monkeypatch.setattr("framepackd.intake.rounds.FRESH_SECONDS", -1.0)
     dropped = Dropped(tmp_path / "place", monkeypatch, ["a"])
     dropped.look()
     for each in ("a", name):  # taken in the order in which they came
@@ -278,7 +274,7 @@ def test_an_end_frame_that_cannot_be_read_and_comes_meanwhile_keeps_its_job_back
 ) -> None:
     dropped = Dropped(tmp_path / "place", monkeypatch, ["a", "b"])
     dropped.meanwhile = lambda: dropped.put("b.end.tiff")
-    monkeypatch.setattr("framepackd.rounds.FRESH_SECONDS", -1.0)
+    monkeypatch.setattr("framepackd.intake.rounds.FRESH_SECONDS", -1.0)
     dropped.look()
     assert dropped.taken.keys() == {"a"}
     (waiting,) = {entry.missing for entry in dropped.look().waiting}
@@ -288,7 +284,7 @@ def test_an_end_frame_that_cannot_be_read_and_comes_meanwhile_keeps_its_job_back
 def test_what_comes_and_belongs_to_others_keeps_nothing_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("framepackd.rounds.FRESH_SECONDS", -1.0)
+    monkeypatch.setattr("framepackd.intake.rounds.FRESH_SECONDS", -1.0)
     dropped = Dropped(tmp_path / "place", monkeypatch, ["a", "b"])
 
     def come() -> None:
@@ -349,8 +345,8 @@ class Asked:
 def serving(tmp_path: Path) -> Iterator[Asked]:
     """Have it serve on the place of the tests."""
     asked, place = Asked(), Place(tmp_path / "place")
-    lock = control.Lock(place.config.state_dir)
-    with control.serve(place.config.state_dir, asked.answer):
+    lock = control_lock.Lock(place.config.state_dir)
+    with socket.serve(place.config.state_dir, asked.answer):
         yield asked
     lock.release()
 
@@ -361,7 +357,7 @@ def test_thousands_of_jobs_are_cancelled_in_one_call_and_told_one_by_one(
     """They went over the socket in one line, which was cut off at 64 KiB."""
     wanted = [f"20260101-{number:06}-{number:06x}" for number in range(3_000)]
     config = str(tmp_path / "place/config.toml")
-    result = CliRunner().invoke(cli.main, ["cancel", "--config", config, *wanted])
+    result = CliRunner().invoke(main, ["cancel", "--config", config, *wanted])
     assert result.exit_code == 0, result.output
     assert serving.jobs == wanted
     assert result.output.splitlines() == [f"job {job} is cancelled" for job in wanted]
@@ -393,7 +389,7 @@ def test_of_many_jobs_the_first_named_runs_first(tmp_path: Path) -> None:
 
 def test_a_request_that_is_too_long_is_refused_in_words(serving: Asked, tmp_path: Path) -> None:
     state_dir = load_config(tmp_path / "place/config.toml").state_dir
-    answer = control.ask(state_dir, {"command": "cancel", "jobs": ["x" * control.MAX_REQUEST_BYTES]})
+    answer = socket.ask(state_dir, {"command": "cancel", "jobs": ["x" * socket.MAX_REQUEST_BYTES]})
     assert answer == {"error": "a request may have 1048576 bytes: ask for fewer jobs at once"}
     assert not serving.parts
 
@@ -431,8 +427,8 @@ def test_the_more_there_is_to_say_the_less_often_systemd_is_told(monkeypatch: py
         return "all is well"
 
     monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
-    monkeypatch.setattr(notify.time, "monotonic", lambda: clock[0])
-    reporter = notify.Reporter(say)
+    monkeypatch.setattr(systemd.time, "monotonic", lambda: clock[0])
+    reporter = systemd.Reporter(say)
     while clock[0] < 130:
         reporter.round(stopping=False)
         clock[0] += 0.25
@@ -452,8 +448,8 @@ def test_the_more_jobs_there_are_the_less_often_figures_are_looked_for(
 
     snapshot = loop.daemon._snapshot()
     config = loop.place.config.model_copy(update={"metrics_file": loop.place.config.state_dir / "figures"})
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
-    figures = metrics.Metrics(lambda: config, loop.place.store, look)
+    monkeypatch.setattr(prometheus.time, "monotonic", lambda: clock[0])
+    figures = prometheus.Metrics(lambda: config, loop.place.store, look)
     while clock[0] < 130:
         figures.round()
         clock[0] += 0.25
@@ -471,8 +467,8 @@ def test_a_retry_looks_for_defaults_above_its_job_alone(
     job = Job(id="id", name="cat", folder="a/b")
     found: list[str] = []
     listed = counted(
-        monkeypatch, files, "folder_below", lambda: found.extend(retry._defaults(job, place.config))
+        monkeypatch, files, "folder_below", lambda: found.extend(take_back._defaults(job, place.config))
     )
     assert found == ["a/_defaults.TOML", "a/b/_defaults.TOML"]
     assert listed == 3
-    assert retry._defaults(Job(id="id", name="cat", folder="gone"), place.config) == []
+    assert take_back._defaults(Job(id="id", name="cat", folder="gone"), place.config) == []

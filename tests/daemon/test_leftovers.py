@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from framepackd import claiming, commands, files, intake, work_folder
-from framepackd.database import Job, State
-from framepackd.jobs import JobStore
+from framepackd import files
+from framepackd.delivery import deliveries
+from framepackd.intake import claiming, take
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
 from tests.daemon.test_files import Died, Place, cross
 
 ID = "20260101-000000-abcdef"  # of no job
@@ -28,7 +31,7 @@ def die(*_: object, **__: object) -> None:
 
 
 def adopt(place: Place) -> tuple[list[Job], list[str]]:
-    left = intake.adopt_leftovers(place.config, place.store)
+    left = take.adopt_leftovers(place.config, place.store)
     return left.jobs, [problem.text for problem in left.problems]
 
 
@@ -96,7 +99,7 @@ def test_a_crowd_that_is_not_ours_is_told_in_a_few_lines(place: Place) -> None:
         (place.config.jobs_dir / str(number)).touch()
     (place.config.jobs_dir / "lost+found").mkdir()
     _, problems = adopt(place)
-    assert len(problems) == intake.TOLD_FOREIGN + 1
+    assert len(problems) == take.TOLD_FOREIGN + 1
     assert "995 more" in problems[-1]
 
 
@@ -155,7 +158,7 @@ def test_one_folder_that_cannot_be_finished_hides_no_job_behind_it(
         return read(work)
 
     with monkeypatch.context() as patched:
-        patched.setattr(intake, "read_manifest", refuse)
+        patched.setattr(take, "read_manifest", refuse)
         jobs, (problem,) = adopt(place)
     assert [job.id for job in jobs] == [identity]
     assert ID in problem
@@ -200,7 +203,7 @@ def test_an_ended_job_whose_folder_is_a_link_takes_nothing_with_it(place: Place,
     work.rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/precious").write_text("precious")
     work.symlink_to(tmp_path / "elsewhere")
-    commands.settle(place.store.get(job.id), place.config, place.store)
+    deliveries.settle(place.store.get(job.id), place.config, place.store)
     assert place.store.get(job.id).state == State.FAILED
     _, (problem,) = adopt(place)
     assert "move it away" in problem

@@ -16,15 +16,21 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from framepack_core.models import BUILT_IN, ModelSpec, Source
+from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
 from framepack_core.prompts import Cut
-from framepackd import commands, control, daemon, database, deliveries, worker
+from framepackd import daemon
+from framepackd.control import commands, socket
 from framepackd.daemon import Daemon
-from framepackd.database import Job, State, StoreError
+from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
-from framepackd.jobs import JobStore
-from framepackd.runner import STOP_SECONDS
-from framepackd.tables import GpuConfig
+from framepackd.jobs import database
+from framepackd.jobs.database import StoreError
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
+from framepackd.settings.tables import GpuConfig
+from framepackd.supervisor import process as worker_process
+from framepackd.supervisor.supervisor import STOP_SECONDS
+from framepackd.worker import messages as worker_messages
 from tests.daemon.test_files import Place
 
 LARGE = {"versions": "x" * 100_000}  # does not fit into the pages that the database has
@@ -38,20 +44,20 @@ class Loop:
         self.ours, self.worker = multiprocessing.Pipe()
         self.alive = os.eventfd(0)  # never to be heard of
         self.started = 0
-        monkeypatch.setattr(worker, "start", self._start)
+        monkeypatch.setattr(worker_process, "start", self._start)
         for module in (daemon, deliveries):  # what is done apart is done within a round
             monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
 
-    def _start(self, device: str) -> worker.Handle:
+    def _start(self, device: str) -> worker_process.Handle:
         self.started += 1
         process: Any = SimpleNamespace(
             is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=self.alive
         )
-        return worker.Handle(process, self.ours)
+        return worker_process.Handle(process, self.ours)
 
-    def answer_and_leave(self, answer: worker.Message) -> None:
+    def answer_and_leave(self, answer: worker_messages.Message) -> None:
         """Have the worker say how its job ends and end itself; the next one has another connection."""
         self.worker.send(answer)
         theirs, (self.ours, self.worker) = self.worker, multiprocessing.Pipe()
@@ -67,7 +73,7 @@ class Loop:
     def start_job(self) -> None:
         self.place.drop()
         self.round()
-        assert isinstance(self.worker.recv(), worker.Work)
+        assert isinstance(self.worker.recv(), worker_messages.Work)
 
     def paused(self) -> str | None:
         words: str | None = self.daemon._describe()["paused"]
@@ -104,7 +110,7 @@ def test_what_the_worker_said_while_the_disk_was_full_is_recorded_when_there_is_
 ) -> None:
     loop.start_job()
     disk.full = True
-    loop.worker.send(worker.Finished({}, LARGE, {}, None))
+    loop.worker.send(worker_messages.Finished({}, LARGE, {}, None))
     for _ in range(2):
         loop.round()
         assert "full" in str(loop.paused())
@@ -131,10 +137,15 @@ def test_files_taken_in_while_the_disk_was_full_become_a_job_when_there_is_room(
 
 @pytest.mark.parametrize(
     "says",
-    [worker.StepDone(1, 1, 1.0), worker.Finished({}, {}, {}, None), worker.Failed("no", retry=True), None],
+    [
+        worker_messages.StepDone(1, 1, 1.0),
+        worker_messages.Finished({}, {}, {}, None),
+        worker_messages.Failed("no", retry=True),
+        None,
+    ],
 )
 def test_a_lock_of_another_program_is_waited_for(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch, says: worker.Message | None
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, says: worker_messages.Message | None
 ) -> None:
     """Also where the worker has died, and its attempt is to be counted."""
     loop.start_job()
@@ -154,7 +165,12 @@ def test_a_lock_of_another_program_is_waited_for(
         assert loop.counts() == {"running": 1}
     loop.round()
     (job,) = (loop.place.store.get(job_id) for job_id in loop.place.store.states())
-    expected = {worker.StepDone: (1, 0), worker.Finished: (0, 0), worker.Failed: (0, 1), type(None): (0, 1)}
+    expected = {
+        worker_messages.StepDone: (1, 0),
+        worker_messages.Finished: (0, 0),
+        worker_messages.Failed: (0, 1),
+        type(None): (0, 1),
+    }
     assert (job.steps_run, job.attempts) == expected[type(says)], "counted once"
 
 
@@ -176,7 +192,7 @@ def test_a_job_that_could_not_be_claimed_stays_in_the_queue(
 def test_a_database_that_is_damaged_meanwhile_ends_the_daemon_with_what_to_do(loop: Loop) -> None:
     loop.start_job()
     loop.place.config.database.write_bytes(b"garbage" * 10_000)
-    loop.worker.send(worker.StepDone(1, 1, 1.0))
+    loop.worker.send(worker_messages.StepDone(1, 1, 1.0))
     with pytest.raises(StoreError, match="put a backup in its place"):
         loop.round()
 
@@ -188,7 +204,7 @@ def test_told_to_stop_while_the_database_cannot_be_used_it_ends_and_says_so(
     monkeypatch.setattr(database, "BUSY_MILLISECONDS", 10)
     with closing(sqlite3.connect(loop.place.config.database)) as other:
         other.execute("BEGIN IMMEDIATE")
-        loop.worker.send(worker.StepDone(1, 1, 1.0))
+        loop.worker.send(worker_messages.StepDone(1, 1, 1.0))
         loop.round()
         loop.daemon.stop()
         with pytest.raises(StoreError, match="another program holds it"):
@@ -251,8 +267,8 @@ def test_a_pause_stops_the_running_job_and_lets_the_worker_go(loop: Loop) -> Non
     loop.round()
     assert asked()["results"][0]["done"]
     assert "framepackd resume goes on" in str(loop.paused())
-    assert loop.worker.recv() == worker.Leave(), "at its next step"
-    loop.worker.send(worker.Stopped())
+    assert loop.worker.recv() == worker_messages.Leave(), "at its next step"
+    loop.worker.send(worker_messages.Stopped())
     loop.round()
     assert loop.counts() == {"queued": 1}
     assert loop.daemon._runner._worker is None, "the memory of the GPU is free"
@@ -285,12 +301,12 @@ def test_a_running_job_is_cancelled_at_its_next_step(loop: Loop) -> None:
     loop.round()
     assert "stops at its next step" in asked()["results"][0]["message"]
     assert loop.place.store.in_state(State.RUNNING)[0].cancel == "keep", "recorded before all else"
-    assert loop.worker.recv() == worker.Leave(keep=True)
+    assert loop.worker.recv() == worker_messages.Leave(keep=True)
     (job,) = loop.place.store.in_state(State.RUNNING)
     result = loop.place.config.jobs_dir / job.id / "result"
     result.mkdir()
     (result / ".mp4").write_text("the first sections")
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert loop.counts() == {"cancelled": 1}
     delivered = sorted(path.name for path in loop.place.config.failed.iterdir())
@@ -304,23 +320,23 @@ def test_what_exists_is_written_by_a_run_of_its_own_if_it_could_not_be_at_once(l
     (loop.place.config.jobs_dir / job.id / "checkpoint").mkdir()
     loop.daemon._paused = "by somebody"  # the worker is told to leave before the wish to keep arrives
     loop.round()
-    assert loop.worker.recv() == worker.Leave()
+    assert loop.worker.recv() == worker_messages.Leave()
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"], "keep": True})
     loop.round()
     assert asked()["results"][0]["done"]
-    loop.worker.send(worker.Stopped())
+    loop.worker.send(worker_messages.Stopped())
     loop.round()
-    (work,) = (message for message in messages(loop) if isinstance(message, worker.Work))
+    (work,) = (message for message in messages(loop) if isinstance(message, worker_messages.Work))
     assert work.keep_only, "it generates no more"
     if ends == "the worker dies":
         for _ in range(loop.place.config.max_attempts):
             assert loop.counts() == {"running": 1}
-            loop.answer_and_leave(worker.Failed("no", retry=True))
+            loop.answer_and_leave(worker_messages.Failed("no", retry=True))
     elif ends == "nothing exists":
-        loop.worker.send(worker.Stopped())
+        loop.worker.send(worker_messages.Stopped())
     else:
         loop.daemon.stop()
-        loop.worker.send(worker.Finished({}, {}, {}, None))
+        loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert loop.counts() == {"cancelled": 1}
 
@@ -332,7 +348,7 @@ def messages(loop: Loop) -> Iterator[object]:
 
 def test_a_disk_that_fails_under_a_job_is_given_time(loop: Loop) -> None:
     loop.start_job()
-    loop.worker.send(worker.Blocked("/jobs: No space left on device"))
+    loop.worker.send(worker_messages.Blocked("/jobs: No space left on device"))
     loop.round()
     assert loop.paused() == "/jobs: No space left on device"
     assert loop.counts() == {"queued": 1}
@@ -341,7 +357,9 @@ def test_a_disk_that_fails_under_a_job_is_given_time(loop: Loop) -> None:
     assert loop.counts() == {"running": 1}
 
 
-BROKEN = worker.Failed("AcceleratorError: CUDA error: unspecified launch failure", retry=True, device=True)
+BROKEN = worker_messages.Failed(
+    "AcceleratorError: CUDA error: unspecified launch failure", retry=True, device=True
+)
 
 
 def test_a_device_that_fails_in_two_fresh_workers_holds_the_queue_and_costs_no_job_an_attempt(
@@ -360,8 +378,8 @@ def test_a_device_that_fails_in_two_fresh_workers_holds_the_queue_and_costs_no_j
     loop.answer_and_leave(BROKEN)
     assert "in 3 fresh workers" in str(loop.paused())
     loop.round()
-    loop.worker.send(worker.StepDone(1, 1, 1.0))
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.StepDone(1, 1, 1.0))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert (loop.paused(), loop.counts()) == (None, {"done": 1})
     assert loop.place.store.in_state(State.DONE)[0].attempts == 0
@@ -373,7 +391,7 @@ def test_a_device_that_fails_when_it_has_computed_costs_the_job_an_attempt_in_a_
     loop.start_job()
     for attempt in range(1, loop.place.config.max_attempts + 1):
         assert loop.started == attempt
-        loop.worker.send(worker.StepDone(1, 1, 1.0))
+        loop.worker.send(worker_messages.StepDone(1, 1, 1.0))
         loop.answer_and_leave(BROKEN)
     assert loop.counts() == {"failed": 1}
 
@@ -381,7 +399,7 @@ def test_a_device_that_fails_when_it_has_computed_costs_the_job_an_attempt_in_a_
 def test_a_gpu_that_is_gone_holds_the_queue_with_the_reason_and_is_looked_for_again(loop: Loop) -> None:
     """After an update of the driver, or a suspend; until then the whole queue went to the failed folder."""
     loop.start_job()
-    gone = worker.Blocked("device 'cuda' is not there (0 CUDA devices are)", device=True)
+    gone = worker_messages.Blocked("device 'cuda' is not there (0 CUDA devices are)", device=True)
     loop.answer_and_leave(gone)
     assert (loop.paused(), loop.counts()) == (gone.reason, {"queued": 1})
     loop.round()
@@ -392,8 +410,8 @@ def test_a_gpu_that_is_gone_holds_the_queue_with_the_reason_and_is_looked_for_ag
         waits.append(loop.daemon._runner.patience)
         loop.round()
     assert waits == [30, 60, 120, 240, 480, 480, 480, 480], "seconds: looking takes CPU time"
-    loop.worker.send(worker.StepDone(1, 1, 1.0))
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.StepDone(1, 1, 1.0))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert (loop.paused(), loop.counts()) == (None, {"done": 1})
     assert loop.place.store.in_state(State.DONE)[0].attempts == 0
@@ -411,30 +429,30 @@ def test_a_gpu_that_is_gone_holds_the_queue_with_the_reason_and_is_looked_for_ag
 def test_auto_is_a_gpu_for_a_real_model_where_one_is_or_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, *, seen: bool, used: bool, expected: bool
 ) -> None:
-    monkeypatch.setattr("framepackd.readiness.gpu_seen", lambda: seen)
+    monkeypatch.setattr("framepackd.supervisor.readiness.gpu_seen", lambda: seen)
     monkeypatch.setattr("framepackd.daemon.missing_model", lambda *_: None)
     loop = Loop(tmp_path / "place", monkeypatch)
     if used:
         loop.start_job()
-        loop.worker.send(worker.Ready("cuda:0", "NVIDIA GeForce RTX 3060, driver 550.54"))
-        loop.worker.send(worker.Finished({}, {}, {}, None))
+        loop.worker.send(worker_messages.Ready("cuda:0", "NVIDIA GeForce RTX 3060, driver 550.54"))
+        loop.worker.send(worker_messages.Finished({}, {}, {}, None))
         loop.round()
         assert loop.daemon._describe()["hardware"] == "NVIDIA GeForce RTX 3060, driver 550.54"
         assert loop.place.store.gpu_used(), "by the next daemon, too"
     loop.place.drop()
     (loop.place.config.inbox / "cat.toml").write_text(f'model = "{model}"\nseed = 9\n')
     loop.round()
-    (work,) = (message for message in messages(loop) if isinstance(message, worker.Work))
+    (work,) = (message for message in messages(loop) if isinstance(message, worker_messages.Work))
     assert work.gpu_expected is expected
 
 
 def test_a_worker_that_cannot_go_on_itself_is_followed_by_another_and_costs_nothing(loop: Loop) -> None:
     loop.start_job()
-    loop.worker.send(worker.Lowered("gpu|demo|128x128", 1, "smaller tiles"))
-    loop.answer_and_leave(worker.Again("out of memory (CUBLAS_STATUS_ALLOC_FAILED)"))
+    loop.worker.send(worker_messages.Lowered("gpu|demo|128x128", 1, "smaller tiles"))
+    loop.answer_and_leave(worker_messages.Again("out of memory (CUBLAS_STATUS_ALLOC_FAILED)"))
     assert (loop.started, loop.counts()) == (2, {"running": 1})
     (work,) = messages(loop)
-    assert isinstance(work, worker.Work)
+    assert isinstance(work, worker_messages.Work)
     assert work.rungs == {"gpu|demo|128x128": 1}
     (job,) = loop.place.store.in_state(State.RUNNING)
     assert job.attempts == 0
@@ -443,25 +461,25 @@ def test_a_worker_that_cannot_go_on_itself_is_followed_by_another_and_costs_noth
 
 def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(loop: Loop) -> None:
     loop.start_job()
-    loop.worker.send(worker.Lowered("cpu|demo|128x128", 2, "smaller tiles"))
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.Lowered("cpu|demo|128x128", 2, "smaller tiles"))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     loop.place.drop()
     loop.round()
     (work,) = messages(loop)
-    assert isinstance(work, worker.Work)
+    assert isinstance(work, worker_messages.Work)
     assert work.rungs == {"cpu|demo|128x128": 2}
 
 
 def test_where_compiling_has_failed_the_next_worker_knows(loop: Loop) -> None:
     loop.start_job()
-    loop.worker.send(worker.Uncompiled("cpu|torch 2.13.0", "fatal error: Python.h"))
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.Uncompiled("cpu|torch 2.13.0", "fatal error: Python.h"))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     loop.place.drop()
     loop.round()
     (work,) = messages(loop)
-    assert isinstance(work, worker.Work)
+    assert isinstance(work, worker_messages.Work)
     assert work.uncompiled == {"cpu|torch 2.13.0": "fatal error: Python.h"}
 
 
@@ -472,7 +490,7 @@ def test_what_is_set_of_the_gpu_reaches_the_worker(loop: Loop) -> None:
     (loop.place.config.inbox / "cat.toml").write_text("gpu_memory_preservation = 6\n")
     loop.round()
     (work,) = messages(loop)
-    assert isinstance(work, worker.Work)
+    assert isinstance(work, worker_messages.Work)
     assert (work.vae_tiling, work.attention, work.compile) == (True, "_native_math", False)
     assert work.keep_free == 6 * 2**30
 
@@ -482,7 +500,7 @@ def test_a_job_that_ends_in_the_moment_it_is_cancelled_is_cancelled(loop: Loop) 
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"]})
     loop.round()
     asked()
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert loop.counts() == {"cancelled": 1}
 
@@ -500,8 +518,8 @@ def ask_in_thread(loop: Loop, request: dict[str, Any]) -> Any:
     answers: list[Any] = []
 
     def ask() -> None:
-        with control.serve(loop.place.config.state_dir, loop.daemon.answer):
-            answers.append(control.ask(loop.place.config.state_dir, request))
+        with socket.serve(loop.place.config.state_dir, loop.daemon.answer):
+            answers.append(socket.ask(loop.place.config.state_dir, request))
 
     thread = threading.Thread(target=ask)
     thread.start()
@@ -531,7 +549,7 @@ def cancel(loop: Loop, *, keep: bool) -> None:
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"], "keep": keep})
     loop.round()
     assert asked()["results"][0]["done"]
-    assert loop.worker.recv() == worker.Leave(keep=keep)
+    assert loop.worker.recv() == worker_messages.Leave(keep=keep)
 
 
 def the_job(loop: Loop) -> Job:
@@ -571,7 +589,7 @@ def test_a_worker_that_is_ended_for_the_daemons_sake_costs_the_job_nothing(
     loop.ours, loop.worker = multiprocessing.Pipe()  # the next daemon, with a worker of its own
     loop.daemon.stopping = False
     loop.round()
-    (work,) = (message for message in messages(loop) if isinstance(message, worker.Work))
+    (work,) = (message for message in messages(loop) if isinstance(message, worker_messages.Work))
     assert work.keep_only == (cancelled == "keep")
 
 
@@ -592,7 +610,7 @@ def test_an_idle_worker_that_is_ended_with_the_daemon_is_not_told_as_a_lack_of_m
     loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop.start_job()
-    loop.worker.send(worker.Failed("no", retry=False))
+    loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     loop.daemon.stop()
     loop.daemon.stop()
@@ -617,8 +635,8 @@ def test_what_becomes_of_a_checkpoint_is_in_the_history_and_once_in_the_log(
 ) -> None:
     loop.start_job()
     told = "state-00000003 was made with another torch (1, now 2): beginning anew; kept in /jobs/aside-1"
-    loop.worker.send(worker.SetAside(told))
-    loop.worker.send(worker.Resumed(0))
+    loop.worker.send(worker_messages.SetAside(told))
+    loop.worker.send(worker_messages.Resumed(0))
     loop.round()
     job = the_job(loop)
     assert (job.state, job.attempts) == (State.RUNNING, 0)
@@ -634,7 +652,7 @@ def test_a_prompt_that_is_cut_is_told_once_and_stands_where_the_job_does(
     llama = Cut(job.settings["prompt"], "llama", 300, 256, "then zoom in")
     told = "prompt is cut: the text encoder takes 256 of its 300 tokens, and what begins with 'then zoom in'"
     for cuts in ((llama,), (llama, replace(llama, encoder="clip", taken=75))):  # as of a second clip
-        loop.worker.send(worker.PromptsCut(cuts))
+        loop.worker.send(worker_messages.PromptsCut(cuts))
         loop.round()
     job = the_job(loop)
     assert job.state == State.RUNNING
@@ -665,7 +683,7 @@ def lost(loop: Loop, *folders: str) -> list[Path]:
 
 def started(loop: Loop) -> list[str]:
     """Name the folders of the jobs that were started since."""
-    works = (message for message in messages(loop) if isinstance(message, worker.Work))
+    works = (message for message in messages(loop) if isinstance(message, worker_messages.Work))
     return [loop.place.store.get(work.job_id).folder for work in works]
 
 
@@ -673,7 +691,7 @@ def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They failed as damaged pictures, and were said to lie beside a text that lay there alone."""
-    monkeypatch.setattr("framepackd.passed_over.FOLDERS_SECONDS", 0.0)
+    monkeypatch.setattr("framepackd.supervisor.passed_over.FOLDERS_SECONDS", 0.0)
     first, second = lost(loop, "a", "b")
     loop.round()
     assert started(loop) == ["c"]
@@ -695,10 +713,10 @@ def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_
     assert caplog.text.count("2 jobs wait") == 1
     assert (a.state, a.attempts, a.delivery) == (State.QUEUED, 0, None)
     second.rename(jobs_dir / b.id)
-    loop.worker.send(worker.Failed("no", retry=False))
+    loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     assert started(loop) == ["b"]
-    loop.worker.send(worker.Failed("no", retry=False))
+    loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     assert started(loop) == []
     assert loop.paused() == runner.why_passed_over, "nothing else is left"
@@ -708,7 +726,7 @@ def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_
     loop.daemon._round()
     assert started(loop) == ["d"], "what is dropped does not wait for the next look"
     first.rename(jobs_dir / a.id)
-    loop.worker.send(worker.Failed("no", retry=False))
+    loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     assert started(loop) == ["a"]
     assert (runner.passed_over.reasons, runner.problems, loop.paused()) == ({}, (), None)
@@ -719,7 +737,7 @@ def test_a_job_whose_files_disappear_before_its_turn_is_passed_over(loop: Loop) 
     loop.round()
     assert started(loop) == ["a"]
     shutil.rmtree(loop.place.config.jobs_dir / loop.place.store.matching("b/cat")[0].id / "inputs")
-    loop.worker.send(worker.Failed("no", retry=False))
+    loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     assert started(loop) == ["c"]
 
@@ -759,7 +777,7 @@ def test_a_finished_job_without_its_video_is_not_told_as_done(loop: Loop) -> Non
     job = loop.place.store.matching("a/cat")[0]
     loop.place.store.decide(job.id, State.DONE)
     with pytest.raises(FileNotFoundError, match="bring back jobs/ from a backup"):
-        commands.settle(loop.place.store.get(job.id), loop.place.config, loop.place.store)
+        deliveries.settle(loop.place.store.get(job.id), loop.place.config, loop.place.store)
     assert not list(loop.place.config.outbox.rglob("*.json"))
 
 

@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 from framepack_core.errors import RequestError
-from framepack_core.models import BUILT_IN, ModelSpec, Source
-from framepackd import loras
-from framepackd.cli import main
-from framepackd.settings import JobSettings, parse_settings
+from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
+from framepackd.cli.main import main
+from framepackd.settings import loras
+from framepackd.settings.job_settings import JobSettings, parse_settings
 from tests.core.loras import make_lora, stored
 
 DEMO = BUILT_IN["demo"]

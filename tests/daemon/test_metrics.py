@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_fd_to_metric_families
 
-from framepackd import metrics
-from framepackd.config import ConfigError, load_config
-from framepackd.database import State, StoreError, StoreUnavailableError
-from framepackd.jobs import JobStore
-from framepackd.metrics import Metrics
-from framepackd.status import snapshot
+from framepackd.control.status import snapshot
+from framepackd.jobs.database import StoreError, StoreUnavailableError
+from framepackd.jobs.job import State
+from framepackd.jobs.store import JobStore
+from framepackd.reports import prometheus
+from framepackd.reports.prometheus import Metrics
+from framepackd.settings.config import ConfigError, load_config
 from tests.acceptance.conftest import MakeDaemon, make_daemon  # noqa: F401 - a fixture
 from tests.daemon.test_hooks import Queue
 from tests.daemon.test_loop import Loop
@@ -66,8 +67,8 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(metrics, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(metrics, "LOOK_SHARE", math.inf)
+    monkeypatch.setattr(prometheus, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(prometheus, "LOOK_SHARE", math.inf)
     return Place(tmp_path)
 
 
@@ -112,8 +113,8 @@ def test_whatever_happens_to_jobs_it_can_be_read_and_its_counters_only_grow(
     acts: list[tuple[str, int]],
 ) -> None:
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "LOOK_SECONDS", 0.0)
-        patch.setattr(metrics, "WRITE_SECONDS", 0.0)
+        patch.setattr(prometheus, "LOOK_SECONDS", 0.0)
+        patch.setattr(prometheus, "WRITE_SECONDS", 0.0)
         (odd := Path(folder, 'odd "\\\n{}')).mkdir()
         place = Place(odd)
         ids = [place.jobs.add(name) for name in ("a", "b", "c")]
@@ -150,11 +151,11 @@ def test_it_is_written_again_when_something_has_changed_or_it_has_got_old(
     written = place.file.stat().st_ino
     place.metrics.round()
     assert place.file.stat().st_ino == written
-    assert 0 < place.metrics.patience <= metrics.WRITE_SECONDS
+    assert 0 < place.metrics.patience <= prometheus.WRITE_SECONDS
     place.metrics._next_write = 0.0
     place.metrics.round()
     assert place.file.stat().st_ino != written
-    monkeypatch.setattr(metrics, "LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(prometheus, "LOOK_SECONDS", 1.0)
     place.metrics.round()
     place.jobs.add("cat")
     place.metrics.round()
@@ -177,8 +178,8 @@ def test_a_file_that_the_configuration_no_longer_names_goes(place: Place, tmp_pa
 def test_where_it_cannot_be_written_jobs_run_and_the_log_says_so_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lies_there: str
 ) -> None:
-    monkeypatch.setattr(metrics, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(metrics, "WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(prometheus, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(prometheus, "WRITE_SECONDS", 0.0)
     loop = Loop(tmp_path / "place", monkeypatch)
     file = tmp_path / "figures/framepackd.prom"
     if lies_there == "a file":

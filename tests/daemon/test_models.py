@@ -65,7 +65,7 @@ def surroundings(hub: FakeHub, config: Path) -> dict[str, str]:
 def models(hub: FakeHub, config: Path) -> Models:
     """Run framepackd models, in a process of its own, which must not load torch."""
     code = (
-        "import sys; from framepackd.cli import main\n"
+        "import sys; from framepackd.cli.main import main\n"
         "try: main(sys.argv[1:], prog_name='framepackd')\n"
         "finally: assert 'torch' not in sys.modules"
     )

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from framepack_core import memory
 from framepack_core.engine import Engine
-from framepackd import commands, worker
-from framepackd.generation import Engines, Generation
-from framepackd.tables import GpuConfig
-from framepackd.worker import (
+from framepack_core.memory import devices
+from framepackd.delivery import deliveries
+from framepackd.settings.tables import GpuConfig
+from framepackd.worker import messages as worker_messages
+from framepackd.worker.engines import Engines
+from framepackd.worker.generation import Generation
+from framepackd.worker.main import _answer
+from framepackd.worker.messages import (
     Blocked,
     Finished,
     Next,
@@ -26,7 +29,6 @@ from framepackd.worker import (
     StepDone,
     Stopped,
     Work,
-    _answer,
 )
 from tests.daemon.test_generation import Ears, made, run, told_steps, work_in
 from tests.daemon.test_loop import Loop
@@ -93,7 +95,7 @@ def test_the_next_job_starts_before_the_one_that_ended_is_delivered(
 ) -> None:
     first, second = drop(loop, "a", "b")
     told(loop)
-    settle = commands.settle
+    settle = deliveries.settle
 
     def looking(*arguments: Any, **named: Any) -> None:
         states = loop.place.store.states()
@@ -101,7 +103,7 @@ def test_the_next_job_starts_before_the_one_that_ended_is_delivered(
         assert (states[first], states[second]) == ("running", "running"), "decided, and not yet moved"
         settle(*arguments, **named)
 
-    monkeypatch.setattr(commands, "settle", looking)
+    monkeypatch.setattr(deliveries, "settle", looking)
     result = loop.place.config.jobs_dir / first / "result"
     result.mkdir()
     (result / ".mp4").write_text("video")
@@ -112,13 +114,13 @@ def test_the_next_job_starts_before_the_one_that_ended_is_delivered(
 
 def test_room_that_a_delivery_makes_is_used_at_once(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     delivered: list[str] = []
-    settle = commands.settle
+    settle = deliveries.settle
 
     def noting(job: Any, *rest: Any, **named: Any) -> None:
         settle(job, *rest, **named)
         delivered.append(job.id)
 
-    monkeypatch.setattr(commands, "settle", noting)
+    monkeypatch.setattr(deliveries, "settle", noting)
     first, second = drop(loop, "a", "b")
     told(loop)
     loop.daemon._obstacles = (lambda *_: None if delivered else "no room",)
@@ -213,7 +215,7 @@ def test_what_cannot_be_encoded_ahead_is_the_fault_of_the_job_that_needs_it(
     assert isinstance(_answer(first, engines, ears.theirs), Finished)
     assert [prompt for prompt, *_ in encoding.calls] == ["a cat", "a dog"], "tried once"
     answer, _ = run(second, engines)
-    assert isinstance(answer, worker.Failed)
+    assert isinstance(answer, worker_messages.Failed)
     assert not answer.retry
     assert "image.png" in answer.error
 
@@ -233,7 +235,7 @@ def test_out_of_memory_ahead_of_time_takes_no_rung_of_the_ladder(
     monkeypatch.setattr(Engine, "encode", limited)
     ears.ours.send(Next(second))
     assert isinstance(_answer(first, engines, ears.theirs), Finished)
-    assert not [message for message in ears.heard() if isinstance(message, worker.Lowered)]
+    assert not [message for message in ears.heard() if isinstance(message, worker_messages.Lowered)]
 
 
 def failing_ahead(monkeypatch: pytest.MonkeyPatch, error: Exception) -> tuple[list[str], list[Any]]:
@@ -273,10 +275,10 @@ def test_a_device_that_breaks_ahead_of_time_has_the_running_job_go_on_in_another
     with monkeypatch.context() as patched:
         tried, _ = failing_ahead(patched, RuntimeError(text))
         answer = _answer(first, Engines(), ears.theirs)
-        assert isinstance(answer, worker.Again)
+        assert isinstance(answer, worker_messages.Again)
         assert answer.not_ahead == "second"
         assert text in answer.reason
-        assert worker.leaves_after(answer)
+        assert worker_messages.leaves_after(answer)
         ears.heard()
         ears.ours.send(Next(replace(second, ahead=False)))
         assert isinstance(_answer(first, Engines(), ears.theirs), Finished)
@@ -292,7 +294,7 @@ def test_too_little_memory_ahead_of_time_holds_on_to_nothing_and_is_not_met_twic
     second = replace(work_in(tmp_path / "2", prompt="a dog"), job_id="second")
     tried, taken = failing_ahead(monkeypatch, torch.OutOfMemoryError("planted"))
     held: list[bool] = []
-    monkeypatch.setattr(memory, "release_unused", lambda _: held.extend(ref() is not None for ref in taken))
+    monkeypatch.setattr(devices, "release_unused", lambda _: held.extend(ref() is not None for ref in taken))
     ears, engines = Ears(), Engines()
     ears.ours.send(Next(second))
     coming = Generation._coming
@@ -306,7 +308,7 @@ def test_too_little_memory_ahead_of_time_holds_on_to_nothing_and_is_not_met_twic
 def test_what_broke_the_device_ahead_of_time_is_left_to_its_own_time(loop: Loop) -> None:
     first, second = drop(loop, "a", "b")
     told(loop)
-    loop.answer_and_leave(worker.Again("the device failed", not_ahead=second))
+    loop.answer_and_leave(worker_messages.Again("the device failed", not_ahead=second))
     loop.round()
     start, *following = told(loop)
     assert (start.job_id, start.ahead) == (first, True)
@@ -338,7 +340,7 @@ def test_nothing_is_encoded_ahead_that_would_be_in_the_way(
 
 def test_a_wish_to_leave_is_heard_behind_other_words(tmp_path: Path) -> None:
     ears, first = Ears(), work_in(tmp_path / "1")
-    for message in (Next(None), worker.Leave(), Next(first)):
+    for message in (Next(None), worker_messages.Leave(), Next(first)):
         ears.ours.send(message)
     assert _answer(first, Engines(), ears.theirs) == Stopped()
     heard = ears.heard()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import notify
-from framepackd.notify import Reporter
+from framepackd.reports import systemd
+from framepackd.reports.systemd import Reporter
 
 
 class Listener:
@@ -48,8 +48,8 @@ def watched(monkeypatch: pytest.MonkeyPatch, seconds: float, pid: int | None = N
 
 
 def test_what_is_said_together_arrives_together(listener: Listener) -> None:
-    notify.notify("READY=1", "STATUS=idle")
-    notify.reloading()
+    systemd.notify("READY=1", "STATUS=idle")
+    systemd.reloading()
     ready, reloading = listener.heard()
     assert ready == "READY=1\nSTATUS=idle"
     first, monotonic = reloading.splitlines()
@@ -63,7 +63,7 @@ def test_where_nobody_listens_nothing_happens(monkeypatch: pytest.MonkeyPatch, a
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     if address is not None:
         monkeypatch.setenv("NOTIFY_SOCKET", address)
-    notify.notify("READY=1")
+    systemd.notify("READY=1")
     Reporter(lambda: "idle").round(stopping=False)
 
 
@@ -86,7 +86,7 @@ def test_the_watchdog_is_fed_by_rounds_and_by_nothing_else(
     reporter = Reporter(lambda: "idle")
     assert reporter.patience <= 1, "the loop goes round in time to feed it"
     clock = [time.monotonic()]
-    monkeypatch.setattr(notify.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(systemd.time, "monotonic", lambda: clock[0])
     fed = []
     for _ in range(8):  # rounds half a second apart
         reporter.round(stopping=False)
@@ -112,7 +112,7 @@ def test_the_last_status_is_said_however_fast_they_follow(
     now = ["step 1"]
     reporter = Reporter(lambda: now[0])
     clock = [time.monotonic()]
-    monkeypatch.setattr(notify.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(systemd.time, "monotonic", lambda: clock[0])
     for step in range(1, 100):
         now[0] = f"step {step}"
         reporter.round(stopping=False)
@@ -130,5 +130,5 @@ def test_a_stop_says_so_once_and_asks_for_time_as_long_as_it_lasts(listener: Lis
     listener.heard()
     for _ in range(3):
         reporter.round(stopping=True)
-    asked = f"EXTEND_TIMEOUT_USEC={notify.STOP_USEC}"
+    asked = f"EXTEND_TIMEOUT_USEC={systemd.STOP_USEC}"
     assert listener.heard() == [f"STOPPING=1\n{asked}", asked, asked]

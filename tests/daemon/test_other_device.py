@@ -6,13 +6,16 @@ from typing import Any
 
 import pytest
 
-from framepack_core import memory
-from framepackd import aside, commands, generation, worker
-from framepackd.checkpoint import Checkpoints
-from framepackd.database import State
-from framepackd.other_device import OtherDeviceError
-from framepackd.work_folder import CHECKPOINT
-from framepackd.worker import Finished, Resumed, SetAside, Waits, Work
+from framepack_core.memory import devices
+from framepackd.control import commands
+from framepackd.jobs import aside
+from framepackd.jobs.folder import CHECKPOINT
+from framepackd.jobs.job import State
+from framepackd.worker import generation
+from framepackd.worker import messages as worker_messages
+from framepackd.worker.checkpoint import Checkpoints
+from framepackd.worker.messages import Finished, Resumed, SetAside, Waits, Work
+from framepackd.worker.other_device import OtherDeviceError
 from tests.daemon.test_checkpoint import contents, save_all
 from tests.daemon.test_commands import do, failed_place, only_job
 from tests.daemon.test_files import Place
@@ -89,7 +92,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     """Have a job begun on a card that is gone."""
     work = work_in(tmp_path / "job")
     with monkeypatch.context() as patched:
-        patched.setattr(memory, "device_name", lambda _: "NVIDIA GeForce RTX 3060")
+        patched.setattr(devices, "device_name", lambda _: "NVIDIA GeForce RTX 3060")
         interrupt_in_the_second_section(work, patched, generation._versions())
     return work
 
@@ -108,7 +111,7 @@ def test_the_worker_says_that_a_job_waits_and_touches_nothing(begun: Work) -> No
     ):
         assert words in answer.reason
     assert contents(begun.checkpoint) == there
-    assert not worker.leaves_after(answer), "it can do another job"
+    assert not worker_messages.leaves_after(answer), "it can do another job"
 
 
 def test_begun_anew_it_becomes_the_same_video_as_on_a_machine_without_that_gpu(
@@ -156,15 +159,15 @@ def test_others_run_while_a_job_waits_for_its_device_and_it_goes_on_when_that_is
     report = loop.daemon._snapshot()
     assert next(job["note"] for job in report["jobs"] if job["id"] == first.id) == GONE.reason
     assert report["daemon"]["paused"] is None
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     for _ in range(3):
         loop.round()
     assert started(loop) == [], "it is not asked for again and again"
     assert loop.paused() == problem.text
     loop.place.drop("c")
     loop.round()
-    loop.worker.send(worker.Ready("cuda:0", "NVIDIA GeForce RTX 3060"))
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.Ready("cuda:0", "NVIDIA GeForce RTX 3060"))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert started(loop) == ["c", "a"]
     assert loop.daemon._runner.problems == ()
@@ -228,7 +231,7 @@ def test_once_leaves_the_jobs_in_the_queue_when_the_gpu_is_gone_says_so_and_ends
     loop = Loop(tmp_path / "place", monkeypatch, once=True)
     loop.place.drop()
     loop.place.take()
-    loop.worker.send(worker.Blocked("device 'cuda' is not there", device=True))
+    loop.worker.send(worker_messages.Blocked("device 'cuda' is not there", device=True))
     assert loop.daemon.run() == 1
     assert loop.counts() == {"queued": 1}
     assert "jobs are left in the queue: device 'cuda' is not there" in caplog.text
@@ -289,7 +292,7 @@ def test_a_running_job_and_a_finished_one_are_not_begun_anew(loop: Loop) -> None
     ((done, message),) = ask(loop, "retry", anew=True)
     assert not done
     assert "is running and cannot be begun anew: framepackd pause puts it back" in message
-    loop.worker.send(worker.Finished({}, {}, {}, None))
+    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     ((done, message),) = ask(loop, "retry", anew=True)
     assert not done

@@ -9,40 +9,40 @@ import pytest
 from PIL import Image
 
 from framepack_core.errors import RequestError
-from framepackd import pictures
+from framepackd.inbox import inspect
 
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Iterator[Path]:
     """Give a picture, and a process that has not been asked anything yet."""
-    pictures._end()
+    inspect._end()
     Image.new("RGB", (40, 30)).save(tmp_path / "cat.png")
     yield tmp_path / "cat.png"
-    pictures._end()
+    inspect._end()
 
 
 def test_a_picture_that_cannot_be_used_is_told_and_the_next_one_read(picture: Path, tmp_path: Path) -> None:
     (tmp_path / "dog.png").write_text("no picture")
     with pytest.raises(RequestError, match=r"^dog\.png is not a picture"):
-        pictures.picture_size(tmp_path / "dog.png")
-    assert pictures.picture_size(picture) == (30, 40)
+        inspect.picture_size(tmp_path / "dog.png")
+    assert inspect.picture_size(picture) == (30, 40)
 
 
 def test_stopping_the_daemons_group_does_not_end_a_decode(picture: Path) -> None:
-    pictures.picture_size(picture)
-    assert pictures._running is not None
-    first = pictures._running.pid
+    inspect.picture_size(picture)
+    assert inspect._running is not None
+    first = inspect._running.pid
     os.kill(first, signal.SIGTERM)
     os.kill(first, signal.SIGINT)
-    assert pictures.picture_size(picture) == (30, 40)
-    assert pictures._running.pid == first
+    assert inspect.picture_size(picture) == (30, 40)
+    assert inspect._running.pid == first
 
 
 def test_a_process_that_somebody_killed_is_started_again(picture: Path) -> None:
-    pictures.picture_size(picture)
-    assert pictures._running is not None
-    os.kill(pictures._running.pid, signal.SIGKILL)
-    assert pictures.picture_size(picture) == (30, 40)
+    inspect.picture_size(picture)
+    assert inspect._running is not None
+    os.kill(inspect._running.pid, signal.SIGKILL)
+    assert inspect.picture_size(picture) == (30, 40)
 
 
 @pytest.mark.parametrize(
@@ -58,5 +58,5 @@ def test_a_picture_that_ends_its_decoder_fails_and_nothing_else(
     with monkeypatch.context() as patched:
         patched.setattr("sys.executable", str(broken))
         with pytest.raises(RequestError, match=f"cat.png {said}"):
-            pictures.picture_size(picture)
-    assert pictures.picture_size(picture) == (30, 40)
+            inspect.picture_size(picture)
+    assert inspect.picture_size(picture) == (30, 40)

@@ -17,12 +17,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from framepack_core import media
-from framepackd import frames, intake, prepare, prepared_names
-from framepackd.cli import main
-from framepackd.database import State
-from framepackd.groups import group_files
-from framepackd.inbox import Inbox
+from framepack_core.media import pictures as media
+from framepackd.cli.main import main
+from framepackd.inbox.naming import group_files
+from framepackd.inbox.scan import Inbox
+from framepackd.intake import take
+from framepackd.jobs.job import State
+from framepackd.prepare import items, prepare, prepared_names, video_frames
 from tests.daemon.test_files import Place, at_every_call
 from tests.daemon.videos import make_sound, make_video
 
@@ -64,10 +65,10 @@ def test_videos_become_pairs_in_the_inbox(place: Place, videos: Path) -> None:
     )
     assert (inbox / "cat.txt").read_text() == "a cat turns\n"
     assert (inbox / "cat.toml").read_text() == 'seconds = 1\nseed = "random"\n'
-    first, last = frames.read_frames(videos / "cat.mp4", 2)
+    first, last = video_frames.read_frames(videos / "cat.mp4", 2)
     np.testing.assert_array_equal(media.open_picture(inbox / "cat_first_frame.png"), first)
     np.testing.assert_array_equal(media.open_picture(inbox / "cat_last_frame.png"), last)
-    assert float((inbox / "cat_frame_diff.txt").read_text()) == frames.difference(first, last)
+    assert float((inbox / "cat_frame_diff.txt").read_text()) == video_frames.difference(first, last)
     groups = Inbox(inbox, settle_seconds=0).scan().ready
     assert [(group.folder, group.name) for group in groups] == [("", "cat"), ("sub", "dog")]
     assert [path.name for path in inbox.iterdir() if path.name.startswith(".")] == []
@@ -76,11 +77,11 @@ def test_videos_become_pairs_in_the_inbox(place: Place, videos: Path) -> None:
 def test_videos_become_chains_with_a_difference_for_each_pair(place: Place, videos: Path) -> None:
     assert run(place, videos, "--frames", 3).exit_code == 0
     pictures = [media.open_picture(place.config.inbox / f"cat_frame_{number}.png") for number in range(3)]
-    for one, other in zip(pictures, frames.read_frames(videos / "cat.mp4", 3), strict=True):
+    for one, other in zip(pictures, video_frames.read_frames(videos / "cat.mp4", 3), strict=True):
         np.testing.assert_array_equal(one, other)
     told = (place.config.inbox / "cat_frame_diff.txt").read_text().split()
     assert [float(each) for each in told] == [
-        frames.difference(one, other) for one, other in itertools.pairwise(pictures)
+        video_frames.difference(one, other) for one, other in itertools.pairwise(pictures)
     ]
 
 
@@ -95,7 +96,8 @@ def test_what_differs_too_much_is_left_out(place: Place, tmp_path: Path) -> None
     )
     assert listed(place.config.inbox) == ["still.txt", *(f"still{ending}" for ending in PAIR)]
     differences = [
-        frames.difference(one, other) for one, other in itertools.pairwise(frames.read_frames(video, 3))
+        video_frames.difference(one, other)
+        for one, other in itertools.pairwise(video_frames.read_frames(video, 3))
     ]
     for limit, kept in ((max(differences), 0), (max(differences) + 1e-6, 1)):
         target = tmp_path / f"target{kept}"
@@ -183,7 +185,7 @@ def test_dying_at_any_line_nothing_half_is_a_job_and_the_next_run_goes_on(
     target = next(targets)
 
     def prepare_it() -> None:
-        options = prepare.Options(tmp_path / "videos", target, prompt="x", settings="seconds = 1\n")
+        options = items.Options(tmp_path / "videos", target, prompt="x", settings="seconds = 1\n")
         source = prepare.find(options)
         for result in prepare.prepare(source, options, place.config):
             assert result.error is None
@@ -252,7 +254,7 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(place: Place, tmp_path: Pat
 def take_all(place: Place, *states: State) -> None:
     """Be the daemon: take everything, and let it end in these states."""
     for group in Inbox(place.config.inbox, 0).scan().ready:
-        intake.take(group, place.config, place.store)
+        take.take(group, place.config, place.store)
     for job, state in zip(place.store.in_state(State.QUEUED), states, strict=True):
         if state is not State.QUEUED:
             place.store.finish(job.id, state, error=None, output=None)
@@ -298,15 +300,15 @@ def test_a_dry_run_writes_nothing_and_tells_the_differences(
     place: Place, videos: Path, tmp_path: Path
 ) -> None:
     result = run(place, videos, tmp_path / "target", "--dry-run")
-    first, last = frames.read_frames(videos / "cat.mp4", 2)
-    assert f"cat: would be prepared: difference {frames.difference(first, last):.4f}\n" in result.stdout
+    first, last = video_frames.read_frames(videos / "cat.mp4", 2)
+    assert f"cat: would be prepared: difference {video_frames.difference(first, last):.4f}\n" in result.stdout
     assert f"2 would be prepared in {tmp_path / 'target'}" in result.stdout
     assert not (tmp_path / "target").exists()
 
 
 def test_two_runs_on_one_target_do_not_meet(place: Place, videos: Path) -> None:
-    options = prepare.Options(videos, place.config.inbox, prompt="x")
-    going: Iterator[prepare.Result] = prepare.prepare(prepare.find(options), options, place.config)
+    options = items.Options(videos, place.config.inbox, prompt="x")
+    going: Iterator[items.Result] = prepare.prepare(prepare.find(options), options, place.config)
     next(going)
     result = run(place, videos)
     assert result.exit_code == 2
@@ -355,7 +357,7 @@ def test_a_target_that_cannot_be_written_ends_it_with_a_clear_error(place: Place
 def test_preparing_loads_no_torch(place: Place, videos: Path, tmp_path: Path) -> None:
     config = place.config.state_dir.parent / "config.toml"
     code = (
-        "import sys; from framepackd.cli import main\n"
+        "import sys; from framepackd.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 0, end.code\n"
         "assert 'torch' not in sys.modules"

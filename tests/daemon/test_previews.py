@@ -14,14 +14,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from framepack_core import media
 from framepack_core.engine import Step
-from framepack_core.preview import CELL_PIXELS, Colours, contact_sheet
-from framepack_core.tiny_decoder import TinyDecoder
-from framepackd import previews
-from framepackd.config import changed
-from framepackd.runner import Runner
-from framepackd.worker import Finished, StepDone, Stopped, Work, _answer
+from framepack_core.media import pictures
+from framepack_core.media.latent_preview import CELL_PIXELS, Colours, contact_sheet
+from framepack_core.networks.taehv import TinyDecoder
+from framepackd.settings.config import changed
+from framepackd.supervisor.supervisor import Runner
+from framepackd.worker import previews
+from framepackd.worker.main import _answer
+from framepackd.worker.messages import Finished, StepDone, Stopped, Work
 from tests.conftest import KINDS
 from tests.core.test_tiny_decoder import as_published
 from tests.daemon.test_generation import ENGINES, made, run, work_in
@@ -66,7 +67,7 @@ def latents_after(work: Work, last: tuple[int, int]) -> tuple[torch.Tensor, Colo
     """Give what a step of a section had come to, and the colours of the start picture."""
     engine = ENGINES.get(work, 0)
     conditioned = engine.encode(work.request)
-    picture = media.crop_to(media.open_picture(work.request.image), work.size)
+    picture = pictures.crop_to(pictures.open_picture(work.request.image), work.size)
     for event in engine.sample(work.request, conditioned):
         if isinstance(event, Step) and (event.section + 1, event.step) == last:
             break
@@ -156,7 +157,7 @@ def test_drawing_leaves_the_threads_that_sample_as_they_are(
     drawing: list[tuple[int, int]] = []
     frames = TinyDecoder.frames
 
-    def noting(self: TinyDecoder, *arguments: Any) -> media.Picture:
+    def noting(self: TinyDecoder, *arguments: Any) -> pictures.Picture:
         drawing.append((torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
         return frames(self, *arguments)
 
@@ -198,7 +199,7 @@ def test_no_step_waits_for_a_picture(
     sampled = threading.Event()
     drawn: list[bool] = []
 
-    def slow(frames: media.Picture) -> media.Picture:
+    def slow(frames: pictures.Picture) -> pictures.Picture:
         drawn.append(sampled.wait(30))
         return contact_sheet(frames)
 
@@ -218,7 +219,7 @@ def test_pictures_are_drawn_no_more_often_than_people_look(
 ) -> None:
     drawn: list[int] = []
 
-    def counting(frames: media.Picture) -> media.Picture:
+    def counting(frames: pictures.Picture) -> pictures.Picture:
         drawn.append(len(frames))
         return contact_sheet(frames)
 
@@ -243,7 +244,7 @@ def test_a_job_does_without_pictures_that_cannot_be_made_and_says_so_once(
         raise error
 
     monkeypatch.setattr(previews.Image.Image, "save", failing)
-    monkeypatch.setattr(media, "write_picture", lambda *_: None)  # of stills, by the same library
+    monkeypatch.setattr(pictures, "write_picture", lambda *_: None)  # of stills, by the same library
     assert isinstance(run(work)[0], Finished)
     assert caplog.text.count("there is no preview of what is sampled") == 1
     assert [path.name for path in work.preview.parent.glob("*preview*")] == ["preview.mp4"]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from framepack_core.media import Frames
-from framepackd.quality import Measures
+from framepack_core.media.pictures import Frames
+from framepackd.worker.quality import Measures
 
 SIZE, LENGTH = 256, 8
 

@@ -18,10 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from framepackd import files, results, results_page
-from framepackd.config import Config
-from framepackd.results import FOLDER, keep_strip
-from framepackd.results_page import ResultsPage
+from framepackd import files
+from framepackd.delivery import results, results_page
+from framepackd.delivery.results import FOLDER, keep_strip
+from framepackd.delivery.results_page import ResultsPage
+from framepackd.settings.config import Config
 
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 

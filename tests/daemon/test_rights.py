@@ -19,24 +19,18 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from framepack_core import compiling
-from framepackd import (
-    client,
-    commands,
-    control,
-    daemon,
-    database,
-    files,
-    folders,
-    hooks,
-    results,
-    results_page,
-    rights,
-)
-from framepackd.cli import main
-from framepackd.config import Config, load_config
-from framepackd.jobs import JobStore
+from framepack_core.networks import compiling
+from framepackd import daemon, files, folders, rights
+from framepackd.cli.main import main
+from framepackd.control import client, commands
+from framepackd.control import socket as control
+from framepackd.delivery import results, results_page
+from framepackd.jobs import database
+from framepackd.jobs import lock as control_lock
+from framepackd.jobs.store import JobStore
+from framepackd.reports import hooks
 from framepackd.rights import PRIVATE, SHARED, WALKED
+from framepackd.settings.config import Config, load_config
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as other users")
 
@@ -181,7 +175,7 @@ def live(config: Config, mask: int, private: str) -> str:
     """Make what a daemon makes, where nothing is, under this umask."""
     os.umask(mask)
     make_folders(config)
-    lock = control.Lock(config.state_dir)
+    lock = control_lock.Lock(config.state_dir)
     rights.put_right(config)
     store = JobStore(config.database)
     left_open.append(database._connect(config.database, "rw"))  # so that its log stays

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from framepack_core import media
 from framepack_core.engine import Engine, Step
 from framepack_core.errors import ModelError
-from framepack_core.media import Frames
-from framepack_core.models import BUILT_IN
+from framepack_core.media import pictures
+from framepack_core.media.pictures import Frames
+from framepack_core.models.registry import BUILT_IN
 from framepack_core.request import Request
-from framepackd import sanity
-from framepackd.config import Config
-from framepackd.sanity import Made
-from framepackd.tables import ModelConfig
+from framepackd.machine import sanity
+from framepackd.machine.sanity import Made
+from framepackd.settings.config import Config
+from framepackd.settings.tables import ModelConfig
 from tests.golden import TINY_MODELS
 
 ROOT = Path(__file__).parents[2]
@@ -116,9 +116,9 @@ def test_a_step_with_the_wrong_inputs_is_found(engine: Engine, settings: dict[st
 
 
 def test_a_solver_of_lower_order_is_found(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    from framepack_core import sampling
+    from framepack_core.sampling import unipc
 
-    monkeypatch.setattr(sampling, "SOLVER_ORDER", sampling.SOLVER_ORDER - 1)
+    monkeypatch.setattr(unipc, "SOLVER_ORDER", unipc.SOLVER_ORDER - 1)
     assert problems(engine)
 
 
@@ -137,8 +137,8 @@ def test_a_decoder_that_computes_wrongly_is_found_by_its_pixels(engine: Engine) 
 # of other models
 
 
-def picture() -> media.Picture:
-    return media.crop_to(media.open_picture(sanity.request().image), (256, 256))
+def picture() -> pictures.Picture:
+    return pictures.crop_to(pictures.open_picture(sanity.request().image), (256, 256))
 
 
 def drifting(frames: int = 9) -> Frames:

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from framepackd import hooks
-from framepackd.cli import main
-from framepackd.config import Config, ConfigError, load_config
-from framepackd.hooks import NotifyError
-from framepackd.secret_files import SecretError
+from framepackd.cli.main import main
+from framepackd.reports import hooks
+from framepackd.reports.hooks import NotifyError
+from framepackd.settings.config import Config, ConfigError, load_config
+from framepackd.settings.secret_files import SecretError
 from framepackd.web.server import WebError, serve
 
 SECRET = "hush-0123"  # noqa: S105 - of nothing

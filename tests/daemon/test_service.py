@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from framepackd import service
-from framepackd.cli import main
-from framepackd.service import Service, ServiceError
+from framepackd.cli.main import main
+from framepackd.machine import service
+from framepackd.machine.service import Service, ServiceError
 
 UNITS = sorted(service.UNITS.rglob("*.service"))
 # Those that run framepackd; what makes the devices is root's own, and not in a sandbox.

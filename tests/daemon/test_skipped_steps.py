@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from framepack_core.engine import Engine, Step
-from framepackd import generation
-from framepackd.checkpoint import Checkpoints
-from framepackd.generation import Engines, Generation
-from framepackd.worker import Finished, Leave, Message, Resumed, StepDone, Stopped, Work, _answer
+from framepackd.worker import generation
+from framepackd.worker.checkpoint import Checkpoints
+from framepackd.worker.engines import Engines
+from framepackd.worker.generation import Generation
+from framepackd.worker.main import _answer
+from framepackd.worker.messages import Finished, Leave, Message, Resumed, StepDone, Stopped, Work
 from tests.daemon.test_generation import Cut, Ears, PowerCut, made, run, work_in
 
 GUIDED = {"true_cfg_scale": 2.5, "negative_prompt": "blurry"}

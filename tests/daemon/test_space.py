@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from framepack_core.segments import encode, join
-from framepackd.config import Config
-from framepackd.database import Job, State, utc_now
-from framepackd.space import needed, shortage
+from framepack_core.media.segments import encode, join
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.settings.config import Config
+from framepackd.supervisor.space import needed, shortage
 
 MIB = 1 << 20
 

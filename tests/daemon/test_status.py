@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from framepackd import display
-from framepackd.database import Job, State, utc_now
-from framepackd.inbox import Waiting
-from framepackd.jobs import JobStore
-from framepackd.status import snapshot
+from framepackd.cli import display
+from framepackd.control.status import snapshot
+from framepackd.inbox.scan import Waiting
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.store import JobStore
 
 DAEMON = {"state": "running", "pid": 1, "since": utc_now(), "model": "demo", "device": "cpu"}
 DAEMON |= {"hardware": None, "paused": None}

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from framepack_core import media, segments
-from framepackd import strip
-from framepackd.results import STRIP
-from framepackd.strip import FRAMES, Strip
-from framepackd.worker import Finished, Work
+from framepack_core.media import pictures, segments
+from framepackd.jobs.folder import STRIP
+from framepackd.worker import strip
+from framepackd.worker.messages import Finished, Work
+from framepackd.worker.strip import FRAMES, Strip
 from tests.daemon.test_generation import made, run, work_in
 
 
@@ -32,7 +32,7 @@ def test_a_strip_shows_frames_from_the_first_to_the_last(
     frames = np.broadcast_to(levels[:, None, None, None], (count, *size, 3))
     segments.join(tmp_path / "video.mp4", [segments.encode(frames, size=size, crf=16)])
     made = Strip(count)
-    assert media.count_frames(tmp_path / "video.mp4", made.look) == count
+    assert pictures.count_frames(tmp_path / "video.mp4", made.look) == count
     made.save(tmp_path / "strip.jpg")
     picture = np.asarray(Image.open(tmp_path / "strip.jpg")).astype(int)
     parts = min(count, FRAMES)

@@ -11,11 +11,15 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from framepackd import claiming, display, files, intake, work_folder
-from framepackd.check import run_checks
-from framepackd.config import Config
-from framepackd.database import State
-from framepackd.status import whole
+from framepackd import files
+from framepackd.cli import display
+from framepackd.intake import claiming
+from framepackd.intake import take as intake
+from framepackd.jobs import folder
+from framepackd.jobs.described import whole
+from framepackd.jobs.job import State
+from framepackd.machine.check import run_checks
+from framepackd.settings.config import Config
 from tests.daemon.test_files import Died, Place, at_every_call
 
 
@@ -46,7 +50,7 @@ def test_taking_in_survives_dying_at_every_line(
         place.take()
         assert place.store.counts()["queued"] == 1, "one job: not lost, not doubled"
         (job,) = place.store.in_state(State.QUEUED)
-        inputs = place.config.jobs_dir / job.id / work_folder.INPUTS
+        inputs = place.config.jobs_dir / job.id / folder.INPUTS
         assert sorted(path.name for path in inputs.iterdir()) == ["cat.png", "cat.txt"]
         assert job.settings["prompt"] == (inputs / "cat.txt").read_text()
         assert not list((place.config.inbox / "sub").iterdir())
@@ -146,7 +150,7 @@ def test_a_hard_link_is_copied_and_the_other_name_stays_as_it_is(tmp_path: Path)
     original.hardlink_to(place.config.inbox / "cat.txt")
     original.chmod(0o4755)
     job = place.take()
-    taken = place.config.jobs_dir / job.id / work_folder.INPUTS / "cat.txt"
+    taken = place.config.jobs_dir / job.id / folder.INPUTS / "cat.txt"
     assert not (place.config.inbox / "cat.txt").exists()
     assert original.stat().st_nlink == 1
     assert taken.stat().st_mode & 0o7777 == 0o666 & ~umask(), "neither set-uid nor executable"
@@ -166,7 +170,7 @@ def test_a_writer_that_still_has_a_file_open_cannot_change_the_job(tmp_path: Pat
     with (place.config.inbox / "cat.txt").open("a") as writer:
         job = place.take()
         writer.write(" and explode")
-    assert (place.config.jobs_dir / job.id / work_folder.INPUTS / "cat.txt").read_text() == "pan left"
+    assert (place.config.jobs_dir / job.id / folder.INPUTS / "cat.txt").read_text() == "pan left"
 
 
 def make_fifo(path: Path) -> None:

@@ -11,12 +11,13 @@ import torch._inductor.config
 from torch import nn
 from torch._dynamo.exc import BackendCompilerFailed
 
-from framepack_core import compiling
-from framepack_core.compiling import CompiledBlocks
 from framepack_core.errors import CompileError
-from framepack_core.memory import choose_dtypes
-from framepackd.generation import Engines, Generation
-from framepackd.worker import (
+from framepack_core.memory.devices import choose_dtypes
+from framepack_core.networks import compiling
+from framepack_core.networks.compiling import CompiledBlocks
+from framepackd.worker.engines import Engines
+from framepackd.worker.generation import Generation
+from framepackd.worker.messages import (
     Again,
     Failed,
     Finished,

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from framepack_core.errors import RequestError
-from framepackd.groups import group_files
-from framepackd.names import as_utf8, printable, printable_json, rest_of_name
-from framepackd.resolving import MAX_TEXT_BYTES, _read_prompt
-from framepackd.settings import JobSettings, parse_settings, read_settings_file
+from framepackd.inbox.naming import group_files
+from framepackd.intake.resolve import MAX_TEXT_BYTES, _read_prompt
+from framepackd.settings.job_settings import JobSettings, parse_settings, read_settings_file
+from framepackd.text import as_utf8, printable, printable_json, rest_of_name
 
 anything = st.text(st.characters())  # lone surrogates, too: bytes of a name that are not UTF-8
 keys = st.sampled_from([*JobSettings.model_fields, "cfg", "use_teacache", "use_random_seed", "unknown"])

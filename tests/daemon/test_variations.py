@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from framepack_core.request import MAX_SEED
-from framepackd import commands, files, intake, resolving, work_folder
-from framepackd.database import Job, State
-from framepackd.jobs import JobStore
-from framepackd.status import whole
-from framepackd.variations import choose_seeds, seed_in
+from framepackd import files
+from framepackd.control import commands
+from framepackd.delivery import deliveries
+from framepackd.intake import resolve, take
+from framepackd.intake.variations import choose_seeds, seed_in
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.described import whole
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
 from tests.daemon.test_files import Place, at_every_call, undelivered
 
 THREE = "seeds = 3\nseed = 7\n"
@@ -51,7 +55,7 @@ def inputs(place: Place, job: Job) -> dict[str, bytes]:
 def end(place: Place, job: Job, state: State) -> None:
     """Have a job end, and deliver it."""
     place.store.decide(job.id, state, error=None if state is State.DONE else "planted")
-    commands.settle(place.store.get(job.id), place.config, place.store)
+    deliveries.settle(place.store.get(job.id), place.config, place.store)
 
 
 def retry(place: Place, job: Job) -> tuple[bool, str]:
@@ -116,7 +120,7 @@ def test_seeds_follow_each_other_and_go_round(first: int, count: int) -> None:
 
 def take_what_is_left(place: Place, count: int) -> None:
     """Start again after a crash, and have everything taken in once."""
-    intake.adopt_leftovers(place.config, place.store)
+    take.adopt_leftovers(place.config, place.store)
     place.take() if dropped(place) else None
     for _ in range(2):
         jobs = queued(place)
@@ -126,7 +130,7 @@ def take_what_is_left(place: Place, count: int) -> None:
             assert list(inputs(place, job)) == [f"{job.name}{suffix}" for suffix in (".png", ".toml", ".txt")]
         assert not dropped(place)
         assert {path.name for path in place.config.jobs_dir.iterdir()} == {job.id for job in jobs}
-        intake.adopt_leftovers(place.config, place.store)
+        take.adopt_leftovers(place.config, place.store)
 
 
 @pytest.mark.parametrize(("settings", "count"), [(THREE, 3), ('seeds = 2\nseed = "random"\n', 2)])
@@ -184,7 +188,7 @@ def test_without_the_database_every_variation_is_taken_in_again_with_its_seed(pl
     for file in place.config.state_dir.glob("framepackd.db*"):
         file.unlink()
     place.store = JobStore(place.config.database)
-    intake.adopt_leftovers(place.config, place.store)
+    take.adopt_leftovers(place.config, place.store)
     assert {job.id: job.settings for job in queued(place)} == before
 
 
@@ -251,9 +255,9 @@ def test_pictures_are_looked_at_once_for_all_variations(
 ) -> None:
     """Each look may take seconds, in which the loop does nothing else."""
     looked: list[str] = []
-    size = resolving.picture_size
+    size = resolve.picture_size
     monkeypatch.setattr(
-        resolving, "picture_size", lambda path, tell: looked.append(path.name) or size(path, tell)
+        resolve, "picture_size", lambda path, tell: looked.append(path.name) or size(path, tell)
     )
     drop(place)
     place.take()
@@ -276,12 +280,12 @@ def test_a_job_put_right_in_the_failed_folder_cannot_become_several(place: Place
     drop(place, "seeds = 3\nsteps = 0\n")
     place.take()
     (job,) = undelivered(place.store)
-    commands.settle(job, place.config, place.store)
+    deliveries.settle(job, place.config, place.store)
     (place.config.failed / "sub/cat.toml").write_text("seeds = 3\nsteps = 1\n")
     done, message = retry(place, job)
     assert not done
     assert "drop the files again" in message
-    commands.settle(place.store.get(job.id), place.config, place.store)
+    deliveries.settle(place.store.get(job.id), place.config, place.store)
     assert (place.config.failed / "sub/cat.png").exists()
 
 

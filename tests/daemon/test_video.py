@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from framepack_core import segments
-from framepack_core.media import Picture, count_frames
-from framepackd.video import Video
-from framepackd.worker import (
+from framepack_core.media import segments
+from framepack_core.media.pictures import Picture, count_frames
+from framepackd.worker.main import _answer
+from framepackd.worker.messages import (
     Failed,
     Finished,
     Leave,
@@ -22,8 +22,8 @@ from framepackd.worker import (
     StepDone,
     Stopped,
     Work,
-    _answer,
 )
+from framepackd.worker.video import Video
 from tests.conftest import KINDS
 from tests.daemon.test_generation import ENGINES, Ears, made, run, work_in
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import worker
+from framepackd.supervisor import process
+from framepackd.worker import main, messages
 from tests.daemon.test_generation import work_in
 
 
-@pytest.mark.parametrize("number", worker.FOR_THE_DAEMON)
+@pytest.mark.parametrize("number", main.FOR_THE_DAEMON)
 def test_a_signal_that_is_for_the_daemon_does_not_end_a_worker_however_early_it_comes(
     number: signal.Signals,
 ) -> None:
-    handle = worker.start("auto")
+    handle = process.start("auto")
     assert handle.process.pid is not None
     os.kill(handle.process.pid, number)
     assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, []), "here they go on being heard"
@@ -28,25 +29,25 @@ def test_a_signal_that_is_for_the_daemon_does_not_end_a_worker_however_early_it_
 @pytest.mark.parametrize(
     ("answer", "answered"),
     [
-        (worker.Failed("AcceleratorError: CUDA error", retry=True, device=True), 1),
-        (worker.Failed("KeyError: 3", retry=True), 1),
-        (worker.Again("out of memory"), 1),
-        (worker.Failed("the picture is damaged", retry=False), 3),
-        (worker.Stopped(), 3),
+        (messages.Failed("AcceleratorError: CUDA error", retry=True, device=True), 1),
+        (messages.Failed("KeyError: 3", retry=True), 1),
+        (messages.Again("out of memory"), 1),
+        (messages.Failed("the picture is damaged", retry=False), 3),
+        (messages.Stopped(), 3),
     ],
 )
 def test_a_worker_in_which_anything_may_be_broken_takes_no_further_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: worker.Message, answered: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: messages.Message, answered: int
 ) -> None:
     """After an illegal memory access all that a process computes on a GPU fails."""
-    monkeypatch.setattr(worker, "_die_with", lambda parent: None)
-    monkeypatch.setattr(worker, "_answer", lambda *_: answer)
+    monkeypatch.setattr(main, "_die_with", lambda parent: None)
+    monkeypatch.setattr(main, "_answer", lambda *_: answer)
     for name in ("signal", "pthread_sigmask"):
-        monkeypatch.setattr(worker.signal, name, lambda *_: None)
+        monkeypatch.setattr(main.signal, name, lambda *_: None)
     ours, theirs = multiprocessing.Pipe()
     for _ in range(3):
         ours.send(work_in(tmp_path))
-    running = threading.Thread(target=worker.main, args=(theirs, os.getppid(), "auto"))
+    running = threading.Thread(target=main.main, args=(theirs, os.getppid(), "auto"))
     running.start()
     told = [ours.recv() for _ in range(answered)]
     if answered == 3:

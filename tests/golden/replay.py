@@ -14,14 +14,14 @@ import torch
 from diffusers.models import embeddings
 from PIL import Image
 
-from framepack_core.conditioning import TextConditioning
-from framepack_core.encoders import Conditioning
+from framepack_core.conditioning import Conditioning
 from framepack_core.engine import Clip, Engine
 from framepack_core.history import HistoryContext
-from framepack_core.models import ModelSpec, Source
+from framepack_core.models.registry import ModelSpec, Source
+from framepack_core.networks.encoders import TextConditioning
+from framepack_core.networks.transformer import Core, Embedders
 from framepack_core.request import Request
 from framepack_core.sections import HISTORY_FRAMES, Kind, Section
-from framepack_core.transformer import Core, Embedders
 from tests.golden import TINY_MODELS, Case
 
 KINDS: dict[str, Kind] = {"framepack-i2v": "framepack", "framepack-f1": "f1"}

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from framepack_core import fp8
 from framepack_core.engine import Clip, Engine
+from framepack_core.networks import fp8
 from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request
-from framepack_core.sampling import SolverState
+from framepack_core.sampling.unipc import SolverState
 from tests.conftest import tiny_spec
 from tests.core.loras import make_lora, stored
 

@@ -11,11 +11,12 @@ import transformers
 from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel
 from PIL import Image
 
-from framepack_core import footprint, loading, memory, planning
 from framepack_core.engine import Clip, Engine, Planner, Step
-from framepack_core.footprint import ItemBytes, Video
-from framepack_core.planning import Host, Plan
-from framepack_core.precision import Precision
+from framepack_core.memory import devices, footprint, planning
+from framepack_core.memory.footprint import ItemBytes, Video
+from framepack_core.memory.planning import Host, Plan
+from framepack_core.networks import loading
+from framepack_core.networks.quantization import Precision
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from tests.conftest import tiny_spec
@@ -92,7 +93,7 @@ def planner(device: torch.device, precision: Precision = "exact", room: int | No
     def plan(video: Video, keep_free: int, changed: Mapping[str, int]) -> Plan:
         made = planning.make_plan(
             footprint.PUBLISHED,
-            memory.card(device),
+            devices.card(device),
             Host.assumed(64),
             video,
             keep_free=keep_free,

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from framepack_core import fp8
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.footprint import Video, ladder
-from framepack_core.precision import Precision
+from framepack_core.memory.footprint import Video, ladder
+from framepack_core.memory.streaming import PIECE
+from framepack_core.networks import fp8
+from framepack_core.networks.quantization import Precision
 from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request
-from framepack_core.streaming import PIECE
 from tests.conftest import tiny_spec
 from tests.core.loras import latents, make_lora, stored
 from tests.played.cards import H100_80
@@ -128,6 +128,20 @@ def test_a_video_is_the_same_to_the_bit_on_every_rung_of_the_ladder(
             engine.take_rung(rung)
             assert_same(run(gpu, engine, request), expected)
     assert not gpu.faults
+
+
+def test_while_a_section_is_sampled_nothing_of_the_decoded_one_lies_on_the_card(folder: Path) -> None:
+    live = []
+    with PlayedGpu(H100_80) as gpu:
+        engine, request = engine_for(CUDA, rung=STREAMED), request_for(folder, steps=2)
+        for event in engine.generate(request):
+            if isinstance(event, Step) and event.step == 1:
+                live.append(gpu.memory.live)
+            elif isinstance(event, Clip) and event.progress.edge is not None:
+                assert event.progress.edge.device == CPU
+            del event
+    assert len(live) > 1
+    assert max(live[1:]) <= live[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

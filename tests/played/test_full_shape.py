@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.played import measure
-from framepack_core.footprint import Placement
+from framepack_core.memory.footprint import Placement
 from tests.played.cards import CARDS
 
 

@@ -9,10 +9,21 @@ from typing import Any
 import pytest
 import torch
 
-from framepack_core import engine, loading
+from framepack_core import engine
+from framepack_core.networks import loading
 from framepack_core.progress import HostCopy
-from framepackd.generation import Engines
-from framepackd.worker import Again, Failed, Finished, Lowered, Message, Ready, Resumed, Work, leaves_after
+from framepackd.worker.generation import Engines
+from framepackd.worker.messages import (
+    Again,
+    Failed,
+    Finished,
+    Lowered,
+    Message,
+    Ready,
+    Resumed,
+    Work,
+    leaves_after,
+)
 from tests.daemon.test_generation import made, run, told_steps, work_in
 from tests.played.cards import H100_80
 from tests.played.gpu import PlayedGpu

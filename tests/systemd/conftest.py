@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STATE = "systemctl is-system-running"
-PACKAGED = ("framepack_core", "framepackd", "systemd", "pyproject.toml", "README.md", "LICENSE")
+PACKAGED = ("framepack_core", "framepackd", "systemd", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 
 
 class Machine:

@@ -22,7 +22,9 @@ CONFIG = (
     "model = 'demo'\nsettle_seconds = 0.5\n[defaults]\nseconds = 8\nsteps = 100\n"
     "latent_window_size = 3\nwidth = 32\nheight = 32\n"
 )
-COUNT = "import sys; from framepack_core.media import count_frames as n; print(*map(n, sys.argv[1:]))"
+COUNT = (
+    "import sys; from framepack_core.media.pictures import count_frames as n; print(*map(n, sys.argv[1:]))"
+)
 # What takes minutes in earnest takes seconds here. A Python with a shared library looks for it where it was
 # built, which the service may not see: hence the path.
 LIBRARIES = "Environment=LD_LIBRARY_PATH=/opt/python/lib OMP_NUM_THREADS=1\n"

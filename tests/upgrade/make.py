@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import framepack_core
-from framepackd import commands
-from framepackd.config import load_config
-from framepackd.database import State
-from framepackd.jobs import JobStore
+from framepackd.control import commands
+from framepackd.jobs.job import State
+from framepackd.jobs.store import JobStore
+from framepackd.settings.config import load_config
 from tests.acceptance.conftest import TINY, picture
 from tests.crash.harness import REPOSITORY, UNDISTURBED, Life
 from tests.crash.jobs import Folders

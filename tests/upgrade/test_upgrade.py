@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from framepack_core.footage import pictures
-from framepack_core.media import count_frames
-from framepackd import generation
-from framepackd.config import load_config
-from framepackd.database import Job, State
-from framepackd.jobs import JobStore
-from framepackd.runner import Runner
+from framepack_core.media.pictures import count_frames
+from framepack_core.media.video_reader import pictures
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
+from framepackd.settings.config import load_config
+from framepackd.supervisor.supervisor import Runner
+from framepackd.worker import generation
 from tests.acceptance.conftest import Daemon
 from tests.upgrade.make import HERE, JOBS, drop
 from tests.upgrade.states import header_of, reidentified

@@ -38,7 +38,7 @@ class Web:
         own = {f"FRAMEPACKD_WEB__{name.upper()}": value for name, value in settings.items()}
         arguments = daemon.arguments("web", "--port", str(free_port()), *options)
         if first:
-            code = f"{first}; from framepackd.cli import main; main()"
+            code = f"{first}; from framepackd.cli.main import main; main()"
             arguments[1:3] = ["-c", code]  # instead of -m framepackd
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -12,7 +12,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-from framepackd.config import load_config
+from framepackd.settings.config import load_config
 from framepackd.web import api
 from tests.acceptance.conftest import Daemon, picture
 from tests.web.conftest import Web

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from framepackd.config import Config, ConfigError, load_config
+from framepackd.settings.config import Config, ConfigError, load_config
 from framepackd.web import uploads
 from framepackd.web.doors import BODY_BYTES, Doors
 from framepackd.web.origins import Hosts

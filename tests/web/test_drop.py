@@ -12,7 +12,7 @@ import pytest
 
 from framepack_core.errors import RequestError
 from framepackd import files
-from framepackd.config import Config, load_config
+from framepackd.settings.config import Config, load_config
 from framepackd.web import drop as dropping
 from framepackd.web.drop import UNFINISHED, UNFINISHED_SECONDS, drop, remove_unfinished
 from framepackd.web.page import given

@@ -61,7 +61,7 @@ import sys
 import pathlib
 import gradio as gr
 from gradio.data_classes import ImageData
-from framepackd.config import load_config
+from framepackd.settings.config import load_config
 from framepackd.web.page import build
 
 photo, folder = sys.argv[1:]
@@ -122,7 +122,7 @@ def test_the_page_loads_no_model_and_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from pathlib import Path\n"
-        "from framepackd.config import Config\n"
+        "from framepackd.settings.config import Config\n"
         "from framepackd.web.page import build\n"
         f"build(Config(state_dir={str(tmp_path)!r}), Path({str(tmp_path)!r}))\n"
         "assert 'torch' not in sys.modules\n"

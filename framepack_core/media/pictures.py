@@ -1,0 +1,274 @@
+"""Pictures: reading, cropping and writing, with Pillow; and a look at a video. No torch here."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from framepack_core.errors import RequestError
+from framepack_core.media import heif, png, profiles
+from framepack_core.media.sizes import MAX_PIXELS, Size, covering_size
+from framepack_core.request import WHITE
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
+Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
+log = logging.getLogger(__name__)
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")  # and no other: some of Pillow's readers start programs
+# EXIF orientation -> how to turn the picture upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+FIRST_SIDEWAYS = 5  # from here on height and width change places
+BAND_PIXELS = 1 << 20  # converted at once
+FEW_BITS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies samples of so few bits by, but not the clear one
+
+
+def open_picture(path: Path, background: str = WHITE, tell: Callable[[str], object] = log.warning) -> Picture:
+    """Read a picture upright, as 8-bit sRGB, over a background where it is transparent.
+
+    It is converted from the colours that its ICC profile names. Opaque pictures without one, or with one of
+    sRGB, keep their pixels bit for bit; of 16 bits a channel the upper eight count.
+
+    Args:
+        path: whatever it is called; what it is, its content says.
+        background: "#rrggbb".
+        tell: is told what of the picture is passed over.
+
+    Raises:
+        RequestError: it is not a picture that can be read, is damaged, too large or animated.
+    """
+    with _decoded(path) as found:
+        picture = np.empty((found.image.height, found.image.width, 3), np.uint8)
+        for top, band in _bands(path, found, background, tell):
+            picture[top : top + band.height] = np.asarray(band)
+        turn = UPRIGHT.get(_orientation(found.image))
+        return picture if turn is None else np.array(Image.fromarray(picture).transpose(turn))
+
+
+def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Size:
+    """Read a picture as ``open_picture`` does, and give its height and width upright.
+
+    Raises:
+        RequestError: as ``open_picture``.
+    """
+    with _decoded(path) as found:
+        height, width = found.image.height, found.image.width
+        sideways = _orientation(found.image) >= FIRST_SIDEWAYS
+        for _ in _bands(path, found, WHITE, tell):
+            pass
+        return (width, height) if sideways else (height, width)
+
+
+class _Found(NamedTuple):
+    """A picture as it is in its file."""
+
+    image: Image.Image  # decoded
+    profile: bytes | None  # of its colours
+    problem: str | None  # why that cannot be read
+    packing: str  # in PNG, how its samples lie there, as Pillow names it
+
+
+@contextmanager
+def _decoded(path: Path) -> Iterator[_Found]:
+    """Open and decode a picture, and say in plain words why it cannot be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of oddities in the file, and of sizes below our own limit
+            with path.open("rb") as file:
+                head = file.read(heif.HEAD_BYTES)
+                if heif.is_heif(head):
+                    image = heif.decode(path)
+                    yield _Found(image, image.info.get("icc_profile"), None, "")
+                    return
+                trimmed = png.trim(file) if png.is_png(head) else png.Trimmed(file)
+                trimmed.file.seek(0)
+                with Image.open(trimmed.file, formats=FORMATS) as image:
+                    _refuse_unusual(path, image)
+                    packing = image.tile[0].args if image.format == "PNG" and image.tile else ""
+                    image.load()
+                    profile = trimmed.profile if image.format == "PNG" else image.info.get("icc_profile")
+                    yield _Found(image, profile, trimmed.problem, str(packing))
+    except UnidentifiedImageError as error:
+        raise RequestError(
+            f"{path.name} is not a picture that can be read: save it as PNG or JPEG and drop it again"
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise _too_large(path) from error
+    except RequestError:
+        raise
+    except MemoryError as error:
+        raise RequestError(
+            f"{path.name} needs too much memory to decode: save it again as PNG or JPEG and drop it again"
+        ) from error
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        raise RequestError(
+            f"{path.name} is damaged ({error}): save it again as PNG or JPEG and drop it again"
+        ) from error
+
+
+def _bands(
+    path: Path, found: _Found, background: str, tell: Callable[[str], object]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Give a picture as sRGB without transparency: bands of it, from the top, each with its first row.
+
+    What is made on the way takes memory for a band, not for a hundred megapixels.
+    """
+    convert = _converter(path, found, tell)
+    image = found.image
+    # Many programs fill the fourth byte of a BMP with zeros; viewers show those pictures, too.
+    clear = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
+    rows = max(BAND_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        colours, alpha = _parted(band, found.packing)
+        colours = convert(colours).convert("RGB")
+        if alpha is not None and not clear and alpha.getextrema() != (255, 255):
+            ground = Image.new("RGB", band.size, background)
+            ground.paste(colours, mask=alpha)
+            colours = ground
+        yield top, colours
+
+
+def _converter(
+    path: Path, found: _Found, tell: Callable[[str], object]
+) -> Callable[[Image.Image], Image.Image]:
+    """Give what converts a picture's colours to sRGB, and tell why nothing does, if nothing can."""
+    grey = found.image.mode in ("1", "L", "LA", "I;16") or found.packing == "LA;16B"
+    space = "GRAY" if grey else found.image.mode.removesuffix("A")
+    problem = found.problem
+    if found.profile:
+        try:
+            return profiles.converter(found.profile, space)
+        except profiles.ProfileError as error:
+            problem = str(error)
+    if problem is not None:
+        tell(f"{path.name}: its colour profile is passed over: {problem}")
+    return lambda image: image
+
+
+def _parted(image: Image.Image, packing: str) -> tuple[Image.Image, Image.Image | None]:
+    """Part a picture into its colours (L, RGB or CMYK, 8 bits) and its transparency (L), if it has any."""
+    clear = image.info.get("transparency")  # a colour, as the file's samples are
+    if image.mode == "I;16":
+        samples = np.asarray(image)
+        alpha = None if clear is None else Image.fromarray((samples != clear) * np.uint8(255))
+        return Image.fromarray((samples >> 8).astype(np.uint8)), alpha
+    if clear is not None:
+        if packing == "RGB;16B":
+            clear = tuple(sample >> 8 for sample in clear)
+        elif packing in FEW_BITS:
+            clear *= FEW_BITS[packing]
+        image.info["transparency"] = clear
+        image = image.convert("RGBA" if image.mode in ("P", "RGB") else "LA")
+    if image.mode in ("PA", "P"):
+        image = image.convert("RGBA" if image.mode == "PA" else "RGB")
+    if packing == "LA;16B":
+        image = Image.merge("LA", (image.getchannel("R"), image.getchannel("A")))
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    mode = {"1": "L", "LA": "L", "L": "L", "CMYK": "CMYK"}.get(image.mode, "RGB")
+    return image if image.mode == mode else image.convert(mode), alpha
+
+
+def _refuse_unusual(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(path)
+    # MPO: a camera's JPEG with a preview or a depth map behind the photo.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise RequestError(
+            f"{path.name} is animated ({getattr(image, 'n_frames', 1)} frames): "
+            "save the frame to start from as PNG and drop that"
+        )
+
+
+def _too_large(path: Path) -> RequestError:
+    return RequestError(
+        f"{path.name} is too large: it has more than {MAX_PIXELS // 10**6} megapixels: "
+        "scale it down and drop it again"
+    )
+
+
+def _orientation(image: Image.Image) -> int:
+    """Give the EXIF orientation, 1 to 8; 1, upright, where nothing sensible is said."""
+    try:
+        said = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged EXIF spoils no picture; viewers pass over it, too
+        return 1
+    return said if said in UPRIGHT else 1
+
+
+def crop_to(picture: Picture, size: Size) -> Picture:
+    """Scale a picture until it covers a size and cut the centre out, as the reference does.
+
+    Rounding matters: sizes half to even, Lanczos, a crop box in fractions of a pixel.
+
+    Raises:
+        RequestError: it is a strip of a picture, which would be scaled to gigabytes.
+    """
+    height, width = size
+    if picture.shape[:2] == (height, width):
+        return picture
+    scaled_height, scaled_width = covering_size(picture.shape[:2], size)
+    scaled = Image.fromarray(
+        resize(picture, (scaled_height, scaled_width), resample=Image.Resampling.LANCZOS)
+    )
+    # Fractions are meant: Pillow rounds the edges, each by itself.
+    box: Any = (
+        (scaled_width - width) / 2,
+        (scaled_height - height) / 2,
+        (scaled_width + width) / 2,
+        (scaled_height + height) / 2,
+    )
+    return np.array(scaled.crop(box))
+
+
+def resize(picture: Picture, size: tuple[int, int], *, resample: Image.Resampling) -> Picture:
+    """Scale a picture (H, W, 3) to a size (height, width), to the same bits with every Pillow.
+
+    Pillow scales width and height one after the other and rounds in between. Since version 13 the height
+    comes first where it loses more than twice what the width does; before it never did. Here it does.
+    """
+    height, width = size
+    lost_height, lost_width = picture.shape[0] - height, picture.shape[1] - width
+    scaled = Image.fromarray(picture)
+    if lost_height > 0 and lost_height > 2 * lost_width:
+        scaled = scaled.resize((scaled.width, height), resample).resize((width, height), resample)
+    else:
+        scaled = scaled.resize((width, scaled.height), resample).resize((width, height), resample)
+    return np.array(scaled)
+
+
+def write_picture(file: Path | BinaryIO, picture: Picture) -> None:
+    """Write a picture (H, W, 3) as PNG."""
+    Image.fromarray(picture).save(file, format="PNG")
+
+
+def count_frames(path: Path, look: "Callable[[int, VideoFrame], None] | None" = None) -> int:
+    """Decode a video to its end and count its frames; ``look`` is shown each, with its number from 0.
+
+    Raises:
+        OSError, av.FFmpegError: it cannot be read.
+    """
+    import av
+
+    count = 0
+    with av.open(path) as container:
+        for frame in container.decode(video=0):
+            if look is not None:
+                look(count, frame)
+            count += 1
+    return count

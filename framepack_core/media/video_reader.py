@@ -1,0 +1,169 @@
+"""Videos that are gone on with, made by whoever: looked at, and read as frames 30 times a second.
+
+No torch. Only mp4 files are opened, and as nothing else: other containers may name further files to read.
+"""
+
+import math
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av import VideoFrame
+from av.container import InputContainer
+
+from framepack_core.errors import RequestError
+from framepack_core.media.extend import REMEDY, Footage, frames_of, tail_latents
+from framepack_core.media.pictures import Frames, Picture, crop_to
+from framepack_core.media.sizes import Size
+from framepack_core.media.video_colours import Colours, refuse_hdr, to_rgb
+from framepack_core.sections import FPS, HISTORY_FRAMES
+
+MAX_SECONDS = 600  # of a video to go on with
+MAX_PIXELS = 50_000_000  # of one of its frames: 8K has 33
+MAX_COMMENT = 1 << 18  # characters; settings take some 1,000, and their prompts
+# What libx264 notes of its options in a video's first packet, as `segments` has set them from the start.
+_OUR_OPTIONS = re.compile(rb"x264 - core [^\0]* (bframes=3 [^\0]* rc=crf mbtree=0 |rc=cqp mbtree=0 qp=0)")
+
+
+def look(path: Path) -> Footage:
+    """Read a video's index and its first frame.
+
+    Raises:
+        RequestError: it is none that can be gone on with; says why and what to do.
+    """
+    with opened(path) as container:
+        stream = container.streams.video[0]
+        packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
+        times = [packet.pts for packet in packets if packet.pts is not None]
+        if not times or stream.time_base is None:
+            raise RequestError(f"{path.name} has no frames: {REMEDY}")
+        seconds = (max(times) - min(times)) * stream.time_base
+        if seconds > MAX_SECONDS:
+            raise RequestError(
+                f"{path.name} is {float(seconds):.0f} s long: at most {MAX_SECONDS} s can be: cut it"
+            )
+    first = next(pictures(path), None)
+    if first is None:
+        raise RequestError(f"{path.name} has no frame that can be decoded: {REMEDY}")
+    return Footage(_ticks(seconds) + 1, *first.shape[:2])
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[InputContainer]:
+    """Open a video as mp4, and say in plain words why it cannot be read.
+
+    Raises:
+        RequestError: it is none, or is damaged.
+    """
+    # From an open file and with its format said: whatever is in it, no other file is opened for it.
+    with (
+        path.open("rb") as file,
+        _explained(path),
+        av.open(file, format="mp4", mode="r", metadata_errors="ignore") as container,
+    ):
+        if not container.streams.video:
+            raise RequestError(f"{path.name} holds no video: {REMEDY}")
+        context = container.streams.video[0].codec_context
+        if context.width * context.height > MAX_PIXELS:
+            raise RequestError(
+                f"{path.name} has frames of {context.width}x{context.height}: at most "
+                f"{MAX_PIXELS // 10**6} megapixels: scale it down and drop it again"
+            )
+        try:
+            refuse_hdr(context)
+        except RequestError as error:
+            raise RequestError(f"{path.name} {error}") from error
+        yield container
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except RequestError:
+        raise
+    except MemoryError as error:
+        raise RequestError(f"{path.name} needs too much memory to decode: {REMEDY}") from error
+    except Exception as error:  # a damaged file can make the library raise anything
+        raise RequestError(f"{path.name} cannot be read as mp4 ({error}): {REMEDY}") from error
+
+
+def has_our_options(path: Path) -> bool:
+    """Say whether a video was encoded as this version and all before it do.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    with opened(path) as container:
+        first = next(container.demux(container.streams.video[0]))
+        return _OUR_OPTIONS.search(bytes(first)) is not None
+
+
+def comment(path: Path) -> str | None:
+    """Read the comment in a video's metadata, if it has one that is not too long to be ours.
+
+    Raises:
+        RequestError: it cannot be read.
+    """
+    with opened(path) as container:
+        said: str = container.metadata.get("comment", "")
+    return said if 0 < len(said) <= MAX_COMMENT else None
+
+
+def pictures(path: Path, untagged: Colours | None = None) -> Iterator[Picture]:
+    """Decode a video, upright, frame by frame; at each 30th of a second the frame that is shown then.
+
+    Its colours are what it says they are, else ``untagged``, else what players guess.
+
+    Raises:
+        RequestError: it cannot be decoded.
+    """
+    with opened(path) as container:
+        yield from _at_30_fps(container.decode(video=0), untagged)
+
+
+def _at_30_fps(frames: Iterable[VideoFrame], untagged: Colours | None) -> Iterator[Picture]:
+    first: Fraction | None = None
+    current: Picture | None = None
+    given = 0
+    for frame in frames:
+        if frame.pts is None or frame.time_base is None:
+            continue
+        time = frame.pts * Fraction(frame.time_base)
+        first = time if first is None else first
+        tick = _ticks(time - first)
+        while current is not None and given < tick:
+            yield current
+            given += 1
+        if given <= tick:
+            current = _upright(frame, untagged)
+    if current is not None:
+        yield current
+
+
+def _ticks(seconds: Fraction) -> int:
+    """Give the 30th of a second from which a frame is shown: the next one, but for rounded times."""
+    return math.ceil(seconds * FPS - Fraction(1, 20))
+
+
+def _upright(frame: VideoFrame, untagged: Colours | None) -> Picture:
+    turned: Picture = np.ascontiguousarray(np.rot90(to_rgb(frame, untagged), round(frame.rotation / 90)))
+    return turned
+
+
+def last_frames(path: Path, size: Size) -> Frames:
+    """Give the end of a video, (4T-3, H, W, 3), scaled and cropped: as many frames as ``tail_latents`` says.
+
+    Raises:
+        RequestError: it cannot be decoded.
+    """
+    end = deque(pictures(path), maxlen=frames_of(HISTORY_FRAMES))
+    if not end:
+        raise RequestError(f"{path.name} has no frame that can be decoded: {REMEDY}")
+    count = frames_of(tail_latents(len(end)))
+    return np.stack([crop_to(picture, size) for picture in list(end)[-count:]])

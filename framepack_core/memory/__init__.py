@@ -1,0 +1,1 @@
+"""What fits where: footprints, plans, the device, and how weights get there."""

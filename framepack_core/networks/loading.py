@@ -1,0 +1,188 @@
+"""Load a model's components with the dtypes the reference uses, and trust none of them silently."""
+
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]  # it has no types
+from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    CLIPTextModel,
+    CLIPTokenizer,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+    SiglipVisionModel,
+)
+
+from framepack_core.errors import ModelError
+from framepack_core.models import model_files, registry
+from framepack_core.models.model_files import Stored
+from framepack_core.models.registry import ModelSpec
+from framepack_core.models.tensor_files import TensorFiles
+from framepack_core.networks import fp8
+from framepack_core.networks.encoders import verify_prompt_template
+from framepack_core.networks.quantization import Precision
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The loaded components of one model, on the CPU."""
+
+    spec: ModelSpec
+    transformer: HunyuanVideoFramepackTransformer3DModel
+    text_encoder: LlamaModel
+    text_encoder_2: CLIPTextModel
+    tokenizer: PreTrainedTokenizerFast
+    tokenizer_2: CLIPTokenizer
+    vae: AutoencoderKLHunyuanVideo
+    image_encoder: SiglipVisionModel
+    image_processor: SiglipImageProcessorPil
+    dtype: torch.dtype  # of the transformer's blocks, and of what goes into it
+
+
+def load(
+    spec: ModelSpec,
+    *,
+    dtype: torch.dtype,
+    encoder_dtype: torch.dtype,
+    precision: Precision = "exact",
+) -> Models:
+    """Load every component of a model from this machine.
+
+    Args:
+        spec: which model; its files are looked for locally and in the hub's cache.
+        dtype: of the transformer, whose last layer is float32 whatever this is; the reference: bfloat16.
+        encoder_dtype: of text encoders, image encoder and VAE; the reference: float16.
+        precision: that the blocks will be reduced to: what is fp8 then is so as soon as it is read. No more
+            than that is held in memory, whatever the files are stored in.
+
+    Raises:
+        ModelError: a file is missing, or is not what it should be.
+    """
+    looked = model_files.look(spec)
+    for found in looked.values():
+        if found.warning:
+            log.warning("model %s: %s", spec.name, found.warning)
+    folders = registry.find(spec)
+    base = folders.base
+    # Not LlamaTokenizerFast: since transformers 5 it loses the spaces of every prompt.
+    tokenizer = _read(PreTrainedTokenizerFast, base / "tokenizer")
+    verify_prompt_template(tokenizer)
+    transformer = _load_diffusers(
+        HunyuanVideoFramepackTransformer3DModel, looked["transformer"], dtype, precision
+    )
+    keep_output_in_float32(transformer)
+    return Models(
+        spec=spec,
+        transformer=transformer,
+        text_encoder=_load_transformers(LlamaModel, looked["text_encoder"], encoder_dtype),
+        text_encoder_2=_load_transformers(CLIPTextModel, looked["text_encoder_2"], encoder_dtype),
+        tokenizer=tokenizer,
+        tokenizer_2=_read(CLIPTokenizer, base / "tokenizer_2"),
+        vae=_load_diffusers(AutoencoderKLHunyuanVideo, looked["vae"], encoder_dtype),
+        # Without what pools the picture's tokens into one, which is not used: in it a layer's weights are
+        # taken without calling it, so that no hook could fetch them.
+        image_encoder=_load_transformers(
+            SiglipVisionModel, looked["image_encoder"], encoder_dtype, vision_use_head=False
+        ),
+        # The PIL one by name: with torchvision installed the plain class computes other pixels.
+        image_processor=_read(SiglipImageProcessorPil, folders.image_encoder / "feature_extractor"),
+        dtype=dtype,
+    )
+
+
+def keep_output_in_float32(transformer: Any) -> None:
+    """Compute the last layer in float32, so that the velocity is not rounded to the blocks' dtype."""
+    transformer.proj_out.to(torch.float32)
+    transformer.proj_out.register_forward_pre_hook(_inputs_to_float32)
+
+
+def _inputs_to_float32(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(tensor.float() for tensor in inputs)
+
+
+def _read(component: Any, folder: Path, **arguments: Any) -> Any:
+    """Have a library read a folder, and say which it was if that fails."""
+    with _told(folder):
+        return component.from_pretrained(folder, local_files_only=True, **arguments)
+
+
+@contextmanager
+def _told(place: Path) -> Iterator[None]:
+    """Say at which files a library failed."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"{place} cannot be loaded ({type(error).__name__}: {error}): "
+            "its files are damaged or incomplete; download them again"
+        ) from error
+
+
+def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision: Precision = "exact") -> Any:
+    """Build a component of diffusers' around the weights that a look has found.
+
+    Not by ``from_pretrained``: it knows no names of files but its own and no scaled numbers, and believes an
+    index where shards hold something else. Nor by ``from_single_file``: it does not know the class.
+    """
+    with _told(found.place):
+        with init_empty_weights():
+            module = component.from_config({k: v for k, v in found.config.items() if not k.startswith("_")})
+        if precision == "fp8":
+            fp8.reduce(module)
+        module.load_state_dict(_weights(found, dtype, fp8.layers(module)), assign=True)
+    return _loaded(module, found)
+
+
+def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **changed: Any) -> Any:
+    """Have transformers build a component around the weights that a look has found.
+
+    ``changed`` is what its config is to say instead.
+    """
+    with _told(found.place):
+        config = component.config_class.from_pretrained(found.place, local_files_only=True)
+        for name, value in changed.items():  # to from_pretrained they would be lost up to 5.20
+            setattr(config, name, value)
+        module = component.from_pretrained(
+            None, config=config, state_dict=_weights(found, dtype), dtype=dtype
+        )
+    return _loaded(module, found)
+
+
+def _weights(found: Stored, dtype: torch.dtype, in_fp8: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Read weights: those that are stored in ``dtype`` in place, others converted one by one.
+
+    Those of layers ``in_fp8`` are so at once, and have scales.
+    """
+    weights = dict[str, torch.Tensor]()
+    with ExitStack() as stack:
+        files = TensorFiles(stack)
+        for name, tensor in found.tensors.items():
+            layer, _, kind = name.rpartition(".")
+            if kind == "weight" and layer in in_fp8:
+                weights[name], weights[f"{layer}.scale"] = fp8.read(files, tensor, dtype)
+            else:
+                weights[name] = files.weight(tensor).to(dtype)
+    return weights
+
+
+def _loaded(module: Any, found: Stored) -> Any:
+    """Refuse a component with weights that no file gave it."""
+    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if not tensor.is_meta}
+    for layer in fp8.layers(module):
+        del own[f"{layer}.scale"]  # no file has to give it
+    if own != {name: tensor.shape for name, tensor in found.tensors.items()}:
+        raise ModelError(
+            f"{found.place} does not give {type(module).__name__} all of its weights: report this"
+        )
+    log.debug("loaded %s from %s", type(module).__name__, found.place)
+    return module.eval().requires_grad_(False)

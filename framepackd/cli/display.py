@@ -1,0 +1,371 @@
+"""How status, one job and the checks look in a terminal."""
+
+import sys
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Column, Table
+from rich.text import Text
+
+from framepack_core.memory.footprint import GIB
+from framepackd.control.stage import stage
+from framepackd.settings import loras
+from framepackd.text import duration, printable, size_text
+
+if TYPE_CHECKING:
+    from framepackd.machine.check import Check, Forecast
+
+PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
+NARROW = 110  # columns; in fewer, names and reasons beside each other leave no room for either
+LABEL_WIDTH = 11
+SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_PROBLEMS = 10, 8, 10, 10
+DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
+STATE_STYLES = {
+    "done": "green",
+    "failed": "red",
+    "cancelled": "yellow",
+    "skipped": "dim",
+    "suspect": "yellow",
+}
+
+
+def console() -> Console:
+    """Give a console for standard output; plain where it is not a terminal or NO_COLOR is set."""
+    terminal = sys.stdout.isatty()
+    return Console(highlight=False, width=None if terminal else PIPED_WIDTH)
+
+
+def status(report: dict[str, Any], now: datetime | None = None) -> RenderableType:
+    """Draw what ``status --json`` holds, for a person."""
+    now = now or datetime.now(UTC)
+    jobs = report["jobs"]
+    moving = [job for job in jobs if job["delivery"]]
+    running = [job for job in jobs if job["state"] == "running" and not job["delivery"]]
+    queued = [job for job in jobs if job["state"] == "queued" and not job["delivery"]]
+    ended = [job for job in jobs if job["state"] not in ("running", "queued")]
+    parts: list[RenderableType] = [_headline(report, now)]
+    if hardware := report["daemon"].get("hardware"):  # a daemon from before an update does not say it
+        parts.append(_hardware(hardware))
+    if report["daemon"]["paused"] is not None:
+        parts.append(_paused(report["daemon"]["paused"]))
+    if report["problems"]:
+        parts.append(_problems(report["problems"]))
+    parts += [_running(job, now) for job in running]
+    if queued:
+        parts.append(_queue(queued, report, now))
+    if moving:
+        parts.append(_moving(moving, report["problems"]))
+    if report["waiting"]:
+        parts.append(_waiting(report["waiting"], now))
+    if ended:
+        parts.append(_results(ended, now))
+    if not jobs and not report["waiting"] and not report["problems"]:
+        parts.append(Text("  nothing to do: drop NAME.png and NAME.txt into the inbox", style="dim"))
+    return Group(*parts)
+
+
+def _headline(report: dict[str, Any], now: datetime) -> Text:
+    daemon = report["daemon"]
+    dot = DOTS[daemon["state"]] if daemon["paused"] is None else "yellow"
+    line = Text.assemble(("● ", dot), ("framepackd ", "bold"), _daemon_words(daemon, now))
+    counts = report["counts"]
+    numbers = [f"{counts[state]} {state}" for state in counts if counts[state]]
+    if numbers:
+        line.append("   " + " · ".join(numbers), style="dim")
+    return line
+
+
+def _paused(why: str) -> RenderableType:
+    grid = _grid()
+    grid.add_row(Text("  paused", style="bold yellow"), Text(printable(why), style="bold"))
+    return grid
+
+
+def _problems(problems: list[dict[str, Any]]) -> RenderableType:
+    shown = _Entries("  problem", "bold red")
+    for problem in problems[:SHOWN_PROBLEMS]:
+        shown.add([], problem["text"])
+    return shown.and_more(problems, SHOWN_PROBLEMS)
+
+
+def _daemon_words(daemon: dict[str, Any], now: datetime) -> str:
+    if daemon["state"] == "stopped":
+        return "is not running: start it with framepackd run"
+    if daemon["state"] == "died":
+        return "died and left work behind: start it with framepackd run, it goes on"
+    since = now - datetime.fromisoformat(daemon["since"])
+    return f"{daemon['state']} for {duration(since.total_seconds())}  pid {daemon['pid']}"
+
+
+def _hardware(words: str) -> RenderableType:
+    grid = _grid()
+    grid.add_row(Text("  device", style="dim"), Text(printable(words), style="dim"))
+    return grid
+
+
+def _running(job: dict[str, Any], now: datetime) -> RenderableType:
+    total = max(job["sections"] * job["steps"], 1)
+    done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
+    at_end = (
+        Text(job["note"], style="yellow")
+        if job["note"]
+        else Text(_finish(job["eta_seconds"], now), style="cyan")
+    )
+    where = Text("  ".join(stage(job)) if job["section"] else "loading the model")
+    return _Running(Text(_path(job), style="bold"), done, total, where, at_end)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """The job that is made: in one line if the terminal is wide enough for that, else in two."""
+
+    path: Text
+    done: int
+    total: int
+    where: Text
+    at_end: Text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        narrow = options.max_width < NARROW
+        bar = ProgressBar(total=self.total, completed=self.done, width=10 if narrow else 30)
+        share = f"{100 * self.done // self.total:3} %"
+        facts: list[RenderableType] = [bar, *(Text(share), self.where, self.at_end)]
+        for text in facts[1:]:
+            assert isinstance(text, Text)
+            text.no_wrap = True
+        grid = _grid()
+        label = Text("  now", style="cyan")
+        if narrow:
+            below = Table.grid(padding=(0, 2))
+            below.add_row(*facts)
+            grid.add_row(label, self.path)
+            grid.add_row("", below)
+        else:
+            self.path.no_wrap, self.path.overflow = True, "ellipsis"
+            grid.add_row(label, self.path, *facts)
+        yield grid
+
+
+class _Entries:
+    """Rows of one kind: facts beside each other and a note, which a narrow terminal has below them."""
+
+    def __init__(self, label: str, style: str) -> None:
+        """Take what stands before the first row."""
+        self._label = Text(label, style=style)
+        self._rows: list[tuple[Text, list[str], Text]] = []
+
+    def add(self, facts: list[str], note: object = "", *, style: str = "", label: Text | None = None) -> None:
+        """Add a row; whatever is in it is made safe to print."""
+        first = label if label is not None else Text() if self._rows else self._label
+        self._rows.append((first, facts, Text(printable(str(note)), style=style)))
+
+    def and_more(self, all_of_them: Sized, shown: int) -> "_Entries":
+        """Say how many are not shown."""
+        if len(all_of_them) > shown:
+            self.add([f"and {len(all_of_them) - shown} more"], label=Text())
+        return self
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        grid = _grid()
+        wide = options.max_width >= NARROW
+        columns = max(len(facts) for _, facts, _ in self._rows)
+        for label, facts, note in self._rows:
+            if wide:
+                padded = [*facts, *[""] * (columns - len(facts))]
+                grid.add_row(label, *map(_text, padded), note)
+                continue
+            line = Text("  ".join(filter(None, map(printable, facts))), overflow="fold")
+            note.overflow = "fold"
+            if not line or not note or len(line) + 2 + len(note) <= options.max_width - LABEL_WIDTH - 2:
+                grid.add_row(label, line + Text("  " if line and note else "") + note)
+            else:
+                grid.add_row(label, line)
+                grid.add_row("", note)
+        yield grid
+
+
+def _queue(queued: list[dict[str, Any]], report: dict[str, Any], now: datetime) -> RenderableType:
+    shown = _Entries("  queue", "blue")
+    for job in queued[:SHOWN_QUEUE]:
+        eta = "" if job["eta_seconds"] is None else f"about {duration(job['eta_seconds'])}"
+        note = job["note"] or (f"attempt {job['attempts'] + 1}" if job["attempts"] else "")
+        frames = f"{job['frames']} frames" + (f" ({job['clips']} clips)" if job["clips"] > 1 else "")
+        shown.add([_path(job), frames, eta], note, style="yellow")
+    shown.and_more(queued, SHOWN_QUEUE)
+    if report["eta_seconds"] is not None:
+        shown.add([f"all done {_finish(report['eta_seconds'], now)}"], label=Text())
+    return shown
+
+
+def _moving(jobs: list[dict[str, Any]], problems: list[dict[str, Any]]) -> RenderableType:
+    shown = _Entries("  moving", "red" if any(job["delivery"]["reason"] for job in jobs) else "blue")
+    told = " ".join(problem["text"] for problem in problems)
+    for job in jobs[:SHOWN_QUEUE]:
+        delivery = job["delivery"]
+        again, note = "", job["note"]
+        if delivery["next_try"]:
+            again = f"tried again at {datetime.fromisoformat(delivery['next_try']).astimezone():%H:%M:%S}"
+        if delivery["reason"] and delivery["reason"] in told:
+            note = "its files cannot be moved: see problem"  # which says why, and what to do
+        shown.add([_path(job), f"to be {delivery['state']}", again], note, style="yellow")
+    return shown.and_more(jobs, SHOWN_QUEUE)
+
+
+def _waiting(waiting: list[dict[str, Any]], now: datetime) -> RenderableType:
+    shown = _Entries("  waiting", "yellow")
+    for entry in waiting[:SHOWN_WAITING]:
+        since = now - datetime.fromisoformat(entry["since"])
+        folder = f"{entry['folder']}/" if entry["folder"] else ""
+        missing = f"missing: {entry['missing']}" if " " not in entry["missing"] else entry["missing"]
+        shown.add([folder + ", ".join(entry["files"]), f"for {duration(since.total_seconds())}"], missing)
+    return shown.and_more(waiting, SHOWN_WAITING)
+
+
+def _results(ended: list[dict[str, Any]], now: datetime) -> RenderableType:
+    shown = _Entries("", "")
+    for job in ended[:SHOWN_RESULTS]:
+        state = "suspect" if job["state"] == "done" and job["quality"] else job["state"]
+        ago = now - datetime.fromisoformat(job["finished_at"])
+        shown.add(
+            [_path(job), f"{duration(ago.total_seconds())} ago"],
+            ": ".join(filter(None, (job["quality"], job["error"] or job["output"]))),
+            label=Text(f"  {state}", style=STATE_STYLES[state]),
+        )
+    return shown.and_more(ended, SHOWN_RESULTS)
+
+
+def _grid() -> Table:
+    """Give a table without lines, whose first column is as wide in all parts of the picture."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(min_width=LABEL_WIDTH)
+    return grid
+
+
+def _path(job: dict[str, Any]) -> str:
+    return printable(f"{job['folder']}/{job['name']}" if job["folder"] else str(job["name"]))
+
+
+def _text(value: object) -> str:
+    """Make anything safe to print as it is."""
+    return escape(printable(str(value)))
+
+
+def _finish(seconds: float | None, now: datetime) -> str:
+    """Say when something ends: how long from now, and the time on the clock."""
+    if seconds is None:
+        return ""
+    local = (now + timedelta(seconds=seconds)).astimezone()
+    day = "" if local.date() == now.astimezone().date() else f"{local:%a} "
+    return f"in {duration(seconds)}, at {day}{local:%H:%M}"
+
+
+def job(record: dict[str, Any]) -> RenderableType:
+    """Draw one job whole."""
+    facts = _grid()
+    tables = ("inputs", "model_sources", "computation", "timings", "versions")
+    for key, value in record.items():
+        apart = ("history", "prompts", "continues", "loras", "delivery", "cuts", "warnings", *tables)
+        if key in apart or value in (None, "", [], {}):
+            continue
+        facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
+    if delivery := record.get("delivery"):
+        then = f"; tried again at {delivery['next_try']}" if delivery["next_try"] else ""
+        told = f"to be {delivery['state']}: {delivery['reason'] or 'its files are being moved'}{then}"
+        facts.add_row(Text("  delivery", style="yellow"), _text(told))
+    for warning in record.get("warnings", ()):
+        facts.add_row(Text("  warning", style="yellow"), _text(warning))
+    if continued := record.get("continues"):
+        known = "frames" if continued["latents"] is None else "latents"
+        told = f"{continued['file']}, {continued['frames']} frames, from its {known}"
+        facts.add_row(Text("  continues", style="cyan"), _text(told))
+    for timed in record.get("prompts", []):
+        sections = ", ".join(map(str, timed["sections"]))
+        span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"
+        facts.add_row(Text("  timed prompt", style="cyan"), _text(f"{timed['text']} ({span})"))
+    for entry in record.get("loras", ()):
+        facts.add_row(Text("  lora", style="cyan"), _text(loras.in_words(entry)))
+    for key in tables:
+        for name, value in (record[key] or {}).items():
+            text = str(value)
+            if isinstance(value, dict):
+                text = "; ".join([value["file"], *value.get("passed_over", ())])
+            facts.add_row(
+                Text(f"  {key.replace('_', ' ')}: {name}", style="cyan"),
+                _text(f"{text} s" if key == "timings" else text),
+            )
+    history = _grid()
+    for entry in record["history"]:
+        style = STATE_STYLES.get(entry["state"], "")
+        history.add_row(f"  {entry['at']}", Text(entry["state"], style=style), _text(entry["note"]))
+    return Group(Text(f"job {record['id']}", style="bold"), facts, Text("history", style="bold"), history)
+
+
+def checks(results: Iterable["Check"]) -> RenderableType:
+    """Draw checks: whether it is fine, what was looked at, what was found."""
+    grid = Table.grid(padding=(0, 2))
+    marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim"), "warning": ("!", "yellow")}
+    for fine, what, found in results:
+        grid.add_row(Text(*marks[fine]), Text(what, style="bold"), Text(printable(found)))
+    return grid
+
+
+PART_NAMES = {
+    "core": "transformer, sampling loop",
+    "embedders": "transformer, used once a video",
+    "text_encoder": "text encoder (Llama)",
+    "text_encoder_2": "text encoder (CLIP)",
+    "image_encoder": "image encoder (SigLIP)",
+    "vae": "VAE",
+}
+
+
+def forecast(found: "Forecast") -> RenderableType:
+    """Draw a memory plan: what lives where, and what that takes."""
+    plan, card, host = found.plan, found.card, found.host
+    published = "" if found.weights.on_disk else ", which is not here: by the published sizes"
+    title = Text.assemble(("memory plan", "bold"), f" for {found.model}{published}")
+    table = Table("part", Column("GiB", justify="right"), "where")
+    for part, (size, where) in plan.places.items():
+        table.add_row(PART_NAMES[part], f"{size / GIB:.1f}", where)
+    facts = Table.grid(padding=(0, 2))
+    video = found.video
+    facts.add_row("largest video", f"{video.width}x{video.height}, latent_window_size {video.window}")
+    if card is not None:
+        tile = plan.rungs[plan.rung].tile
+        facts.add_row("decoding", f"in tiles of {tile} pixels" if tile else "whole frames")
+        facts.add_row(
+            "VRAM", f"{plan.vram / GIB:.1f} GiB at the peak, {card.free / GIB:.1f} free: {card.name}"
+        )
+    facts.add_row(
+        "RAM",
+        f"{plan.ram / GIB:.1f} GiB at the peak, {host.available / GIB:.1f} available; "
+        f"and {plan.mapped / GIB:.1f} of files read in place, as far as there is room",
+    )
+    facts.add_row("speed", plan.speed)
+    if plan.shortage is not None:
+        facts.add_row("[red]too little[/red]", escape(plan.shortage))
+    return Group(Text(), title, table, facts)
+
+
+def models(rows: list[dict[str, Any]]) -> RenderableType:
+    """Draw what ``models list --json`` holds: each model and its sources; the config's own with a star."""
+    here, rest = (Column(title, justify="right", no_wrap=True) for title in ("here", "to fetch"))
+    table = Table(Column("model", no_wrap=True), "kind", "source", here, rest, "files")
+    for row in rows:
+        first = [Text(row["name"] + (" *" if row["default"] else ""), "bold"), row["kind"]]
+        if not row["sources"]:
+            table.add_row(*first, Text("cannot be told: see below", "red"))
+        for source in row["sources"]:
+            lacking = len(source["missing"])
+            unfit = row["complete"] and source["folder"] in (row["error"] or "")
+            files = Text("unfit: see below", "red") if unfit else Text("complete", "green")
+            files = Text(f"{lacking} missing", "yellow") if lacking else files
+            fetch = size_text(source["bytes_to_fetch"]) if lacking else ""
+            table.add_row(*first, _text(source["source"]), size_text(source["bytes_here"]), fetch, files)
+            first = ["", ""]
+    return table

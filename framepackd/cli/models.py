@@ -1,0 +1,277 @@
+"""framepackd models: which there are and where, fetching them, and whether their files are whole."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from framepackd.cli.options import EXIT_USAGE, config_option, fail, load
+from framepackd.text import printable, printable_json, size_text
+
+if TYPE_CHECKING:
+    from framepack_core.models.hub import Holding, StoredFile
+    from framepack_core.models.registry import ModelSpec, Source
+    from framepackd.settings.config import Config
+
+# Left free beside what is fetched: jobs and the system write to the same disk.
+RESERVE_BYTES = 1 << 30
+ROLES = ("transformer", "base", "image_encoder")
+
+names_argument = click.argument("names", metavar="[NAME]...", nargs=-1)
+offline_option = click.option(
+    "--offline", is_flag=True, help="Never ask the hub; the same as HF_HUB_OFFLINE=1 in the environment."
+)
+
+
+@click.group()
+def models() -> None:
+    """See, fetch and verify the models."""
+
+
+@models.command("list")
+@config_option
+@offline_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
+def list_models(config_file: Path | None, *, offline: bool, as_json: bool) -> None:
+    """List the models that jobs can name: their sources, what is here of them and where, what is missing.
+
+    How large is what is missing, the hub is asked.
+    """
+    config = load(config_file)
+    from framepack_core.models import hub
+
+    ask = not (offline or hub.offline())
+    rows = [_row(config, name, ask=ask) for name in config.model_names()]
+    if as_json:
+        click.echo(printable_json({"cache": str(hub.cache_folder()), "models": rows}))
+        return
+    from framepackd.cli import display
+
+    screen = display.console()
+    screen.print(display.models(rows))
+    for row in rows:
+        if row["error"]:
+            screen.print(f"{row['name']}: {printable(row['error'])}", markup=False, soft_wrap=True)
+    screen.print(f"hub ids lie in {printable(str(hub.cache_folder()))}", markup=False, soft_wrap=True)
+
+
+def _row(config: "Config", name: str, *, ask: bool) -> dict[str, Any]:
+    """Gather what is told of one model."""
+    from framepack_core.errors import ModelError
+    from framepack_core.models import hub
+
+    spec, error = config.spec(name), None
+    try:
+        held = hub.holdings(spec, ask=ask)
+    except ModelError as problem:  # then without the hub; a damaged file is told all the same
+        held, error = [], str(problem)
+        if ask:
+            row = _row(config, name, ask=False)
+            return {**row, "error": row["error"] or error}
+    sources = [_source(role, part) for role, part in zip(ROLES, held, strict=False)]
+    complete = bool(sources) and not any(source["missing"] for source in sources)
+    if complete:
+        error = error or next(iter(_unfit([spec])), None)
+    return {
+        "name": name,
+        "kind": spec.kind,
+        "default": name == config.model,
+        "complete": complete,
+        "sources": sources,
+        "error": error,
+    }
+
+
+def _source(role: str, held: "Holding") -> dict[str, Any]:
+    return {
+        "role": role,
+        "source": str(held.source),
+        "folder": str(held.folder),
+        "bytes_here": held.size,
+        "bytes_to_fetch": held.to_fetch,
+        "missing": sorted(held.missing),
+    }
+
+
+@models.command("download")
+@config_option
+@names_argument
+@offline_option
+def download(config_file: Path | None, names: tuple[str, ...], *, offline: bool) -> None:
+    """Fetch the files of models from the Hugging Face hub: those NAMED, else the config's.
+
+    About 45 GB for the first; what is here already is not fetched again. Says before how much it is, and
+    refuses what does not fit on the disk.
+    """
+    config = load(config_file)
+    specs = _chosen(config, names)
+    from framepack_core.errors import ModelError
+    from framepack_core.models import hub
+    from framepack_core.models.registry import download as fetch
+
+    ask = not (offline or hub.offline())
+    try:
+        held = _distinct(specs, ask=ask)
+        if not ask:
+            _tell_what_is_missing(held)
+            return
+        _make_sure_of_room(held)
+        for name, part in held:
+            if not part.source.is_local:
+                hub.fetch_weights(part, config.spec(name))
+        for spec in specs:
+            for source, folder in fetch(spec):
+                click.echo(f"{spec.name}: {source} is in {folder}")
+    except (ModelError, OSError) as error:
+        fail(str(error), 1)
+
+
+def _chosen(config: "Config", names: tuple[str, ...]) -> "list[ModelSpec]":
+    for name in names:
+        if name not in config.model_names():
+            fail(config.unknown_model(name), EXIT_USAGE)
+    return [config.spec(name) for name in names or (config.model,)]
+
+
+def _distinct(specs: "list[ModelSpec]", *, ask: bool) -> "list[tuple[str, Holding]]":
+    """Look what is here of several models, each source once, with the name of a model that uses it."""
+    from framepack_core.models import hub
+
+    found: dict[Source, tuple[str, Holding]] = {}
+    for spec in specs:
+        for part in hub.holdings(spec, ask=ask):
+            found.setdefault(part.source, (spec.name, part))
+    return list(found.values())
+
+
+def _tell_what_is_missing(held: "list[tuple[str, Holding]]") -> None:
+    """Say what a download would fetch, where the hub may not be asked; end with 1 if that is anything."""
+    lacking = [part for _, part in held if part.missing]
+    for part in lacking:
+        for name in sorted(part.missing):
+            click.echo(f"missing: {part.source}: {name}")
+    if lacking:
+        fail("files are missing and offline none is fetched: run it without --offline and HF_HUB_OFFLINE", 1)
+    click.echo("every file is here")
+
+
+def _make_sure_of_room(held: "list[tuple[str, Holding]]") -> None:
+    """Say how much is to be fetched, and refuse if the disk has too little room."""
+    from framepack_core.models import hub
+
+    parts = [part for _, part in held if not part.source.is_local]
+    freed = sum(hub.clear_leftovers(part.source) for part in parts)
+    if freed:
+        click.echo(f"{size_text(freed)} removed that an interrupted download left")
+    for part in parts:
+        here = f"{size_text(part.size)} here" if part.size else ""
+        rest = f"{size_text(part.to_fetch)} to fetch" if part.missing else ""
+        click.echo(f"{part.source}: {', '.join(filter(None, (here, rest)))}")
+    total = sum(part.to_fetch or 0 for part in parts)
+    cache = hub.cache_folder()
+    free = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+    if not total:
+        return
+    click.echo(f"{size_text(total)} to fetch into {cache}, {size_text(free)} free there")
+    begun = sum(hub.begun(part.source) for part in parts)
+    if begun:
+        click.echo(f"{size_text(begun)} of that are here from an interrupted download")
+        total = max(total - begun, 0)
+    if total + RESERVE_BYTES > free:
+        short = size_text(total + RESERVE_BYTES - free)
+        fail(
+            f"{cache} has {size_text(free)} free, {size_text(total)} are to be fetched and "
+            f"{size_text(RESERVE_BYTES)} are kept free: make {short} of room, or set HF_HOME to a folder "
+            "on a larger disk, for the daemon too",
+            1,
+        )
+
+
+@models.command("verify")
+@config_option
+@names_argument
+def verify(config_file: Path | None, names: tuple[str, ...]) -> None:
+    """Read every file of the models and compare it with what was published: those NAMED, else the config's.
+
+    Works without the network: the cache records the hashes. Of folders and files of your own none is known.
+    Of all, names, shapes and lengths in the headers are held against what the model has. Nothing is changed.
+    """
+    config = load(config_file)
+    specs = _chosen(config, names)
+    from framepack_core.errors import ModelError
+    from framepack_core.models import hub
+
+    try:
+        held = _distinct(specs, ask=False)
+        stored = [(name, part, file) for name, part in held for file in hub.stored_files(part)]
+        faults = _read_through([file for _, _, file in stored])
+    except (ModelError, OSError) as error:
+        fail(str(error), 1)
+    lines = [
+        line
+        for name, part, file in stored
+        if file.path in faults
+        for line in (f"damaged: {file.path}: {faults[file.path]}", f"  {_mend(name, part, file)}")
+    ]
+    for name, part in held:
+        remedy = "put it there" if part.source.is_local else f"run: framepackd models download {name}"
+        lines += [f"missing: {part.folder / lacking}\n  {remedy}" for lacking in sorted(part.missing)]
+    told = {name for name, _, file in stored if file.path in faults} | {
+        name for name, part in held if part.missing
+    }
+    lines += _unfit([spec for spec in specs if spec.name not in told])
+    for line in lines:
+        click.echo("\n".join(map(printable, line.split("\n"))), err=True)
+    if lines:
+        sys.exit(1)
+    hashed = sum(file.digest is not None for _, _, file in stored)
+    known = f"{hashed} as published" + (
+        f", {len(stored) - hashed} without a hash" if hashed < len(stored) else ""
+    )
+    click.echo(f"{len(stored)} files, {size_text(sum(file.size for _, _, file in stored))}: {known}")
+
+
+def _unfit(specs: "list[ModelSpec]") -> list[str]:
+    """Say of the parts of models whose files are whole which do not hold what the model has."""
+    from framepack_core.errors import ModelError
+    from framepack_core.models.model_files import faults
+
+    found: list[str] = []
+    for spec in specs:
+        try:
+            found += faults(spec)
+        except ModelError as error:
+            found.append(str(error))
+    return [f"unfit: {fault}" for fault in dict.fromkeys(found)]
+
+
+def _read_through(stored: "list[StoredFile]") -> dict[Path, str]:
+    """Read files, with a progress bar, and say what is wrong with them."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    total = sum(file.size for file in stored)
+    faults = {}
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("verifying", total=total)
+        for file in stored:
+            progress.update(task, description=printable(file.path.name))
+            try:
+                with file.path.open("rb") as opened:
+                    fault = file.fault(progress.wrap_file(opened, total, task_id=task))
+            except OSError as error:
+                fault = f"cannot be read: {error.strerror}"
+            if fault is not None:
+                faults[file.path] = fault
+    return faults
+
+
+def _mend(name: str, part: "Holding", file: "StoredFile") -> str:
+    if part.source.is_local:
+        return "put it there again"
+    blob = shlex.quote(str(file.path.resolve()))
+    return f"to fetch it again: rm {blob} && framepackd models download {name}"

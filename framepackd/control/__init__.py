@@ -1,0 +1,1 @@
+"""Ask a daemon, or do it oneself."""

@@ -1,0 +1,275 @@
+"""What people tell a queue: retry, cancel, top, pause, resume, and that its folders are the right ones.
+
+The daemon's loop does it while one runs; else the command itself, which then holds the lock.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from framepackd import folders
+from framepackd.delivery.deliveries import settle
+from framepackd.intake import take_back
+from framepackd.jobs import aside
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.folder import CHECKPOINT, clear_work_folder
+from framepackd.jobs.job import ENDED, Job, State
+from framepackd.jobs.job_sql import CANCELLED
+from framepackd.jobs.store import JobStore
+from framepackd.settings.config import Config
+
+if TYPE_CHECKING:
+    from framepackd.delivery.deliveries import Deliveries
+
+Made = TypeVar("Made")
+ANEW = "retry --anew"
+CHANGING = ("retry", "cancel", "top", "pause", "resume", "accept_folders")
+POSSIBLE = {
+    "retry": (State.FAILED, State.CANCELLED),
+    ANEW: (State.FAILED, State.CANCELLED, State.QUEUED),
+    "cancel": (State.QUEUED, State.RUNNING),
+    "top": (State.QUEUED,),
+}
+# Where a command cannot do anything: what can be done instead.
+INSTEAD = {
+    "retry": {
+        State.QUEUED: "it runs when its turn comes; framepackd top lets it run next",
+        State.RUNNING: "framepackd cancel stops it",
+        State.DONE: "to make it once more, drop its files from the outbox into the inbox",
+        State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+    },
+    ANEW: {
+        State.RUNNING: "framepackd pause puts it back into the queue: begin it anew then, and resume",
+        State.DONE: "to make it once more, drop its files from the outbox into the inbox",
+        State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+    },
+    "cancel": {State.DONE: "its video is in the outbox"},
+    "top": {State.RUNNING: "there is nothing to move"},
+}
+RETRY_FIRST = "framepackd retry puts it into the queue again"
+
+
+class PassedOver(Protocol):
+    """The jobs that the daemon passes over."""
+
+    def forget(self, job_id: str) -> None:
+        """Have a job be looked at again."""
+
+
+class Running(Protocol):
+    """What the commands tell whatever runs the jobs of a daemon."""
+
+    @property
+    def passed_over(self) -> PassedOver:
+        """The jobs that are passed over."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+
+    def runs(self, job_id: str) -> bool:
+        """Say whether a job runs."""
+
+    def cancel(self, how: str) -> None:
+        """Leave the running job for good."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What the commands work on; ``runner`` and ``deliveries`` are a daemon's, None where none runs."""
+
+    config: Config
+    store: JobStore
+    runner: Running | None = None
+    deliveries: "Deliveries | None" = None
+
+    def at_failed(self, task: Callable[[], Made]) -> Made:
+        """Do something with the failed folder.
+
+        Raises:
+            OSError: it cannot be done, or takes too long to wait for.
+        """
+        return task() if self.deliveries is None else self.deliveries.at_failed(task)
+
+
+def perform(request: dict[str, Any], queue: Queue) -> dict[str, Any]:
+    """Do what is asked.
+
+    Answers ``results``: for each job asked for whether it was done, and a line that says what.
+    """
+    store, runner = queue.store, queue.runner
+    command = request["command"]
+    if command == "pause":
+        store.pause()
+        then = "the running job stops at its next step and goes on later; " if runner and runner.busy else ""
+        return _answer((True, f"paused: {then}framepackd resume goes on"))
+    if command == "resume":
+        was_paused = store.paused() is not None
+        store.resume()
+        return _answer((True, "the queue goes on" if was_paused else "the queue was not paused"))
+    if command == "accept_folders":
+        return _accept_folders(queue)
+    # The first named shall be the first in the queue.
+    wanted = request["jobs"] if command != "top" else reversed(request["jobs"])
+    results = [_perform_on(job, request, queue) for job in wanted]
+    return _answer(*(results if command != "top" else reversed(results)))
+
+
+def _accept_folders(queue: Queue) -> dict[str, Any]:
+    results = []
+    for key in ("inbox", *folders.MARKED):
+        path = getattr(queue.config, key)
+        try:
+            folders.accept(key, queue.config)
+            results.append((True, f"{key} {path} is accepted"))
+        except OSError as error:
+            results.append((False, f"{key} {path} cannot be accepted ({error.strerror}): correct its rights"))
+    if queue.deliveries is not None:
+        queue.deliveries.retry_now()
+    return _answer(*results)
+
+
+def _answer(*results: tuple[bool, str]) -> dict[str, Any]:
+    return {"results": [{"done": done, "message": message} for done, message in results]}
+
+
+def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[bool, str]:
+    command, anew = request["command"], bool(request.get("anew"))
+    job, refusal = _choose(ANEW if command == "retry" and anew else command, wanted, queue)
+    if job is None:
+        return False, refusal
+    if command == "top":
+        queue.store.move_to_front(job.id)
+        return True, f"job {job.id} ({job.path}) runs next"
+    if command == "retry":
+        return _retry(job, queue, anew=anew) if job.state in ENDED else _begin_anew(job, queue)
+    how = "keep" if request.get("keep") else "discard"
+    return _cancel(job, how, queue) if job.delivery is None else _cancel_delivery(job, how, queue)
+
+
+def _choose(command: str, wanted: str, queue: Queue) -> tuple[Job | None, str]:
+    """Find the job that is meant among those the command can do something with, or say why there is none."""
+    found = queue.store.matching(wanted)
+    if not found:
+        return None, f"no job {wanted!r}: framepackd status lists them"
+    possible = POSSIBLE[command]
+    if command == ANEW and queue.runner is None:
+        possible += (State.RUNNING,)  # its daemon is dead, whatever its state says
+    fitting = [job for job in found if job.state in possible and _is_free(job, command, queue)]
+    # Of several results of one name the last is meant; of several in the queue it cannot be told which.
+    by_name = wanted in (fitting[0].name, fitting[0].path) if fitting else False
+    if len(fitting) == 1 or (fitting and command == "retry" and by_name):
+        return fitting[0], ""
+    if fitting:
+        ids = ", ".join(job.id for job in fitting)
+        return None, f"{wanted!r} is the name of several jobs ({ids}): give the whole id of one"
+    job = found[0]
+    if job.delivery is not None:
+        reason = f"is being moved, to be {job.delivery['state']}: framepackd status says how that goes"
+    else:
+        state = State(job.state)
+        instead = INSTEAD[command].get(state, RETRY_FIRST)
+        reason = f"is {state} and cannot be {_PARTICIPLES[command]}: {instead}"
+    return None, f"job {job.id} ({job.path}) {reason}"
+
+
+_PARTICIPLES = {
+    "retry": "tried again",
+    ANEW: "begun anew",
+    "cancel": "cancelled",
+    "top": "moved to the front",
+}
+
+
+def _is_free(job: Job, command: str, queue: Queue) -> bool:
+    """Say whether a job is not on its way already; one whose files cannot be moved may be cancelled."""
+    if job.delivery is None:
+        return True
+    moving = queue.deliveries is not None and queue.deliveries.is_moving(job.id)
+    return command == "cancel" and not moving and job.delivery["state"] != State.CANCELLED
+
+
+def _begin_anew(job: Job, queue: Queue) -> tuple[bool, str]:
+    """Have a job of the queue begin at its beginning when its turn comes."""
+    name = f"job {job.id} ({job.path})"
+    if job.cancel is not None:
+        return False, f"{name} is cancelled, and waits for a daemon to write what exists of its video"
+    try:
+        kept = aside.give_up(queue.config.jobs_dir / job.id / CHECKPOINT)
+    except OSError as error:
+        return False, f"{name} cannot be begun anew: {error.filename}: {error.strerror}: correct that first"
+    queue.store.begin_anew(job.id)
+    if queue.runner is not None:
+        queue.runner.passed_over.forget(job.id)
+    then = f"; what was made of it is kept in {kept} until it has ended" if kept else ""
+    return True, f"{name} begins anew when its turn comes{then}"
+
+
+def _retry(job: Job, queue: Queue, *, anew: bool) -> tuple[bool, str]:
+    name = f"job {job.id} ({job.path})"
+    try:
+        obstacle = queue.at_failed(partial(_obstacle, job, queue.config))
+    except OSError as error:
+        obstacle, _ = folders.why(error, "failed", queue.config)
+    if obstacle is not None:
+        return False, f"{name} cannot be tried again: {obstacle}"
+    work = queue.config.jobs_dir / job.id
+    if work.exists():  # its files had been delivered, and a crash came before it was removed
+        clear_work_folder(work, State(job.state))
+    if anew:
+        try:
+            aside.give_up(work / CHECKPOINT)
+        except OSError as error:
+            return (
+                False,
+                f"{name} cannot be begun anew: {error.filename}: {error.strerror}: correct that first",
+            )
+    queue.store.retry(job.id)
+    begins = ", and begins anew" if anew else ""
+    return _settled(job, f"{name} is in the queue again{begins}", queue)
+
+
+def _obstacle(job: Job, config: Config) -> str | None:
+    found = folders.trouble("failed", config)
+    return found or take_back.obstacle(job, config)
+
+
+def _cancel(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
+    config, store, runner = queue.config, queue.store, queue.runner
+    name = f"job {job.id} ({job.path})"
+    runs = runner is not None and runner.runs(job.id)  # else its daemon is dead, whatever its state says
+    if not runs and not (config.jobs_dir / job.id / CHECKPOINT).exists():
+        how = "discard"
+    store.cancel(job.id, how)
+    if runner is not None:
+        runner.passed_over.forget(job.id)
+    if runner is not None and runs:
+        runner.cancel(how)
+        return True, f"{name} stops at its next step and is then cancelled"
+    if how == "keep":
+        return True, f"{name} is cancelled as soon as a daemon has written what exists of its video"
+    store.decide(job.id, State.CANCELLED, error=CANCELLED["error"])
+    return _settled(job, f"{name} is cancelled", queue)
+
+
+def _cancel_delivery(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
+    """Cancel a job whose files cannot be moved to where they were to go."""
+    if not queue.store.cancel_delivery(job.id, how):
+        return False, f"job {job.id} ({job.path}) has ended meanwhile: framepackd show tells how"
+    return _settled(job, f"job {job.id} ({job.path}) is cancelled", queue)
+
+
+def _settled(job: Job, message: str, queue: Queue) -> tuple[bool, str]:
+    try:
+        queue.at_failed(partial(settle, queue.store.get(job.id), queue.config, queue.store))
+    except OSError as error:
+        reason, _ = folders.why(error, "failed", queue.config)
+        return True, f"{message}, as soon as they can be moved ({reason})"
+    after = queue.store.get(job.id)
+    if after.delivery is not None and after.delivery["state"] == State.FAILED:
+        return False, f"job {job.id} ({job.path}) fails again: {after.delivery['error']}"
+    if after.state == State.CANCELLED:
+        folder, _ = work_folder.where(after)
+        message += f": its files are in {queue.config.failed / folder}"
+    return True, message

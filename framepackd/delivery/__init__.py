@@ -1,0 +1,1 @@
+"""Results go out: to the outbox or the failed folder, complete."""

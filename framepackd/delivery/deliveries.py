@@ -1,0 +1,289 @@
+"""Moves the files of jobs whose end is decided, in threads of their own: the loop waits for no disk.
+
+One thread moves to the outbox, one to and from the failed folder: where one of them hangs, the other goes on.
+"""
+
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from framepackd import folders, moving
+from framepackd.apart import Apart
+from framepackd.delivery import deliver
+from framepackd.folders import FolderError, why
+from framepackd.inbox.forgotten import left_in
+from framepackd.intake import take_back
+from framepackd.jobs.described import described
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
+from framepackd.problems import Problem
+from framepackd.settings.config import Config
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 30.0  # before what could not be moved is tried again
+PATIENCE_SECONDS = 0.5  # what is moved within this time has its outcome in the same round
+REACH_SECONDS = 5.0  # a command waits so long for the failed folder
+SILENT_SECONDS = 60.0  # without an answer; then status says so
+WAYS = {key: [state for state in State if state.folder == key] for key in folders.MARKED}
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """Why files could not be moved, and when it is tried again on the monotonic clock."""
+
+    reason: str
+    again: float
+    kind: str = ""  # what it has in common with those of other jobs; nothing to tell of if it is empty
+
+
+class _Way:
+    """To, or to and from, one folder."""
+
+    def __init__(self, key: str, wake: Callable[[], None]) -> None:
+        self.key = key
+        self.states = WAYS[key]
+        self.apart: Apart[Any] = Apart(f"move-{key}", wake)
+        self.job: Job | None = None  # whose files are being moved
+        self.obstacle: Obstacle | None = None  # for all of them
+        self.obstacles: dict[str, Obstacle] = {}  # of single jobs, by id
+        self.told: dict[str, int] = {}  # kinds of obstacles that the log has, and of how many jobs
+        self.progress = moving.Progress()
+        self.moved_at = 0.0  # when there was the last sign of bytes that move
+
+    def begin(self, task: Callable[[], Any], job: Job | None = None) -> None:
+        self.job, self.moved_at = job, time.monotonic()
+        self.apart.begin(task)
+
+    def again(self, job_id: str) -> float:
+        """Give when a job's turn comes; those that were never tried are the first."""
+        return self.obstacles[job_id].again if job_id in self.obstacles else -math.inf
+
+    @property
+    def due(self) -> float:
+        """When there is something to try again; whatever is under way wakes the loop."""
+        if self.apart.busy:
+            return math.inf
+        if self.obstacle is not None:
+            return self.obstacle.again
+        return min((each.again for each in self.obstacles.values()), default=math.inf)
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long nothing has moved although something is under way."""
+        return min(self.apart.seconds, time.monotonic() - self.moved_at)
+
+
+class Deliveries:
+    """What is on its way to outbox and failed folder, and what is in the way of it."""
+
+    def __init__(
+        self, config: Config, store: JobStore, wake: Callable[[], None], stop: Callable[[], bool]
+    ) -> None:
+        """Move nothing yet; ``wake`` is called from the threads, ``stop`` says whether a copy is to end."""
+        self.config = config
+        self._store = store
+        self._stop = stop
+        self._ways = {key: _Way(key, wake) for key in WAYS}
+        self._left: dict[str, tuple[Problem, ...]] = {}  # what lies in a folder and belongs to no job
+        self._unfinished = False
+        self._ended = False
+        self.failed = False  # a job has failed, or could not be delivered
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being moved."""
+        return any(way.apart.busy for way in self._ways.values())
+
+    @property
+    def due(self) -> float:
+        """When the next round has something to do, on the monotonic clock."""
+        if self._unfinished:
+            return 0.0
+        return min(way.due for way in self._ways.values())
+
+    def look_for_leftovers(self) -> None:
+        """Look, at the start, for copies in both folders that belong to no job that is known."""
+        for way in self._ways.values():
+            way.begin(partial(self._look_through, way.key))
+
+    def _look_through(self, key: str) -> None:
+        with folders.opened(key, self.config):
+            self._left[key] = tuple(left_in(getattr(self.config, key), self._store))
+
+    def round(self) -> bool:
+        """Take in what was moved and begin with what is next; says whether a job has ended."""
+        until = time.monotonic() + PATIENCE_SECONDS
+        self._unfinished = False
+        for way in self._ways.values():
+            self._collect(way)
+            if not way.apart.busy:
+                self._move_some(way, until)
+        ended, self._ended = self._ended, False
+        return ended
+
+    def _move_some(self, way: _Way, until: float) -> None:
+        """Move what is to be moved one after the other, and tell at the end what cannot be."""
+        now = time.monotonic()
+        if way.obstacle is not None and now < way.obstacle.again:
+            return
+        waiting = self._store.to_deliver(way.states)  # asked once: there may be thousands
+        way.obstacles = {job_id: way.obstacles[job_id] for job_id in waiting if job_id in way.obstacles}
+        if way.obstacle is not None and not waiting:
+            way.begin(partial(self._look_through, way.key))  # whether the folder can be used again
+            return
+        # Those that were never tried first, then that whose turn was longest ago: none keeps the others back.
+        for job_id in sorted(waiting, key=way.again):
+            if way.again(job_id) > now:
+                break
+            if time.monotonic() >= until:
+                self._unfinished = True
+                return
+            job = self._store.get(job_id)
+            way.begin(self._moving(way, job), job)
+            self._collect(way, max(until - time.monotonic(), 0.0))
+            if way.apart.busy:
+                return
+            if way.obstacle is not None:
+                break
+        self._tell(way)
+
+    def _tell(self, way: _Way) -> None:
+        """Log what is in the way: a line for each reason, however many jobs it holds up."""
+        stuck: dict[str, list[str]] = defaultdict(list)
+        for job_id, each in way.obstacles.items():
+            if each.kind:
+                stuck[each.kind].append(job_id)
+        for kind, jobs in stuck.items():
+            if len(jobs) <= way.told.get(kind, 0) or (way.obstacle is not None and kind in way.told):
+                continue
+            whose = f"job {jobs[0]}: its files cannot be moved"
+            if len(jobs) > 1:
+                whose = f"the files of {len(jobs)} jobs cannot be moved, those of job {jobs[0]}"
+            reason = way.obstacles[jobs[0]].reason
+            log.error("%s: %s: tried again every %.0f s", whose, reason, RETRY_SECONDS)
+        way.told = {kind: len(jobs) for kind, jobs in stuck.items()}
+
+    def _moving(self, way: _Way, job: Job) -> Callable[[], None]:
+        way.progress = moving.Progress(stop=partial(self._asked, way))
+        return partial(settle, job, self.config, self._store, progress=way.progress)
+
+    def retry_now(self) -> None:
+        """Try everything again in the next round."""
+        for way in self._ways.values():
+            way.obstacle = None
+            way.obstacles = {  # in the order they had
+                job_id: replace(each, again=each.again - RETRY_SECONDS)
+                for job_id, each in way.obstacles.items()
+            }
+
+    def _asked(self, way: _Way) -> bool:
+        """Answer a copy that asks, between two blocks, whether it is to stop: a sign that bytes move."""
+        way.moved_at = time.monotonic()
+        return self._stop()
+
+    def _collect(self, way: _Way, patience: float = 0.0) -> None:
+        """Take in what came of a move, if it is over."""
+        if not way.apart.is_done(patience):
+            return
+        job, way.job = way.job, None
+        try:
+            way.apart.take()
+        except moving.StoppedError:
+            if job is not None:  # the next daemon goes on with it
+                way.obstacles[job.id] = Obstacle("stopped with the daemon", math.inf)
+            return
+        except OSError as error:
+            self._take_failure(way, job, error)
+            return
+        way.obstacle = None
+        if job is not None:
+            way.obstacles.pop(job.id, None)
+            self._ended = True
+            self.failed |= (job.delivery or {}).get("state") == State.FAILED
+
+    def _take_failure(self, way: _Way, job: Job | None, error: OSError) -> None:
+        reason, for_all = why(error, way.key, self.config)
+        obstacle = Obstacle(reason, time.monotonic() + RETRY_SECONDS, error.strerror or reason)
+        if job is not None:
+            way.obstacles[job.id] = obstacle
+            self.failed = True  # for --once, which does not wait for better times
+        elif way.obstacle is None:
+            log.error("files cannot be moved: %s: tried again every %.0f s", reason, RETRY_SECONDS)
+        if for_all:
+            way.obstacle = obstacle
+
+    # what others want to know
+
+    def at_failed(self, task: Callable[[], Made]) -> Made:
+        """Do something with the failed folder, in its thread, and wait a little for it.
+
+        Raises:
+            OSError: it takes longer, or the folder is busy or cannot be used.
+        """
+        way = self._ways["failed"]
+        if way.apart.busy:
+            way.apart.is_done(REACH_SECONDS)
+            self._collect(way)
+        if way.apart.busy:
+            raise FolderError(self.config.failed, "is busy with other files: try again in a moment")
+        way.begin(task)
+        if not way.apart.is_done(REACH_SECONDS):
+            raise FolderError(self.config.failed, "has not answered yet: what was begun goes on")
+        made: Made = way.apart.take()
+        return made
+
+    def is_moving(self, job_id: str) -> bool:
+        """Say whether the files of a job are under way at this moment."""
+        return any(way.job is not None and way.job.id == job_id for way in self._ways.values())
+
+    def of(self, job: Job) -> dict[str, Any] | None:
+        """Say of a job whose end is decided what it is to be, and what is in the way of its files."""
+        if job.delivery is None:
+            return None
+        way = self._ways[State(job.delivery["state"]).folder]
+        if self.is_moving(job.id):
+            return described(job, moved=way.progress)
+        obstacle = way.obstacle or way.obstacles.get(job.id)
+        return described(job, obstacle.reason, obstacle.again) if obstacle else described(job)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """Say which folders cannot be used, and which do not answer."""
+        found = []
+        for way in self._ways.values():
+            folder = getattr(self.config, way.key)
+            if way.silent_seconds > SILENT_SECONDS:
+                since = f"{way.key} {folder} has not answered for {way.silent_seconds:.0f} s"
+                found.append(Problem(way.key, f"{since}: look after its disk or its connection"))
+            elif way.obstacle is not None:
+                found.append(Problem(way.key, way.obstacle.reason))
+            found += self._left.get(way.key, ())
+        return tuple(found)
+
+
+def settle(
+    job: Job,
+    config: Config,
+    store: JobStore,
+    *,
+    progress: moving.Progress | None = None,
+) -> None:
+    """Move the files of a job to where it is decided that they belong.
+
+    Raises:
+        StoppedError: ``progress.stop`` said so; the next call goes on.
+        OSError: that cannot be done now; nothing is lost, try again later.
+    """
+    assert job.delivery is not None
+    with folders.opened(State(job.delivery["state"]).folder, config):
+        if job.delivery["state"] == State.QUEUED:
+            take_back.bring_back(job, config, store, progress=progress)
+        else:
+            deliver.deliver(job, config, store, progress=progress)

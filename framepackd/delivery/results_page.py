@@ -1,0 +1,223 @@
+"""The results page: ``index.html`` in the outbox, for people who look rather than read.
+
+Static: works from the disk, from a copy of the folder and behind any web server, without a script and without
+the network. Written by a thread that the loop never waits for; no job depends on it.
+"""
+
+import contextlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from framepackd import files, rights
+from framepackd.delivery.results import FOLDER, Outbox, Record, Result, failures
+from framepackd.settings.config import Config
+from framepackd.text import JOB_ID, as_utf8, duration, printable
+
+log = logging.getLogger(__name__)
+
+INDEX = "index.html"
+MARK = "<!-- made by framepackd; an index.html without this line is left alone -->"
+MARKED_BYTES = 200  # where the mark is looked for
+# A page that is full does not change by what is made after it; the index has the rest, this many or more.
+PAGE_RESULTS = 100
+PAGE = re.compile(r"page-(?P<number>[1-9][0-9]{0,8})\.html")
+SHOWN_FAILURES = 20
+ORPHAN_SECONDS = 86400  # a strip may lie there before its video does
+PAUSE_SECONDS = (
+    2.0  # before a page: the next job starts first, and of a burst of results each has not its own
+)
+CLOSE_SECONDS = 10.0  # for the last page, when the daemon ends
+
+# Nothing is fetched from elsewhere and nothing is run, whatever a name or a prompt might hold.
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:; media-src 'self' file:"
+
+
+class ResultsPage:
+    """Keeps the page as the outbox is, in a thread of its own."""
+
+    def __init__(self, trouble: Callable[[], str | None] = lambda: None) -> None:
+        """Write nothing yet, and nothing while ``trouble`` says why the outbox cannot be used."""
+        self._look_for_trouble = trouble
+        self._outbox = Outbox()
+        self._drawn: dict[Path, Any] = {}  # what older pages show
+        self._due: Config | None = None
+        self._closing = False
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._trouble: str | None = None  # told once
+
+    def refresh(self, config: Config) -> None:
+        """Have the page written anew, if there is to be one; returns at once."""
+        if not config.results_page:
+            return
+        with self._changed:
+            self._due = config
+            self._changed.notify()
+        if self._thread is None:  # a daemon thread: an outbox that hangs keeps nobody from ending
+            self._thread = threading.Thread(target=self._go_on, name="results-page", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Let a page that is due be written, but do not wait for long."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join(CLOSE_SECONDS)
+
+    def _go_on(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._due is not None or self._closing)
+                self._changed.wait_for(lambda: self._closing, PAUSE_SECONDS)
+                config, self._due = self._due, None
+            if config is None:
+                return
+            try:
+                trouble = self._look_for_trouble() or self.update(config.outbox, config.failed)
+            except Exception as error:  # a page less, whatever it is
+                trouble = f"{type(error).__name__}: {error}"
+            if trouble is not None and trouble != self._trouble:
+                log.warning("the results page cannot be written: %s", trouble)
+            self._trouble = trouble
+
+    def update(self, outbox: Path, failed: Path) -> str | None:
+        """Write the page, and the older ones behind it, as far as they are not like that already.
+
+        Gives what is in its way, if something is. There is no page before there is something to show.
+
+        Raises:
+            OSError: a folder cannot be read or written.
+        """
+        index = outbox / INDEX
+        if os.path.lexists(index) and not _ours(index):
+            return f"{index} is not framepackd's: move it away, or set results_page = false"
+        results = self._outbox.results(outbox)
+        shown, failed_count = failures(failed, SHOWN_FAILURES)
+        if not results and not failed_count and not index.exists():
+            return None
+        older = max(len(results) // PAGE_RESULTS - 1, 0)
+        if older:
+            files.make_folder(outbox / FOLDER)
+        for number in range(1, older + 1):
+            page = results[PAGE_RESULTS * (number - 1) : PAGE_RESULTS * number]
+            self._write_older(outbox / FOLDER / _name(number), page, number, older)
+        counts = f"{len(results)} video{'' if len(results) == 1 else 's'}"
+        newest = _draw(
+            f"{counts}, newest first",
+            results[PAGE_RESULTS * older :],
+            failures=shown,
+            failed=failed_count,
+            links={"older": f"{FOLDER}/{_name(older)}"} if older else {},
+        )
+        _replace(index, newest)
+        _clear(outbox / FOLDER, {result.record.id for result in results}, older)
+        return None
+
+    def _write_older(self, path: Path, results: list[Result], number: int, older: int) -> None:
+        links = {"newer": f"../{INDEX}" if number == older else _name(number + 1)}
+        if number > 1:
+            links["older"] = _name(number - 1)
+        drawn = (links, [(result.path, result.record.id, result.strip, result.inputs) for result in results])
+        if self._drawn.get(path) != drawn or not path.exists():  # ten thousand take a second
+            _replace(path, _draw(f"page {number}", results, up="../", links=links))
+            self._drawn[path] = drawn
+
+
+def _ours(index: Path) -> bool:
+    try:
+        with files.open_regular(index) as file:
+            return MARK.encode() in file.read(MARKED_BYTES)
+    except OSError:
+        return False
+
+
+def _name(number: int) -> str:
+    return f"page-{number}.html"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a page, unless it is there already."""
+    content = text.encode("utf-8", "replace")
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            rights.share(path)
+            return
+    try:
+        files.write_bytes(path, content)
+        rights.share(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            path.with_name(f"{files.PART_PREFIX}{path.name}.part").unlink(missing_ok=True)
+        raise
+
+
+def _clear(folder: Path, shown: set[str], older: int) -> None:
+    """Remove the strips of videos that are gone, and pages that nothing is left for; nothing else."""
+    if folder.is_symlink():
+        return  # into a folder that may hold the strips of another outbox
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) and _is_gone(Path(entry), shown, older):
+                Path(entry).unlink(missing_ok=True)
+
+
+def _is_gone(path: Path, shown: set[str], older: int) -> bool:
+    """Say whether what a file of ours was made for is no more."""
+    if path.suffix == ".jpg":
+        orphan = JOB_ID.fullmatch(path.stem) and path.stem not in shown
+        return bool(orphan) and time.time() - path.lstat().st_mtime > ORPHAN_SECONDS
+    page = PAGE.fullmatch(path.name)
+    return page is not None and int(page["number"]) > older and _ours(path)
+
+
+def _draw(subtitle: str, results: list[Result], *, up: str = "", **shown: Any) -> str:
+    """Fill the template; ``up`` leads from the page to the outbox."""
+    common = {"title": "Results", "mark": Markup(MARK), "policy": Markup(POLICY)}  # noqa: S704 - our own
+    return _template().render(common, subtitle=subtitle, results=results, up=up, **shown)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"shown": _shown, "local": _local, "facts": _facts}
+    template = resources.files("framepackd").joinpath("results_page.html")
+    return environment.from_string(template.read_text("utf-8"))
+
+
+def _shown(text: str) -> str:
+    """Keep control characters, also those that turn the direction of text, from doing anything."""
+    return "\n".join(printable(as_utf8(line)) for line in text.split("\n"))
+
+
+def _facts(record: Record) -> list[str]:
+    facts = [f"{record.width}×{record.height}", f"{record.frames / record.fps:.1f} s"]
+    if record.seed is not None:
+        facts.append(f"seed {record.seed}")
+    facts += filter(None, [_shown(record.model), f"{record.steps} steps" if record.steps else ""])
+    if record.timings:
+        on = f" on {_shown(record.device)}" if record.device else ""
+        facts.append(f"made in {duration(sum(record.timings.values()))}{on}")
+    return facts
+
+
+def _local(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"

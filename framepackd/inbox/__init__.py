@@ -1,0 +1,1 @@
+"""What lies in the inbox, and what belongs together; nothing is taken or changed here."""

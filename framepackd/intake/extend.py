@@ -1,0 +1,162 @@
+"""A job that makes a finished video longer: what it goes on with, and what its NAME.json says.
+
+``NAME.mp4`` with ``more`` in ``NAME.toml``: gone on with from its latents if they lie beside it, else from
+its last frames. All of it was dropped by whoever: it is looked at without being trusted.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from framepack_core.errors import FramePackError, RequestError
+from framepack_core.media import extend
+from framepack_core.media.extend import LATENT_PIXELS, Footage
+from framepack_core.media.sizes import Size
+from framepack_core.models.registry import BUNDLED, find
+from framepackd.inbox.inspect import look_at_video
+from framepackd.jobs.job import Job
+from framepackd.settings.config import Config
+from framepackd.settings.job_settings import parse_settings
+
+MAX_RECORD_BYTES = 1 << 18  # a job's record has some 5 KiB, and its prompts
+# What is taken over from NAME.json; the length and the timed prompts are those of the video that is there.
+TAKEN_OVER = (
+    *("prompt", "negative_prompt", "seed", "latent_window_size", "steps", "true_cfg_scale", "guidance_scale"),
+    *("guidance_rescale", "cache", "crf", "save_section_frames", "keep_latents", "width", "height", "loras"),
+    "background",
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What NAME.json says of a video."""
+
+    settings: dict[str, Any]
+    model: str | None = None
+    base: str | None = None  # where its VAE was from
+    pictures: frozenset[str] = frozenset()  # SHA-256 of what it was made from
+
+
+def read_record(path: Path) -> Record:
+    """Read what is known to stand in a NAME.json, and pass over the rest.
+
+    Raises:
+        RequestError: it is too large, not JSON, or says something that cannot be.
+    """
+    if path.stat().st_size > MAX_RECORD_BYTES:
+        raise RequestError(f"{path.name} has more than {MAX_RECORD_BYTES} bytes: leave it out")
+    try:
+        said = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path.name} is not JSON ({str(error)[:100]}): leave it out") from error
+    if not isinstance(said, dict):
+        raise RequestError(f"{path.name} is not what is delivered beside a video: leave it out")
+    known = {key: said[key] for key in TAKEN_OVER if said.get(key) is not None}
+    if isinstance(known.get("loras"), list):  # which tells more than it takes
+        known["loras"] = [_only(entry, ("file", "weight", "allow_partial")) for entry in known["loras"]]
+    sources, inputs = said.get("model_sources"), said.get("inputs")
+    entries = inputs.values() if isinstance(inputs, dict) else ()
+    hashes = (_text(entry.get("sha256")) for entry in entries if isinstance(entry, dict))
+    return Record(
+        settings=parse_settings(known, path.name),
+        model=_text(said.get("model")),
+        base=_text(sources.get("base")) if isinstance(sources, dict) else None,
+        pictures=frozenset(filter(None, hashes)),
+    )
+
+
+def _only(entry: object, keys: tuple[str, ...]) -> object:
+    return {key: entry[key] for key in keys if key in entry} if isinstance(entry, dict) else entry
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def choose_model(named: str | None, otherwise: str, record: Record, config: Config) -> str:
+    """Choose the model to go on with: as the job names it, else one that goes forward and is here.
+
+    Args:
+        named: by the job's own settings.
+        otherwise: what would be taken for a picture.
+        record: of the video.
+        config: with the models.
+
+    Raises:
+        RequestError: the one that is named goes backward, or there is none.
+    """
+    if named is not None:
+        return named
+    for name in (record.model, otherwise):
+        if name in config.model_names() and config.spec(name).kind == "f1":
+            return name
+    for name in sorted(config.model_names(), key=lambda name: name not in config.models):
+        # What is bundled is a toy: it goes on with videos of its own, and is no substitute for a model.
+        fits = name not in BUNDLED or BUNDLED & {record.model, otherwise}
+        if fits and config.spec(name).kind == "f1" and _is_here(name, config):
+            return name
+    raise RequestError(
+        f"extending needs a model of kind f1, and {otherwise} is of kind {config.spec(otherwise).kind}: "
+        'run framepackd models download f1, or set model = "…" in NAME.toml to one of your own'
+    )
+
+
+def _is_here(name: str, config: Config) -> bool:
+    try:
+        find(config.spec(name))
+    except FramePackError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Source:
+    """The video that a job goes on with."""
+
+    video: Footage
+    latents: int | None  # how many of its end are there; None: it is gone on with from its frames
+    size: Size  # of what is added, if it goes on from latents
+
+    def decided(self, size: Size, job: Job, own: dict[str, Any]) -> Size:
+        """Give the size of what is added: that of the latents, or else ``size``.
+
+        Raises:
+            RequestError: the job's ``own`` settings want another than that of the latents.
+        """
+        if self.latents is None:
+            return size
+        if size != self.size and own.keys() & {"width", "height", "resolution"}:
+            raise RequestError(
+                f"{job.inputs['video']['file']} is of {self.size[1]}x{self.size[0]}, from its latents it "
+                f"cannot go on as {size[1]}x{size[0]}: leave the size out, or leave out the latents"
+            )
+        return self.size
+
+    def as_json(self, job: Job) -> dict[str, Any]:
+        """Say in the job's record what it goes on with."""
+        return {**job.inputs["video"], "frames": self.video.frames, "latents": self.latents}
+
+
+def look(inputs: Path, job: Job, record: Record, base: str) -> Source:
+    """Look at the video, and at its latents if there are any.
+
+    Raises:
+        RequestError: it cannot be gone on with, or they are not its latents.
+    """
+    name = job.inputs["video"]["file"]
+    video = look_at_video(inputs / name)
+    if "latents" not in job.inputs:
+        return Source(video, None, video.size)
+    file = job.inputs["latents"]["file"]
+    frames, rows, columns = extend.latents_shape(inputs / file)
+    size = rows * LATENT_PIXELS, columns * LATENT_PIXELS
+    if size != video.size or extend.frames_of(frames) > video.frames:
+        raise RequestError(
+            f"{file} is of {extend.frames_of(frames)} frames of {size[1]}x{size[0]}, {name} has "
+            f"{video.frames} of {video.width}x{video.height}: they do not belong together: "
+            f"{extend.NO_LATENTS}"
+        )
+    if record.base is not None and record.base != base:
+        raise RequestError(f"{file} was made with {record.base}, not with {base}: {extend.NO_LATENTS}")
+    return Source(video, frames, size)

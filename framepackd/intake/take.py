@@ -1,0 +1,286 @@
+"""From settled files in the inbox to a job: take the files, check them, record the job.
+
+Order matters: a manifest says what is to be taken; the files get hidden names in their folder, and are nobody
+else's any more; they are copied, because others may hold a link to one or have it open; the hidden ones are
+removed; the row is written. What a crash leaves in between is finished at the next start.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Collection
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from framepackd import files
+from framepackd.inbox.naming import Group
+from framepackd.intake import variations
+from framepackd.intake.claiming import ChangedError, HalfTakenError, bring_in, put_back, signature_of
+from framepackd.intake.resolve import Looks, resolve
+from framepackd.jobs.database import StoreError
+from framepackd.jobs.folder import (
+    INPUTS,
+    MANIFEST,
+    DamagedError,
+    clear_work_folder,
+    list_work_folders,
+    read_manifest,
+    remove_empty,
+)
+from framepackd.jobs.job import ENDED, Job, State, utc_now
+from framepackd.jobs.store import JobStore
+from framepackd.problems import Problem
+from framepackd.settings import players
+from framepackd.settings.config import Config
+from framepackd.text import printable
+
+log = logging.getLogger(__name__)
+
+TOLD_FOREIGN = 5  # things that are not ours, one by one
+
+# One at a time: what is just being taken in looks like what a crash has left.
+_taking = threading.Lock()
+
+
+class Leftovers(NamedTuple):
+    """What ``adopt_leftovers`` recorded, and what it could not finish or must not touch."""
+
+    jobs: list[Job]
+    problems: list[Problem]
+
+
+def take(group: Group, config: Config, store: JobStore) -> list[Job]:
+    """Take a settled group out of the inbox and record its job, or those of its variations.
+
+    A mistake in the files makes a job that fails with the reason.
+
+    Raises:
+        ChangedError: a file has changed since it had settled; nothing is touched.
+        HalfTakenError: it can neither be done nor undone, for now: ``adopt_leftovers`` does either later.
+        OSError: the files cannot be moved; they are where they were.
+    """
+    with _taking:
+        for path, settled in group.signatures.items():
+            if signature_of(config.inbox / path) != list(settled):
+                raise ChangedError(path)
+        work = config.jobs_dir / _new_id()
+        manifest = _manifest(group, config.inbox)
+        _begin(work, manifest)
+        try:
+            bring_in(work, manifest, config.inbox)
+            return _record(work, manifest, config, store)
+        except OSError:
+            _undo(work, manifest, config.inbox)
+            raise
+
+
+def _undo(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
+    """Put everything back.
+
+    Raises:
+        HalfTakenError: it cannot be done now, and the work folder stays.
+    """
+    try:
+        if "variations" in manifest:
+            variations.undo(work, manifest, file=MANIFEST)
+        put_back(work, manifest, inbox)
+    except HalfTakenError:
+        raise
+    except OSError as error:
+        reason = (
+            f"is half taken in: its files can be neither taken nor put back ({error.strerror}): tried again"
+        )
+        raise HalfTakenError(errno.EIO, reason) from error
+
+
+def _manifest(group: Group, inbox: Path) -> dict[str, Any]:
+    """Say what is to be taken, as what, and from which inbox."""
+    roles = {path: role for role in group.files for path in group.files[role]}
+    return {
+        "folder": group.folder,
+        "name": group.name,
+        "defaults": group.defaults,
+        "inbox": inbox.stat().st_ino,  # tells it from the empty folder that its share is mounted on
+        "files": [
+            {"path": path, "role": roles[path], "signature": list(group.signatures[path])}
+            | _name_of_keyframe(group.name, path, roles[path])
+            for path in group.paths
+        ],
+    }
+
+
+def _begin(work: Path, manifest: dict[str, Any]) -> None:
+    """Make a work folder with its manifest."""
+    try:
+        (work / INPUTS).mkdir(parents=True)
+        files.write_json(work / MANIFEST, manifest)
+        files.sync_folder(work.parent)
+    except OSError:
+        with contextlib.suppress(OSError, DamagedError):
+            remove_empty(work)  # a full disk: there would be one more at each try
+        raise
+
+
+def _name_of_keyframe(name: str, path: str, role: str) -> dict[str, str]:
+    """Have a keyframe travel under NAME, whatever it was called."""
+    kind, _, number = role.partition("-")
+    return {"file": f"{name}_section_{number}{Path(path).suffix}"} if kind == "keyframe" else {}
+
+
+def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
+    """Finish what was interrupted between the inbox and the database.
+
+    Can be repeated at any time. What cannot be finished, and what is not ours, stays as it is and is told.
+
+    Raises:
+        StoreError: the database cannot be used.
+        OSError: the work folders cannot be listed.
+    """
+    with _taking:
+        # Listed before the database is asked: what was recorded meanwhile is known then.
+        names, half_made, foreign = list_work_folders(config.jobs_dir)
+        known = store.states()
+        left = Leftovers([], _told_of_foreign(foreign))
+        looks: Looks = {}
+        for hidden in half_made:
+            shutil.rmtree(hidden, ignore_errors=True)
+        for work in (config.jobs_dir / name for name in names if name not in known):
+            try:
+                jobs = _finish(work, config, store, known, looks)
+            except StoreError:
+                raise
+            except Exception as error:  # one odd folder must not hide the jobs behind it
+                left.problems.append(Problem("intake", printable(_told_of_work_folder(work, error))))
+                continue
+            for job in jobs:
+                log.info("job %s: taken in after a crash during its intake", job.id)
+            left.jobs.extend(jobs)
+            known |= {job.id: job.state for job in jobs}
+        return left
+
+
+def clear_ended(config: Config, store: JobStore) -> None:
+    """Remove what was left of jobs at their end; only at a start, before any files move.
+
+    Raises:
+        StoreError: the database cannot be used.
+        OSError: the work folders cannot be listed.
+    """
+    names, _, _ = list_work_folders(config.jobs_dir)
+    known = store.states()
+    for name in names:
+        if known.get(name) in ENDED:
+            try:
+                clear_work_folder(config.jobs_dir / name, State(known[name]))
+            except OSError as error:
+                log.warning("job %s: what is left of it cannot be removed: %s", name, error)
+
+
+def _told_of_foreign(foreign: list[Path]) -> list[Problem]:
+    told = [f"{path} is not framepackd's: move it away" for path in foreign[:TOLD_FOREIGN]]
+    if len(foreign) > TOLD_FOREIGN:
+        rest = len(foreign) - TOLD_FOREIGN
+        told.append(f"{foreign[0].parent} holds {rest} more that are not framepackd's: move them away")
+    return [Problem("foreign", printable(text)) for text in told]
+
+
+def _told_of_work_folder(work: Path, error: Exception) -> str:
+    if isinstance(error, DamagedError | HalfTakenError):
+        return f"{work} {error.args[-1]}"
+    if not isinstance(error, OSError):
+        log.error("job %s", work.name, exc_info=error)
+        return f"{work}: an error of framepackd's own ({type(error).__name__}: {error}): please report it"
+    where = f": {error.filename}" if error.filename else ""
+    return (
+        f"{work} is of a job whose intake or end cannot be finished ({error.strerror}{where}): put that "
+        "right, and it goes on by itself"
+    )
+
+
+def _finish(work: Path, config: Config, store: JobStore, known: dict[str, str], looks: Looks) -> list[Job]:
+    """Finish what was interrupted in one work folder, and give the jobs that are recorded now.
+
+    Raises:
+        DamagedError: it is not as framepackd leaves a folder.
+        OSError: it cannot be finished, for now.
+    """
+    if work.name in known:  # a variation's, recorded a moment ago
+        return []
+    if not os.path.lexists(work / MANIFEST):
+        remove_empty(work)
+        return []
+    manifest = read_manifest(work)
+    if "variations" not in manifest:
+        try:
+            bring_in(work, manifest, config.inbox)
+        except ChangedError:
+            put_back(work, manifest, config.inbox)
+            return []
+    return _record(work, manifest, config, store, known, looks)
+
+
+def _new_id() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def _record(
+    work: Path,
+    manifest: dict[str, Any],
+    config: Config,
+    store: JobStore,
+    known: Collection[str] = (),
+    looks: Looks | None = None,
+) -> list[Job]:
+    """Check what was taken and write the job's row, or those of its variations, except what is known.
+
+    Raises:
+        OSError: there is no room for the variations; no row is written.
+    """
+    looks = {} if looks is None else looks
+    if "variations" not in manifest:
+        job = _new_job(work, manifest)
+        settings = resolve(job, work / INPUTS, manifest, config, store, looks)
+        if job.delivery is not None or settings is None or settings.seeds == 1:
+            return [_add(job, store)]
+        seeds = variations.choose_seeds(settings.seed, settings.seeds)
+        manifest |= variations.plan(manifest, seeds, [_new_id() for _ in seeds])
+        files.write_json(work / MANIFEST, manifest)
+    variations.spread(work, manifest, known, inputs=INPUTS, file=MANIFEST)
+    jobs = []
+    for variation in manifest["variations"]:
+        if variation["id"] not in known:
+            folder = config.jobs_dir / variation["id"]
+            own = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            job = _new_job(folder, own)
+            resolve(job, folder / INPUTS, own, config, store, looks)
+            jobs.append(_add(job, store))
+    return jobs
+
+
+def _new_job(work: Path, manifest: dict[str, Any]) -> Job:
+    return Job(
+        id=work.name,
+        name=manifest["name"],
+        folder=manifest["folder"],
+        state=State.QUEUED,
+        created_at=utc_now(),
+    )
+
+
+def _add(job: Job, store: JobStore) -> Job:
+    decided = job.delivery or {}
+    level = logging.WARNING if decided.get("state") == State.FAILED else logging.INFO
+    log.log(level, "job %s: %s taken in: %s", job.id, job.path, decided.get("error") or _summary(job))
+    for warning in players.of_crf(job.settings or {}):
+        log.warning("job %s: %s", job.id, warning)
+    return store.add(job)
+
+
+def _summary(job: Job) -> str:
+    return f"{job.frames} frames ({job.frames / 30:.2f} s), {job.width}x{job.height}"

@@ -1,0 +1,1 @@
+"""A job: its row in the database, its states, its folder."""

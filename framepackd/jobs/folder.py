@@ -1,0 +1,166 @@
+"""A job's work folder: what lies in it, what it is taken for, and how it is cleared away."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from framepackd import files
+from framepackd.jobs import aside
+from framepackd.jobs.job import Job, State
+from framepackd.text import JOB_ID
+
+STRIP = (
+    f"{files.PART_PREFIX}strip.jpg"  # in the work folder: not delivered as the video's other companions are
+)
+
+RESULT = "result"  # what the worker wrote: .mp4 and stills, named by what follows NAME
+OUTGOING = "outgoing"  # everything to deliver, under NAME
+PLAN = "delivery.json"
+MOVING = "moving.json"  # how far the file is that is just being copied
+SOURCE = ".source"  # NAME.source.mp4: the video as it was before
+
+MANIFEST = "manifest.json"
+INPUTS = "inputs"
+CHECKPOINT = "checkpoint"  # what the worker goes on from
+PREVIEW = "preview.mp4"  # what exists of the video
+CONTINUED = "continued"  # what is made ready of a video that the job goes on with
+KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
+HALF_MADE = re.compile(rf"{re.escape(files.PART_PREFIX)}{JOB_ID.pattern}\.part")
+OF_THE_SYSTEM = re.compile(r"lost\+found|@eaDir|\.nfs[0-9a-f]+")  # nobody can move these away
+MAX_MANIFEST_BYTES = 16 << 20  # a chain of a thousand frames takes 200 kB
+
+
+class DamagedError(Exception):
+    """A work folder is not as framepackd leaves it; the text says what to do, to follow the folder's name."""
+
+
+def list_work_folders(jobs_dir: Path) -> tuple[list[str], list[Path], list[Path]]:
+    """Give the names of the work folders, those that were being made or removed, and what is not ours."""
+    works, half_made, foreign = [], [], []
+    with os.scandir(jobs_dir) as entries:
+        for entry in entries:
+            ours = entry.is_dir(follow_symlinks=False)
+            if ours and JOB_ID.fullmatch(entry.name):
+                works.append(entry.name)
+            elif ours and HALF_MADE.fullmatch(entry.name):
+                half_made.append(Path(entry))
+            elif not OF_THE_SYSTEM.fullmatch(entry.name):
+                foreign.append(Path(entry))
+    return sorted(works), half_made, sorted(foreign)
+
+
+def remove_empty(work: Path) -> None:
+    """Remove a work folder that got no manifest, which comes first: nothing had been moved.
+
+    Raises:
+        DamagedError: it holds something all the same.
+        OSError: it cannot be removed.
+    """
+    parts = []
+    for path in work.iterdir():
+        if path.name.startswith(files.PART_PREFIX) and stat.S_ISREG(path.lstat().st_mode):
+            parts.append(path)
+        elif path.name != INPUTS or path.is_symlink() or not path.is_dir() or any(path.iterdir()):
+            raise DamagedError(
+                f"has no {MANIFEST} and is of no job that is known, but is not empty: if it holds files that "
+                "are wanted, drop them again; then move the folder away"
+            )
+    for part in parts:
+        part.unlink()
+    if (work / INPUTS).exists():
+        (work / INPUTS).rmdir()
+    work.rmdir()
+
+
+class _Entry(BaseModel):
+    """A file of a manifest."""
+
+    path: str = Field(pattern=r"[^/]\z")
+    role: str
+    signature: list[int]
+    file: str | None = Field(None, pattern=r"\A[^/]+\z")
+
+
+class _Variation(BaseModel):
+    id: str = Field(pattern=rf"\A{JOB_ID.pattern}\z")
+    name: str = Field(pattern=r"\A[^/]+\z")
+    seed: int
+
+
+class _Manifest(BaseModel):
+    folder: str
+    name: str = Field(pattern=r"\A[^/]+\z")
+    defaults: list[str]
+    files: list[_Entry] = Field(min_length=1)
+    inbox: int | None = None
+    seed: int | None = None
+    variations: list[_Variation] | None = None
+
+
+def read_manifest(work: Path) -> dict[str, Any]:
+    """Read what a work folder was made for.
+
+    Raises:
+        DamagedError: it cannot have been written by framepackd.
+        OSError: it cannot be read.
+    """
+    inputs = work / INPUTS
+    try:
+        with files.open_regular(work / MANIFEST) as file:
+            content = file.read(MAX_MANIFEST_BYTES)
+        _Manifest.model_validate_json(content)
+    except ValidationError as error:
+        raise DamagedError(
+            f"has a {MANIFEST} that is damaged: its files lie in {inputs}, or still in the inbox, hidden as "
+            f"{files.PART_PREFIX}{work.name}-….part: drop them again, and move the folder away"
+        ) from error
+    if inputs.is_symlink():
+        raise DamagedError(f"has a symbolic link for {INPUTS}: move the folder away")
+    manifest: dict[str, Any] = json.loads(content)
+    return manifest
+
+
+def clear_work_folder(work: Path, state: State) -> None:
+    """Remove an ended job's folder; a failed one keeps for some days what a retry goes on from."""
+    if work.is_symlink():
+        return  # not made by framepackd: told by adopt_leftovers
+    with contextlib.suppress(FileNotFoundError):  # cleared by another thread as well
+        kept = [path for path in (work / CHECKPOINT, *aside.places(work / CHECKPOINT)) if path.exists()]
+        if state is not State.FAILED or all(_days_since(checkpoint) > KEPT_DAYS for checkpoint in kept):
+            shutil.rmtree(work)
+            return
+        for path in work.iterdir():
+            if path in kept:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _days_since(path: Path) -> float:
+    """Say how long ago anything was written to a folder; a chain has one for each clip in it."""
+    latest = max(each.stat().st_mtime for each in (path, *path.iterdir()))
+    return (time.time() - latest) / 86400
+
+
+def where(job: Job) -> tuple[str, str]:
+    """Give the folder, below outbox or failed folder, and the NAME under which a job was delivered last."""
+    folder, _, stem = (job.stem or job.name).rpartition("/")
+    return folder or job.folder, stem
+
+
+def forget(work: Path) -> None:
+    """Forget how a job's last end was delivered: it is to run again."""
+    (work / PLAN).unlink(missing_ok=True)
+    if (work / OUTGOING).exists():
+        shutil.rmtree(work / OUTGOING)
+    files.sync_folder(work)

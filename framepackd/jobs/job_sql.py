@@ -1,0 +1,72 @@
+"""The pieces of SQL that looks at jobs, and changes of them, are made of."""
+
+import json
+from typing import Any
+
+from sqlalchemy import case, func, literal, select, text
+
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.text import LAST
+
+CANCELLED = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
+
+
+def variation_of(name: str) -> Any:
+    """Compare with the names that a job's variations get."""
+    return starts_with(Job.name, f"{name}_seed_")
+
+
+def starts_with(column: Any, start: str) -> Any:
+    """Compare so that an index helps, which LIKE does not let it."""
+    return (column >= start) & (column < start + LAST)
+
+
+# Unary plus: else SQLite looks for the greatest seq by going backwards through the whole table.
+TAKEN_AS = text("""
+    WITH asked AS (
+        SELECT json_extract(value, '$[0]') AS folder, json_extract(value, '$[1]') AS name
+        FROM json_each(:names)
+    ), latest AS (
+        SELECT folder, name,
+            (SELECT max(+seq) FROM job WHERE name = asked.name AND folder = asked.folder) AS same,
+            (SELECT max(+seq) FROM job WHERE name >= asked.name || '_seed_'
+                AND name < asked.name || '_seed_' || :after AND folder = asked.folder) AS variation
+        FROM asked
+    )
+    SELECT latest.folder, latest.name, job.id
+    FROM latest JOIN job ON job.seq = max(coalesce(same, 0), coalesce(variation, 0))
+""")
+
+
+RUNNABLE = (Job.state == State.QUEUED, Job.delivery.is_(None))
+IN_ORDER = (Job.position, Job.seq)
+
+
+def following(what: Any) -> Any:
+    """Select the job that is to run next."""
+    return select(what).where(*RUNNABLE).order_by(*IN_ORDER).limit(1)
+
+
+def unless_cancelled(delivery: dict[str, Any] | None) -> Any:
+    """Decide how a job ends, unless it was cancelled meanwhile."""
+    return case((Job.cancel.is_(None), as_json(delivery)), else_=as_json(CANCELLED))
+
+
+def as_json(value: dict[str, Any] | None) -> Any:
+    """Give a value as the column ``delivery`` holds it."""
+    return literal(value, Job.delivery.type)
+
+
+def entry(state: State, note: str) -> dict[str, str]:
+    """Make an entry of a job's history."""
+    return {"at": utc_now(), "state": state.value, "note": note}
+
+
+def with_entry(state: State, note: str) -> Any:
+    """Give the history with one more entry."""
+    return func.json_insert(Job.history, "$[#]", func.json(json.dumps(entry(state, note))))
+
+
+def smoothed(column: Any, seconds: float) -> Any:
+    """Move an average of seconds towards the newest."""
+    return func.coalesce(column + (seconds - column) * 0.2, seconds)

@@ -1,0 +1,430 @@
+"""The queue of jobs. Each change of a job's state is one statement in one transaction.
+
+Who holds the state folder's lock alone writes: the daemon, or a command while none runs. A cancellation that
+is recorded wins: however such a job ends or is interrupted, it ends cancelled, and is never generated again.
+"""
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import String, case, cast, delete, false, func, select, update
+from sqlalchemy.orm import Session
+
+from framepackd.jobs.database import StoreError, explained, open_database
+from framepackd.jobs.job import ENDED, Job, MemoryRung, Meta, State, utc_now
+from framepackd.jobs.job_sql import (
+    CANCELLED,
+    IN_ORDER,
+    RUNNABLE,
+    TAKEN_AS,
+    as_json,
+    entry,
+    following,
+    smoothed,
+    starts_with,
+    unless_cancelled,
+    variation_of,
+    with_entry,
+)
+from framepackd.text import LAST
+
+STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
+PAUSED = "paused"  # in the table meta: since when
+UNCOMPILED = "uncompiled|"  # there too, before the conditions under which compiling fails: why
+GPU = "gpu"  # there too: when one was first used by the daemon that remembers it
+
+
+class JobStore:
+    """The queue. Threads may share it: each call has a connection and a transaction of its own."""
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        """Open the database, and create it if it is not there.
+
+        Raises:
+            StoreError: it is damaged, somebody else's, of a newer version, or cannot be opened.
+        """
+        self.path = path
+        self._engine = open_database(path, read_only=read_only)
+        # Who looks waits for nobody, and sees what is recorded while nothing can be.
+        self._reader = self._engine if read_only else open_database(path, read_only=True)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with explained(self.path), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextmanager
+    def looking(self) -> Iterator[Session]:
+        """Give a transaction that only reads."""
+        with explained(self.path), Session(self._reader, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    # intake
+
+    def add(self, job: Job) -> Job:
+        """Record a new job, at the back of the queue."""
+        with self._session() as session:
+            job.position = 1 + (session.scalar(select(func.max(Job.position))) or 0)
+            job.history = [entry(State(job.state), "taken in")]
+            session.add(job)
+        return job
+
+    def find_done(self, fingerprint: str) -> Job | None:
+        """Give the latest finished job with the same pictures, prompt and settings."""
+        with self.looking() as session:
+            same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
+            return session.scalars(same.order_by(Job.seq.desc())).first()
+
+    # a job's life
+
+    def next_queued(self, passed_over: Collection[str] = ()) -> Job | None:
+        """Give the job that is to run next, of those that are not passed over."""
+        with self.looking() as session:
+            return session.scalars(following(Job).where(Job.id.not_in(passed_over))).one_or_none()
+
+    def queued_inputs(self) -> list[tuple[str, dict[str, Any]]]:
+        """List the jobs that could run, in the order of the queue: id, and role -> input."""
+        with self.looking() as session:
+            found = session.execute(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
+            return [(row[0], row[1]) for row in found]
+
+    def claim(self, job_id: str | None = None) -> Job | None:
+        """Start a queued job, the next one unless told which; None if it cannot run any more."""
+        chosen = Job.id == job_id if job_id else Job.seq == following(Job.seq).scalar_subquery()
+        statement = (
+            update(Job)
+            .where(chosen, *RUNNABLE)
+            .values(
+                state=State.RUNNING,
+                resumes=Job.resumes + func.iif(Job.started_at.is_(None), 0, 1),
+                started_at=func.coalesce(Job.started_at, utc_now()),
+                history=with_entry(State.RUNNING, "started"),
+            )
+            .returning(Job)
+        )
+        with self._session() as session:
+            return session.scalars(statement).one_or_none()
+
+    def resumed(self, job_id: str, *, steps: int) -> None:
+        """Note how many steps of a job were found done when it was started, of all its sections."""
+        job = self.get(job_id)
+        recorded = max(job.section - 1, 0) * job.steps + job.step
+        section = (steps - 1) // job.steps + 1 if steps else 0
+        self._set_running(
+            job_id,
+            section=section,
+            step=steps - max(section - 1, 0) * job.steps,
+            # The last step before a crash may have become durable without having been told of.
+            steps_run=Job.steps_run + max(steps - recorded, 0),
+        )
+
+    def note(self, job_id: str, note: str) -> None:
+        """Add to the history of a running job what a person should know of it."""
+        self._set_running(job_id, history=with_entry(State.RUNNING, note))
+
+    def cut(self, job_id: str, cuts: list[dict[str, Any]]) -> None:
+        """Note which prompts of a running job are too long."""
+        self._set_running(job_id, cuts=cuts)
+
+    def step(self, job_id: str, *, section: int, step: int, seconds: float) -> None:
+        """Count a finished sampling step; ``section`` from 1."""
+        self._set_running(
+            job_id,
+            section=section,
+            step=step,
+            steps_run=Job.steps_run + 1,
+            # The first step warms everything up and would spoil the estimate: the second replaces it.
+            step_seconds=seconds if (section, step) == (1, 2) else smoothed(Job.step_seconds, seconds),
+            stalled_deaths=0,
+        )
+
+    def decoded(self, job_id: str, *, seconds: float) -> None:
+        """Note how long a section took to decode."""
+        self._set_running(job_id, decode_seconds=smoothed(Job.decode_seconds, seconds))
+
+    def decide(self, job_id: str, state: State, *, error: str | None = None, **made: Any) -> None:
+        """Write down how a job ends, before anything is moved; the delivery can then be taken up again.
+
+        ``made``: columns that say how it was made: timings, versions, device ...
+        """
+        values = {"delivery": unless_cancelled({"state": state, "error": error}), **made}
+        with self._session() as session:
+            session.execute(update(Job).where(Job.id == job_id, Job.state.not_in(ENDED)).values(**values))
+
+    def finish(
+        self, job_id: str, state: State, *, error: str | None, output: str | None, stem: str | None = None
+    ) -> None:
+        """End a job whose files are all in their place, under the name ``stem``."""
+        values = {
+            "delivery": None,
+            "error": error,
+            "output": output,
+            "stem": stem,
+            "finished_at": utc_now(),
+        }
+        with self._session() as session:
+            _move(session, job_id, state, error or "delivered", **values)
+
+    def requeue(self, job_id: str, note: str) -> None:
+        """Put a running job back; it was interrupted, which is not its fault."""
+        with self._session() as session:
+            _put_back(session, job_id, note)
+
+    def count_attempt(self, job_id: str, note: str, *, max_attempts: int) -> int:
+        """Put a running job back after its worker died or failed on it; says how often that was.
+
+        After ``max_attempts`` it is decided in the same transaction that the job has failed.
+        """
+        with self._session() as session:
+            _put_back(session, job_id, note, attempts=Job.attempts + 1)
+            attempts = session.scalars(select(Job.attempts).where(Job.id == job_id)).one()
+            if attempts >= max_attempts:
+                error = f"gave up after {attempts} attempts, the last: {note}"
+                failed = unless_cancelled({"state": State.FAILED, "error": error})
+                session.execute(update(Job).where(Job.id == job_id).values(delivery=failed))
+        return attempts
+
+    def recover(self) -> list[Job]:
+        """Put back what a daemon that died left running; only for the holder of the lock."""
+        with self._session() as session:
+            left = list(
+                session.scalars(select(Job).where(Job.state == State.RUNNING, Job.delivery.is_(None)))
+            )
+            last = session.scalar(select(func.max(Job.position))) or 0
+            for job in left:
+                deaths = job.stalled_deaths + 1
+                back = {"position": last + 1} if deaths >= STALLED_DEATHS else {}
+                note = "the daemon ended while it ran" + (f" ({deaths} times without a step)" if back else "")
+                _put_back(session, job.id, note, stalled_deaths=deaths, **back)
+        return left
+
+    # what people ask for
+
+    def cancel(self, job_id: str, how: str) -> bool:
+        """Record that a job is to end cancelled, ``how`` being ``discard`` or ``keep``.
+
+        A queued job of which nothing is kept is thereby decided; another one when its worker has left it,
+        or has written what exists. Says whether it was queued or running, and not decided otherwise.
+        """
+        at_once = Job.state == State.QUEUED if how == "discard" else false()
+        statement = (
+            update(Job)
+            .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_(None))
+            .values(
+                cancel=how,
+                delivery=case((at_once, as_json(CANCELLED)), else_=as_json(None)),
+            )
+        )
+        with self._session() as session:
+            return _changed(session, statement)
+
+    def cancel_delivery(self, job_id: str, how: str) -> bool:
+        """Decide that a job whose files cannot be moved ends cancelled; says whether it had not ended yet."""
+        statement = (
+            update(Job)
+            .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_not(None))
+            .values(cancel=how, delivery=CANCELLED)
+        )
+        with self._session() as session:
+            return _changed(session, statement)
+
+    def retry(self, job_id: str) -> bool:
+        """Put a failed or cancelled job at the back of the queue, as soon as its files are brought back.
+
+        It keeps its settings, seed and history and starts to count its attempts anew. Says whether it had
+        failed or was cancelled.
+        """
+        statement = (
+            update(Job)
+            .where(Job.id == job_id, Job.state.in_((State.FAILED, State.CANCELLED)))
+            .values(
+                state=State.QUEUED,
+                delivery={"state": State.QUEUED, "error": None},
+                position=select(func.max(Job.position)).scalar_subquery() + 1,
+                history=with_entry(State.QUEUED, "framepackd retry"),
+                **{"attempts": 0, "stalled_deaths": 0, "cuts": []},
+                **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
+            )
+        )
+        with self._session() as session:
+            return _changed(session, statement)
+
+    def begin_anew(self, job_id: str) -> None:
+        """Note of a job that has not ended, and does not run, that what was made of it is given up."""
+        note = with_entry(State.QUEUED, "framepackd retry --anew")
+        statement = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED))
+        with self._session() as session:
+            session.execute(statement.values(section=0, step=0, attempts=0, stalled_deaths=0, history=note))
+
+    def brought_back(self, job: Job) -> None:
+        """Let a job whose files are back in its work folder run, or end as ``job.delivery`` has it."""
+        anew = ("inputs", "settings", "fingerprint", "width", "height", "frames", "sections", "steps_total")
+        values = {column: getattr(job, column) for column in (*anew, "delivery")}
+        with self._session() as session:
+            session.execute(update(Job).where(Job.id == job.id).values(**values))
+
+    def move_to_front(self, job_id: str) -> bool:
+        """Let a queued job run next; says whether it was queued.
+
+        A running job that is interrupted still comes before it. Nothing else moves, however long the queue.
+        """
+        with self._session() as session:
+            first = session.scalars(select(func.min(Job.position))).one_or_none() or 0
+            moved = update(Job).where(Job.id == job_id, *RUNNABLE).values(position=first - 1)
+            if not _changed(session, moved):
+                return False
+            session.execute(update(Job).where(Job.state == State.RUNNING).values(position=first - 2))
+        return True
+
+    def pause(self) -> None:
+        """Record that nothing is to run, until ``resume``, over restarts too."""
+        if self.paused() is None:
+            with self._session() as session:
+                session.add(Meta(key=PAUSED, value=utc_now()))
+
+    def resume(self) -> None:
+        """Take the pause back."""
+        with self._session() as session:
+            session.execute(delete(Meta).where(Meta.key == PAUSED))
+
+    def paused(self) -> str | None:
+        """Say since when the queue is paused, and how it goes on; None if it is not."""
+        with self.looking() as session:
+            since = session.scalars(select(Meta.value).where(Meta.key == PAUSED)).one_or_none()
+        return f"by framepackd pause since {since}: framepackd resume goes on" if since else None
+
+    # what was learned
+
+    def rungs(self) -> dict[str, int]:
+        """Give the rungs of the memory ladder that worked, by device, model and size."""
+        with self.looking() as session:
+            return {row[0]: row[1] for row in session.execute(select(MemoryRung.key, MemoryRung.rung))}
+
+    def remember_rung(self, key: str, rung: int) -> None:
+        """Remember which rung of the memory ladder worked; ``key`` is ``device|model|WxH``."""
+        with self._session() as session:
+            session.merge(MemoryRung(key=key, rung=rung))
+
+    def uncompiled(self) -> dict[str, str]:
+        """Give why blocks could not be compiled, by the conditions under which they were to be."""
+        statement = select(Meta.key, Meta.value).where(Meta.key.startswith(UNCOMPILED, autoescape=True))
+        with self.looking() as session:
+            return {row[0].removeprefix(UNCOMPILED): row[1] for row in session.execute(statement)}
+
+    def remember_uncompiled(self, key: str, reason: str) -> None:
+        """Remember that blocks cannot be compiled; ``key`` as :func:`compiling.conditions` gives it."""
+        with self._session() as session:
+            session.merge(Meta(key=UNCOMPILED + key, value=reason))
+
+    def gpu_used(self) -> bool:
+        """Say whether anything was ever computed on a GPU."""
+        with self.looking() as session:
+            return session.get(Meta, GPU) is not None
+
+    def remember_gpu(self) -> None:
+        """Remember that a GPU computes."""
+        with self._session() as session:
+            session.merge(Meta(key=GPU, value=utc_now()))
+
+    def _set_running(self, job_id: str, **values: Any) -> None:
+        statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)
+        with self._session() as session:
+            session.execute(statement.values(progress_at=utc_now(), **values))
+
+    # looking
+
+    def get(self, job_id: str) -> Job:
+        """Give a job by its id.
+
+        Raises:
+            KeyError: there is none.
+        """
+        with self.looking() as session:
+            job = session.scalars(select(Job).where(Job.id == job_id)).one_or_none()
+        if job is None:
+            raise KeyError(job_id)
+        return job
+
+    def find(self, wanted: str) -> Job | None:
+        """Find a job by its id, by its name, or by the start of its id; of several the latest."""
+        return next(iter(self.matching(wanted)), None)
+
+    def matching(self, wanted: str) -> list[Job]:
+        """List the jobs with this id; else those of this name, else whose id starts so; the latest first."""
+        folder, _, name = wanted.rpartition("/")
+        conditions = (
+            Job.id == wanted,
+            Job.name == wanted,
+            starts_with(Job.id, wanted) & (wanted != ""),
+            (Job.folder == folder) & (Job.name == name),
+            (Job.folder == folder) & variation_of(name),
+        )
+        with self.looking() as session:
+            for condition in conditions:
+                jobs = list(session.scalars(select(Job).where(condition).order_by(Job.seq.desc())))
+                if jobs:
+                    return jobs
+        return []
+
+    def taken_as(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Give the ids of the latest jobs that were taken from these folders under these names.
+
+        Those of variations too. There may be thousands of names: each costs two looks into an index.
+        """
+        asked = {"names": json.dumps(list(names)), "after": LAST}
+        with self.looking() as session:
+            found = session.execute(TAKEN_AS, asked)
+            return {(row[0], row[1]): row[2] for row in found}
+
+    def made_of(self, sha256: str) -> list[Job]:
+        """List the jobs that a file of this content belongs to."""
+        with self.looking() as session:
+            return list(session.scalars(select(Job).where(cast(Job.inputs, String).contains(sha256))))
+
+    def in_state(self, *states: State) -> list[Job]:
+        """List jobs by state, in the order of the queue."""
+        with self.looking() as session:
+            return list(session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.position)))
+
+    def last_ended(self, limit: int) -> list[Job]:
+        """List the jobs that have ended last, the latest first."""
+        ended = select(Job).where(Job.finished_at.is_not(None))
+        with self.looking() as session:
+            return list(session.scalars(ended.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit)))
+
+    def to_deliver(self, states: Collection[State] = tuple(State)) -> list[str]:
+        """Give the ids of the jobs that are decided to end in one of some states, in the queue's order."""
+        decided = Job.delivery.is_not(None) & func.json_extract(Job.delivery, "$.state").in_(states)
+        with self.looking() as session:
+            return list(session.scalars(select(Job.id).where(decided).order_by(Job.position)))
+
+    def counts(self) -> dict[str, int]:
+        """Count the jobs in each state."""
+        with self.looking() as session:
+            rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
+        found = {row[0]: row[1] for row in rows}
+        return {state.value: found.get(state.value, 0) for state in State}
+
+    def states(self) -> dict[str, str]:
+        """Give the state of every job, by id."""
+        with self.looking() as session:
+            return {row[0]: row[1] for row in session.execute(select(Job.id, Job.state))}
+
+
+def _changed(session: Session, statement: Any) -> bool:
+    return bool(session.execute(statement).rowcount == 1)  # type: ignore[attr-defined] # typed as Result
+
+
+def _put_back(session: Session, job_id: str, note: str, **values: Any) -> None:
+    # One of which something is to be kept comes to the worker once more, to write that.
+    undecided = case((Job.cancel == "discard", as_json(CANCELLED)), else_=as_json(None))
+    _move(session, job_id, State.QUEUED, note, delivery=undecided, **values)
+
+
+def _move(session: Session, job_id: str, state: State, note: str, **values: Any) -> None:
+    statement = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED))
+    if not _changed(session, statement.values(state=state, history=with_entry(state, note), **values)):
+        raise StoreError(f"job {job_id} has ended already and cannot become {state}")

@@ -1,0 +1,1 @@
+"""Is this machine right: checks, a trial video, calibration, the service."""

@@ -1,0 +1,274 @@
+"""Is this machine ready: config, folders, database, models, GPU, disk, a line each; and the memory plan."""
+
+import os
+import shutil
+import stat
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from framepack_core.errors import FramePackError, RequestError
+from framepack_core.media.sizes import BUCKET_RESOLUTION, scale_buckets
+from framepack_core.memory import footprint, planning
+from framepack_core.memory.footprint import GIB, ItemBytes, Video, Weights
+from framepack_core.memory.planning import Card, Host, Plan
+from framepack_core.models import model_files, taehv_files
+from framepackd import folders
+from framepackd.files import filesystem_type
+from framepackd.jobs.database import StoreError
+from framepackd.jobs.store import JobStore
+from framepackd.settings import loras, players
+from framepackd.settings.config import SECRET_KEYS, Config, poll_seconds
+from framepackd.settings.job_settings import JobSettings
+from framepackd.settings.secret_files import SecretError
+from framepackd.supervisor.readiness import is_gpu_expected
+
+if TYPE_CHECKING:
+    import torch
+
+# Fine (None: only said; a warning: to be put right, but no run needs it), what was looked at, what was found.
+Check = tuple[bool | Literal["warning"] | None, str, str]
+
+WIDTHS = {"float32": (4, 4)}  # in bytes, of an assumed card; half precision otherwise
+SLOWER = "not compiled, which is slower"
+DISK_RESERVE_BYTES = 2 << 30  # a minute of video at the highest quality, and the database
+
+
+def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
+    """Look at everything a run needs; yields each finding as it is made."""
+    settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
+    yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
+    for warning in players.of_crf(config.defaults):
+        yield "warning", "crf", f"[defaults] {warning}"
+    yield from _secrets(config)
+    for name, path in config.folders.items():
+        another = None if name == "state_dir" else folders.trouble(name, config)
+        yield (False, name, another) if another else _folder(name, path)
+    events = filesystem_type(config.inbox)
+    yield (
+        None,
+        "watching",
+        f"{events or 'unknown'} file system: a full look every {poll_seconds(config):.0f} s",
+    )
+    yield _database(config)
+    for name in dict.fromkeys([config.model, *config.models]):
+        yield from _model(config, name)
+    yield _loras(config)
+    if config.preview_decoder is not None:
+        yield _preview_decoder(config.preview_decoder, whole=gpu)
+    yield _disk(config.state_dir)
+    if gpu:
+        yield from _device(config)
+
+
+def _secrets(config: Config) -> Iterator[Check]:
+    """Look at the files of secrets, and who else can read those that stand in the configuration."""
+    for key, file in (
+        ("password_file", config.web.password_file),
+        ("webhook_file", config.notify.webhook_file),
+    ):
+        if file is None:
+            continue
+        try:
+            config.web.read_password() if key == "password_file" else config.notify.read_webhook()
+        except SecretError as error:
+            # A command in a shell sees no credentials, and need not be the service's user.
+            yield "warning", key, str(error)
+        else:
+            yield True, key, str(file)
+    readers = readers_of_secrets(config)
+    if readers:
+        yield "warning", "secrets", readers
+
+
+def readers_of_secrets(config: Config) -> str | None:
+    """Say who else can read a secret in the configuration's file, and what to do; None if there is none."""
+    if config.file is None:
+        return None
+    try:
+        written = tomllib.loads(config.file.read_text(encoding="utf-8-sig"))
+        status = config.file.stat()
+    except (OSError, ValueError):  # changed since it was read
+        return None
+    keys = [
+        f"{key} under [{section}]"
+        for section, key in SECRET_KEYS
+        if isinstance(written.get(section), dict) and written[section].get(key)
+    ]
+    droppers = config.inbox.stat().st_gid if config.inbox.exists() else None
+    by_all = status.st_mode & stat.S_IROTH
+    by_group = status.st_mode & stat.S_IRGRP and status.st_gid == droppers
+    if not keys or not (by_all or by_group):
+        return None
+    who = "everybody on this machine" if by_all else "who may drop files (the inbox has the same group)"
+    named = " and ".join(keys)
+    files = " and ".join(f"{key}_file" for section, key in SECRET_KEYS if f"{key} under [{section}]" in keys)
+    return f"{named} in {config.file} can be read by {who}: set {files} instead, a file with the mode 0600"
+
+
+def _folder(name: str, path: Path) -> Check:
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not nearest.is_dir():
+        return False, name, f"{nearest} is a file: move it away, or set another {name}"
+    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
+        return False, name, f"{nearest} cannot be written by this user: change its owner or rights"
+    return True, name, str(path) if path.exists() else f"{path} (will be made)"
+
+
+def _database(config: Config) -> Check:
+    if not config.database.exists():
+        return True, "database", f"{config.database} (will be made)"
+    try:
+        counts = JobStore(config.database, read_only=True).counts()
+    except StoreError as error:
+        return False, "database", str(error)
+    return (
+        True,
+        "database",
+        ", ".join(f"{count} {state}" for state, count in counts.items() if count) or "empty",
+    )
+
+
+def _model(config: Config, name: str) -> Iterator[Check]:
+    try:
+        looked = model_files.look(config.spec(name))
+    except FramePackError as error:
+        yield False, f"model {name}", str(error)
+        return
+    yield True, f"model {name}", "every file is here, and they fit"
+    for found in looked.values():
+        if found.warning:
+            yield "warning", f"model {name}", found.warning
+
+
+def _loras(config: Config) -> Check:
+    try:
+        for entry in JobSettings(**config.defaults).loras:
+            loras.find(entry.file, config.lora_dir)
+    except RequestError as error:
+        return False, "lora_dir", f"[defaults] {error}"
+    return None, "lora_dir", f"{config.lora_dir}: {loras.listing(config.lora_dir)}"
+
+
+def _preview_decoder(file: Path, *, whole: bool) -> Check:
+    """Look at the tiny decoder; ``whole``: load it, which needs torch."""
+    try:
+        taehv_files.check_file(file)
+        if whole:
+            from framepack_core.networks.taehv import TinyDecoder
+
+            TinyDecoder.load(file)
+    except FramePackError as error:
+        return False, "preview_decoder", str(error)
+    return True, "preview_decoder", str(file)
+
+
+def _disk(path: Path) -> Check:
+    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(nearest).free
+    if free < DISK_RESERVE_BYTES:
+        return False, "disk", f"{free / 2**30:.1f} GiB free in {nearest}: make room, 2 GiB are needed"
+    return True, "disk", f"{free / 2**30:.0f} GiB free"
+
+
+def _device(config: Config) -> Iterator[Check]:
+    from framepack_core.memory import device_support, devices
+    from framepack_core.networks.attention import choose_attention
+
+    try:
+        device = devices.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(config.model, config))
+        transformer, encoders = devices.choose_dtypes(device, config.gpu.dtype)
+        attention = choose_attention(config.gpu.attention, device)
+    except FramePackError as error:
+        yield False, "device", str(error)
+        return
+    dtypes = f"transformer {transformer}, encoders and VAE {encoders}".replace("torch.", "")
+    yield True, "attention", attention
+    if config.gpu.compile is True or (config.gpu.compile == "auto" and device.type == "cuda"):
+        yield _compiling(config, device, transformer, attention)
+    card = devices.card(device)
+    if card is None:
+        small = config.model == "demo"
+        note = "" if small else ": the full models take days a video here; a CUDA GPU is needed"
+        yield small or None, "device", f"cpu, {dtypes}{note}"
+        return
+    yield True, "device", f"{devices.describe(device)}, {card.free / GIB:.0f} GiB free, {dtypes}"
+    for warning in device_support.warnings(device, transformer):
+        yield "warning", "device", warning
+
+
+def _compiling(config: Config, device: "torch.device", dtype: "torch.dtype", attention: str) -> Check:
+    """Look for what compiling needs, and whether it has failed before."""
+    from framepack_core.networks import compiling
+
+    wanted, precision = config.gpu.compile, config.gpu.precision
+    if lacking := compiling.missing(device, dtype, precision):
+        return False if wanted is True else "warning", "compile", f"{SLOWER}: needs {lacking}"
+    known = JobStore(config.database, read_only=True).uncompiled() if config.database.exists() else {}
+    failed = known.get(compiling.conditions(device, dtype, precision, attention))
+    if failed and wanted == "auto":
+        return "warning", "compile", f"{SLOWER}: it failed ({failed}); compile = true tries again"
+    which = "all videos" if wanted is True else f"videos of {compiling.WORTH_SECTIONS} sections and more"
+    return True, "compile", which
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A memory plan, and what it is for."""
+
+    model: str
+    weights: Weights
+    card: Card | None
+    host: Host
+    video: Video  # the largest by the config's defaults
+    plan: Plan
+
+
+def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None) -> Forecast | None:
+    """Plan for the largest video that a job without settings of its own makes; None where nothing is known.
+
+    Args:
+        config: names the model.
+        gpu: whether to look at the GPU.
+        vram: GiB of a card to assume instead.
+        ram: GiB of host memory to assume instead.
+
+    Raises:
+        FramePackError: the device is not there, or a file of the model is damaged.
+    """
+    spec = config.spec(config.defaults.get("model", config.model))
+    widths = WIDTHS.get(config.gpu.dtype, (2, 2))
+    if vram is not None:
+        card: Card | None = Card.assumed(vram)
+    elif gpu:
+        from framepack_core.memory import devices
+
+        device = devices.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(spec.name, config))
+        card = devices.card(device)
+        transformer, encoders = devices.choose_dtypes(device, config.gpu.dtype)
+        widths = transformer.itemsize, encoders.itemsize
+    else:
+        return None
+    settings = JobSettings(**config.defaults)
+    sizes = scale_buckets(settings.resolution or BUCKET_RESOLUTION)
+    if settings.resolution is None:
+        sizes = spec.buckets
+    if settings.height is not None and settings.width is not None:
+        sizes = ((settings.height, settings.width),)
+    video = max((Video.asked_for(settings, size) for size in sizes), key=lambda video: video.tokens)
+    host = planning.host_memory() if ram is None else Host.assumed(ram)
+    weights = footprint.weights(spec)
+    merged = [loras.opened(entry, config.lora_dir) for entry in settings.loras]
+    plan = planning.make_plan(
+        weights,
+        card,
+        host,
+        video,
+        tiling=config.gpu.vae_tiling,
+        keep_free=int((settings.gpu_memory_preservation or 0) * GIB),
+        item_bytes=ItemBytes.of(*widths, config.gpu.precision),
+        changed=footprint.changed(merged, spec) if weights.on_disk else {},
+    )
+    return Forecast(spec.name, weights, card, host, video, plan)

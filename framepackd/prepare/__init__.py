@@ -1,0 +1,1 @@
+"""Videos and data sets become files for the inbox."""

@@ -1,0 +1,298 @@
+"""From videos and data sets to jobs: pictures, texts and recorded differences under the inbox's names.
+
+One item after the other is made ready in a hidden folder of the target and then gets its names there, the
+picture that a job starts from last: nothing is ever taken half, and whatever ends this, the next run goes on.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shutil
+import stat
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from framepack_core.errors import RequestError
+from framepack_core.media import pictures as media
+from framepackd import files, moving
+from framepackd.inbox.listing import IGNORED, IGNORED_FOLDERS
+from framepackd.jobs.job import State
+from framepackd.jobs.store import JobStore
+from framepackd.prepare import video_frames
+from framepackd.prepare.items import Item, Options, Outcome, Result, Source, UsageError
+from framepackd.prepare.prepared_names import choose_names, endings_of
+from framepackd.settings.config import Config
+from framepackd.settings.decoding import as_text
+from framepackd.settings.job_settings import parse_settings
+from framepackd.text import as_utf8
+
+if TYPE_CHECKING:
+    from framepackd.prepare.datasets import Writer
+
+STAGING = ".framepackd-prepare"
+MAX_TEXT_BYTES = 1 << 16  # what a prompt may have
+OTHER_ROLES = ("text", "settings", "diff")  # of files that are no pictures
+DONE = (State.DONE, State.SKIPPED, State.QUEUED, State.RUNNING)
+
+
+def read_settings(pairs: Iterable[str]) -> str:
+    r"""Turn KEY=VALUE into the text of a ``NAME.toml``, checked; what is no TOML value is text.
+
+    >>> read_settings(["seconds=3", "cache=teacache"])
+    'seconds = 3\ncache = "teacache"\n'
+
+    Raises:
+        UsageError: it is not of that form, or no setting of a job.
+    """
+    lines = []
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UsageError(f"--set needs KEY=VALUE, got {pair!r}: for example seconds=3")
+        line = f"{key.strip()} = {value.strip()}\n"
+        try:
+            tomllib.loads(line)
+        except tomllib.TOMLDecodeError:
+            line = f"{key.strip()} = {json.dumps(value.strip())}\n"
+        lines.append(line)
+    try:
+        read = parse_settings(tomllib.loads("".join(lines)), "--set")
+    except (tomllib.TOMLDecodeError, RequestError) as error:
+        raise UsageError(str(error)) from error
+    if "prompt" in read:
+        raise UsageError("--set prompt: the text of a job counts before its settings: use --prompt")
+    return "".join(lines)
+
+
+def find(options: Options) -> Source:
+    """Find what there is to prepare.
+
+    Raises:
+        UsageError: nothing, or not in this way.
+    """
+    source = options.source
+    if options.prompt is not None and not options.prompt.strip():
+        raise UsageError("--prompt is empty: write what happens, or leave it out and write captions")
+    if not source.exists():
+        raise UsageError(
+            f"{source} does not exist: give a folder of videos, a video, or a data set (one of the hub "
+            "comes by: hf download --repo-type dataset ORG/NAME --local-dir FOLDER)"
+        )
+    videos = [source] if source.is_file() else sorted(_list_videos(source))
+    videos = [path for path in videos if path.suffix.lower() in video_frames.SUFFIXES]
+    if videos:
+        return _videos(videos, options)
+    from framepackd.prepare import datasets
+
+    if datasets.is_one(source):
+        if options.frames is not None:
+            raise UsageError("--frames is for videos: how many pictures a data set has is in its columns")
+        return datasets.read(options)
+    raise UsageError(
+        f"{source} holds no videos ({', '.join(video_frames.SUFFIXES)}) and no data set "
+        "(saved by save_to_disk, or .parquet): give another folder"
+    )
+
+
+def _list_videos(folder: Path) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not IGNORED_FOLDERS.search(name)]
+        yield from (Path(root, name) for name in names if not IGNORED.search(name))
+
+
+def _videos(videos: list[Path], options: Options) -> Source:
+    if options.split is not None:
+        raise UsageError("--split is for data sets: videos have none")
+    root = options.source if options.source.is_dir() else options.source.parent
+    count = options.frames or 2
+    endings = endings_of(count, chain=options.frames is not None)
+    names = choose_names([PurePosixPath(path.relative_to(root)) for path in videos])
+    items = [
+        Item(
+            origin=as_utf8(f"{path}"),
+            folder=as_utf8(f"{path.parent}") if path.parent.name else "",
+            name=name,
+            endings=endings,
+            pictures=partial(video_frames.read_frames, root / path, count),
+            text=partial(_text, root / path, options.prompt),
+        )
+        for path, name in names.items()
+    ]
+    return Source(len(items), endings, items)
+
+
+def _text(video: Path, prompt: str | None) -> str:
+    """Give the prompt for all, or the caption beside a video."""
+    if prompt is not None:
+        return prompt
+    captions = [video.with_suffix(suffix) for suffix in (".txt", ".TXT", ".Txt")]
+    caption = next((path for path in captions if path.is_file()), captions[0])
+    try:
+        if caption.stat().st_size > MAX_TEXT_BYTES:
+            raise RequestError(f"{caption.name} has more than {MAX_TEXT_BYTES} bytes: shorten it")
+        text = as_text(caption.read_bytes(), caption.name).replace("\r\n", "\n").strip()
+    except FileNotFoundError as error:
+        raise RequestError(
+            f"has no caption {caption.name}: write it, or give one --prompt for all"
+        ) from error
+    except OSError as error:
+        raise RequestError(f"{caption.name} cannot be read ({error.strerror}): correct its rights") from error
+    if not text:
+        raise RequestError(f"{caption.name} is empty: write what happens, or give one --prompt for all")
+    return text
+
+
+def prepare(
+    source: Source, options: Options, config: Config, writer: "Writer | None" = None
+) -> Iterator[Result]:
+    """Prepare item after item; what is bad is told and left out. ``writer`` gets all that are good.
+
+    Raises:
+        UsageError: another one is at work on the same target.
+        OSError, StoreError: the target or the database cannot be used; run it again when they can.
+    """
+    store = None
+    if options.skip_done and config.database.exists():
+        store = JobStore(config.database, read_only=True)
+    with _staging(options) as staging:
+        for item in source.items:
+            try:
+                yield _prepare(item, options, staging, store, writer)
+            except RequestError as error:
+                yield Result(item, Outcome.BAD, str(error))
+            finally:
+                for path in staging.iterdir():
+                    path.unlink()
+
+
+@contextlib.contextmanager
+def _staging(options: Options) -> Iterator[Path]:
+    """Give a hidden folder in the target that nobody else uses; it goes when this ends."""
+    if options.dry_run:
+        with tempfile.TemporaryDirectory(prefix="framepackd-") as folder:
+            yield Path(folder)
+        return
+    files.make_folder(options.target)
+    lock = os.open(options.target, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"another framepackd prepare is at work on {options.target}: wait for it, or end it"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.EBADF, errno.ENOLCK, errno.ENOSYS):  # some network file systems
+                raise
+        staging = options.target / STAGING
+        if staging.exists():
+            shutil.rmtree(staging)  # of one that was killed
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging)
+    finally:
+        os.close(lock)
+
+
+def _prepare(
+    item: Item,
+    options: Options,
+    staging: Path,
+    store: JobStore | None,
+    writer: "Writer | None",
+) -> Result:
+    folder = options.target / item.folder
+    text = item.text()
+    if writer is None and not options.dry_run and _is_there(item, folder, text):
+        return Result(item, Outcome.THERE)
+    differences = _stage(item, staging)
+    if options.max_difference is not None and any(each >= options.max_difference for each in differences):
+        return Result(item, Outcome.DIFFERENT, differences=differences)
+    pictures = [staging / (item.name + ending) for ending in item.endings]
+    if writer is not None:
+        writer.add(pictures, text, differences)
+    if store is not None and _is_done(pictures, text, store):
+        return Result(item, Outcome.DONE, differences=differences)
+    if options.dry_run:
+        return Result(item, Outcome.PREPARED, differences=differences)
+    beside = {".txt": f"{text}\n"}
+    if differences:
+        beside["_frame_diff.txt"] = "".join(f"{each}\n" for each in differences)
+    if options.settings:
+        beside[".toml"] = options.settings
+    for ending, content in beside.items():
+        (staging / (item.name + ending)).write_text(content, encoding="utf-8")
+    # Without its first picture nothing is a job, and with it everything is there.
+    ordered = [*(staging / (item.name + ending) for ending in beside), *reversed(pictures)]
+    outcome = Outcome.PREPARED if _place(ordered, folder) else Outcome.THERE
+    return Result(item, outcome, differences=differences)
+
+
+def _is_there(item: Item, folder: Path, text: str) -> bool:
+    """Say whether an earlier run has finished with it, and nobody had taken it before we looked."""
+    if not all((folder / (item.name + ending)).is_file() for ending in (*item.endings, ".txt")):
+        return False
+    try:
+        there = (folder / f"{item.name}.txt").read_bytes()
+    except FileNotFoundError:  # taken just now
+        return True
+    if there.decode(errors="replace").strip() != text.strip():
+        raise _occupied(folder / f"{item.name}.txt")
+    return True
+
+
+def _stage(item: Item, staging: Path) -> tuple[float, ...]:
+    """Write the pictures, and say how much neighbours differ; two are in memory at a time."""
+    differences: list[float] = []
+    last = None
+    for ending, picture in zip(item.endings, item.pictures(), strict=True):
+        if last is not None and item.differences is None:
+            differences.append(video_frames.difference(last, picture))
+        media.write_picture(staging / (item.name + ending), picture)
+        last = picture
+    return tuple(differences) if item.differences is None else item.differences
+
+
+def _is_done(pictures: list[Path], text: str, store: JobStore) -> bool:
+    """Say whether a job with just these pictures and this prompt is done, queued or on its way."""
+    wanted = sorted(files.sha256(path) for path in pictures)
+    for job in store.made_of(wanted[0]):
+        its = (entry["sha256"] for role, entry in job.inputs.items() if role not in OTHER_ROLES)
+        if sorted(its) == wanted and job.state in DONE and job.settings.get("prompt") == text.strip():
+            return True
+    return False
+
+
+def _place(staged: list[Path], folder: Path) -> bool:
+    """Give files their names in a folder, in this order, over nothing; say whether any was missing.
+
+    Raises:
+        RequestError: something else has one of the names.
+    """
+    for path in staged:
+        there = folder / path.name
+        with contextlib.suppress(FileNotFoundError):  # free, perhaps since just now
+            if not stat.S_ISREG(there.lstat().st_mode) or files.sha256(there) != files.sha256(path):
+                raise _occupied(there)
+    files.make_folder(folder)
+    placed = False
+    for path in staged:
+        files.sync_file(path)
+        with contextlib.suppress(FileExistsError):
+            moving.move(path, folder / path.name, part=f"prepare-{path.name}")
+            placed = True
+    return placed
+
+
+def _occupied(path: Path) -> RequestError:
+    return RequestError(
+        f"{path} is there already with something else in it: move it away, or give another TARGET"
+    )

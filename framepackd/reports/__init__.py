@@ -1,0 +1,1 @@
+"""What the daemon tells others: systemd, hooks, Prometheus."""

@@ -1,0 +1,1 @@
+"""What people may set: the configuration and a job's settings."""

@@ -1,0 +1,171 @@
+"""The LoRAs of a job: names in its settings, files below ``lora_dir``, and what is recorded of them."""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+
+from framepack_core.errors import ModelError, RequestError
+from framepack_core.mistakes import shown
+from framepack_core.models import lora_files
+from framepack_core.models.registry import ModelSpec
+from framepack_core.request import Lora, Number
+
+log = logging.getLogger(__name__)
+
+SUFFIX = ".safetensors"
+MAX_LORAS = 16  # of a job
+NAMED = 10  # of the files that are there, in a message
+MAX_LOOKED_AT = 10_000  # entries of the folder
+
+
+def _below(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or path.suffix.lower() != SUFFIX or "\0" in name:
+        raise ValueError(f"must be the path of a {SUFFIX} file below lora_dir, without .., got {shown(name)}")
+    return str(path)
+
+
+class LoraSetting(BaseModel):
+    """A LoRA, as ``loras`` in the settings names it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    file: Annotated[str, AfterValidator(_below)]
+    weight: Number = Field(1.0, ge=-4, le=4)
+    allow_partial: StrictBool = False  # take it even if keys of blocks belong nowhere
+
+
+def _by_name(value: object) -> object:
+    return {"file": value} if isinstance(value, str) else value
+
+
+def _each_once(loras: list[LoraSetting]) -> list[LoraSetting]:
+    files = [entry.file for entry in loras]
+    twice = next((file for file in files if files.count(file) > 1), None)
+    if twice is not None:
+        raise ValueError(f"must name each file once: {twice} is there twice, add the weights up")
+    return loras
+
+
+LoraSettings = Annotated[
+    list[Annotated[LoraSetting, BeforeValidator(_by_name)]],
+    Field(max_length=MAX_LORAS),
+    AfterValidator(_each_once),
+]
+
+
+def find(name: str, lora_dir: Path) -> Path:
+    """Give the file of a LoRA.
+
+    Raises:
+        RequestError: it is not there, or lies elsewhere.
+    """
+    try:
+        root = lora_dir.resolve()
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise RequestError(f"loras: {name} is a link out of {lora_dir}: put the file itself there")
+        there = path.is_file()
+    except (OSError, RuntimeError):  # a name that no file can have, or links in a circle
+        there = False
+    if not there:
+        raise RequestError(
+            f"loras: there is no {name} in {lora_dir} ({listing(lora_dir)}): put it there, or correct the "
+            "name, and drop the files again"
+        )
+    return path
+
+
+def listing(lora_dir: Path) -> str:
+    """Say which LoRAs are there, not all if they are many."""
+    try:
+        if not lora_dir.is_dir():
+            return "there is no such folder"
+    except OSError as error:  # a folder above is closed, or its disk fails
+        return f"it cannot be looked into: {error.strerror}"
+    names = sorted(islice(_names(lora_dir), MAX_LOOKED_AT))
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"there are {', '.join(names[:NAMED])}{more}" if names else f"no {SUFFIX} file is there"
+
+
+def _names(lora_dir: Path) -> Iterator[str]:
+    for folder, _, files in os.walk(lora_dir):
+        here = Path(folder).relative_to(lora_dir)
+        seen = (file for file in files if not file.startswith("."))  # macOS leaves a ._file beside each
+        yield from (str(here / file) for file in seen if file.lower().endswith(SUFFIX))
+
+
+def opened(entry: LoraSetting, lora_dir: Path) -> Lora:
+    """Give a LoRA as the engine takes it.
+
+    Raises:
+        RequestError: its file is not there, or lies elsewhere.
+    """
+    return Lora(file=find(entry.file, lora_dir), weight=entry.weight, allow_partial=entry.allow_partial)
+
+
+def take_in(chosen: Iterable[LoraSetting], lora_dir: Path, spec: ModelSpec) -> list[dict[str, Any]]:
+    """Give what is recorded of a job's LoRAs: file, weight, SHA-256, and how many of its keys matched.
+
+    The last only if the model is here; else the worker will say it.
+
+    Raises:
+        RequestError: a file is not there, or does not fit the model.
+        OSError: a file cannot be read.
+    """
+    named = list(chosen)
+    loras = [opened(entry, lora_dir) for entry in named]
+    entries = [
+        {"file": entry.file, "weight": entry.weight}
+        | ({"allow_partial": True} if entry.allow_partial else {})
+        | {"sha256": lora_files.sha256(found.file)}
+        for entry, found in zip(named, loras, strict=True)
+    ]
+    try:
+        fits = lora_files.fit_all(loras, spec)
+    except ModelError:
+        return entries
+    for entry, fit in zip(entries, fits, strict=True):
+        log.log(logging.WARNING if fit.unmatched else logging.INFO, "LoRA %s: %s", entry["file"], fit.text)
+    return with_counts(entries, [fit.counts for fit in fits])
+
+
+def with_counts(
+    entries: Iterable[Mapping[str, Any]], counts: Iterable[Mapping[str, int]]
+) -> list[dict[str, Any]]:
+    """Add to what is recorded how many keys matched."""
+    return [{**entry, **count} for entry, count in zip(entries, counts, strict=True)]
+
+
+def requested(settings: Mapping[str, Any], lora_dir: Path) -> tuple[Lora, ...]:
+    """Give a recorded job's LoRAs to the engine, which looks whether they are still what they were."""
+    return tuple(
+        Lora(
+            file=lora_dir / entry["file"],
+            weight=entry["weight"],
+            sha256=entry["sha256"],
+            allow_partial=entry.get("allow_partial", False),
+        )
+        for entry in settings.get("loras", ())
+    )
+
+
+def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give of a job's settings what its result depends on: content and weights, whatever files are called."""
+    merged = sorted((entry["sha256"], entry["weight"]) for entry in settings.get("loras", ()))
+    others = {key: value for key, value in settings.items() if key != "loras"}
+    return others | ({"loras": merged} if merged else {})
+
+
+def in_words(entry: Mapping[str, Any]) -> str:
+    """Say in a line what is recorded of a LoRA."""
+    told = f"{entry['file']}, weight {entry['weight']:g}"
+    if "matched" in entry:
+        # Before all keys were counted, those for text encoders were left out.
+        told += f", matched {entry['matched']} of {entry.get('keys', entry['matched'] + entry['unmatched'])}"
+    return told

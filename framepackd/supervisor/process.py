@@ -1,0 +1,58 @@
+"""The daemon's handle on its worker process: started, spoken to, and how it died."""
+
+import multiprocessing
+import multiprocessing.process
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+
+from framepackd.jobs.job import Job
+from framepackd.worker import main
+
+
+@dataclass
+class Handle:
+    """The daemon's end: the process, the connection to it, and the job it is on."""
+
+    process: multiprocessing.process.BaseProcess
+    connection: Connection
+    job: Job | None = None
+    told_next: str | None = None  # the job that it knows to come next
+    idle_since: float = field(default_factory=time.monotonic)
+    stop_sent: float | None = None
+    quiet: float = 0.0  # seconds since the last sign of life
+    awaited: str = "start"  # what the next sign is of: start, step, decode or end
+    slowest: dict[str, float] = field(default_factory=dict)  # of what was awaited, in seconds
+    worked: bool = False  # it has done a step: the device computes
+    hung: str | None = None  # why it was ended, at the cost of an attempt
+    ended: str | None = None  # why it was ended, through no fault of the job
+
+    def manner_of_death(self) -> str:
+        """Say in words how the process ended."""
+        if self.hung or self.ended:
+            return str(self.hung or self.ended)
+        code = self.process.exitcode or 0
+        if code >= 0:
+            return f"ended by itself with exit code {code}"
+        killed = signal.Signals(-code)
+        hint = ": the kernel does so when memory runs out" if killed is signal.SIGKILL else ""
+        return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
+
+
+def start(device: str) -> Handle:
+    """Start a worker process; it loads torch, to compute on a device, and then waits for work."""
+    spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=main.main, args=(theirs, os.getpid(), device), name="framepackd-worker")
+    # Inherited, until the worker is so far that it ignores them: else one that comes too early ends it.
+    resource_tracker.ensure_running()  # which would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, main.FOR_THE_DAEMON)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    theirs.close()
+    return Handle(process, ours)

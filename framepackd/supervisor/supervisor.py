@@ -1,0 +1,423 @@
+"""Runs jobs on a worker process, one at a time, and judges how each of them ends."""
+
+import contextlib
+import logging
+import math
+import time
+from typing import Any
+
+from framepack_core.models.registry import BUNDLED
+from framepackd.jobs import embedded, job_warnings
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.job_sql import CANCELLED
+from framepackd.jobs.store import JobStore
+from framepackd.problems import Problem
+from framepackd.settings import loras
+from framepackd.settings.config import Config
+from framepackd.supervisor import process, readiness
+from framepackd.supervisor.passed_over import PassedOver
+from framepackd.supervisor.work import clips, continued
+from framepackd.worker import messages
+
+log = logging.getLogger(__name__)
+
+STOPPING, CANCELLING = "stopped with the daemon", "cancelled"  # why a worker leaves its job
+STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
+LISTEN_SECONDS = 0.5  # to a worker that speaks faster than can be recorded; then others are heard
+ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
+# A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
+HANG_FACTOR, FIRST_FACTOR = 10, 30
+DEVICE_FAULTS = 2  # in fresh workers, one after the other, are no job's
+RETRY_SECONDS = 30.0  # before something that kept a job from going on is tried again
+MAX_DOUBLINGS = 4  # of that, while a device stays away: a worker takes seconds of CPU time to look for it
+
+
+class Runner:
+    """The worker process, and the job it is on."""
+
+    def __init__(self, config: Config, store: JobStore) -> None:
+        """Start nothing yet: the worker process comes with the first job."""
+        self._config = config
+        self._store = store
+        self._worker: process.Handle | None = None
+        self._last_round = time.monotonic()
+        self._unheard: messages.Message | None = None  # taken from the connection, not yet recorded
+        self._why_left = STOPPING  # if the worker is told to leave its job
+        self._writes_what_exists = False  # the worker was told to leave and keep
+        self._blocked: str | None = None
+        self._device_faults = 0  # of workers in a row that had not done a step
+        self.passed_over = PassedOver(store)
+        self._not_ahead: set[str] = set()  # jobs that broke the device when they were encoded ahead
+        self.device = config.gpu.device  # until the worker tells what "auto" has become
+        self.hardware: str | None = None
+        self._gpu_used = store.gpu_used()
+
+    def reconfigure(self, config: Config) -> None:
+        """Take another configuration, for the jobs that start from now on."""
+        self._config = config
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return self._worker is not None and self._worker.job is not None
+
+    @property
+    def unload_at(self) -> float:
+        """When the worker has been idle for so long that it is ended, on the monotonic clock."""
+        seconds = self._config.gpu.idle_unload_seconds
+        if self._worker is None or self._worker.job is not None or not seconds:
+            return math.inf
+        return self._worker.idle_since + seconds
+
+    @property
+    def sources(self) -> list[Any]:
+        """What becomes ready when there is something to listen to."""
+        return [] if self._worker is None else [self._worker.connection, self._worker.process.sentinel]
+
+    @property
+    def cancelling(self) -> bool:
+        """Whether the running job is to be left for good."""
+        return self._worker is not None and self._worker.job is not None and bool(self._worker.job.cancel)
+
+    def take_block(self) -> str | None:
+        """Say why disk or device kept the last job from going on, once."""
+        reason, self._blocked = self._blocked, None
+        return reason
+
+    @property
+    def patience(self) -> float:
+        """How many seconds to wait before what kept a job from going on is tried again."""
+        doublings = min(max(self._device_faults - DEVICE_FAULTS, 0), MAX_DOUBLINGS)
+        return RETRY_SECONDS * (1 << doublings)
+
+    def next_job(self) -> Job | None:
+        """Give the job that is to run next."""
+        return self.passed_over.next_job(self._config)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What a person should put right before all jobs can run."""
+        return self.passed_over.problems(self._config)
+
+    @property
+    def why_passed_over(self) -> str | None:
+        """Say why jobs are passed over, and what to do; None if none are."""
+        return "; ".join(problem.text for problem in self.problems) or None
+
+    def start(self, job: Job) -> None:
+        """Start a job of the queue; none may run."""
+        try:
+            work = self._work(job)
+        except (KeyError, ValueError) as error:  # taken in under another config or version
+            self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
+            return
+        if self._worker is None:
+            self._worker = process.start(self._config.gpu.device)
+        self._worker.job = self._store.claim(job.id)  # last: what fails before leaves it in the queue
+        if self._worker.job is None:  # cancelled meanwhile
+            return
+        self._worker.quiet, self._worker.awaited, self._worker.slowest = 0.0, "start", {}
+        self._worker.told_next = None
+        self._writes_what_exists = job.cancel is not None
+        log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
+        with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
+            self._worker.connection.send(work)
+
+    def _work(self, job: Job) -> messages.Work:
+        folder = self._config.jobs_dir / job.id
+        request, *following = clips(job, folder / work_folder.INPUTS, self._config.lora_dir)
+        return messages.Work(
+            job_id=job.id,
+            request=request,
+            following=tuple(following),
+            spec=self._config.spec(job.settings["model"]),
+            fingerprint=job.fingerprint,
+            result=folder / work_folder.RESULT,
+            checkpoint=folder / work_folder.CHECKPOINT,
+            preview=folder / work_folder.PREVIEW,
+            sections=job.sections,
+            frames=job.frames,
+            size=(job.height, job.width),
+            crf=job.settings["crf"],
+            tags=embedded.tags(job, self._config.spec(job.settings["model"])),
+            save_section_frames=job.settings["save_section_frames"],
+            keep_latents=job.settings.get("keep_latents", False),
+            device=self._config.gpu.device,
+            dtype=self._config.gpu.dtype,
+            precision=self._config.gpu.precision,
+            rungs=self._store.rungs(),
+            attention=self._config.gpu.attention,
+            compile=self._config.gpu.compile,
+            uncompiled=self._store.uncompiled(),
+            compile_cache=self._config.cache_dir / "compiled",
+            gpu_expected=job.settings["model"] not in BUNDLED and (self._gpu_used or readiness.gpu_seen()),
+            vae_tiling=self._config.gpu.vae_tiling,
+            keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
+            keep_only=job.cancel is not None,
+            preview_decoder=self._config.preview_decoder,
+            strip=self._config.results_page,
+            continued=continued(job, folder),
+            ahead=job.id not in self._not_ahead,
+        )
+
+    def listen(self) -> None:
+        """Take in what the worker says, and notice when it is gone."""
+        running = self._worker
+        if running is None:
+            return
+        until = time.monotonic() + LISTEN_SECONDS
+        while self._unheard is not None or self._receive(running):
+            self._hear(running, self._unheard)
+            self._unheard = None
+            if time.monotonic() > until:
+                return
+        if not running.process.is_alive():
+            self._bury(running)
+        elif running.job is not None:
+            self._end_if_hung(running)
+            self._tell_next(running)
+        elif time.monotonic() >= self.unload_at:
+            log.info("the worker is ended: it had no work for %.0f s", self._config.gpu.idle_unload_seconds)
+            self.end_worker()
+
+    def _tell_next(self, running: process.Handle) -> None:
+        """Have the worker know what comes next, so that it encodes nothing between two jobs."""
+        job = self.next_job()
+        following = job.id if job else None
+        if following == running.told_next:
+            return
+        running.told_next = following
+        with contextlib.suppress(KeyError, ValueError, OSError):  # what is wrong with it shows when it starts
+            running.connection.send(messages.Next(self._work(job) if job else None))
+
+    def _end_if_hung(self, running: process.Handle) -> None:
+        """End a worker that gives no sign of life for much longer than it ever needed."""
+        now = time.monotonic()
+        # A longer gap between two rounds was not the worker's: this process was stopped, or busy, itself.
+        running.quiet += min(now - self._last_round, ROUND_SECONDS)
+        self._last_round = now
+        least = self._config.hang_seconds
+        known = running.slowest.get(running.awaited)
+        bound = least * FIRST_FACTOR if known is None else max(least, known * HANG_FACTOR)
+        if running.quiet > bound and running.hung is None and running.ended is None:
+            usual = "" if known is None else f", where {known:.1f} s were the most before"
+            running.hung = f"was ended: it did nothing for {running.quiet:.0f} s ({running.awaited}){usual}"
+            running.process.kill()
+
+    def _receive(self, running: process.Handle) -> bool:
+        """Take a message; it is kept until what follows from it is recorded, which may fail just now."""
+        try:
+            if not running.connection.poll():
+                return False
+            self._unheard = running.connection.recv()
+        except (EOFError, OSError):  # gone, perhaps in the middle of a word
+            running.process.join()
+            return False
+        return True
+
+    def _hear(self, running: process.Handle, message: messages.Message | None) -> None:
+        job = running.job
+        assert job is not None, "the worker speaks only about its job"
+        running.quiet = 0.0
+        if self._note_progress(running, job, message):
+            return
+        match message:
+            case messages.Finished():
+                self._decide_done(job, message)
+            case messages.Stopped():
+                self._put_back(job)
+            case messages.Blocked():
+                self._blocked = message.reason
+                self._device_faults += message.device
+                self._store.requeue(job.id, message.reason)
+                log.error("job %s: back in the queue: %s", job.id, message.reason)
+            case messages.Waits():
+                self.passed_over.wait_for_device(job.id, message.reason, message.made_on)
+                self._store.requeue(job.id, message.reason)
+                log.warning("job %s: waits: %s", job.id, message.reason)
+            case messages.Failed(retry=False):
+                self._fail(job, message.error)
+            case messages.Failed(device=True) if not running.worked:
+                self._note_device_fault(job, message.error)
+            case messages.Failed():
+                self._count_attempt(job, message.error)
+            case messages.Again():
+                if message.not_ahead is not None:
+                    self._not_ahead.add(message.not_ahead)
+                self._store.requeue(job.id, message.reason)
+                log.warning("job %s: goes on in another worker: %s", job.id, message.reason)
+        running.job = None
+        running.stop_sent = None
+        running.idle_since = time.monotonic()
+        if message is not None and messages.leaves_after(message):
+            self.end_worker()
+
+    def _note_progress(self, running: process.Handle, job: Job, message: messages.Message | None) -> bool:
+        """Record how far a job is; False for a message that ends the worker's turn on it."""
+        match message:
+            case messages.Resumed():
+                self._store.resumed(job.id, steps=message.steps)
+                if message.steps:
+                    log.info("job %s: goes on after step %d of %d", job.id, message.steps, job.steps_total)
+            case messages.SetAside():
+                self._store.note(job.id, message.text)
+                log.warning("job %s: %s", job.id, message.text)
+            case messages.PromptsCut():
+                self._note_cuts(job, message)
+            case messages.Ready():
+                self.device, self.hardware = message.device, message.hardware
+                self.passed_over.device_is_there(message.device)
+                if message.device.startswith("cuda") and not self._gpu_used:
+                    self._store.remember_gpu()
+                    self._gpu_used = True
+            case messages.Lowered():
+                self._store.remember_rung(message.key, message.rung)
+                log.warning("job %s: out of memory, going on with %s", job.id, message.text)
+            case messages.Uncompiled():
+                self._store.remember_uncompiled(message.key, message.reason)
+                log.warning(
+                    "job %s: cannot compile (%s): it and later ones go on without, which is slower, until "
+                    "the driver, torch or triton changes; compile = true tries all the same",
+                    job.id,
+                    message.reason,
+                )
+            case messages.StepDone():
+                running.worked, self._device_faults = True, 0
+                # The first step warms everything up: it tells nothing of the next.
+                if running.awaited == "step":
+                    running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
+                running.awaited = "step" if message.step < job.steps else "decode"
+                self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
+            case messages.SectionDecoded():
+                running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
+                running.awaited = "end" if message.section == job.sections else "step"
+                self._store.decoded(job.id, seconds=message.seconds)
+            case _:
+                return False
+        return True
+
+    def _note_device_fault(self, job: Job, error: str) -> None:
+        """A worker has failed on the device before it did a step: twice in a row it is the device, no job."""
+        self._device_faults += 1
+        first = error.partition("\n")[0]
+        self._store.requeue(job.id, first)
+        if self._device_faults >= DEVICE_FAULTS:
+            self._blocked = (
+                f"the device failed in {self._device_faults} fresh workers in a row ({first}): look at "
+                "nvidia-smi and dmesg, and restart the machine if it stays so; it is tried again and again"
+            )
+        log.error("job %s: back in the queue: the device failed: %s", job.id, first)
+
+    def _note_cuts(self, job: Job, message: messages.PromptsCut) -> None:
+        """Record what is cut off, once: a job that goes on, or has many clips, says it again."""
+        found = job_warnings.recorded(job.settings, message.cuts)
+        cuts = [*job.cuts, *(cut for cut in found if cut not in job.cuts)]
+        if cuts == job.cuts:
+            return
+        for text in job_warnings.of_cuts(cuts[len(job.cuts) :]):
+            log.warning("job %s: %s", job.id, text)
+        self._store.cut(job.id, cuts)
+        job.cuts = cuts
+
+    def _decide_done(self, job: Job, made: messages.Finished) -> None:
+        """Record that the video is made, and how."""
+        spec = self._config.spec(job.settings["model"])
+        merged = job.settings.get("loras", [])
+        if made.loras:
+            merged = loras.with_counts(merged, made.loras)
+        continues = job.settings.get("continues")
+        if continues is not None:
+            continues = continues | {"encoded_anew": made.encoded_anew}
+        sources = ("transformer", "base", "image_encoder", *(("mag_ratios",) if spec.mag_ratios else ()))
+        self._store.decide(
+            job.id,
+            State.DONE,
+            settings=job.settings | {"loras": merged, "continues": continues},
+            timings=made.timings,
+            versions=made.versions,
+            computation=made.computation,
+            quality=made.quality,
+            device=self.device,
+            model_sources={name: str(getattr(spec, name)) for name in sources},
+        )
+
+    def _bury(self, running: process.Handle) -> None:
+        """The worker is dead; so may be its attempt at a job."""
+        job = running.job
+        if job is None:
+            log.warning("the worker ended while idle: %s", running.manner_of_death())
+        elif running.ended is not None and running.hung is None:
+            self._interrupted(job)
+        elif running.stop_sent is not None and not self._writes_what_exists:
+            self._put_back(job)
+        else:
+            self._count_attempt(job, f"the worker {running.manner_of_death()}")
+        self._worker = None
+        running.connection.close()
+
+    def _put_back(self, job: Job) -> None:
+        """The worker has left its job; one that was cancelled is thereby decided."""
+        if job.cancel == "discard" or self._writes_what_exists:  # there was nothing to write
+            self._store.decide(job.id, State.CANCELLED, error=CANCELLED["error"])
+            return
+        self._store.requeue(job.id, self._why_left)
+        log.info("job %s: in the queue again: %s", job.id, self._why_left)
+
+    def _interrupted(self, job: Job) -> None:
+        """The worker was ended for the daemon's sake; the next one writes what is to be kept."""
+        self._store.requeue(job.id, STOPPING)  # one that was cancelled, without a wish to keep, is decided
+        log.info("job %s: %s", job.id, STOPPING)
+
+    def _count_attempt(self, job: Job, error: str) -> None:
+        limit = self._config.max_attempts
+        attempts = self._store.count_attempt(job.id, error, max_attempts=limit)
+        log.warning("job %s: attempt %d of %d: %s", job.id, attempts, limit, error)
+
+    def _fail(self, job: Job, error: str) -> None:
+        log.error("job %s: failed: %s", job.id, error)
+        self._store.decide(job.id, State.FAILED, error=error)
+
+    def runs(self, job_id: str) -> bool:
+        """Say whether this is the job that runs."""
+        return self._worker is not None and self._worker.job is not None and self._worker.job.id == job_id
+
+    def cancel(self, how: str) -> None:
+        """Take note that the job that runs is cancelled, ``how`` as in its row."""
+        if self._worker is not None and self._worker.job is not None:
+            self._worker.job.cancel = how
+
+    def leave(self, now: float, why: str) -> None:
+        """Have the worker leave its job at the next step; called again and again, end it if it does not."""
+        running = self._worker
+        if running is None or running.job is None:
+            return
+        if running.stop_sent is None:
+            running.stop_sent = now
+            self._why_left = why
+            self._writes_what_exists |= why == CANCELLING and running.job.cancel == "keep"
+            with contextlib.suppress(OSError):
+                running.connection.send(messages.Leave(keep=self._writes_what_exists))
+        elif why == STOPPING and now - running.stop_sent > STOP_SECONDS:
+            self._end(running, f"it did not leave its job within {STOP_SECONDS:.0f} s")
+
+    def kill(self) -> None:
+        """End the worker at once; the job goes back to the queue."""
+        if self._worker is not None:
+            self._end(self._worker, "the daemon was told to stop at once")
+
+    def _end(self, running: process.Handle, why: str) -> None:
+        """End a worker through no fault of its job."""
+        running.ended = running.ended or f"was ended: {why}"
+        running.process.kill()
+
+    def end_worker(self) -> None:
+        """End an idle worker, which gives back the memory of the GPU."""
+        if self._worker is None:
+            return
+        self._worker.connection.close()  # idle, it reads the end and returns
+        self._worker.process.join(5)
+        if self._worker.process.is_alive():
+            self._worker.process.kill()
+            self._worker.process.join()
+        self._worker = None

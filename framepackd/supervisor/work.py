@@ -1,0 +1,94 @@
+"""The clips of a job: one, or of a chain of frames one for each neighbouring pair, in the order of time."""
+
+from itertools import pairwise
+from pathlib import Path
+
+from framepack_core.prompts import TimedPrompt
+from framepack_core.request import WHITE, GenerationSettings, Request
+from framepack_core.sections import FPS
+from framepackd.jobs.folder import CONTINUED, INPUTS
+from framepackd.jobs.job import Job
+from framepackd.settings import loras
+from framepackd.worker.source_video import START, TAIL, Continued
+
+
+def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
+    """Say what is to be generated for a job whose files lie in ``inputs``, in its work folder.
+
+    Raises:
+        KeyError, ValueError: its settings were made by another version.
+    """
+    files = {role: inputs / str(entry["file"]) for role, entry in job.inputs.items()}
+    apart = ("prompts", "background")
+    generation = {key: job.settings[key] for key in GenerationSettings.model_fields if key not in apart}
+    generation["background"] = job.settings.get("background", WHITE)  # not in jobs from before there was one
+    source = continued(job, inputs.parent)
+    if source is not None:
+        folder = Path(source.folder)
+        generation["seconds"] = job.settings["more"]
+        return [
+            Request(
+                image=files.get("image", folder / START),
+                prompt=job.settings["prompt"],
+                seed=job.settings["seed"],
+                loras=loras.requested(job.settings, lora_dir),
+                prompts=_prompts(job, range(job.sections), source.frames - 1),
+                continue_from=files.get("latents", folder / TAIL),
+                **generation,
+            )
+        ]
+    frames = [files[f"frame-{number}"] for number in range(job.clips + 1) if "frame-0" in files]
+    pairs: list[tuple[Path, Path | None]] = [*pairwise(frames)] or [(files["image"], files.get("end"))]
+    keyframes = {int(section): inputs / file for section, file in job.settings.get("keyframes", {}).items()}
+    sections = job.sections // job.clips
+    section = 4 * job.settings["latent_window_size"]  # frames
+    merged = loras.requested(job.settings, lora_dir)
+    return [
+        Request(
+            image=image,
+            end_image=end,
+            prompt=job.settings["prompt"],
+            seed=job.settings["seed"],
+            loras=merged,
+            prompts=_prompts(job, range(first, first + sections), first * section),
+            keyframes={
+                section - first: file
+                for section, file in keyframes.items()
+                if first <= section < first + sections
+            },
+            **generation,
+        )
+        for first, (image, end) in zip(range(0, job.sections, sections), pairs, strict=True)
+    ]
+
+
+def _prompts(job: Job, sections: range, before: int) -> tuple[TimedPrompt, ...]:
+    """Give the timed prompts that act in some sections; their times count from the ``before``-th frame."""
+    asked = job.settings.get("more") or job.settings["seconds"]
+    length = max((len(sections) * 4 * job.settings["latent_window_size"] + 1) / FPS, asked)
+    return tuple(
+        TimedPrompt(
+            start=max(timed["from"] - before / FPS, 0.0),
+            end=min(timed["to"] - before / FPS, length),
+            text=timed["text"],
+        )
+        for timed in job.settings.get("prompts", [])  # not in jobs from before there were any
+        if any(section in sections for section in timed["sections"])
+    )
+
+
+def continued(job: Job, work: Path) -> Continued | None:
+    """Say what video a job goes on with, and what is to be made ready of it; None if it does not."""
+    source = job.settings.get("continues")
+    if source is None:
+        return None
+    return Continued(
+        video=str(work / INPUTS / source["file"]),
+        folder=str(work / CONTINUED),
+        frames=source["frames"],
+        latents=source["latents"],
+        window=job.settings["latent_window_size"],
+        size=(job.height, job.width),
+        crf=job.settings["crf"],
+        ours="record" in job.inputs,
+    )

@@ -1,0 +1,149 @@
+"""Names of files and texts of users: compared, taken apart and printed."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shlex
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+LAST = "\U0010ffff"  # sorts behind every other character
+JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
+STAND_IN_BYTES = 100  # with a number and what follows NAME, within the 143 bytes of eCryptfs
+# Devices on Windows, whatever follows a point.
+RESERVED = re.compile(r"(?i:con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])")
+
+
+def printable(text: str) -> str:
+    r"""Show control characters as escapes: names and prompts must not speak to the terminal.
+
+    >>> printable("new\nline")
+    'new\\nline'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def as_utf8(name: str) -> str:
+    r"""Escape the bytes of a name that are not UTF-8: Linux allows them, JSON and SQLite do not.
+
+    >>> as_utf8("caf" + chr(0xdce9))
+    'caf\\udce9'
+    """
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def shell_word(path: str) -> str:
+    r"""Quote a path for a shell, in printable characters whatever it holds, so that a person can copy it.
+
+    >>> print(shell_word("a cat.png"), shell_word("a" + chr(10) + "'b"))
+    'a cat.png' $'a\x0a\'b'
+    """
+    if path.isprintable():  # which what is not UTF-8 is not
+        return shlex.quote(path)
+    return f"$'{''.join(_escaped(character) for character in path)}'"
+
+
+def _escaped(character: str) -> str:
+    if character in "\\'":
+        return f"\\{character}"
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
+
+
+def rest_of_name(file: str, name: str) -> str:
+    """Give what follows NAME in the name of one of its files.
+
+    >>> rest_of_name("cat_end.png", "cat")
+    '_end.png'
+    """
+    return unicodedata.normalize("NFC", file)[len(unicodedata.normalize("NFC", name)) :]
+
+
+def stand_ins(name: str) -> list[str]:
+    """Give what a file or folder can be called, one after another where a file system refuses a name.
+
+    First the name itself; then without what Windows, exFAT and SMB do not know, and shorter; then in ASCII.
+
+    >>> stand_ins("who?")
+    ['who?', 'who_']
+    >>> stand_ins("cat")
+    ['cat']
+    """
+    held = _on_windows(name)
+    plain = unicodedata.normalize("NFKD", held).encode("ascii", "ignore").decode()
+    if not plain.strip("_. "):
+        plain = f"name-{hashlib.sha256(name.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return list(dict.fromkeys((name, held, _on_windows(plain) if held != plain else held)))
+
+
+def _on_windows(name: str) -> str:
+    held = "".join("_" if c in '<>:"/\\|?*' or not c.isprintable() else c for c in name)
+    held = held.encode("utf-8", "replace")[:STAND_IN_BYTES].decode("utf-8", "ignore")
+    end = held.rstrip(". ")
+    held = end + "_" * (len(held) - len(end))
+    first, point, rest = held.partition(".")
+    return f"{first}_{point}{rest}" if RESERVED.fullmatch(first.rstrip()) else held
+
+
+def taken_name(entry: dict[str, Any]) -> str:
+    """Give the name that a file of a manifest has in the work folder: a keyframe may have had another."""
+    return str(entry.get("file") or entry["path"].rpartition("/")[2])
+
+
+def printable_json(value: object) -> str:
+    r"""Write JSON for people and programs: what would speak to a terminal is written as an escape.
+
+    >>> printable_json("caf" + chr(0xe9) + chr(0x9b))
+    '"café\\u009b"'
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
+
+
+def size_text(size: int | None) -> str:
+    """Put a size into the units in which downloads are told: GB is 10⁹ bytes.
+
+    >>> size_text(26_000_000_000), size_text(1_500_000), size_text(12), size_text(None)
+    ('26.0 GB', '1.5 MB', '12 bytes', 'an unknown size')
+    """
+    if size is None:
+        return "an unknown size"
+    for unit, length in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= length:
+            return f"{size / length:.1f} {unit}"
+    return f"{size} bytes"
+
+
+class PrintableFormatter(logging.Formatter):
+    """Keeps each message on its line, and from speaking to the terminal, whatever names it holds."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Format the line of a message."""
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        """Format a traceback, which has lines of its own."""
+        return "\n".join(map(printable, super().formatException(ei).split("\n")))
+
+
+def duration(seconds: float) -> str:
+    """Put a span of time in words, to two units.
+
+    >>> duration(7), duration(125), duration(3600 * 5 + 600), duration(86400 * 3)
+    ('7 s', '2 min 5 s', '5 h 10 min', '3 d')
+    """
+    remaining = max(round(seconds), 0)
+    words: list[str] = []
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, remaining = divmod(remaining, length)
+        if count or words:
+            words.append(f"{count} {unit}" if count else "")
+        if len(words) == 2:
+            break
+    return " ".join(filter(None, words)) or "0 s"

@@ -1,0 +1,1 @@
+"""The process with torch: a job from its request to its video."""

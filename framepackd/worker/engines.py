@@ -1,0 +1,109 @@
+"""The loaded model, kept from job to job, and the inputs of the next job encoded ahead of its time."""
+
+import logging
+from typing import Any
+
+import torch
+
+from framepack_core.conditioning import Conditioning
+from framepack_core.engine import Engine
+from framepack_core.errors import (
+    DeviceError,
+)
+from framepack_core.memory import device_support, devices, footprint
+from framepack_core.memory.device_errors import Verdict, judge
+from framepack_core.request import Request
+from framepackd.worker.messages import (
+    AheadError,
+    Work,
+)
+
+log = logging.getLogger(__name__)
+
+
+class Engines:
+    """The engine that is loaded, kept from job to job."""
+
+    def __init__(self) -> None:
+        """Load nothing yet."""
+        self.compiled = False  # whether a step was made by compiled blocks
+        self._key: tuple[Any, ...] | None = None
+        self._engine: Engine | None = None
+        self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
+        self._not_ahead: set[str] = set()  # jobs for which there was too little memory
+
+    def get(self, work: Work, rung: int) -> Engine:
+        """Give the engine for a job, loaded if it is not yet."""
+        key = engine_key(work)
+        video = footprint.Video.asked_for(work.request, work.size)
+        if self._engine is not None and key == self._key:
+            self._engine.prepare(video, work.keep_free, rung, work.request.loras)
+            return self._engine
+        self._engine = self._ahead = None  # first let go of the other model
+        engine = Engine.load(
+            work.spec,
+            str(device_of(work)),
+            work.dtype,
+            work.precision,
+            attention=work.attention,
+            video=video,
+            tiling=work.vae_tiling,
+            keep_free=work.keep_free,
+            loras=work.request.loras,
+        )
+        for warning in device_support.warnings(engine.device, engine.models.dtype):
+            log.warning("%s", warning)
+        engine.take_rung(max(engine.rung, rung))
+        self._engine, self._key = engine, key
+        return engine
+
+    def encode(self, request: Request, engine: Engine) -> Conditioning:
+        """Encode the inputs of a job, unless that was done ahead."""
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[:2] == (engine, request) and ahead[2] is not None:
+            return ahead[2]
+        return engine.encode(request)
+
+    def encode_ahead(self, work: Work) -> None:
+        """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself.
+
+        Raises:
+            AheadError: the device is broken, and only another process can go on.
+        """
+        engine = self._engine
+        if not work.ahead or work.job_id in self._not_ahead:
+            return
+        if engine is None or engine_key(work) != self._key or work.keep_only or work.continued:
+            return
+        ahead = (engine, work.request)
+        if engine.rungs[engine.rung].placement != "all" or (self._ahead and self._ahead[:2] == ahead):
+            return
+        self._ahead = (*ahead, None)  # what fails is not tried again before its time
+        try:
+            self._ahead = (*ahead, engine.encode(work.request))
+        except Exception as error:  # no fault of the job that runs: the other one shows it when it starts
+            # No more than its text: the error holds on to the tensors of the frames it passed.
+            verdict, why = judge(error), str(error).partition("\n")[0]
+        else:
+            return
+        if verdict in (Verdict.CONTEXT, Verdict.MEMORY_AND_CONTEXT):
+            raise AheadError(work.job_id, why)
+        log.info("job %s: cannot be encoded ahead: %s", work.job_id, why)
+        if verdict is Verdict.MEMORY:
+            self._not_ahead.add(work.job_id)
+            devices.release_unused(engine.device)
+
+
+def engine_key(work: Work) -> tuple[Any, ...]:
+    """Name all that a loaded engine depends on."""
+    return (work.spec, work.device, work.dtype, work.precision, work.attention, work.vae_tiling)
+
+
+def device_of(work: Work) -> torch.device:
+    """Choose the device that a job computes on."""
+    try:
+        return devices.choose_device(work.device, gpu_expected=work.gpu_expected)
+    except DeviceError:
+        if not work.keep_only:
+            raise
+        return torch.device("cpu")  # what exists is written: nothing is computed on any device

@@ -1,0 +1,412 @@
+"""One job in the worker process: from its request, or from where it was left, to its video."""
+
+import contextlib
+import importlib.metadata
+import logging
+import time
+from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import framepack_core
+from framepack_core.engine import Clip, Engine, Step
+from framepack_core.errors import (
+    CompileError,
+    FramePackError,
+    FreshProcessError,
+    ModelError,
+)
+from framepack_core.media import extend, pictures
+from framepack_core.memory import before_torch, devices
+from framepack_core.memory.device_errors import Verdict, judge
+from framepack_core.models.lora_files import fit_all
+from framepack_core.networks import compiling, fp8
+from framepack_core.networks.attention import AUTO
+from framepack_core.progress import HostCopy, Progress
+from framepack_core.sampling.magcache import load_ratios
+from framepackd import files
+from framepackd.worker import source_video
+from framepackd.worker.beside import Beside
+from framepackd.worker.checkpoint import Checkpoints
+from framepackd.worker.engines import Engines, device_of
+from framepackd.worker.messages import (
+    AheadError,
+    Finished,
+    Leave,
+    Lowered,
+    Message,
+    Next,
+    PromptsCut,
+    Ready,
+    Resumed,
+    SectionDecoded,
+    SetAside,
+    StepDone,
+    Stopped,
+    Uncompiled,
+    Work,
+)
+from framepackd.worker.previews import Previews
+from framepackd.worker.quality import Measures
+from framepackd.worker.video import Video
+
+log = logging.getLogger(__name__)
+
+
+class Generation:
+    """A job on its way; what it has reached is on disk at every step that was computed."""
+
+    def __init__(self, work: Work, engines: Engines, connection: Connection) -> None:
+        """Take up what an earlier run of the job has left."""
+        self._work = work
+        self._engines = engines
+        self._connection = connection
+        self._computation = _computation(work)
+        self._clips: list[Checkpoints] = []  # of the clips up to the one at hand
+        self._video = Video(work, self._clips)
+        self._beside = Beside()
+        self._previews = Previews(work)
+        self._take_up()
+        self._loras: tuple[dict[str, int], ...] = ()
+        self._asked: Leave | None = None  # to leave the job
+        self._next: Work | None = None  # what comes after it
+
+    def _take_up(self) -> None:
+        """Go to where an earlier run of the job has left it, if it was computed in the same way."""
+        self._identity = _identity(self._work) | self._computation
+        self._clips.clear()
+        self._clock = _PhaseClock()
+        self._measures = Measures()
+        self._enter_next()
+        if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
+            for preview in (self._work.preview, self._previews.file):
+                preview.unlink(missing_ok=True)
+        self._has_more()  # goes to where the chain was left
+
+    def run(self) -> Message:
+        """Generate what is missing, then write the video."""
+        with self._previews, self._beside:  # whoever takes up the job next must not find either at work
+            return self._run()
+
+    def _run(self) -> Message:
+        work = self._work
+        files.make_folder(work.result)
+        if work.continued is not None:
+            source_video.make_ready(work.continued)
+        self._tell_resumed()
+        if work.keep_only:
+            self._asked = Leave(keep=True)
+        while self._asked is None and self._has_more():
+            try:
+                self._generate_within_memory()
+            except CompileError as error:
+                reason = str(error)  # no more than that: the error holds on to the tensors it passed
+            else:
+                continue
+            self._go_on_uncompiled(reason)
+        exists = self._sections_before + self._progress.decoded
+        if self._asked is not None and self._asked.keep:
+            self._video.forget_after(exists)
+        if self._asked is not None and not (self._asked.keep and exists):
+            return Stopped()
+        self._video.write(self._progress.edge, None if self._asked else work.frames)
+        self._clock.lap("write")
+        request, size = self._work.request, self._work.size
+        # What of it is passed over was told before.
+        picture = pictures.crop_to(pictures.open_picture(request.image, request.background, log.debug), size)
+        return Finished(
+            self._clock.seconds,
+            _versions(),
+            self._computation,
+            self._measures.verdict(picture),
+            self._loras,
+            encoded_anew=work.continued is not None and work.continued.encoded_anew(),
+        )
+
+    def _tell_resumed(self) -> None:
+        sampled = self._sections_before + len(self._progress.sampled)
+        self._connection.send(Resumed(sampled * self._work.request.steps + self._progress.step))
+
+    def _go_on_uncompiled(self, reason: str) -> None:
+        """Compute the blocks as they are from here on; what compiled ones have computed is set aside.
+
+        A video is made in one of both ways, whoever takes it up later. Before it comes to that, another
+        process tries to compile: this one may have compiled too much already, which loses nothing.
+        """
+        if self._engines.compiled:
+            raise FreshProcessError(f"compiling failed ({reason})")
+        work = self._work
+        if work.compile is True:
+            raise ModelError(
+                f"compile = true, and the blocks cannot be compiled ({reason}): put that right, or set "
+                'compile = "auto" and retry the job'
+            )
+        self._connection.send(Uncompiled(_conditions(work), reason))
+        self._computation["compiled"] = False
+        self._take_up()
+        self._tell_resumed()
+
+    @property
+    def _clip(self) -> int:
+        """Which clip is at hand, from 0."""
+        return len(self._clips) - 1
+
+    @property
+    def _sections_per_clip(self) -> int:
+        return self._work.sections // len(self._work.clips)
+
+    @property
+    def _sections_before(self) -> int:
+        """How many sections the clips before the one at hand have."""
+        return self._clip * self._sections_per_clip
+
+    def _has_more(self) -> bool:
+        """Say whether anything is left to generate, and go on to the clip in which that is."""
+        while self._progress.decoded == self._sections_per_clip:
+            if len(self._clips) == len(self._work.clips):
+                return False
+            self._enter_next()
+        return True
+
+    def _enter_next(self) -> None:
+        """Take up the next clip where it was left; what it was measured by includes the clips before it."""
+        folder = self._work.checkpoint
+        if self._work.following:
+            folder /= f"clip-{len(self._clips) + 1:04}"
+        self._clips.append(Checkpoints(folder, self._identity, self._tell, to_write=self._work.keep_only))
+        found = self._clips[-1].load()
+        self._progress = found.progress if found else Progress.start(self._work.request.seed)
+        if found is not None and found.rewound:
+            self._progress = found.progress.without_later(self._work.request.seed, _noises_before(self._work))
+        if found is not None:
+            self._clock.seconds = dict(found.notes["seconds"])
+            if self._progress.decoded:
+                self._measures = Measures.from_json(found.notes["quality"])
+
+    def _tell(self, text: str) -> None:
+        """Have it recorded what becomes of a checkpoint that cannot be used, before it is moved."""
+        self._connection.send(SetAside(text))
+
+    def _generate_within_memory(self) -> None:
+        """Generate; where the device has not enough memory, take one rung down the ladder."""
+        device = devices.device_name(device_of(self._work))
+        key = f"{device}|{self._work.spec.name}|{self._work.size[1]}x{self._work.size[0]}"
+        if self._work.vae_tiling != "auto":  # another ladder
+            key += "|tiles" if self._work.vae_tiling else "|whole"
+        engine = self._engines.get(self._work, self._work.rungs.get(key, 0))
+        self._loras = tuple(fit.counts for fit in fit_all(self._work.request.loras, self._work.spec))
+        engine.compiled.on = self._computation["compiled"] is True
+        if engine.compiled.on:
+            compiling.set_up(self._work.compile_cache)
+        self._clock.lap("load")
+        self._tell_ready(engine)
+        refused = ""
+        for rung in range(engine.rung, len(engine.rungs)):
+            if rung > engine.rung:
+                log.warning("out of memory (%s): going on with %s", refused, engine.rungs[rung].text)
+                self._connection.send(Lowered(key, rung, engine.rungs[rung].text))
+            try:
+                engine.take_rung(rung)
+                self._generate(engine)
+            except RuntimeError as error:
+                verdict = judge(error)
+                if verdict not in (Verdict.MEMORY, Verdict.MEMORY_AND_CONTEXT):
+                    raise
+                # No more than its text: the error holds on to the tensors of the frames it passed.
+                refused = str(error).partition("\n")[0]
+                self._beside.wait()
+                if verdict is Verdict.MEMORY_AND_CONTEXT and rung + 1 < len(engine.rungs):
+                    self._connection.send(Lowered(key, rung + 1, engine.rungs[rung + 1].text))
+                    raise FreshProcessError(f"out of memory ({refused})") from error
+            else:
+                return
+        raise FramePackError(
+            f"the device has not enough memory, even with {engine.rungs[-1].text} ({refused}): "
+            "make the video smaller (resolution), or the latent_window_size"
+        )
+
+    def _tell_ready(self, engine: Engine) -> None:
+        name = before_torch.name_outside(str(engine.device))
+        self._connection.send(Ready(name, devices.describe(engine.device)))
+
+    def _generate(self, engine: Engine) -> None:
+        """Go on from the progress until the end, or until told to leave."""
+        while self._asked is None and self._has_more():
+            self._generate_clip(engine)
+
+    def _generate_clip(self, engine: Engine) -> None:
+        """Generate what is missing of the clip at hand; everything reached is saved."""
+        request = self._work.clips[self._clip]
+        conditioned = self._engines.encode(request, engine)
+        if conditioned.cuts:
+            self._connection.send(PromptsCut(conditioned.cuts))
+        self._previews.fit_to(request, conditioned.start_latents)
+        self._clock.lap("encode")
+        self._tell_ready(engine)
+        try:
+            for event in engine.sample(request, conditioned, self._progress):
+                if isinstance(event, Step):
+                    self._engines.compiled |= engine.compiled.on and event.computed
+                    self._take_step(event)
+                else:
+                    self._take_clip(event)
+                self._listen()
+                if self._asked is not None:
+                    if isinstance(event, Step) and not _is_saved(event):
+                        self._beside.start(partial(self._save, event.progress.to_host(), self._notes()))
+                    break
+                if isinstance(event, Clip) and (coming := self._coming()) is not None:
+                    self._encode_ahead(coming)
+        finally:
+            self._beside.wait()
+
+    def _take_step(self, step: Step) -> None:
+        """Save what a step has brought, and tell of it; a step that was skipped is sooner done than saved."""
+        copied = step.progress.to_host() if _is_saved(step) else None
+        if copied is not None:
+            # At most one computed step may be lost: those before are safe before this one counts as done.
+            self._beside.wait()
+            self._previews.offer(copied)
+        self._progress = step.progress
+        seconds = self._clock.lap("sample")
+        self._connection.send(StepDone(self._sections_before + step.section + 1, step.step, seconds))
+        if copied is None:
+            return
+        if step.step < step.steps:
+            self._beside.start(partial(self._save, copied, self._notes()))
+        else:  # at once: whatever decoding does, even to this process, the section is sampled
+            self._clips[-1].save(copied.wait(), self._notes())
+
+    def _take_clip(self, clip: Clip) -> None:
+        """Keep what a decoded section has brought, and tell of it."""
+        self._beside.wait()
+        self._progress = clip.progress
+        seconds = self._clock.lap("decode")
+        keep = partial(self._keep, self._in_chain(clip), clip.progress.to_host(), self._notes())
+        self._beside.start(keep)
+        self._connection.send(SectionDecoded(self._sections_before + clip.section + 1, seconds))
+
+    def _encode_ahead(self, work: Work) -> None:
+        try:
+            self._engines.encode_ahead(work)
+        except AheadError:
+            with contextlib.suppress(Exception):  # it may need the device; what is not kept is made again
+                self._beside.wait()
+            raise
+
+    def _in_chain(self, clip: Clip) -> Clip:
+        """Count a clip's section among all of the chain, and leave out the frame that two clips share."""
+        ends = clip.section + 1 == clip.sections
+        return replace(
+            clip,
+            section=self._sections_before + clip.section,
+            frames=clip.frames[1:] if ends and self._clip else clip.frames,
+        )
+
+    def _coming(self) -> Work | None:
+        """Say whose inputs are needed next: those of the next clip, or of the next job."""
+        following = self._work.clips[self._clip + 1 :]
+        return replace(self._work, request=following[0], following=()) if following else self._next
+
+    def _listen(self) -> None:
+        """Take in what the daemon says meanwhile."""
+        while self._connection.poll():
+            message = self._connection.recv()
+            if isinstance(message, Next):
+                self._next = message.work
+            else:
+                self._asked = message
+
+    def _save(self, copied: HostCopy, notes: dict[str, Any], segment: bytes | None = None) -> None:
+        self._clips[-1].save(copied.wait(), notes, segment)
+        self._clips[-1].clear()
+
+    def _keep(self, clip: Clip, copied: HostCopy, notes: dict[str, Any]) -> None:
+        """Keep what a section brought; all of it is durable before a checkpoint says that it is decoded."""
+        self._measures.add(clip.frames, finite=clip.finite)
+        notes["quality"] = self._measures.to_json()
+        self._save(copied, notes, self._video.encode(clip))
+        if clip.section + 1 < self._work.sections:  # else the video itself comes at once
+            self._video.write_preview(clip.progress.edge)
+
+    def _notes(self) -> dict[str, Any]:
+        """Give, as JSON, what is kept beside the progress."""
+        return {"seconds": dict(self._clock.seconds), "quality": self._measures.to_json()}
+
+
+def _is_saved(step: Step) -> bool:
+    """Say whether a checkpoint is written after a step."""
+    return step.computed or step.step == step.steps
+
+
+class _PhaseClock:
+    """Adds up how long each phase of a job took, over all its runs."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, phase: str) -> float:
+        now = time.monotonic()
+        taken, self._last = now - self._last, now
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + taken, 3)
+        return taken
+
+
+def _identity(work: Work) -> dict[str, Any]:
+    """Name all that the bits of the video depend on; what LoRAs hold is in the fingerprint."""
+    return {
+        "request": work.fingerprint,
+        "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
+        "device": devices.device_name(device_of(work)),
+        "dtype": work.dtype,
+        "mag_ratios": _mag_ratios(work),
+        **_versions(),
+    }
+
+
+def _noises_before(work: Work) -> int:
+    """Count the sections of a video that is gone on with: their noise is drawn and let go."""
+    if work.continued is None:
+        return 0
+    return extend.sections_taken(work.continued.known, work.request.latent_window_size)
+
+
+def _mag_ratios(work: Work) -> tuple[float, ...]:
+    """Give the calibration of one's own that the bits depend on, if they do."""
+    file = work.spec.mag_ratios
+    return load_ratios(file) if file is not None and work.request.cache == "magcache" else ()
+
+
+def _computation(work: Work) -> dict[str, str | bool]:
+    """Name what was chosen of the ways to compute the same video, which round differently or worse."""
+    device = device_of(work)
+    dtype, _ = devices.choose_dtypes(device, work.dtype)
+    compiled = compiling.decide(
+        work.compile,
+        device,
+        work.sections,
+        dtype=dtype,
+        precision=work.precision,
+        failed=work.uncompiled.get(_conditions(work)),
+    )
+    in_fp8 = {"fp8": fp8.manner(device, dtype)} if work.precision == "fp8" else {}
+    return {"precision": work.precision, **in_fp8, "attention": _attention(work), "compiled": compiled}
+
+
+def _conditions(work: Work) -> str:
+    device = device_of(work)
+    dtype, _ = devices.choose_dtypes(device, work.dtype)
+    return compiling.conditions(device, dtype, work.precision, _attention(work))
+
+
+def _attention(work: Work) -> str:
+    return AUTO if work.attention == "auto" else work.attention
+
+
+def _versions() -> dict[str, str]:
+    libraries = {
+        name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "av")
+    }
+    return {"framepackd": framepack_core.__version__, **libraries}

@@ -1,0 +1,101 @@
+"""The worker process: does one piece of work after the other until the daemon goes.
+
+A process of its own, so that a crash of the model's code takes neither the daemon nor the queue with it.
+Only here is torch imported, and only inside functions: the daemon imports this module to start it.
+"""
+
+import ctypes
+import errno
+import logging
+import os
+import signal
+import sys
+import traceback
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
+
+from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
+from framepack_core.memory import before_torch
+from framepackd.worker import other_device
+from framepackd.worker.messages import Again, AheadError, Blocked, Failed, Message, Waits, Work, leaves_after
+
+if TYPE_CHECKING:
+    from framepackd.worker.engines import Engines
+
+log = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1
+# The daemon decides when to stop; Ctrl-C and systemd send these to the worker as well.
+FOR_THE_DAEMON = (signal.SIGINT, signal.SIGTERM)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
+
+
+def main(connection: Connection, parent: int, device: str) -> None:
+    """Do one piece of work after the other until the daemon closes the connection or dies."""
+    _die_with(parent)
+    for number in FOR_THE_DAEMON:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
+    before_torch.set_up(device)
+    quiet_libraries()
+    from framepackd.worker.engines import Engines
+
+    engines = Engines()
+    while True:
+        try:
+            work = connection.recv()
+        except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a word
+            return
+        if isinstance(work, Work):  # else a word about work that is over
+            answer = _answer(work, engines, connection)
+            connection.send(answer)
+            if leaves_after(answer):
+                return
+
+
+def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
+    """Do the work; the one place where exceptions become failures."""
+    from framepack_core.memory.device_errors import Verdict, judge
+    from framepackd.worker.generation import Generation
+
+    try:
+        return Generation(work, engines, connection).run()
+    except DeviceError as error:
+        return Blocked(str(error), device=True)
+    except FramePackError as error:
+        return Failed(str(error), retry=False)
+    except (BrokenPipeError, ConnectionResetError):
+        sys.exit(0)  # the daemon is gone
+    except AheadError as error:
+        return Again(str(error), not_ahead=error.job_id)
+    except FreshProcessError as error:
+        return Again(str(error))
+    except other_device.OtherDeviceError as error:
+        return Waits(str(error), error.made_on)
+    except Exception as error:
+        traceback.print_exc()
+        if getattr(error, "errno", None) in DISK_ERRORS:  # FFmpeg's errors are not all OSErrors
+            return Blocked(f"{work.result.parent}: {error}")
+        broken = judge(error) is not Verdict.NOTHING
+        return Failed(f"{type(error).__name__}: {error}", retry=True, device=broken)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel end this process with the daemon, however that dies: two must never share a GPU."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(0)
+
+
+def quiet_libraries() -> None:
+    """Keep progress bars and advice out of the daemon's log."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are fetched by `models download`, never on the way
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package that nothing here needs

@@ -1,0 +1,194 @@
+"""Wings: who may import whom, as docs/architecture.md says, and that what it names is there."""
+
+import ast
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+DAEMON, CORE = "framepackd", "framepack_core"
+GROUND_FLOOR = {"files", "text", "moving", "apart", "problems"}
+ABOVE_ALL = {"daemon", "cli", "__main__"}
+MOST_ROOMS, MOST_FLOORS = 22, 10
+
+Imports = Mapping[str, set[str]]  # module -> the modules of ours that it imports, anywhere in it
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in (DAEMON, CORE):
+        for path in (ROOT / package).rglob("*.py"):
+            if "demo_model" not in path.parts:
+                parts = path.relative_to(ROOT).with_suffix("").parts
+                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported_by(nodes: Iterable[ast.AST]) -> set[str]:
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            full = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else node.module for name in full}
+    return found
+
+
+TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
+# Anywhere in a module; and when it is imported itself.
+IMPORTS: Imports = {
+    module: (imported_by(ast.walk(tree)) & MODULES.keys()) - {module} for module, tree in TREES.items()
+}
+AT_IMPORT: Imports = {module: imported_by(tree.body) for module, tree in TREES.items()}
+
+
+def wing_of(module: str) -> str:
+    """Give the wing, or the module beside the wings; the package's own ``__init__`` is its name."""
+    return module.split(".")[1] if "." in module else module
+
+
+def rules(heading: str) -> dict[str, set[str]]:
+    """Read a table of the page: wing -> the wings that it may import."""
+    section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]*)\|$", section, re.MULTILINE)
+    return {wing: set(re.findall(r"\w+", allowed)) for wing, allowed in rows}
+
+
+IN_DAEMON, IN_CORE = rules("Wings of the daemon"), rules("Wings of the core")
+
+
+def forbidden(imports: Imports) -> list[str]:
+    """List the imports that the page does not allow."""
+    found = []
+    for module, others in imports.items():
+        package, wing = module.split(".")[0], wing_of(module)
+        for other in others:
+            if package == CORE and other.startswith(DAEMON):
+                found.append(f"{module} imports {other}")
+            if other.split(".")[0] != package or wing_of(other) in (wing, package):
+                continue
+            if package == DAEMON:
+                allowed = GROUND_FLOOR | IN_DAEMON.get(wing, set())
+                if wing not in ABOVE_ALL and wing_of(other) not in allowed:
+                    found.append(f"{module} imports {other}")
+            elif wing in IN_CORE and wing_of(other) in IN_CORE and wing_of(other) not in IN_CORE[wing]:
+                found.append(f"{module} imports {other}")
+    return found
+
+
+def test_wings_import_what_the_page_allows() -> None:
+    assert not forbidden(IMPORTS)
+
+
+@pytest.mark.parametrize("wing", sorted(IN_DAEMON))
+def test_a_forbidden_import_in_a_wing_of_the_daemon_is_found(wing: str) -> None:
+    module = next(name for name in MODULES if wing_of(name) == wing and name.startswith(DAEMON))
+    for other in ("framepackd.cli.main", "framepackd.daemon"):
+        assert forbidden({**IMPORTS, module: {other}}) == [f"{module} imports {other}"]
+
+
+@pytest.mark.parametrize("wing", sorted(IN_CORE))
+def test_a_forbidden_import_in_a_wing_of_the_core_is_found(wing: str) -> None:
+    module = next(name for name in MODULES if wing_of(name) == wing and name.startswith(CORE))
+    assert forbidden({module: {"framepackd.files"}})
+    above = next((other for other in IN_CORE if other not in (wing, *IN_CORE[wing])), None)
+    if above is not None:
+        other = next(name for name in MODULES if wing_of(name) == above and name.count(".") == 2)
+        assert forbidden({module: {other}}) == [f"{module} imports {other}"]
+
+
+def test_the_page_names_each_wing() -> None:
+    for package, table in ((DAEMON, IN_DAEMON), (CORE, IN_CORE)):
+        folders = {path.parent.name for path in (ROOT / package).glob("*/__init__.py")}
+        assert folders - {"cli", "demo_model"} <= table.keys()
+
+
+def circles(graph: Imports) -> list[list[str]]:
+    """Find what imports itself by way of others, by taking away what imports nothing that is left."""
+    left = {node: set(others) & graph.keys() for node, others in graph.items()}
+    while free := [node for node, others in left.items() if not others & left.keys()]:
+        for node in free:
+            del left[node]
+    return [sorted(left)] if left else []
+
+
+def rooms(package: str) -> dict[str, set[str]]:
+    """Give the wings and modules of a package's top folder, each with those that it imports."""
+    found: dict[str, set[str]] = {}
+    for module, others in IMPORTS.items():
+        if module.startswith(f"{package}."):
+            own = found.setdefault(wing_of(module), set())
+            own |= {wing_of(other) for other in others if other.startswith(f"{package}.")} - {wing_of(module)}
+    return found
+
+
+def floors(graph: Imports) -> int:
+    heights: dict[str, int] = {}
+
+    def height(node: str) -> int:
+        if node not in heights:
+            heights[node] = 1 + max(map(height, graph.get(node, ())), default=0)
+        return heights[node]
+
+    return max(map(height, graph))
+
+
+def test_nothing_imports_itself_by_way_of_others() -> None:
+    assert not circles(IMPORTS)
+    for package in (DAEMON, CORE):
+        assert not circles(rooms(package))
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("package", [DAEMON, CORE])
+def test_a_package_has_few_rooms_on_few_floors(package: str) -> None:
+    found = rooms(package)
+    assert len(found) <= MOST_ROOMS
+    assert floors(found) <= MOST_FLOORS
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_the_first_line_of_a_module_says_what_it_is(module: str) -> None:
+    said = ast.get_docstring(TREES[module]) or ""
+    assert said.split("\n")[0].strip()
+
+
+def defined(names: Iterable[str], body: list[ast.stmt]) -> bool:
+    """Say whether a module or class defines a name, and that one the next."""
+    first, *rest = names
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == first:
+            return not rest or (isinstance(node, ast.ClassDef) and defined(rest, node.body))
+    return False
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`((?:framepackd|framepack_core)\.[\w.]+)`", PAGE))))
+def test_what_the_page_names_exists(name: str) -> None:
+    parts = name.split(".")
+    module = next(m for n in range(len(parts), 0, -1) if (m := ".".join(parts[:n])) in MODULES)
+    rest = parts[module.count(".") + 1 :]
+    assert not rest or defined(rest, TREES[module].body)
+
+
+TORCH = {"torch", "diffusers", "transformers", "accelerate"}
+
+
+def with_torch(imports: Imports) -> set[str]:
+    """Name the modules that import torch when they are imported."""
+    found = {module for module, names in imports.items() if {name.split(".")[0] for name in names} & TORCH}
+    while more := {module for module, names in imports.items() if names & found} - found:
+        found |= more
+    return found
+
+
+def test_torch_is_imported_in_the_worker_and_by_checks_of_the_machine_only() -> None:
+    daemons = {module for module in with_torch(AT_IMPORT) if module.startswith(DAEMON)}
+    assert {wing_of(module) for module in daemons} == {"worker", "machine"}
+    assert not daemons & {"framepackd.worker.messages", "framepackd.worker.main", "framepackd.machine.check"}
