@@ -17,6 +17,7 @@ from tests.test_wings import AT_IMPORT, MODULES, with_torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize(
@@ -56,8 +57,8 @@ def test_what_is_skipped_for_want_of_something_fails_in_ci_and_nowhere_else(
     assert report.outcome == outcome
 
 
-def test_the_example_in_the_readme_imports_what_there_is() -> None:
-    imports = re.findall(r"^from framepack.*", README, re.MULTILINE)
+def test_the_example_in_the_docs_imports_what_there_is() -> None:
+    imports = re.findall(r"^from framepack.*", (ROOT / "docs/usage.md").read_text(), re.MULTILINE)
     assert imports
     exec("\n".join(imports), {})  # noqa: S102 - of this repository
 
@@ -72,16 +73,45 @@ def commands(group: Group, prefix: str = "framepackd") -> dict[str, Command]:
     return found
 
 
-def test_every_command_has_help_and_is_in_the_readme() -> None:
+def test_every_command_has_help_and_is_in_the_docs() -> None:
+    told = "".join(page.read_text() for page in PAGES)
     for name, command in commands(main).items():
         assert command.help, name
-        assert name in README, name
+        assert re.search(rf"{name}\b", told), name
 
 
-def test_links_in_the_docs_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
-            assert (page.parent / link).exists(), f"{page.name}: {link}"
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
+def prose(page: Path) -> str:
+    """Leave out blocks of code: a comment in one looks like a heading."""
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def headings(page: Path) -> list[str]:
+    """List a page's anchors in its order, as GitHub makes them: the second of a name gets -1."""
+    names: list[str] = []
+    for heading in re.findall(r"^#+ +(.*?)[ #]*$", prose(page), re.MULTILINE):
+        shown = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        names.append(re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-"))
+    return [f"{name}-{before}" if (before := names[:i].count(name)) else name for i, name in enumerate(names)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_in_the_docs_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)\s]+)", prose(page)):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in headings(target), f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("name", ["usage", "operations", "architecture"])
+def test_a_long_page_lists_its_headings_on_top(name: str) -> None:
+    page = ROOT / f"docs/{name}.md"
+    contents = re.findall(r"^ *- \[[^]]*\]\(#(.*)\)$", page.read_text(), re.MULTILINE)
+    assert contents == headings(page)[1:]
 
 
 def test_functions_stay_short_enough_to_read() -> None:
