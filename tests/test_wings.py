@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.crash.victim import PHASE_OF
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 DAEMON, CORE = "framepackd", "framepack_core"
@@ -175,6 +177,18 @@ def test_what_the_page_names_exists(name: str) -> None:
     module = next(m for n in range(len(parts), 0, -1) if (m := ".".join(parts[:n])) in MODULES)
     rest = parts[module.count(".") + 1 :]
     assert not rest or defined(rest, TREES[module].body)
+
+
+def test_the_crash_harness_names_functions_of_the_daemon() -> None:
+    """It tells the phases of a job's life by them: one that is gone would be a phase that is never met."""
+    defined_anywhere = {
+        node.name
+        for module, tree in TREES.items()
+        if module.startswith(DAEMON)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
+    assert PHASE_OF.keys() <= defined_anywhere
 
 
 TORCH = {"torch", "diffusers", "transformers", "accelerate"}
