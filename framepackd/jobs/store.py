@@ -4,13 +4,12 @@ Who holds the state folder's lock alone writes: the daemon, or a command while n
 is recorded wins: however such a job ends or is interrupted, it ends cancelled, and is never generated again.
 """
 
-import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import String, case, cast, delete, false, func, select, update
+from sqlalchemy import case, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import StoreError, explained, open_database
@@ -19,17 +18,14 @@ from framepackd.jobs.job_sql import (
     CANCELLED,
     IN_ORDER,
     RUNNABLE,
-    TAKEN_AS,
     as_json,
     entry,
     following,
     smoothed,
-    starts_with,
     unless_cancelled,
-    variation_of,
     with_entry,
 )
-from framepackd.text import LAST
+from framepackd.jobs.reader import JobReader
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 PAUSED = "paused"  # in the table meta: since when
@@ -37,7 +33,7 @@ UNCOMPILED = "uncompiled|"  # there too, before the conditions under which compi
 GPU = "gpu"  # there too: when one was first used by the daemon that remembers it
 
 
-class JobStore:
+class JobStore(JobReader):
     """The queue. Threads may share it: each call has a connection and a transaction of its own."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -46,20 +42,13 @@ class JobStore:
         Raises:
             StoreError: it is damaged, somebody else's, of a newer version, or cannot be opened.
         """
-        self.path = path
         self._engine = open_database(path, read_only=read_only)
         # Who looks waits for nobody, and sees what is recorded while nothing can be.
-        self._reader = self._engine if read_only else open_database(path, read_only=True)
+        super().__init__(path, self._engine if read_only else open_database(path, read_only=True))
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with explained(self.path), Session(self._engine, expire_on_commit=False) as session, session.begin():
-            yield session
-
-    @contextmanager
-    def looking(self) -> Iterator[Session]:
-        """Give a transaction that only reads."""
-        with explained(self.path), Session(self._reader, expire_on_commit=False) as session, session.begin():
             yield session
 
     # intake
@@ -333,85 +322,6 @@ class JobStore:
         statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)
         with self._session() as session:
             session.execute(statement.values(progress_at=utc_now(), **values))
-
-    # looking
-
-    def get(self, job_id: str) -> Job:
-        """Give a job by its id.
-
-        Raises:
-            KeyError: there is none.
-        """
-        with self.looking() as session:
-            job = session.scalars(select(Job).where(Job.id == job_id)).one_or_none()
-        if job is None:
-            raise KeyError(job_id)
-        return job
-
-    def find(self, wanted: str) -> Job | None:
-        """Find a job by its id, by its name, or by the start of its id; of several the latest."""
-        return next(iter(self.matching(wanted)), None)
-
-    def matching(self, wanted: str) -> list[Job]:
-        """List the jobs with this id; else those of this name, else whose id starts so; the latest first."""
-        folder, _, name = wanted.rpartition("/")
-        conditions = (
-            Job.id == wanted,
-            Job.name == wanted,
-            starts_with(Job.id, wanted) & (wanted != ""),
-            (Job.folder == folder) & (Job.name == name),
-            (Job.folder == folder) & variation_of(name),
-        )
-        with self.looking() as session:
-            for condition in conditions:
-                jobs = list(session.scalars(select(Job).where(condition).order_by(Job.seq.desc())))
-                if jobs:
-                    return jobs
-        return []
-
-    def taken_as(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Give the ids of the latest jobs that were taken from these folders under these names.
-
-        Those of variations too. There may be thousands of names: each costs two looks into an index.
-        """
-        asked = {"names": json.dumps(list(names)), "after": LAST}
-        with self.looking() as session:
-            found = session.execute(TAKEN_AS, asked)
-            return {(row[0], row[1]): row[2] for row in found}
-
-    def made_of(self, sha256: str) -> list[Job]:
-        """List the jobs that a file of this content belongs to."""
-        with self.looking() as session:
-            return list(session.scalars(select(Job).where(cast(Job.inputs, String).contains(sha256))))
-
-    def in_state(self, *states: State) -> list[Job]:
-        """List jobs by state, in the order of the queue."""
-        with self.looking() as session:
-            return list(session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.position)))
-
-    def last_ended(self, limit: int) -> list[Job]:
-        """List the jobs that have ended last, the latest first."""
-        ended = select(Job).where(Job.finished_at.is_not(None))
-        with self.looking() as session:
-            return list(session.scalars(ended.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit)))
-
-    def to_deliver(self, states: Collection[State] = tuple(State)) -> list[str]:
-        """Give the ids of the jobs that are decided to end in one of some states, in the queue's order."""
-        decided = Job.delivery.is_not(None) & func.json_extract(Job.delivery, "$.state").in_(states)
-        with self.looking() as session:
-            return list(session.scalars(select(Job.id).where(decided).order_by(Job.position)))
-
-    def counts(self) -> dict[str, int]:
-        """Count the jobs in each state."""
-        with self.looking() as session:
-            rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
-        found = {row[0]: row[1] for row in rows}
-        return {state.value: found.get(state.value, 0) for state in State}
-
-    def states(self) -> dict[str, str]:
-        """Give the state of every job, by id."""
-        with self.looking() as session:
-            return {row[0]: row[1] for row in session.execute(select(Job.id, Job.state))}
 
 
 def _changed(session: Session, statement: Any) -> bool:

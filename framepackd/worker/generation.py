@@ -1,7 +1,6 @@
 """One job in the worker process: from its request, or from where it was left, to its video."""
 
 import contextlib
-import importlib.metadata
 import logging
 import time
 from dataclasses import replace
@@ -9,7 +8,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
-import framepack_core
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import (
     CompileError,
@@ -21,12 +19,10 @@ from framepack_core.media import extend, pictures
 from framepack_core.memory import before_torch, devices
 from framepack_core.memory.device_errors import Verdict, judge
 from framepack_core.models.lora_files import fit_all
-from framepack_core.networks import compiling, fp8
-from framepack_core.networks.attention import AUTO
+from framepack_core.networks import compiling
 from framepack_core.progress import HostCopy, Progress
-from framepack_core.sampling.magcache import load_ratios
 from framepackd import files
-from framepackd.worker import source_video
+from framepackd.worker import identity, source_video
 from framepackd.worker.beside import Beside
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines, device_of
@@ -62,7 +58,7 @@ class Generation:
         self._work = work
         self._engines = engines
         self._connection = connection
-        self._computation = _computation(work)
+        self._computation = identity.computation(work)
         self._clips: list[Checkpoints] = []  # of the clips up to the one at hand
         self._video = Video(work, self._clips)
         self._beside = Beside()
@@ -74,7 +70,7 @@ class Generation:
 
     def _take_up(self) -> None:
         """Go to where an earlier run of the job has left it, if it was computed in the same way."""
-        self._identity = _identity(self._work) | self._computation
+        self._identity = identity.of(self._work) | self._computation
         self._clips.clear()
         self._clock = _PhaseClock()
         self._measures = Measures()
@@ -117,7 +113,7 @@ class Generation:
         picture = pictures.crop_to(pictures.open_picture(request.image, request.background, log.debug), size)
         return Finished(
             self._clock.seconds,
-            _versions(),
+            identity.versions(),
             self._computation,
             self._measures.verdict(picture),
             self._loras,
@@ -142,7 +138,7 @@ class Generation:
                 f"compile = true, and the blocks cannot be compiled ({reason}): put that right, or set "
                 'compile = "auto" and retry the job'
             )
-        self._connection.send(Uncompiled(_conditions(work), reason))
+        self._connection.send(Uncompiled(identity.conditions(work), reason))
         self._computation["compiled"] = False
         self._take_up()
         self._tell_resumed()
@@ -340,6 +336,13 @@ def _is_saved(step: Step) -> bool:
     return step.computed or step.step == step.steps
 
 
+def _noises_before(work: Work) -> int:
+    """Count the sections of a video that is gone on with: their noise is drawn and let go."""
+    if work.continued is None:
+        return 0
+    return extend.sections_taken(work.continued.known, work.request.latent_window_size)
+
+
 class _PhaseClock:
     """Adds up how long each phase of a job took, over all its runs."""
 
@@ -352,61 +355,3 @@ class _PhaseClock:
         taken, self._last = now - self._last, now
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + taken, 3)
         return taken
-
-
-def _identity(work: Work) -> dict[str, Any]:
-    """Name all that the bits of the video depend on; what LoRAs hold is in the fingerprint."""
-    return {
-        "request": work.fingerprint,
-        "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
-        "device": devices.device_name(device_of(work)),
-        "dtype": work.dtype,
-        "mag_ratios": _mag_ratios(work),
-        **_versions(),
-    }
-
-
-def _noises_before(work: Work) -> int:
-    """Count the sections of a video that is gone on with: their noise is drawn and let go."""
-    if work.continued is None:
-        return 0
-    return extend.sections_taken(work.continued.known, work.request.latent_window_size)
-
-
-def _mag_ratios(work: Work) -> tuple[float, ...]:
-    """Give the calibration of one's own that the bits depend on, if they do."""
-    file = work.spec.mag_ratios
-    return load_ratios(file) if file is not None and work.request.cache == "magcache" else ()
-
-
-def _computation(work: Work) -> dict[str, str | bool]:
-    """Name what was chosen of the ways to compute the same video, which round differently or worse."""
-    device = device_of(work)
-    dtype, _ = devices.choose_dtypes(device, work.dtype)
-    compiled = compiling.decide(
-        work.compile,
-        device,
-        work.sections,
-        dtype=dtype,
-        precision=work.precision,
-        failed=work.uncompiled.get(_conditions(work)),
-    )
-    in_fp8 = {"fp8": fp8.manner(device, dtype)} if work.precision == "fp8" else {}
-    return {"precision": work.precision, **in_fp8, "attention": _attention(work), "compiled": compiled}
-
-
-def _conditions(work: Work) -> str:
-    device = device_of(work)
-    dtype, _ = devices.choose_dtypes(device, work.dtype)
-    return compiling.conditions(device, dtype, work.precision, _attention(work))
-
-
-def _attention(work: Work) -> str:
-    return AUTO if work.attention == "auto" else work.attention
-
-
-def _versions() -> dict[str, str]:
-    libraries = {
-        name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "av")
-    }
-    return {"framepackd": framepack_core.__version__, **libraries}

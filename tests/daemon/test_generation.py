@@ -22,7 +22,7 @@ from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sections import frame_count, section_count
 from framepackd import files
-from framepackd.worker import generation
+from framepackd.worker import generation, identity
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
@@ -243,8 +243,8 @@ def test_what_fp8_computed_before_it_had_scales_is_not_gone_on_from(
 ) -> None:
     work = replace(work, precision="fp8")
     with monkeypatch.context() as patched:
-        patched.setattr(generation, "_computation", as_before(generation._computation))
-        interrupt_in_the_second_section(work, monkeypatch, versions=generation._versions())
+        patched.setattr(identity, "computation", as_before(identity.computation))
+        interrupt_in_the_second_section(work, monkeypatch, versions=identity.versions())
     answer, (told, resumed, *_) = run(work)
     assert isinstance(answer, Finished)
     assert isinstance(told, SetAside)
@@ -263,7 +263,7 @@ def interrupt_in_the_second_section(
     """Have a section decoded and the next one begun, by other versions than these."""
     ears = Ears()
     with monkeypatch.context() as patched:
-        patched.setattr(generation, "_versions", lambda: versions)
+        patched.setattr(identity, "versions", lambda: versions)
         patched.setattr(ears, "theirs", Cut(ears.theirs, 7))
         with pytest.raises(PowerCut):
             Generation(work, ENGINES, ears.theirs).run()
@@ -285,7 +285,7 @@ def test_what_exists_holds_nothing_of_an_attempt_that_was_given_up(
     work: Work, monkeypatch: pytest.MonkeyPatch, sections: int
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(generation, "_versions", lambda: {"torch": "1.0"})
+        patched.setattr(identity, "versions", lambda: {"torch": "1.0"})
         assert isinstance(run(work)[0], Finished)
     assert {".mp4", ".section-1.png", ".latents.safetensors"} <= made(work).keys()
     ears = Ears()

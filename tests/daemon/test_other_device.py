@@ -11,7 +11,7 @@ from framepackd.control import commands
 from framepackd.jobs import aside
 from framepackd.jobs.folder import CHECKPOINT
 from framepackd.jobs.job import State
-from framepackd.worker import generation
+from framepackd.worker import identity
 from framepackd.worker import messages as worker_messages
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.messages import Finished, Resumed, SetAside, Waits, Work
@@ -93,7 +93,7 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Work:
     work = work_in(tmp_path / "job")
     with monkeypatch.context() as patched:
         patched.setattr(devices, "device_name", lambda _: "NVIDIA GeForce RTX 3060")
-        interrupt_in_the_second_section(work, patched, generation._versions())
+        interrupt_in_the_second_section(work, patched, identity.versions())
     return work
 
 

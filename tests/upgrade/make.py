@@ -47,7 +47,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "running": {"steps": 4, "cache": "teacache"},
     "queued": {"steps": 2},
 }
-STEP = "step:generation._generate_clip:after send StepDone"
+STEP = "step:generation._take_step:after send StepDone"
 # After how many steps the daemon is killed under a job.
 KILLED_AFTER = {"cancelled": 1, "chain": 6, "decoded": 4, "running": 3}
 

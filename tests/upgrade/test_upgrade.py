@@ -21,7 +21,7 @@ from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import load_config
 from framepackd.supervisor.supervisor import Runner
-from framepackd.worker import generation
+from framepackd.worker import identity
 from tests.acceptance.conftest import Daemon
 from tests.upgrade.make import HERE, JOBS, drop
 from tests.upgrade.states import header_of, reidentified
@@ -77,8 +77,8 @@ def made_here(place: Place) -> None:
     for state in (place.daemon.state / "jobs").rglob("state-*"):
         (job_id,) = (part for part in state.parts if part in place.store.states())
         work = runner._work(place.store.get(job_id))
-        identity = generation._identity(work) | generation._computation(work)
-        state.write_bytes(reidentified(state.read_bytes(), lambda _, ours=identity: ours))
+        ours = identity.of(work) | identity.computation(work)
+        state.write_bytes(reidentified(state.read_bytes(), lambda _, ours=ours: ours))
 
 
 @pytest.fixture(scope="module", params=ARCHIVES, ids=lambda archive: archive.name)

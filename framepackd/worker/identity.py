@@ -1,0 +1,67 @@
+"""What the bits of a video depend on: a checkpoint holds for this and nothing else."""
+
+import importlib.metadata
+from typing import Any
+
+import framepack_core
+from framepack_core.memory import devices
+from framepack_core.networks import compiling, fp8
+from framepack_core.networks.attention import AUTO
+from framepack_core.sampling.magcache import load_ratios
+from framepackd.worker.engines import device_of
+from framepackd.worker.messages import (
+    Work,
+)
+
+
+def of(work: Work) -> dict[str, Any]:
+    """Name all that the bits of the video depend on; what LoRAs hold is in the fingerprint."""
+    return {
+        "request": work.fingerprint,
+        "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
+        "device": devices.device_name(device_of(work)),
+        "dtype": work.dtype,
+        "mag_ratios": _mag_ratios(work),
+        **versions(),
+    }
+
+
+def _mag_ratios(work: Work) -> tuple[float, ...]:
+    """Give the calibration of one's own that the bits depend on, if they do."""
+    file = work.spec.mag_ratios
+    return load_ratios(file) if file is not None and work.request.cache == "magcache" else ()
+
+
+def computation(work: Work) -> dict[str, str | bool]:
+    """Name what was chosen of the ways to compute the same video, which round differently or worse."""
+    device = device_of(work)
+    dtype, _ = devices.choose_dtypes(device, work.dtype)
+    compiled = compiling.decide(
+        work.compile,
+        device,
+        work.sections,
+        dtype=dtype,
+        precision=work.precision,
+        failed=work.uncompiled.get(conditions(work)),
+    )
+    in_fp8 = {"fp8": fp8.manner(device, dtype)} if work.precision == "fp8" else {}
+    return {"precision": work.precision, **in_fp8, "attention": _attention(work), "compiled": compiled}
+
+
+def conditions(work: Work) -> str:
+    """Name what a failed compile is remembered for: card, versions, and what is computed."""
+    device = device_of(work)
+    dtype, _ = devices.choose_dtypes(device, work.dtype)
+    return compiling.conditions(device, dtype, work.precision, _attention(work))
+
+
+def _attention(work: Work) -> str:
+    return AUTO if work.attention == "auto" else work.attention
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of what computes and writes."""
+    libraries = {
+        name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "av")
+    }
+    return {"framepackd": framepack_core.__version__, **libraries}
