@@ -23,7 +23,8 @@ from framepackd.text import PrintableFormatter, printable_json
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from framepackd.machine.service import Service, Step
+    from framepackd.machine.service import Step
+    from framepackd.machine.units import Service
     from framepackd.settings.config import Config
 
 EXIT_ALREADY_RUNNING = 75
@@ -314,7 +315,7 @@ def uninstall_service(*, user: bool, instance: str | None, dry_run: bool) -> Non
 def _take_service_steps(
     steps: "Callable[[Service], Iterator[Step]]", *, user: bool, instance: str | None, dry_run: bool
 ) -> "Service":
-    from framepackd.machine.service import Service, ServiceError
+    from framepackd.machine.units import Service, ServiceError
     from framepackd.settings.config import ConfigError
 
     if user and instance:

@@ -3,7 +3,6 @@
 import html
 import shutil
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from framepackd.jobs.described import running_in
 from framepackd.jobs.folder import PREVIEW
 from framepackd.jobs.lock import AlreadyRunningError
 from framepackd.settings.config import Config
+from framepackd.web import words
 from framepackd.web.api import add_endpoints
 from framepackd.web.drop import drop
 
@@ -281,19 +281,28 @@ class _Shown:
         running = running_in(report)
         folder = self._config.jobs_dir / running["id"] if running else None
         contents = {
-            "now": _now(report, running),
+            "now": words.now(report, running),
             "preview": self._copy(folder and folder / LATENT_PREVIEW),
             "growing": self._copy(folder and folder / PREVIEW),
             "queue": [
-                [_path(job), job["state"], _progress(job), _clock(job["eta_seconds"])] for job in active
+                [words.path(job), job["state"], words.progress(job), words.clock(job["eta_seconds"])]
+                for job in active
             ],
-            "choice": [(_path(job), job["id"]) for job in active],
-            "waiting": _waiting(report["waiting"]),
+            "choice": [(words.path(job), job["id"]) for job in active],
+            "waiting": words.waiting(report["waiting"]),
             "ended": [
-                [_path(job), job["state"], _local(job["finished_at"]), _length(job), _note(job)]
+                [
+                    words.path(job),
+                    job["state"],
+                    words.local(job["finished_at"]),
+                    words.length(job),
+                    words.note(job),
+                ]
                 for job in ended
             ],
-            "result": [(f"{_path(job)} ({_local(job['finished_at'])})", job["id"]) for job in ended],
+            "result": [
+                (f"{words.path(job)} ({words.local(job['finished_at'])})", job["id"]) for job in ended
+            ],
         }
         updates = {
             key: _update(key, value) if seen.get(key) != value else gr.skip()
@@ -328,82 +337,3 @@ def _update(key: str, value: Any) -> Any:
     if key in ("queue", "ended"):
         return gr.update(value=value, visible=bool(value))
     return gr.update(value=value)
-
-
-def _now(report: dict[str, Any], running: dict[str, Any] | None) -> str:
-    daemon = report["daemon"]
-    lines = []
-    if daemon["state"] != "running":
-        told = (
-            daemon.get("error")
-            or "No daemon runs: what is in the queue waits until framepackd run is started."
-        )
-        lines.append(f"<div>{html.escape(told)}</div>")
-    if daemon.get("paused"):
-        lines.append(f"<div>Paused: {html.escape(str(daemon['paused']))}</div>")
-    lines += [f"<div>Problem: {html.escape(problem['text'])}</div>" for problem in report["problems"]]
-    if running is None:
-        lines.append("<div>Nothing is being made.</div>")
-    else:
-        share, ends = _share(running), _clock(running["eta_seconds"]) or "…"
-        lines += [
-            f"<div class='name'>{html.escape(_path(running))}</div>",
-            f"<div class='bar'><div style='width: {share:.0f}%'></div></div>",
-            f"<div>{share:.0f} %, {html.escape(_progress(running))}, done {ends}</div>",
-        ]
-    counts = [
-        f"{report['counts'][state]} {state}"
-        for state in ("queued", "waiting", "failed")
-        if report["counts"].get(state)
-    ]
-    if report["eta_seconds"] and report["counts"].get("queued"):
-        counts.append(f"all done {_clock(report['eta_seconds'])}")
-    lines.append(f"<div class='small'>{', '.join(counts)}</div>")
-    return "".join(lines)
-
-
-def _share(job: dict[str, Any]) -> float:
-    done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
-    return float(100 * done / max(job["sections"] * job["steps"], 1))
-
-
-def _progress(job: dict[str, Any]) -> str:
-    if job["state"] != "running" or job["delivery"]:
-        return str(job["note"] or "")
-    if not job["section"]:
-        return "loading the model"
-    where = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
-    return f"section {job['section']}/{job['sections']}, {where}"
-
-
-def _waiting(entries: list[dict[str, Any]]) -> str:
-    if not entries:
-        return ""
-    lines = (
-        f"<li>{html.escape(_path(entry))}: waits for {html.escape(entry['missing'])}</li>"
-        for entry in entries
-    )
-    return f"<p>In the inbox, not a job yet:</p><ul>{''.join(lines)}</ul>"
-
-
-def _note(job: dict[str, Any]) -> str:
-    looks = [f"looks {job['quality']}"] if job["quality"] else []
-    return job["error"] or "; ".join([*looks, *job.get("warnings", ())])
-
-
-def _length(job: dict[str, Any]) -> str:
-    return f"{job['frames'] / 30:.2f} s" if job["frames"] else ""
-
-
-def _path(job: dict[str, Any]) -> str:
-    return "/".join(filter(None, (job["folder"], job["name"])))
-
-
-def _local(when: str | None) -> str:
-    return f"{datetime.fromisoformat(when).astimezone():%Y-%m-%d %H:%M}" if when else ""
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    return f"{datetime.fromtimestamp(datetime.now(UTC).timestamp() + seconds, UTC).astimezone():%a %H:%M}"

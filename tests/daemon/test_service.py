@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from framepackd.cli.main import main
-from framepackd.machine import service
-from framepackd.machine.service import Service, ServiceError
+from framepackd.machine import service, units
+from framepackd.machine.units import Service, ServiceError
 
-UNITS = sorted(service.UNITS.rglob("*.service"))
+UNITS = sorted(units.UNITS.rglob("*.service"))
 # Those that run framepackd; what makes the devices is root's own, and not in a sandbox.
-SYSTEM_UNITS = [path for path in UNITS if path.parent.name != "user" and path.name != service.DEVICES]
+SYSTEM_UNITS = [path for path in UNITS if path.parent.name != "user" and path.name != units.DEVICES]
 USER_UNITS = [path for path in UNITS if path.parent.name == "user"]
 
 
@@ -29,7 +29,7 @@ def analyze(*words: object) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@pytest.mark.parametrize("template", UNITS, ids=lambda path: str(path.relative_to(service.UNITS)))
+@pytest.mark.parametrize("template", UNITS, ids=lambda path: str(path.relative_to(units.UNITS)))
 def test_systemd_finds_nothing_to_say_of_the_units(template: Path, tmp_path: Path) -> None:
     name = template.name.replace("@", "@cat")
     unit = tmp_path / name
@@ -81,14 +81,12 @@ def test_what_a_system_denies_to_users_is_left_out(systemctl: Path, tmp_path: Pa
 
 
 def test_the_devices_are_made_by_a_unit_that_has_no_device_policy() -> None:
-    assert not re.search(
-        "^Device|^PrivateDevices", (service.UNITS / service.DEVICES).read_text(), re.MULTILINE
-    )
+    assert not re.search("^Device|^PrivateDevices", (units.UNITS / units.DEVICES).read_text(), re.MULTILINE)
     for name in service.MACHINE_UNITS:
-        unit = (service.UNITS / name).read_text()
+        unit = (units.UNITS / name).read_text()
         assert "nvidia-modprobe" not in unit, "its device policy would refuse to make them"
-        assert re.search(f"^After=.*{service.DEVICES}", unit, re.MULTILINE)
-        assert re.search(f"^Wants=.*{service.DEVICES}", unit, re.MULTILINE)
+        assert re.search(f"^After=.*{units.DEVICES}", unit, re.MULTILINE)
+        assert re.search(f"^Wants=.*{units.DEVICES}", unit, re.MULTILINE)
 
 
 def test_only_the_daemon_is_shut_off_from_the_network() -> None:
@@ -98,7 +96,7 @@ def test_only_the_daemon_is_shut_off_from_the_network() -> None:
 
 @pytest.mark.parametrize("name", ["framepackd", "framepackd-notify"])
 def test_an_instance_differs_from_the_service_only_in_its_name_and_places(name: str) -> None:
-    instance = (service.UNITS / f"{name}@.service").read_text()
+    instance = (units.UNITS / f"{name}@.service").read_text()
     for here, there in (
         (" %i:", ":"),
         ("%i.toml", "config.toml"),
@@ -107,7 +105,7 @@ def test_an_instance_differs_from_the_service_only_in_its_name_and_places(name: 
     ):
         assert here in instance
         instance = instance.replace(here, there)
-    assert instance == (service.UNITS / f"{name}.service").read_text()
+    assert instance == (units.UNITS / f"{name}.service").read_text()
 
 
 @pytest.fixture(autouse=True)
@@ -186,7 +184,7 @@ def test_the_parts_of_an_instance_are_instances_too() -> None:
     notify = Service.of_machine("cat").companion("notify")
     assert notify.name == "framepackd-notify@cat"
     assert notify.unit == Path("/etc/systemd/system/framepackd-notify@.service")
-    assert notify.template == service.UNITS / "framepackd-notify@.service"
+    assert notify.template == units.UNITS / "framepackd-notify@.service"
     assert notify.config == Path("/etc/framepackd/cat.toml")
 
 
@@ -275,11 +273,11 @@ def test_what_makes_the_devices_is_put_in_place_for_the_machine_and_goes_with_th
 ) -> None:
     monkeypatch.setattr(service, "_installation", list)
     chosen = machine_service(tmp_path, "")
-    devices = tmp_path / service.DEVICES
+    devices = tmp_path / units.DEVICES
     steps = dict(service.install(chosen))
     for path in (chosen.unit, devices):
         steps[f"write {path}"]()
-    assert "nvidia" not in service.parts(), "it is no part that somebody asks for"
+    assert "nvidia" not in units.parts(), "it is no part that somebody asks for"
     (tmp_path / "framepackd.service").write_text("another")
     assert f"remove {devices}" not in dict(service.uninstall(chosen))
     (tmp_path / "framepackd.service").unlink()

@@ -177,8 +177,8 @@ def test_a_video_of_which_a_person_should_know_something_is_done_and_says_it() -
 
 
 def test_the_page_notes_it_too() -> None:
-    from framepackd.web.page import _note  # here: the page takes seconds to import
+    from framepackd.web.words import note  # here: the page takes seconds to import
 
     job = {"error": None, "quality": "frozen", "warnings": ["prompt is cut: …"]}
-    assert _note(job) == "looks frozen; prompt is cut: …"
-    assert _note(job | {"error": "no"}) == "no"
+    assert note(job) == "looks frozen; prompt is cut: …"
+    assert note(job | {"error": "no"}) == "no"
