@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from typing import Generic, TypeVar
 
+SILENT_SECONDS = 60.0  # without an answer; then status says so
 Made = TypeVar("Made")
 
 

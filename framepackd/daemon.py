@@ -8,10 +8,8 @@ import logging
 import math
 import multiprocessing.connection
 import os
-import queue
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -20,14 +18,15 @@ from typing import Any
 from framepackd import folders, rights
 from framepackd.apart import Apart, within
 from framepackd.control import commands, socket
+from framepackd.control.requests import Requests
 from framepackd.control.signals import hearing_signals
 from framepackd.control.status import in_one_line, snapshot
-from framepackd.delivery.deliveries import PATIENCE_SECONDS, SILENT_SECONDS, Deliveries
+from framepackd.delivery.deliveries import PATIENCE_SECONDS, Deliveries
 from framepackd.delivery.results_page import ResultsPage
 from framepackd.intake import take
-from framepackd.intake.rounds import RETRY_SECONDS, SCAN_SECONDS, Looked, Rounds
+from framepackd.intake.rounds import RETRY_SECONDS, SCAN_SECONDS, Looked, Rounds, silent_inbox
 from framepackd.jobs import lock as control_lock
-from framepackd.jobs.database import StoreError, StoreUnavailableError
+from framepackd.jobs.database import StoreUnavailableError
 from framepackd.jobs.described import whole
 from framepackd.jobs.job import utc_now
 from framepackd.jobs.store import JobStore
@@ -45,7 +44,6 @@ GLANCE_SECONDS = 5.0  # between two glances at whether the inbox is still the sa
 STOP_SECONDS = 10.0  # for disks, when the daemon is to stop; then it does not wait any more
 LONGEST_SECONDS = 3600.0  # from round to round
 STORE_RETRY_SECONDS = 5.0  # before the database is tried again
-REQUEST_SECONDS = 8.0  # for the loop to come to a request; who asked waits longer
 
 
 def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] | None = None) -> int:
@@ -113,7 +111,7 @@ class Daemon:
         self._next_scan = 0.0
         self._next_glance = 0.0  # at whether the inbox is still the same folder
         self._changed = True  # something happened in the inbox since the last scan
-        self._requests: queue.SimpleQueue[tuple[dict[str, Any], Future[Any]]] = queue.SimpleQueue()
+        self._requests = Requests(self._nudge)
         # With --once nobody waits for a model: the job fails, and says what to do.
         self._obstacles = (missing_room,) if once else (missing_model, missing_room)
         self._paused: str | None = None  # since when and by whom, as recorded
@@ -163,26 +161,15 @@ class Daemon:
             job = self._store.find(str(request.get("job")))
             return {"job": whole(job, self._config, self._deliveries.of(job)) if job else None}
         if request.get("command") in commands.CHANGING:
-            return self._have_done(request)
+            return self._requests.ask(request)
         return {"error": f"unknown command {request.get('command')!r}"}
-
-    def _have_done(self, request: dict[str, Any]) -> Any:
-        """Hand a request that changes something to the loop, which alone does so, and wait for its answer."""
-        answer: Future[Any] = Future()
-        self._requests.put((request, answer))
-        self._nudge()
-        try:
-            return answer.result(REQUEST_SECONDS)
-        except TimeoutError:
-            then = "nothing was changed: try again" if answer.cancel() else "it is still at it"
-            return {"error": f"it is busy: {then}"}
 
     def _snapshot(self) -> dict[str, Any]:
         looked = self._looked
         problems = (
             *self._problems,
             *looked.problems,
-            *self._silent_inbox(),
+            *silent_inbox(self._config, self._at_inbox.seconds),
             *self._deliveries.problems,
             *self._runner.problems,
         )
@@ -194,12 +181,6 @@ class Daemon:
             delivery=self._deliveries.of,
             passed_over=self._runner.passed_over.reasons,
         )
-
-    def _silent_inbox(self) -> tuple[Problem, ...]:
-        if self._at_inbox.seconds < SILENT_SECONDS:
-            return ()
-        words = f"the inbox {self._config.inbox} has not answered for {self._at_inbox.seconds:.0f} s"
-        return (Problem("inbox", f"{words}: look after its disk or its connection"),)
 
     def _describe(self) -> dict[str, Any]:
         return {
@@ -320,18 +301,9 @@ class Daemon:
             self._start_next(now)
 
     def _answer_requests(self) -> None:
+        queue = commands.Queue(self._config, self._store, self._runner, self._deliveries)
         while not self._requests.empty():
-            request, answer = self._requests.get()
-            if not answer.set_running_or_notify_cancel():
-                continue  # nobody waits for it any more
-            try:
-                queue = commands.Queue(self._config, self._store, self._runner, self._deliveries)
-                answer.set_result(commands.perform(request, queue))
-            except Exception as error:
-                answer.set_exception(error)
-                if isinstance(error, StoreError):
-                    raise
-                log.exception("%s could not be done", request.get("command"))
+            self._requests.answer_next(lambda request: commands.perform(request, queue))
             self._paused = self._store.paused()
             self._look_again = 0.0
 
@@ -402,8 +374,6 @@ class Daemon:
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):
                 pass
-
-    # the inbox
 
     def _look(self, now: float) -> None:
         """Have what is in the inbox looked at when that is due, and take in what was found."""

@@ -206,3 +206,23 @@ def test_torch_is_imported_in_the_worker_and_by_checks_of_the_machine_only() -> 
     daemons = {module for module in with_torch(AT_IMPORT) if module.startswith(DAEMON)}
     assert {wing_of(module) for module in daemons} == {"worker", "machine"}
     assert not daemons & {"framepackd.worker.messages", "framepackd.worker.main", "framepackd.machine.check"}
+
+
+MOST_LINES = {"module": 400, "class": 320, "function": 60}
+
+
+@pytest.mark.parametrize("kind", MOST_LINES)
+def test_nothing_is_longer_than_can_be_read(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = {"class": ast.ClassDef, "function": ast.FunctionDef}
+    lines = {
+        f"{module}.{node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for module, tree in TREES.items()
+        for node in ast.walk(tree)
+        if kind in kinds and isinstance(node, kinds[kind])
+    }
+    if kind == "module":
+        lines = {module: len(path.read_text().splitlines()) for module, path in MODULES.items()}
+    longest = sorted(lines, key=lines.__getitem__)[-3:]
+    with capsys.disabled():
+        print(f"\nlongest {kind}: {', '.join(f'{name} {lines[name]}' for name in reversed(longest))}")
+    assert lines[longest[-1]] <= MOST_LINES[kind]

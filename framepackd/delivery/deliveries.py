@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from framepackd import folders, moving
-from framepackd.apart import Apart
+from framepackd.apart import SILENT_SECONDS, Apart
 from framepackd.delivery import deliver
 from framepackd.folders import FolderError, why
 from framepackd.inbox.forgotten import left_in
@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 30.0  # before what could not be moved is tried again
 PATIENCE_SECONDS = 0.5  # what is moved within this time has its outcome in the same round
 REACH_SECONDS = 5.0  # a command waits so long for the failed folder
-SILENT_SECONDS = 60.0  # without an answer; then status says so
 WAYS = {key: [state for state in State if state.folder == key] for key in folders.MARKED}
 Made = TypeVar("Made")
 

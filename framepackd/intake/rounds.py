@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from framepackd.apart import SILENT_SECONDS
 from framepackd.files import mount_of
 from framepackd.folders import FolderError
 from framepackd.inbox.forgotten import forgotten
@@ -188,3 +189,11 @@ class Rounds:
         self._told = problem.text
         again = min(poll_seconds(config), RETRY_SECONDS)
         return Looked(self._waiting, (*self._left, problem), idle=True, again=again)
+
+
+def silent_inbox(config: Config, seconds: float) -> tuple[Problem, ...]:
+    """Say so if the inbox has not answered for long."""
+    if seconds < SILENT_SECONDS:
+        return ()
+    words = f"the inbox {config.inbox} has not answered for {seconds:.0f} s"
+    return (Problem("inbox", f"{words}: look after its disk or its connection"),)

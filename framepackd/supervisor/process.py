@@ -12,6 +12,9 @@ from multiprocessing.connection import Connection
 from framepackd.jobs.job import Job
 from framepackd.worker import main
 
+# A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
+HANG_FACTOR, FIRST_FACTOR = 10, 30
+
 
 @dataclass
 class Handle:
@@ -40,6 +43,28 @@ class Handle:
         killed = signal.Signals(-code)
         hint = ": the kernel does so when memory runs out" if killed is signal.SIGKILL else ""
         return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
+
+    def end_if_hung(self, least: float) -> None:
+        """End the process if it is silent for much longer than it ever was, and for ``least`` seconds."""
+        known = self.slowest.get(self.awaited)
+        bound = least * FIRST_FACTOR if known is None else max(least, known * HANG_FACTOR)
+        if self.quiet > bound and self.hung is None and self.ended is None:
+            usual = "" if known is None else f", where {known:.1f} s were the most before"
+            self.hung = f"was ended: it did nothing for {self.quiet:.0f} s ({self.awaited}){usual}"
+            self.process.kill()
+
+    def end(self, why: str) -> None:
+        """End the process at once, through no fault of its job."""
+        self.ended = self.ended or f"was ended: {why}"
+        self.process.kill()
+
+    def retire(self) -> None:
+        """End an idle process, and wait until it has."""
+        self.connection.close()  # idle, it reads the end and returns
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
 
 
 def start(device: str) -> Handle:

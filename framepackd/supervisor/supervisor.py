@@ -6,18 +6,17 @@ import math
 import time
 from typing import Any
 
-from framepack_core.models.registry import BUNDLED
-from framepackd.jobs import embedded, job_warnings
-from framepackd.jobs import folder as work_folder
+from framepack_core.models.registry import ModelSpec
+from framepackd.jobs import job_warnings
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.job_sql import CANCELLED
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.settings import loras
 from framepackd.settings.config import Config
-from framepackd.supervisor import process, readiness
+from framepackd.supervisor import process
 from framepackd.supervisor.passed_over import PassedOver
-from framepackd.supervisor.work import clips, continued
+from framepackd.supervisor.work import work_of
 from framepackd.worker import messages
 
 log = logging.getLogger(__name__)
@@ -26,8 +25,6 @@ STOPPING, CANCELLING = "stopped with the daemon", "cancelled"  # why a worker le
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
 LISTEN_SECONDS = 0.5  # to a worker that speaks faster than can be recorded; then others are heard
 ROUND_SECONDS = 5.0  # while a job runs, the loop comes by at least this often
-# A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
-HANG_FACTOR, FIRST_FACTOR = 10, 30
 DEVICE_FAULTS = 2  # in fresh workers, one after the other, are no job's
 RETRY_SECONDS = 30.0  # before something that kept a job from going on is tried again
 MAX_DOUBLINGS = 4  # of that, while a device stays away: a worker takes seconds of CPU time to look for it
@@ -125,41 +122,8 @@ class Runner:
             self._worker.connection.send(work)
 
     def _work(self, job: Job) -> messages.Work:
-        folder = self._config.jobs_dir / job.id
-        request, *following = clips(job, folder / work_folder.INPUTS, self._config.lora_dir)
-        return messages.Work(
-            job_id=job.id,
-            request=request,
-            following=tuple(following),
-            spec=self._config.spec(job.settings["model"]),
-            fingerprint=job.fingerprint,
-            result=folder / work_folder.RESULT,
-            checkpoint=folder / work_folder.CHECKPOINT,
-            preview=folder / work_folder.PREVIEW,
-            sections=job.sections,
-            frames=job.frames,
-            size=(job.height, job.width),
-            crf=job.settings["crf"],
-            tags=embedded.tags(job, self._config.spec(job.settings["model"])),
-            save_section_frames=job.settings["save_section_frames"],
-            keep_latents=job.settings.get("keep_latents", False),
-            device=self._config.gpu.device,
-            dtype=self._config.gpu.dtype,
-            precision=self._config.gpu.precision,
-            rungs=self._store.rungs(),
-            attention=self._config.gpu.attention,
-            compile=self._config.gpu.compile,
-            uncompiled=self._store.uncompiled(),
-            compile_cache=self._config.cache_dir / "compiled",
-            gpu_expected=job.settings["model"] not in BUNDLED and (self._gpu_used or readiness.gpu_seen()),
-            vae_tiling=self._config.gpu.vae_tiling,
-            keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
-            keep_only=job.cancel is not None,
-            preview_decoder=self._config.preview_decoder,
-            strip=self._config.results_page,
-            continued=continued(job, folder),
-            ahead=job.id not in self._not_ahead,
-        )
+        may_be_ahead = job.id not in self._not_ahead
+        return work_of(job, self._config, self._store, gpu_used=self._gpu_used, may_be_ahead=may_be_ahead)
 
     def listen(self) -> None:
         """Take in what the worker says, and notice when it is gone."""
@@ -197,13 +161,7 @@ class Runner:
         # A longer gap between two rounds was not the worker's: this process was stopped, or busy, itself.
         running.quiet += min(now - self._last_round, ROUND_SECONDS)
         self._last_round = now
-        least = self._config.hang_seconds
-        known = running.slowest.get(running.awaited)
-        bound = least * FIRST_FACTOR if known is None else max(least, known * HANG_FACTOR)
-        if running.quiet > bound and running.hung is None and running.ended is None:
-            usual = "" if known is None else f", where {known:.1f} s were the most before"
-            running.hung = f"was ended: it did nothing for {running.quiet:.0f} s ({running.awaited}){usual}"
-            running.process.kill()
+        running.end_if_hung(self._config.hang_seconds)
 
     def _receive(self, running: process.Handle) -> bool:
         """Take a message; it is kept until what follows from it is recorded, which may fail just now."""
@@ -264,7 +222,7 @@ class Runner:
                 self._store.note(job.id, message.text)
                 log.warning("job %s: %s", job.id, message.text)
             case messages.PromptsCut():
-                self._note_cuts(job, message)
+                _note_cuts(job, message, self._store)
             case messages.Ready():
                 self.device, self.hardware = message.device, message.hardware
                 self.passed_over.device_is_there(message.device)
@@ -309,38 +267,10 @@ class Runner:
             )
         log.error("job %s: back in the queue: the device failed: %s", job.id, first)
 
-    def _note_cuts(self, job: Job, message: messages.PromptsCut) -> None:
-        """Record what is cut off, once: a job that goes on, or has many clips, says it again."""
-        found = job_warnings.recorded(job.settings, message.cuts)
-        cuts = [*job.cuts, *(cut for cut in found if cut not in job.cuts)]
-        if cuts == job.cuts:
-            return
-        for text in job_warnings.of_cuts(cuts[len(job.cuts) :]):
-            log.warning("job %s: %s", job.id, text)
-        self._store.cut(job.id, cuts)
-        job.cuts = cuts
-
     def _decide_done(self, job: Job, made: messages.Finished) -> None:
         """Record that the video is made, and how."""
         spec = self._config.spec(job.settings["model"])
-        merged = job.settings.get("loras", [])
-        if made.loras:
-            merged = loras.with_counts(merged, made.loras)
-        continues = job.settings.get("continues")
-        if continues is not None:
-            continues = continues | {"encoded_anew": made.encoded_anew}
-        sources = ("transformer", "base", "image_encoder", *(("mag_ratios",) if spec.mag_ratios else ()))
-        self._store.decide(
-            job.id,
-            State.DONE,
-            settings=job.settings | {"loras": merged, "continues": continues},
-            timings=made.timings,
-            versions=made.versions,
-            computation=made.computation,
-            quality=made.quality,
-            device=self.device,
-            model_sources={name: str(getattr(spec, name)) for name in sources},
-        )
+        self._store.decide(job.id, State.DONE, device=self.device, **_how_made(job, made, spec))
 
     def _bury(self, running: process.Handle) -> None:
         """The worker is dead; so may be its attempt at a job."""
@@ -399,25 +329,47 @@ class Runner:
             with contextlib.suppress(OSError):
                 running.connection.send(messages.Leave(keep=self._writes_what_exists))
         elif why == STOPPING and now - running.stop_sent > STOP_SECONDS:
-            self._end(running, f"it did not leave its job within {STOP_SECONDS:.0f} s")
+            running.end(f"it did not leave its job within {STOP_SECONDS:.0f} s")
 
     def kill(self) -> None:
         """End the worker at once; the job goes back to the queue."""
         if self._worker is not None:
-            self._end(self._worker, "the daemon was told to stop at once")
-
-    def _end(self, running: process.Handle, why: str) -> None:
-        """End a worker through no fault of its job."""
-        running.ended = running.ended or f"was ended: {why}"
-        running.process.kill()
+            self._worker.end("the daemon was told to stop at once")
 
     def end_worker(self) -> None:
         """End an idle worker, which gives back the memory of the GPU."""
         if self._worker is None:
             return
-        self._worker.connection.close()  # idle, it reads the end and returns
-        self._worker.process.join(5)
-        if self._worker.process.is_alive():
-            self._worker.process.kill()
-            self._worker.process.join()
+        self._worker.retire()
         self._worker = None
+
+
+def _note_cuts(job: Job, message: messages.PromptsCut, store: JobStore) -> None:
+    """Record what is cut off, once: a job that goes on, or has many clips, says it again."""
+    found = job_warnings.recorded(job.settings, message.cuts)
+    cuts = [*job.cuts, *(cut for cut in found if cut not in job.cuts)]
+    if cuts == job.cuts:
+        return
+    for text in job_warnings.of_cuts(cuts[len(job.cuts) :]):
+        log.warning("job %s: %s", job.id, text)
+    store.cut(job.id, cuts)
+    job.cuts = cuts
+
+
+def _how_made(job: Job, made: messages.Finished, spec: ModelSpec) -> dict[str, Any]:
+    """Give what a job's row says of how its video was made."""
+    merged = job.settings.get("loras", [])
+    if made.loras:
+        merged = loras.with_counts(merged, made.loras)
+    continues = job.settings.get("continues")
+    if continues is not None:
+        continues = continues | {"encoded_anew": made.encoded_anew}
+    sources = ("transformer", "base", "image_encoder", *(("mag_ratios",) if spec.mag_ratios else ()))
+    return {
+        "settings": job.settings | {"loras": merged, "continues": continues},
+        "timings": made.timings,
+        "versions": made.versions,
+        "computation": made.computation,
+        "quality": made.quality,
+        "model_sources": {name: str(getattr(spec, name)) for name in sources},
+    }

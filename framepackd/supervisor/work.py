@@ -1,15 +1,67 @@
-"""The clips of a job: one, or of a chain of frames one for each neighbouring pair, in the order of time."""
+"""A job as the worker is told of it: its clips, in the order of time, and where everything is to go."""
 
 from itertools import pairwise
 from pathlib import Path
 
+from framepack_core.models.registry import BUNDLED
 from framepack_core.prompts import TimedPrompt
 from framepack_core.request import WHITE, GenerationSettings, Request
 from framepack_core.sections import FPS
+from framepackd.jobs import embedded
+from framepackd.jobs import folder as work_folder
 from framepackd.jobs.folder import CONTINUED, INPUTS
 from framepackd.jobs.job import Job
+from framepackd.jobs.store import JobStore
 from framepackd.settings import loras
+from framepackd.settings.config import Config
+from framepackd.supervisor import readiness
+from framepackd.worker import messages
 from framepackd.worker.source_video import START, TAIL, Continued
+
+
+def work_of(
+    job: Job, config: Config, store: JobStore, *, gpu_used: bool, may_be_ahead: bool
+) -> messages.Work:
+    """Give a job as the worker is told of it.
+
+    Raises:
+        KeyError, ValueError: its settings do not fit the configuration any more.
+    """
+    folder = config.jobs_dir / job.id
+    request, *following = clips(job, folder / work_folder.INPUTS, config.lora_dir)
+    return messages.Work(
+        job_id=job.id,
+        request=request,
+        following=tuple(following),
+        spec=config.spec(job.settings["model"]),
+        fingerprint=job.fingerprint,
+        result=folder / work_folder.RESULT,
+        checkpoint=folder / work_folder.CHECKPOINT,
+        preview=folder / work_folder.PREVIEW,
+        sections=job.sections,
+        frames=job.frames,
+        size=(job.height, job.width),
+        crf=job.settings["crf"],
+        tags=embedded.tags(job, config.spec(job.settings["model"])),
+        save_section_frames=job.settings["save_section_frames"],
+        keep_latents=job.settings.get("keep_latents", False),
+        device=config.gpu.device,
+        dtype=config.gpu.dtype,
+        precision=config.gpu.precision,
+        rungs=store.rungs(),
+        attention=config.gpu.attention,
+        compile=config.gpu.compile,
+        uncompiled=store.uncompiled(),
+        compile_cache=config.cache_dir / "compiled",
+        gpu_expected=job.settings["model"] not in BUNDLED and (gpu_used or readiness.gpu_seen()),
+        vae_tiling=config.gpu.vae_tiling,
+        keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
+        keep_only=job.cancel is not None,
+        preview_decoder=config.preview_decoder,
+        strip=config.results_page,
+        continued=continued(job, folder),
+        ahead=may_be_ahead,
+    )
 
 
 def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:

@@ -507,7 +507,7 @@ def test_a_job_that_ends_in_the_moment_it_is_cancelled_is_cancelled(loop: Loop) 
 
 def test_nobody_is_answered_for_what_is_done_later(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request that the loop does not come to in time is withdrawn, not done behind the back."""
-    monkeypatch.setattr("framepackd.daemon.REQUEST_SECONDS", 0.01)
+    monkeypatch.setattr("framepackd.control.requests.WAIT_SECONDS", 0.01)
     assert "nothing was changed" in loop.daemon.answer({"command": "pause"})["error"]
     loop.round()
     assert loop.paused() is None
