@@ -2,9 +2,10 @@
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import safetensors.torch
 import torch
@@ -17,12 +18,16 @@ from framepack_core.media.sizes import Size, output_size
 from framepack_core.memory import devices
 from framepack_core.memory.footprint import TILE
 from framepack_core.memory.placement import Places
-from framepack_core.networks import encoders as conditioning
-from framepack_core.networks import loading, vae
+from framepack_core.networks import encoders, loading, vae
 from framepack_core.networks.encoders import TextConditioning
-from framepack_core.prompts import Cut
-from framepack_core.recent import Recent
+from framepack_core.networks.transformer import Tables
+from framepack_core.prompts import Cut, sections_of
 from framepack_core.request import Request
+from framepack_core.sections import Kind
+
+Source = TypeVar("Source")
+Result = TypeVar("Result")
+KEPT = 8  # a prompt takes 4 MB, a picture 2
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,14 @@ class Encoders:
 
     def _encode_prompts(self, prompts: list[str]) -> list[TextConditioning]:
         models = self._models
-        encoders = (models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2)
+        parts = (models.text_encoder, models.tokenizer, models.text_encoder_2, models.tokenizer_2)
         with self._places.on_device(models.text_encoder, models.text_encoder_2):
-            return [conditioning.encode_prompt(prompt, *encoders, self._places.device) for prompt in prompts]
+            return [encoders.encode_prompt(prompt, *parts, self._places.device) for prompt in prompts]
 
     def _encode_images(self, pictures: list[Picture]) -> list[torch.Tensor]:
         encoder, processor = self._models.image_encoder, self._models.image_processor
         with self._places.on_device(encoder):
-            return [conditioning.encode_image(picture, encoder, processor) for picture in pictures]
+            return [encoders.encode_image(picture, encoder, processor) for picture in pictures]
 
     def _encode_pictures(self, pictures: list[Picture]) -> list[torch.Tensor]:
         # Pictures are small, and what they become must not depend on how far down the ladder it went.
@@ -167,3 +172,59 @@ def continued_latents(path: Path) -> torch.Tensor:
 
 def _digest(picture: Picture) -> str:
     return f"{picture.shape} {hashlib.sha256(picture.tobytes()).hexdigest()}"
+
+
+class SectionTexts:
+    """The texts of a video's sections; the tables of one prompt at a time are kept, at 4 MB a step."""
+
+    def __init__(
+        self,
+        request: Request,
+        conditioned: Conditioning,
+        kind: Kind,
+        sections: int,
+        make: Callable[[TextConditioning], Tables],
+    ) -> None:
+        """Share the prompts out; ``make`` computes the tables of one."""
+        self._texts = [conditioned.positive] * sections
+        window = request.latent_window_size
+        acting = sections_of(request.prompts, kind, sections, window, asked=request.seconds)
+        for timed, numbers in zip(conditioned.timed, acting, strict=True):
+            for number in numbers:
+                self._texts[number] = timed
+        self._negative = conditioned.negative
+        self._make = make
+        self._positive: TextConditioning | None = None  # whose tables are there
+        self._tables: dict[str, Tables] = {}
+
+    def tables(self, section: int) -> Mapping[str, Tables]:
+        """Give the tables of a section, by guidance branch."""
+        if self._texts[section] is not self._positive:
+            self._tables.pop("positive", None)  # first: they lie on the device
+            self._positive = self._texts[section]
+            self._tables["positive"] = self._make(self._positive)
+        if self._negative is not None and "negative" not in self._tables:
+            self._tables["negative"] = self._make(self._negative)
+        return self._tables
+
+
+class Recent(Generic[Result]):
+    """Results by what they were made of; those not asked for longest give way."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        """Hold nothing yet, and never more than ``kept`` results."""
+        self._kept = kept
+        self._results: dict[str, Result] = {}
+
+    def all(
+        self, wanted: Mapping[str, Source], make: Callable[[list[Source]], Iterable[Result]]
+    ) -> list[Result]:
+        """Give a result for each source, ``wanted`` naming all that it depends on; makes what is missing."""
+        missing = {name: source for name, source in wanted.items() if name not in self._results}
+        if missing:
+            self._results |= zip(missing, make(list(missing.values())), strict=True)
+        self._results |= {name: self._results.pop(name) for name in wanted}  # to the end
+        results = [self._results[name] for name in wanted]
+        for name in list(self._results)[: -self._kept]:
+            del self._results[name]
+        return results

@@ -12,7 +12,7 @@ from itertools import zip_longest
 
 import torch
 
-from framepack_core.conditioning import Before, Conditioning, Encoders
+from framepack_core.conditioning import Before, Conditioning, Encoders, SectionTexts
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
 from framepack_core.media.pictures import Frames, Picture
 from framepack_core.memory import devices, footprint, planning
@@ -33,7 +33,6 @@ from framepack_core.sampling.magcache import Calibration, step_caches
 from framepack_core.sampling.step_cache import StepCache
 from framepack_core.sampling.unipc import Denoiser, flow_sigmas, sample_unipc, schedule_mu
 from framepack_core.sections import Kind, Section, chronological, plan, section_count
-from framepack_core.texts import SectionTexts
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from framepackd.control.signals import hearing_signals
 from framepackd.control.status import in_one_line, snapshot
 from framepackd.delivery.deliveries import PATIENCE_SECONDS, Deliveries
 from framepackd.delivery.results_page import ResultsPage
-from framepackd.intake import take
+from framepackd.intake import take, take_back
 from framepackd.intake.rounds import RETRY_SECONDS, SCAN_SECONDS, Looked, Rounds, silent_inbox
 from framepackd.jobs import lock as control_lock
 from framepackd.jobs.database import StoreUnavailableError
@@ -101,7 +101,7 @@ class Daemon:
         self._at_inbox: Apart[Looked] = Apart("inbox", self._nudge)
         self._looked = Looked()
         self._problems = problems
-        self._deliveries = Deliveries(config, store, self._nudge, self._is_to_stop)
+        self._deliveries = Deliveries(config, store, self._nudge, self._is_to_stop, take_back.bring_back)
         self._load_again = load_again
         self._runner = Runner(config, store)
         self._reporter = Reporter(lambda: in_one_line(self._snapshot(), datetime.now(UTC)))

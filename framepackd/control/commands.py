@@ -262,7 +262,9 @@ def _cancel_delivery(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
 
 def _settled(job: Job, message: str, queue: Queue) -> tuple[bool, str]:
     try:
-        queue.at_failed(partial(settle, queue.store.get(job.id), queue.config, queue.store))
+        queue.at_failed(
+            partial(settle, queue.store.get(job.id), queue.config, queue.store, take_back.bring_back)
+        )
     except OSError as error:
         reason, _ = folders.why(error, "failed", queue.config)
         return True, f"{message}, as soon as they can be moved ({reason})"

@@ -17,7 +17,6 @@ from framepackd.apart import SILENT_SECONDS, Apart
 from framepackd.delivery import deliver
 from framepackd.folders import FolderError, why
 from framepackd.inbox.forgotten import left_in
-from framepackd.intake import take_back
 from framepackd.jobs.described import described
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
@@ -83,12 +82,26 @@ class Deliveries:
     """What is on its way to outbox and failed folder, and what is in the way of it."""
 
     def __init__(
-        self, config: Config, store: JobStore, wake: Callable[[], None], stop: Callable[[], bool]
+        self,
+        config: Config,
+        store: JobStore,
+        wake: Callable[[], None],
+        stop: Callable[[], bool],
+        bring_back: Callable[..., None],
     ) -> None:
-        """Move nothing yet; ``wake`` is called from the threads, ``stop`` says whether a copy is to end."""
+        """Move nothing yet.
+
+        Args:
+            config: where to.
+            store: the jobs.
+            wake: called from the threads, when something has been moved.
+            stop: says whether a copy is to end.
+            bring_back: brings the files of a job back that is to run again, see :func:`settle`.
+        """
         self.config = config
         self._store = store
         self._stop = stop
+        self._bring_back = bring_back
         self._ways = {key: _Way(key, wake) for key in WAYS}
         self._left: dict[str, tuple[Problem, ...]] = {}  # what lies in a folder and belongs to no job
         self._unfinished = False
@@ -171,7 +184,7 @@ class Deliveries:
 
     def _moving(self, way: _Way, job: Job) -> Callable[[], None]:
         way.progress = moving.Progress(stop=partial(self._asked, way))
-        return partial(settle, job, self.config, self._store, progress=way.progress)
+        return partial(settle, job, self.config, self._store, self._bring_back, progress=way.progress)
 
     def retry_now(self) -> None:
         """Try everything again in the next round."""
@@ -271,10 +284,13 @@ def settle(
     job: Job,
     config: Config,
     store: JobStore,
+    bring_back: Callable[..., None],
     *,
     progress: moving.Progress | None = None,
 ) -> None:
     """Move the files of a job to where it is decided that they belong.
+
+    ``bring_back`` takes the same as :func:`framepackd.delivery.deliver.deliver`.
 
     Raises:
         StoppedError: ``progress.stop`` said so; the next call goes on.
@@ -283,6 +299,6 @@ def settle(
     assert job.delivery is not None
     with folders.opened(State(job.delivery["state"]).folder, config):
         if job.delivery["state"] == State.QUEUED:
-            take_back.bring_back(job, config, store, progress=progress)
+            bring_back(job, config, store, progress=progress)
         else:
             deliver.deliver(job, config, store, progress=progress)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from framepack_core.conditioning import Recent
 from framepack_core.engine import Engine
-from framepack_core.recent import Recent
 from framepack_core.request import Request
 from tests.conftest import tiny_spec
 from tests.core.test_resume import comparable

@@ -17,7 +17,7 @@ from framepackd.control import commands
 from framepackd.delivery import deliveries, target_names
 from framepackd.delivery.results import Outbox
 from framepackd.folders import MARKER
-from framepackd.intake import take
+from framepackd.intake import take, take_back
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.job_sql import CANCELLED
@@ -400,7 +400,7 @@ def test_cancelled_while_it_is_brought_back_its_files_lie_together_under_their_o
     with monkeypatch.context() as patched:
         patched.setattr(moving, "move", halting)
         with pytest.raises(Died):
-            deliveries.settle(place.store.get(job.id), place.config, place.store)
+            deliveries.settle(place.store.get(job.id), place.config, place.store, take_back.bring_back)
     assert names(place.config.failed) == ["cat.png", "cat_001.error.txt", "cat_001.txt"]
     cancel(place, job)
     place.deliver()

@@ -12,6 +12,7 @@ from framepackd import folders
 from framepackd.control import commands
 from framepackd.delivery import deliveries
 from framepackd.folders import MARKER, FolderError
+from framepackd.intake import take_back
 from framepackd.intake.rounds import Rounds
 from framepackd.jobs.job import State
 from tests.daemon.mounts import mounted, needs_mounts, unmount
@@ -31,7 +32,7 @@ def accept(place: Place) -> None:
 
 def deliver(place: Place) -> None:
     for job in undelivered(place.store):
-        deliveries.settle(job, place.config, place.store)
+        deliveries.settle(job, place.config, place.store, take_back.bring_back)
 
 
 def test_a_folder_that_was_never_seen_is_made_and_marked(place: Place) -> None:
