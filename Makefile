@@ -1,6 +1,7 @@
 # Two commands on a fresh machine; each builds .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROCESSES := $(shell expr $$(nproc) \* 3 / 2)
 
 # Hundreds of processes are started here, and each would compile this package anew.
@@ -8,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test long check clean
 
-demo: .venv/installed
+demo: .venv/package
 	@$(BIN)/framepackd demo
 
 # A file a process and a thread each: the tiny models gain nothing from threads. More processes than cores: a third
@@ -27,9 +28,15 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-.venv/installed: pyproject.toml constraints.txt
+# What the daemon needs, and nothing more.
+.venv/package: pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e .
+	@touch $@
+
+# And what tests and checks need.
+.venv/installed: .venv/package
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 clean:
