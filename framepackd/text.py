@@ -132,6 +132,15 @@ class PrintableFormatter(logging.Formatter):
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
+def percent(ratio: float) -> int:
+    """Put a ratio into whole per cent: 100 only for all of it.
+
+    >>> percent(0.58), percent(0.9999), percent(1)
+    (58, 99, 100)
+    """
+    return int(100 * ratio + 1e-6)
+
+
 def duration(seconds: float) -> str:
     """Put a span of time in words, to two units.
 

@@ -13,9 +13,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepack_core.memory.footprint import GIB
-from framepackd.control.stage import stage
 from framepackd.settings import loras
-from framepackd.text import duration, printable, size_text
+from framepackd.text import duration, percent, printable, size_text
 
 if TYPE_CHECKING:
     from framepackd.machine.check import Check, Forecast
@@ -109,15 +108,14 @@ def _hardware(words: str) -> RenderableType:
 
 
 def _running(job: dict[str, Any], now: datetime) -> RenderableType:
-    total = max(job["sections"] * job["steps"], 1)
-    done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
     at_end = (
         Text(job["note"], style="yellow")
         if job["note"]
         else Text(_finish(job["eta_seconds"], now), style="cyan")
     )
-    where = Text("  ".join(stage(job)) if job["section"] else "loading the model")
-    return _Running(Text(_path(job), style="bold"), done, total, where, at_end)
+    # A daemon of an older version, which still runs after an update, says neither.
+    where = Text("  ".join(job.get("stage") or ()))
+    return _Running(Text(_path(job), style="bold"), job.get("progress") or 0.0, where, at_end)
 
 
 @dataclass(frozen=True)
@@ -125,15 +123,14 @@ class _Running:
     """The job that is made: in one line if the terminal is wide enough for that, else in two."""
 
     path: Text
-    done: int
-    total: int
+    progress: float  # 0 to 1
     where: Text
     at_end: Text
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         narrow = options.max_width < NARROW
-        bar = ProgressBar(total=self.total, completed=self.done, width=10 if narrow else 30)
-        share = f"{100 * self.done // self.total:3} %"
+        bar = ProgressBar(total=1, completed=self.progress, width=10 if narrow else 30)
+        share = f"{percent(self.progress):3} %"
         facts: list[RenderableType] = [bar, *(Text(share), self.where, self.at_end)]
         for text in facts[1:]:
             assert isinstance(text, Text)

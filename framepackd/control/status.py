@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from framepackd.control.stage import stage
 from framepackd.inbox.scan import Waiting
 from framepackd.jobs.described import described, running_in
 from framepackd.jobs.job import ENDED, Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
-from framepackd.text import as_utf8, printable, size_text
+from framepackd.text import as_utf8, percent, printable, size_text
 
 LAST_RESULTS = 100
 
@@ -76,6 +75,8 @@ def _summary(
         "step": job.step,
         "steps": job.steps,
         "frames": job.frames,
+        "progress": _progress(job),
+        "stage": _stage(job),
         "eta_seconds": None if eta is None else round(eta, 1),
         "error": job.error or (job.delivery or {}).get("error"),
         "output": job.output,
@@ -87,6 +88,29 @@ def _summary(
     }
 
 
+def _progress(job: Job) -> float | None:
+    """Give how much of the steps of the job that is made is done, 0 to 1; None for any other job."""
+    if job.state != State.RUNNING or job.delivery is not None:
+        return None
+    done = max(job.section - 1, 0) * job.steps + job.step
+    return round(done / max(job.sections * job.steps, 1), 4)
+
+
+def _stage(job: Job) -> list[str]:
+    """Say in words where the job that is made is: which clip of a chain, which section of it, which step."""
+    if job.state != State.RUNNING or job.delivery is not None:
+        return []
+    if not job.section:
+        return ["loading the model"]
+    sections = job.sections // job.clips
+    before, section = divmod(job.section - 1, sections)
+    return [
+        *([f"clip {before + 1}/{job.clips}"] if job.clips > 1 else []),
+        f"section {section + 1}/{sections}",
+        "decoding" if job.step == job.steps else f"step {job.step}/{job.steps}",
+    ]
+
+
 def in_one_line(report: dict[str, Any], now: datetime) -> str:
     """Say what runs, when it ends and how much waits, as ``systemctl status`` shows it."""
     counts = report["counts"]
@@ -95,7 +119,7 @@ def in_one_line(report: dict[str, Any], now: datetime) -> str:
         paused = report["daemon"]["paused"]
         words = [f"paused: {printable(str(paused))}" if paused else "idle"]
     else:
-        words = [_progress(running), _clock(running["eta_seconds"], now)]
+        words = [_where(running), _clock(running["eta_seconds"], now)]
     queue = [f"{counts[state]} {state}" for state in ("queued", "waiting", "failed") if counts[state]]
     if counts["queued"]:
         queue.insert(1, _clock(report["eta_seconds"], now, "all done"))
@@ -104,13 +128,10 @@ def in_one_line(report: dict[str, Any], now: datetime) -> str:
     return "; ".join(", ".join(filter(None, part)) for part in (words, queue) if any(part))
 
 
-def _progress(job: dict[str, Any]) -> str:
+def _where(job: dict[str, Any]) -> str:
     path = printable("/".join(filter(None, (job["folder"], job["name"]))))
-    if not job["section"]:
-        return f"{path}: loading the model"
-    done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
-    percent = 100 * done // max(job["sections"] * job["steps"], 1)
-    return f"{path}: {percent} %, {', '.join(stage(job))}"
+    share = f"{percent(job['progress'])} %, " if job["section"] else ""
+    return f"{path}: {share}{', '.join(job['stage'])}"
 
 
 def _clock(seconds: float | None, now: datetime, what: str = "done") -> str:

@@ -128,9 +128,8 @@ class Metrics:
             yield _gauge("queue_eta_seconds", "Until all that is queued is done.", report["eta_seconds"])
         if running is None:
             return
-        total = max(running["sections"] * running["steps"], 1)
-        done = max(running["section"] - 1, 0) * running["steps"] + running["step"]
-        yield _gauge("running_progress_ratio", "How much of the running job's steps is done.", done / total)
+        ratio = running["progress"]
+        yield _gauge("running_progress_ratio", "How much of the running job's steps is done.", ratio)
         pace = self._store.get(running["id"]).step_seconds
         if pace is not None:
             yield _gauge("step_seconds", "What a step of the running job takes.", pace)

@@ -4,6 +4,8 @@ import html
 from datetime import UTC, datetime
 from typing import Any
 
+from framepackd.text import percent
+
 
 def now(report: dict[str, Any], running: dict[str, Any] | None) -> str:
     """Say what runs, what is wrong, and how much waits."""
@@ -21,11 +23,11 @@ def now(report: dict[str, Any], running: dict[str, Any] | None) -> str:
     if running is None:
         lines.append("<div>Nothing is being made.</div>")
     else:
-        share, ends = _share(running), clock(running["eta_seconds"]) or "…"
+        share, ends = percent(running.get("progress") or 0.0), clock(running["eta_seconds"]) or "…"
         lines += [
             f"<div class='name'>{html.escape(path(running))}</div>",
-            f"<div class='bar'><div style='width: {share:.0f}%'></div></div>",
-            f"<div>{share:.0f} %, {html.escape(progress(running))}, done {ends}</div>",
+            f"<div class='bar'><div style='width: {share}%'></div></div>",
+            f"<div>{share} %, {html.escape(progress(running))}, done {ends}</div>",
         ]
     counts = [
         f"{report['counts'][state]} {state}"
@@ -38,19 +40,9 @@ def now(report: dict[str, Any], running: dict[str, Any] | None) -> str:
     return "".join(lines)
 
 
-def _share(job: dict[str, Any]) -> float:
-    done = max(job["section"] - 1, 0) * job["steps"] + job["step"]
-    return float(100 * done / max(job["sections"] * job["steps"], 1))
-
-
 def progress(job: dict[str, Any]) -> str:
-    """Say where the running job is."""
-    if job["state"] != "running" or job["delivery"]:
-        return str(job["note"] or "")
-    if not job["section"]:
-        return "loading the model"
-    where = "decoding" if job["step"] == job["steps"] else f"step {job['step']}/{job['steps']}"
-    return f"section {job['section']}/{job['sections']}, {where}"
+    """Say where the running job is, and of another what is to be known."""
+    return ", ".join(job.get("stage") or ()) or str(job["note"] or "")
 
 
 def waiting(entries: list[dict[str, Any]]) -> str:

@@ -24,7 +24,7 @@ from framepackd.control import commands
 from framepackd.control.status import in_one_line, snapshot
 from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
-from framepackd.intake import resolve
+from framepackd.intake import resolve, take_back
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import Job, State
 from framepackd.supervisor.work import clips
@@ -317,7 +317,7 @@ def test_a_failed_chain_comes_back_whole(place: Place) -> None:
     taken = drop(place, "red", "green", "blue")
     place.store.claim()
     place.store.decide(taken.id, State.FAILED, error="planted")
-    deliveries.settle(place.store.get(taken.id), place.config, place.store)
+    deliveries.settle(place.store.get(taken.id), place.config, place.store, take_back.bring_back)
     frames = [f"cat_frame_{number}.png" for number in range(3)]
     names = sorted(path.name for path in place.config.failed.iterdir())
     assert names == [MARKER, "cat.error.txt", "cat.txt", *frames]

@@ -12,7 +12,7 @@ from framepackd.control import commands
 from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
 from framepackd.inbox.scan import Inbox
-from framepackd.intake import take
+from framepackd.intake import take, take_back
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.jobs.store import JobStore
@@ -27,7 +27,7 @@ def do(place: Place, command: str, *jobs: str, **more: Any) -> list[tuple[bool, 
 
 def settle(place: Place) -> None:
     for job in undelivered(place.store):
-        deliveries.settle(job, place.config, place.store)
+        deliveries.settle(job, place.config, place.store, take_back.bring_back)
 
 
 def failed_place(root: Path, text: str = "pan left", settings: str = "") -> Place:

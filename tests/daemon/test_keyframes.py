@@ -15,7 +15,7 @@ from framepackd.control import commands
 from framepackd.delivery import deliveries
 from framepackd.inbox.naming import Group, group_files
 from framepackd.inbox.scan import Inbox
-from framepackd.intake import take
+from framepackd.intake import take, take_back
 from framepackd.jobs import folder
 from framepackd.jobs.job import Job, State
 from framepackd.settings.config import ConfigError, load_config
@@ -82,7 +82,7 @@ def test_delivered_and_dropped_again_the_settings_find_the_picture_under_its_new
     first = place.take()
     place.store.claim()
     place.store.decide(first.id, State.FAILED, error="planted")
-    deliveries.settle(place.store.get(first.id), place.config, place.store)
+    deliveries.settle(place.store.get(first.id), place.config, place.store, take_back.bring_back)
     for path in place.config.failed.glob("cat[!.]*"):
         path.rename(place.config.inbox / path.name)
     for name in ("cat.png", "cat.txt", "cat.toml"):
@@ -97,7 +97,7 @@ def test_a_failed_job_comes_back_with_its_keyframes(place: Place) -> None:
     job = place.take()
     place.store.claim()
     place.store.decide(job.id, State.FAILED, error="planted")
-    deliveries.settle(place.store.get(job.id), place.config, place.store)
+    deliveries.settle(place.store.get(job.id), place.config, place.store, take_back.bring_back)
     assert (place.config.failed / "cat_section_0.png").exists()
     request = {"command": "retry", "jobs": ["cat"]}
     (answer,) = commands.perform(request, commands.Queue(place.config, place.store))["results"]

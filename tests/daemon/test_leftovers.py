@@ -12,7 +12,7 @@ import pytest
 
 from framepackd import files
 from framepackd.delivery import deliveries
-from framepackd.intake import claiming, take
+from framepackd.intake import claiming, take, take_back
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
@@ -203,7 +203,7 @@ def test_an_ended_job_whose_folder_is_a_link_takes_nothing_with_it(place: Place,
     work.rename(tmp_path / "elsewhere")
     (tmp_path / "elsewhere/precious").write_text("precious")
     work.symlink_to(tmp_path / "elsewhere")
-    deliveries.settle(place.store.get(job.id), place.config, place.store)
+    deliveries.settle(place.store.get(job.id), place.config, place.store, take_back.bring_back)
     assert place.store.get(job.id).state == State.FAILED
     _, (problem,) = adopt(place)
     assert "move it away" in problem

@@ -23,6 +23,7 @@ from framepackd.control import commands, socket
 from framepackd.daemon import Daemon
 from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
+from framepackd.intake import take_back
 from framepackd.jobs import database
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.job import Job, State
@@ -777,7 +778,9 @@ def test_a_finished_job_without_its_video_is_not_told_as_done(loop: Loop) -> Non
     job = loop.place.store.matching("a/cat")[0]
     loop.place.store.decide(job.id, State.DONE)
     with pytest.raises(FileNotFoundError, match="bring back jobs/ from a backup"):
-        deliveries.settle(loop.place.store.get(job.id), loop.place.config, loop.place.store)
+        deliveries.settle(
+            loop.place.store.get(job.id), loop.place.config, loop.place.store, take_back.bring_back
+        )
     assert not list(loop.place.config.outbox.rglob("*.json"))
 
 

@@ -9,10 +9,11 @@ import pytest
 from rich.console import Console
 
 from framepackd.cli import display
-from framepackd.control.status import snapshot
+from framepackd.control.status import in_one_line, snapshot
 from framepackd.inbox.scan import Waiting
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.jobs.store import JobStore
+from framepackd.web import words as of_the_page
 
 DAEMON = {"state": "running", "pid": 1, "since": utc_now(), "model": "demo", "device": "cpu"}
 DAEMON |= {"hardware": None, "paused": None}
@@ -24,9 +25,10 @@ def store(tmp_path: Path) -> JobStore:
     return JobStore(tmp_path / "framepackd.db")
 
 
-def add(store: JobStore, name: str, **settings: Any) -> Job:
+def add(store: JobStore, name: str, *, frames: int = 0, **settings: Any) -> Job:
     settings = {"model": "demo", "latent_window_size": 9, "true_cfg_scale": 1.0} | settings
     job = Job(id=f"id-{name}", name=name, state=State.QUEUED, created_at=utc_now(), settings=settings)
+    job.inputs = {f"frame-{number}": {} for number in range(frames)}
     job.width, job.height, job.sections, job.steps_total, job.frames = 128, 128, 4, 100, 145
     return store.add(job)
 
@@ -150,3 +152,25 @@ def test_a_running_job_that_is_to_be_cancelled_is_marked(store: JobStore) -> Non
     report = snapshot(store, NOTHING, DAEMON)
     assert report["jobs"][0]["note"] == "is being cancelled"
     assert "is being cancelled" in drawn(report)
+
+
+def test_how_far_a_job_is_is_said_alike_wherever_it_is_told(store: JobStore) -> None:
+    """The page knew no chains, and said of its section 3 of 4 what is section 1 of clip 2."""
+    job = add(store, "cat", frames=3)
+    store.claim()
+    said = snapshot(store, NOTHING, DAEMON)
+    assert said["jobs"][0]["stage"] == ["loading the model"]
+    for section, steps in ((1, 25), (2, 25), (3, 8)):
+        for step in range(1, steps + 1):
+            store.step(job.id, section=section, step=step, seconds=1.0)
+        if steps == 25:
+            store.decoded(job.id, seconds=1.0)
+    said = snapshot(store, NOTHING, DAEMON)
+    running = said["jobs"][0]
+    assert (running["progress"], running["stage"]) == (0.58, ["clip 2/2", "section 1/2", "step 8/25"])
+    assert "58 %, clip 2/2, section 1/2, step 8/25" in in_one_line(said, datetime.now(UTC))
+    assert "58 %, clip 2/2, section 1/2, step 8/25" in of_the_page.now(said, running)
+    assert of_the_page.progress(running) == "clip 2/2, section 1/2, step 8/25"
+    assert "58 %  clip 2/2  section 1/2  step 8/25" in drawn(said)
+    older = [{key: value for key, value in running.items() if key not in ("progress", "stage")}]
+    assert "0 %" in drawn(said | {"jobs": older}), "a daemon that still runs after an update"

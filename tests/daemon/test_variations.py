@@ -17,7 +17,7 @@ from framepack_core.request import MAX_SEED
 from framepackd import files
 from framepackd.control import commands
 from framepackd.delivery import deliveries
-from framepackd.intake import resolve, take
+from framepackd.intake import resolve, take, take_back
 from framepackd.intake.variations import choose_seeds, seed_in
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.described import whole
@@ -55,7 +55,7 @@ def inputs(place: Place, job: Job) -> dict[str, bytes]:
 def end(place: Place, job: Job, state: State) -> None:
     """Have a job end, and deliver it."""
     place.store.decide(job.id, state, error=None if state is State.DONE else "planted")
-    deliveries.settle(place.store.get(job.id), place.config, place.store)
+    deliveries.settle(place.store.get(job.id), place.config, place.store, take_back.bring_back)
 
 
 def retry(place: Place, job: Job) -> tuple[bool, str]:
@@ -280,12 +280,12 @@ def test_a_job_put_right_in_the_failed_folder_cannot_become_several(place: Place
     drop(place, "seeds = 3\nsteps = 0\n")
     place.take()
     (job,) = undelivered(place.store)
-    deliveries.settle(job, place.config, place.store)
+    deliveries.settle(job, place.config, place.store, take_back.bring_back)
     (place.config.failed / "sub/cat.toml").write_text("seeds = 3\nsteps = 1\n")
     done, message = retry(place, job)
     assert not done
     assert "drop the files again" in message
-    deliveries.settle(place.store.get(job.id), place.config, place.store)
+    deliveries.settle(place.store.get(job.id), place.config, place.store, take_back.bring_back)
     assert (place.config.failed / "sub/cat.png").exists()
 
 
