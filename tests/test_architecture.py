@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from click import Command, Group
 
+from docs import draw_wings
 from framepackd.cli.main import main
 from tests.conftest import pytest_runtest_makereport
 from tests.test_wings import AT_IMPORT, MODULES, with_torch
@@ -120,3 +121,7 @@ def test_every_benchmark_gives_rows_and_measures_nothing_when_imported(path: Pat
     assert "rows" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     calls = [node for node in tree.body if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)]
     assert not calls
+
+
+def test_the_picture_of_the_wings_is_drawn_from_the_code_as_it_is() -> None:
+    assert draw_wings.PICTURE.read_text() == draw_wings.picture(), "run python -m docs.draw_wings"
