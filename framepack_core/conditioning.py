@@ -1,4 +1,4 @@
-"""From a request's text and pictures to what steers its video, the same prompt and picture only once."""
+"""Encodes a request's text and pictures to what steers its video; the same prompt or picture only once."""
 
 import hashlib
 import itertools

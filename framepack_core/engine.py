@@ -1,4 +1,4 @@
-"""From a request to a video: the page to read first.
+"""Generates a video from a request: the page to read first.
 
 Three altitudes: :meth:`Engine.sample` is the video, ``_sample_section`` one section, and
 :func:`framepack_core.sampling.unipc.sample_unipc` the steps of a section.

@@ -1,4 +1,4 @@
-"""What can go wrong, as a caller has to tell it apart."""
+"""The errors that a caller may have to tell apart."""
 
 
 class FramePackError(Exception):

@@ -1,4 +1,4 @@
-"""Wrong settings in plain words: which key, its value, what it may be, and which one may have been meant."""
+"""Explains wrong settings: the key, its value, what is allowed, and which key was probably meant."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass

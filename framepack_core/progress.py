@@ -1,4 +1,4 @@
-"""Where a video stands: all that the rest of it depends on, so that it can go on elsewhere, bit for bit."""
+"""Holds how far a video is: all that is needed to go on elsewhere, bit for bit."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

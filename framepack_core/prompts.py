@@ -1,4 +1,4 @@
-"""Prompts that hold for a part of the video: which section takes which; what is cut off. No torch here."""
+"""Shares timed prompts out to sections, and finds what of a prompt is cut off. No torch here."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What to generate: the settings of a video, checked once, on construction.
+"""Defines a request: the settings of a video, checked once, on construction.
 
 Names are those of diffusers' pipelines. Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""The plan of a video: how many sections it has, and the frame indices of each.
+"""Plans a video: how many sections it has, and the frame indices of each.
 
 FramePack generates a video in sections of ``latent_window_size`` (W) latent frames. Each section sees
 two clean latent frames, two packed 2x and sixteen packed 4x. The two published models differ in

@@ -1,4 +1,4 @@
-"""Does in a thread of its own what may hang: the loop goes round, whatever a file system does."""
+"""Runs what may hang, such as calls to a disk, in a thread of its own: the main loop never waits."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""Files and folders: made durable, written whole or not at all, opened through no link, replacing nothing."""
+"""Writes files whole or not at all, makes them durable, opens none through a link, replaces none."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""Known again: the outbox, the failed folder and the inbox may lie on disks that come and go.
+"""Recognizes the outbox, the failed folder and the inbox: their disks may come and go.
 
 Outbox and failed folder hold a marker file, and the state folder remembers which. Where another folder stands
 in the place of one of them, most often the empty one that a share is mounted over, nothing is delivered: it

@@ -1,4 +1,4 @@
-"""Moving files so that a power cut at any line leaves each whole, in exactly one of two places."""
+"""Moves files so that a power cut at any line leaves each whole, in exactly one of two places."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""What a person should put right and what is no job's own: told by ``status``, the metrics and the page."""
+"""A problem that a person should put right and that is no job's own."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""Who may do what on the disk: the group drops and collects, everything else is the daemon's user's alone.
+"""Sets who may do what on the disk: the group drops and collects, all else is the daemon's user's.
 
 Who may drop files can have videos made and no more: holding the lock would stop the service, a work folder
 could be written under a running job, and what is compiled is code that the daemon runs.

@@ -1,4 +1,4 @@
-"""Names of files and texts of users: compared, taken apart and printed."""
+"""Compares, takes apart and prints names of files and texts of users."""
 
 import hashlib
 import json

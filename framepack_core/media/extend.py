@@ -1,4 +1,4 @@
-"""What going on with a video depends on: its length and size, and the latents that may lie beside it.
+"""Extends videos: how many frames of one count, its size, and the latents that may lie beside it.
 
 A video goes on from the latents that were kept of it, or from those that its last frames become. The frames
 at its end are made anew with what is added, which fades in over the last of them. No torch here, no numpy.

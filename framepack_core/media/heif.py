@@ -1,4 +1,4 @@
-"""HEIC and HEIF, as iPhones save photos: decoded in a process of its own, where pi-heif is installed.
+"""Decodes HEIC and HEIF, as iPhones save photos, in a process of its own; needs pi-heif.
 
 The extra ``heif`` brings it. libheif reads what anybody may have made, so it runs neither in the daemon nor
 where the models are: whoever needs the pixels starts the process, which has bounded memory and time.

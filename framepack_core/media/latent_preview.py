@@ -1,4 +1,4 @@
-"""What latents look like, roughly and at once: a linear map from their channels to colours, no decoder.
+"""Shows roughly what latents look like: a linear map from their channels to colours, no decoder.
 
 The map is fitted for each video to its start picture and that one's latents, so that it holds for any VAE.
 """

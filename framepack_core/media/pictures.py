@@ -1,4 +1,4 @@
-"""Pictures: reading, cropping and writing, with Pillow; and a look at a video. No torch here."""
+"""Reads, crops and writes pictures with Pillow, and counts the frames of a video. No torch here."""
 
 import logging
 import warnings

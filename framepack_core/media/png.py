@@ -1,4 +1,4 @@
-"""PNG files without what would fill memory: texts and profiles may be a thousand times what they take.
+"""Reads PNG files without the texts and profiles that would fill memory.
 
 Pillow refuses a whole picture for one of them. Here they are left out, and the picture is read.
 """

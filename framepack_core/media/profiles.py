@@ -1,4 +1,4 @@
-"""From a picture's own colours to sRGB, by its ICC profile, with Pillow's littleCMS."""
+"""Converts a picture's own colours to sRGB by its ICC profile, with Pillow's littleCMS."""
 
 import io
 import itertools

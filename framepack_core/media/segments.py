@@ -1,4 +1,4 @@
-"""A video in pieces: each run of frames is encoded once, and the pieces are joined without encoding again.
+"""Encodes a video in segments, each frame once, and joins them without encoding again.
 
 A segment is a small mp4 that begins with a picture needing no other, and refers to none outside of it. Those
 of the same size and quality can be joined in any order: packets are copied, only their times are shifted.

@@ -1,4 +1,4 @@
-"""Which size a video gets: the published models know fourteen shapes of about 640 x 640 pixels."""
+"""Chooses a video's size: the published models know fourteen shapes of about 640 x 640 pixels."""
 
 from collections.abc import Sequence
 

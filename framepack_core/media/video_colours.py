@@ -1,4 +1,4 @@
-"""RGB to the colours of videos and back.
+"""Converts RGB to the colours of mp4 files (BT.709) and back.
 
 What people see is BT.709 of limited range, and says so: players show it alike at every size. Of a video that
 says nothing they guess. Those of older versions of ours are BT.601 without saying so.

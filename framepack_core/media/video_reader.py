@@ -1,4 +1,4 @@
-"""Videos that are gone on with, made by whoever: looked at, and read as frames 30 times a second.
+"""Reads videos to extend: checks an untrusted file, and gives its frames at 30 a second.
 
 No torch. Only mp4 files are opened, and as nothing else: other containers may name further files to read.
 """

@@ -1,4 +1,4 @@
-"""What must stand in the environment before torch is imported: which card is seen, how its memory is held.
+"""Sets environment variables before torch is imported: which card it sees, how it holds memory.
 
 Of several cards a process sees the one it is to compute on, as ``cuda:0``, and no other: libraries make
 streams and contexts on the first they see, whatever device they are given. Torch is not imported here.

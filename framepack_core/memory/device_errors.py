@@ -1,4 +1,4 @@
-"""What an error says of the device: too little memory, a context that is broken, or nothing.
+"""Judges an error: too little GPU memory, a broken CUDA context, or neither.
 
 PyTorch raises ``OutOfMemoryError`` for its own allocations alone. What cuBLAS, cuDNN, the driver and Triton
 fail to allocate arrives as other errors, told apart only by their texts; those are theirs as of torch 2.11.

@@ -1,4 +1,4 @@
-"""What a device that can be used does badly, for a person to know before the first night."""
+"""Warns of what a usable GPU does badly: no bfloat16, a faulty cuDNN."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Where components live: on the device while they are used, in host memory otherwise."""
+"""Chooses the device and its dtypes, says what is there, and has modules visit it."""
 
 import gc
 import logging

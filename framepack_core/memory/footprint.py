@@ -1,4 +1,4 @@
-"""What a model and a video take: bytes of weights from their files, of activations from measurements.
+"""Predicts the peak of GPU memory: weights from their files, activations from measurements.
 
 Of activations two pieces grow with the picture: the transformer's with its tokens, the VAE's with the pixels
 that it decodes at once. No torch here.

@@ -1,4 +1,4 @@
-"""Host memory that a GPU copies from by itself, while the host goes on."""
+"""Allocates page-locked host memory, from which a GPU copies while the host goes on."""
 
 import logging
 import mmap

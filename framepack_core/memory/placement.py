@@ -1,4 +1,4 @@
-"""Which modules are on the device, and when: as a rung of the ladder says."""
+"""Moves modules on and off the GPU as the memory plan says."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager

@@ -1,4 +1,4 @@
-"""What will live where, and whether it fits: said before anything is loaded. No torch here."""
+"""Plans what lives where, and whether it fits, before anything is loaded. No torch here."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Weights that visit the GPU layer by layer: while one layer computes, those of the next are fetched.
+"""Streams weights to the GPU block by block: while one computes, those of the next are fetched.
 
 On the GPU are two slots that hold a layer each, and as many layers as there is room for that stay while the
 module is used. A layer's weights lie side by side in host memory, so that one copy fetches them. The copies

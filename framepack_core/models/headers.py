@@ -1,4 +1,4 @@
-"""What a safetensors file holds, read from its header alone: names, shapes, sizes. No torch here."""
+"""Reads the header of a safetensors file: names, shapes, sizes. No torch here."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Which files of a model are on this machine, which are missing, and whether they are what was published.
+"""Finds a model's files on this machine, and checks them against what was published.
 
 The hub's cache names what a file holds after its hash: SHA-256 for large files, git's SHA-1 for the others.
 So what lies there can be held against what was published without the network.

@@ -1,4 +1,4 @@
-"""Which family of models a LoRA was trained for, as its trainer wrote into the file.
+"""Tells for which family of models a LoRA was trained, by what its trainer wrote into the file.
 
 Several families share names and even shapes of layers with HunyuanVideo: FLUX.1 has double_blocks and
 single_blocks too. What fits by its shapes alone may so belong to another model. No torch here.

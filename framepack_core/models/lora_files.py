@@ -1,4 +1,4 @@
-"""LoRA files (Hu et al. 2021, arXiv:2106.09685): what is in them, and which weights that belongs to.
+"""Reads LoRA files (Hu et al. 2021, arXiv:2106.09685) and matches their keys to the model's weights.
 
 Trainers name the same weights in four ways: by HunyuanVideo's modules or by diffusers', each with dots or, as
 kohya's programs do, with underscores. Converters mix dots and underscores. Without dots there are two ways

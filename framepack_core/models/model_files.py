@@ -1,4 +1,4 @@
-"""The one look at a model's files: what they hold, held against what the model has. Headers alone, no torch.
+"""Checks a model's files against the weights that the model has. Reads headers alone; no torch.
 
 ``check``, ``models verify``, the daemon before it starts a worker, and what loads the model go by it.
 """

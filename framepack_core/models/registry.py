@@ -1,4 +1,4 @@
-"""Which models there are and where their files lie. No torch here: ``check`` and intake use it."""
+"""Lists the models and says where their files lie. No torch here: ``check`` and intake use it."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

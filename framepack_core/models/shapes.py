@@ -1,4 +1,4 @@
-"""Which weights the parts of a model have, by the numbers in their config.json. No torch here.
+"""Derives the shapes of a model's weights from its config.json. No torch here.
 
 The libraries' classes say the same when they are built; but that takes torch, and seconds.
 """

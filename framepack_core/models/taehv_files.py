@@ -1,4 +1,4 @@
-"""The weights of TAEHV, a tiny decoder for HunyuanVideo: which there are, and whether a file has them.
+"""Names the weights of TAEHV, a tiny decoder for HunyuanVideo, and checks a file for them.
 
 TAEHV: Ollin Boer Bohan, 2025, https://github.com/madebyollin/taehv. No torch here: that a file fits can be
 seen from its header.

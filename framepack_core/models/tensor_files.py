@@ -1,4 +1,4 @@
-"""Tensors of safetensors files, one by one; what is not asked for is not read."""
+"""Reads tensors from safetensors files one by one; what is not asked for is not read."""
 
 from contextlib import ExitStack
 from pathlib import Path

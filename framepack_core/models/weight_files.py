@@ -1,4 +1,4 @@
-"""Which of the files in a folder hold a part's weights, however they are named and split. No torch here."""
+"""Finds the files in a folder that hold a part's weights, however named and split. No torch here."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Which library computes attention: half of a step's time at 640."""
+"""Chooses the library that computes attention, which is half of a step's time at 640."""
 
 from typing import TYPE_CHECKING
 

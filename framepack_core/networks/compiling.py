@@ -1,4 +1,4 @@
-"""The blocks compiled: the many small operations between the large ones become a few."""
+"""Compiles the transformer's blocks: many small operations become a few."""
 
 import errno
 import functools

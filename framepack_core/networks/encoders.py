@@ -1,4 +1,4 @@
-"""What steers a video from outside the latents: the text, and the picture as SigLIP sees it."""
+"""Encodes prompts with Llama and CLIP, and the picture with SigLIP."""
 
 import re
 import unicodedata

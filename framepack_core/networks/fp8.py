@@ -1,4 +1,4 @@
-"""Linear layers in 8 bits: e4m3 numbers, each row with a scale of its own, by which its largest is e4m3's.
+"""Computes linear layers in 8 bits: e4m3 numbers with a scale for each row.
 
 Cards of compute capability 8.9 and more multiply them as they are, with what enters in 8 bits as well. Others
 multiply with what the weights stand for, and so does whatever computes in another dtype than bfloat16.

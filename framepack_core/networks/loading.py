@@ -1,4 +1,4 @@
-"""Load a model's components with the dtypes the reference uses, and trust none of them silently."""
+"""Loads a model's components in the reference's dtypes; refuses a file that lacks weights."""
 
 import logging
 from collections.abc import Collection, Iterator

@@ -1,4 +1,4 @@
-"""LoRAs merged into the transformer's weights, and taken out again.
+"""Merges LoRAs into the transformer's weights, and takes them out again.
 
 Nothing is subtracted: a weight that is to change is made anew from the model's file, of which only that part
 is read. So the result is the same whatever was merged before, and no second copy of the weights is kept.

@@ -1,4 +1,4 @@
-"""Blocks in fewer bits than they were published in: smaller, and not the same video any more."""
+"""Stores the blocks in fewer bits than they were published in: smaller, and another video."""
 
 from typing import TYPE_CHECKING, Any, Literal
 

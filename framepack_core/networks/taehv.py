@@ -1,4 +1,4 @@
-"""Latents to small pictures by TAEHV: sharper than a map of colours, and far from what the VAE decodes.
+"""Decodes latents to small pictures with TAEHV: sharper than a linear map, far from the VAE.
 
 A frame of latents becomes one picture, the last of the four it stands for, no larger than asked for: the
 stages of the network that come last do not enlarge, which saves most of the work. On the CPU, frame after

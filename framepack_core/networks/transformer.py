@@ -1,4 +1,4 @@
-"""diffusers' FramePack transformer, taken apart: what a step computes, and what is computed once for many.
+"""Takes diffusers' FramePack transformer apart: what each step computes, and what a video needs once.
 
 Of a step's inputs only the latents change within a section. What depends on the prompt and the step, but not
 on the latents (modulation, refined text, projected picture), is the same in every section of a video: it is

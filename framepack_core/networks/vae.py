@@ -1,4 +1,4 @@
-"""Between pictures and latents: encoding, decoding and blending what was decoded section by section.
+"""Encodes pictures to latents and decodes latents, section by section, blended into each other.
 
 Owns the scaling factor: latents outside this module are scaled, as the transformer takes them.
 """

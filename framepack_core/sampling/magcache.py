@@ -1,4 +1,4 @@
-"""MagCache: skip the blocks in steps in which what they add is known to change little.
+"""MagCache: skips the blocks in steps in which what they add is known to change little.
 
 Ma et al. 2025, arXiv:2506.09045. From step to step the magnitude of what the blocks add changes by a ratio
 that depends on the model and the schedule, hardly on prompt or picture: measured once, it says beforehand

@@ -1,4 +1,4 @@
-"""Step caches: take what the blocks added in an earlier step where computing it anew would change little.
+"""Step caches: reuse what the blocks added in an earlier step where that would change little.
 
 TeaCache (Liu et al. 2024, arXiv:2411.19108) is here; :mod:`framepack_core.sampling.magcache` is the other.
 """

@@ -1,4 +1,4 @@
-"""Noise schedule, guidance and solver: from noise to the denoised latents of one section.
+"""Denoises the latents of one section: noise schedule, guidance and the UniPC solver.
 
 The solver is UniPC (Zhao et al. 2023, arXiv:2302.04867) of order 3 for flow matching, predicting data,
 with B(h) = h ("bh1"), written from the paper's equations. Its scalars are float64 on the host.

@@ -1,4 +1,4 @@
-"""The main job for real, anywhere: the daemon, the bundled demo model, a bundled picture."""
+"""framepackd demo: makes a video with the bundled demo model and picture, by a real daemon."""
 
 import json
 import os

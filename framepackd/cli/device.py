@@ -1,4 +1,4 @@
-"""framepackd calibrate and sanity-check: they use the device, and so never beside a daemon that may do so."""
+"""framepackd calibrate and sanity-check: use the device, so never beside a daemon."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How status, one job and the checks look in a terminal."""
+"""Draws status, one job and the checks in a terminal."""
 
 import sys
 from collections.abc import Iterable, Sized

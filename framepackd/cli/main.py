@@ -1,4 +1,4 @@
-"""The command line: thin. What a command needs is imported when it runs, so that none waits for torch."""
+"""The command line. What a command needs is imported when it runs: none waits for torch."""
 
 import faulthandler
 import logging

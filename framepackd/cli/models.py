@@ -1,4 +1,4 @@
-"""framepackd models: which there are and where, fetching them, and whether their files are whole."""
+"""framepackd models: lists, fetches and verifies models."""
 
 import shlex
 import shutil

@@ -1,4 +1,4 @@
-"""What all commands share: the configuration they take, and how they end when something is wrong."""
+"""What all commands share: the option for the configuration, and how they end on an error."""
 
 import sys
 from pathlib import Path

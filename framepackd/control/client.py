@@ -1,4 +1,4 @@
-"""The commands' side: ask the daemon or, where none runs, do it ourselves.
+"""Sends a command to the daemon or, where none runs, performs it.
 
 Imports stand where they are needed: a command answers in half a second.
 """

@@ -1,4 +1,4 @@
-"""What people tell a queue: retry, cancel, top, pause, resume, and that its folders are the right ones.
+"""Performs retry, cancel, top, pause, resume and accept-folders on the queue.
 
 The daemon's loop does it while one runs; else the command itself, which then holds the lock.
 """

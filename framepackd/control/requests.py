@@ -1,4 +1,4 @@
-"""Requests of other commands on their way to the daemon's loop, which alone changes anything."""
+"""Hands requests of other commands to the daemon's loop, which alone changes anything."""
 
 import logging
 import queue

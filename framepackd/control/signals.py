@@ -1,4 +1,4 @@
-"""What signals tell the daemon: to stop, or to read its configuration again."""
+"""Handles signals: stop, or read the configuration again."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What is going on: one picture of queue, waiting files and daemon, as ``status --json`` prints it.
+"""Takes the snapshot of queue, waiting files and daemon that ``status --json`` prints.
 
 Made by the daemon when it is asked, and by the command itself from the database when none runs.
 """

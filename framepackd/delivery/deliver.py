@@ -1,4 +1,4 @@
-"""From the work folder to the outbox or the failed folder: complete, under a free name, never half.
+"""Moves a job's files to the outbox or the failed folder: complete, under a free name, never half.
 
 First a plan is written: what goes where, and from where in the work folder it comes. Then the files are
 gathered, the name is chosen, and they are moved. A delivery can be repeated after a crash at any line: a file

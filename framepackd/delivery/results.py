@@ -1,4 +1,4 @@
-"""What lies in the outbox and in the failed folder, as the results page shows it.
+"""Finds the results in the outbox and the failed folder for the results page.
 
 The folders are asked, not the database: what people have moved there is where it is now, what they removed is
 gone.

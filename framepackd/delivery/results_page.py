@@ -1,4 +1,4 @@
-"""The results page: ``index.html`` in the outbox, for people who look rather than read.
+"""Writes the results page: ``index.html`` in the outbox, for people who look rather than read.
 
 Static: works from the disk, from a copy of the folder and behind any web server, without a script and without
 the network. Written by a thread that the loop never waits for; no job depends on it.

@@ -1,4 +1,4 @@
-"""Names that a folder can hold and that are free there; what it refuses gets another one."""
+"""Chooses names that are free in a folder and that it can hold."""
 
 import contextlib
 import errno

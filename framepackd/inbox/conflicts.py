@@ -1,4 +1,4 @@
-"""Conflict copies: what programs that synchronize folders make of a file that was changed in two places.
+"""Recognizes conflict copies that programs make which synchronize folders.
 
 The formats are those of the programs' documentation or source.
 """

@@ -1,4 +1,4 @@
-"""Hidden files of our own in the inbox that nobody comes back for: told, so that a person can."""
+"""Finds hidden files of ours that a crash left in a folder, and tells how to remove them."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Dropped pictures and videos are decoded in a process of their own: some break decoders or fill memory.
+"""Decodes dropped pictures and videos in a process of its own: some break decoders or fill memory.
 
 The process is started when the first of them is looked at and ends with the daemon.
 """

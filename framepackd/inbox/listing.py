@@ -1,4 +1,4 @@
-"""List the files in the inbox: through no symbolic link, opening none, no more than fit into memory."""
+"""Lists the files in the inbox: follows no symbolic link, opens none, bounded in memory."""
 
 import errno
 import os

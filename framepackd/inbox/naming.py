@@ -1,4 +1,4 @@
-"""Which files belong together: the naming rules of the inbox, on paths alone."""
+"""Groups files that belong together by the naming rules of the inbox: pairs, chains, keyframes."""
 
 import re
 import unicodedata

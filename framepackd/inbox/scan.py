@@ -1,4 +1,4 @@
-"""What lies in the inbox: which files have settled, which wait and why.
+"""Scans the inbox: which files have settled, which wait and why.
 
 Only looks, never touches. Events of the file system wake a scan; a scan decides.
 """

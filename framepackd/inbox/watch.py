@@ -1,4 +1,4 @@
-"""Watch the inbox: events of the file system wake whoever decides. They may get lost; scans do not."""
+"""Watches the inbox: events wake the loop. They may get lost; scans do not."""
 
 import contextlib
 import logging

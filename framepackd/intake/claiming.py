@@ -1,4 +1,4 @@
-"""Files on their way from the inbox to a work folder and back: after any crash each is in one of the two.
+"""Moves files from the inbox to a work folder and back; after any crash each is in one of the two.
 
 They get hidden names in their folder, and are nobody else's any more; they are copied, because others may
 hold a link to one or have it open; the hidden ones are removed.

@@ -1,4 +1,4 @@
-"""How much the pictures of a job differ, as ``NAME_frame_diff.txt`` tells: recorded, and nothing more."""
+"""Reads ``NAME_frame_diff.txt``: how much a job's pictures differ, which is only recorded."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A job that makes a finished video longer: what it goes on with, and what its NAME.json says.
+"""Prepares a job that extends a finished video, by its NAME.json or its frames.
 
 ``NAME.mp4`` with ``more`` in ``NAME.toml``: gone on with from its latents if they lie beside it, else from
 its last frames. All of it was dropped by whoever: it is looked at without being trusted.

@@ -1,4 +1,4 @@
-"""What a job's files ask for: settings laid over each other, which pictures, what size and length."""
+"""Resolves a job's settings, pictures, size and length from its files and the defaults."""
 
 import contextlib
 import hashlib

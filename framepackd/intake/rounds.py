@@ -1,4 +1,4 @@
-"""Rounds through the inbox: see whether it is there, look what has settled, take it.
+"""Goes round the inbox: is it there, what has settled, take it.
 
 They run in a thread of their own: the loop waits for no disk.
 """

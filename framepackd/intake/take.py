@@ -1,4 +1,4 @@
-"""From settled files in the inbox to a job: take the files, check them, record the job.
+"""Takes settled files out of the inbox, checks them, and records the job.
 
 Order matters: a manifest says what is to be taken; the files get hidden names in their folder, and are nobody
 else's any more; they are copied, because others may hold a link to one or have it open; the hidden ones are

@@ -1,4 +1,4 @@
-"""A failed or cancelled job comes back: its row is kept, its files return from the failed folder.
+"""Brings a failed or cancelled job back for a retry: its files return from the failed folder.
 
 First it is recorded that the job is queued and its files are on their way, then they are moved. As with a
 delivery, what a crash leaves in between is finished by whoever looks next.

@@ -1,4 +1,4 @@
-"""Several variations of one video: each is a job of its own, with its own seed, name and copy of the files.
+"""Makes several jobs of one drop, each with a seed, a name and a copy of the files of its own.
 
 Taken in, the files lie in one work folder. Its manifest is made to say which variations there are to be; then
 each gets a work folder, complete when it has its name; then the first one goes, its name before all. Whatever

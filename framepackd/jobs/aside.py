@@ -1,4 +1,4 @@
-"""Where checkpoints go that no work can use: beside their folder, as they are, until the job has ended.
+"""Sets checkpoints aside that no work can use: kept beside their folder until the job has ended.
 
 ``checkpoint.aside-1`` is beside ``checkpoint``; of a chain, ``clip-0002.aside-1`` beside ``clip-0002``.
 A folder is moved there with one rename, so that a crash leaves it whole in one of the two places. What fits

@@ -1,4 +1,4 @@
-"""The database: its tables, its schema version, and how every connection to it is set up.
+"""Opens the database: its schema version, migrations, and the settings of every connection.
 
 Power loss safe: WAL with ``synchronous=FULL`` fsyncs every commit; there is one every few seconds.
 A file that is not ours, damaged or of a newer version is refused and never written.

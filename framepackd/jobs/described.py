@@ -1,4 +1,4 @@
-"""A job, whole, as JSON: what show, hooks and the page tell of it."""
+"""Describes one job as JSON, for show, hooks and the page."""
 
 import time
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""What a video says inside itself of how it was made, and such a video read as settings again.
+"""Writes into a video how it was made, and reads such a video as settings again.
 
 It holds what the bits depend on and a person can set, in a fixed order, so that the same job gives the same
 file: no id, no time, no place on a disk.

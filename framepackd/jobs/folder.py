@@ -1,4 +1,4 @@
-"""A job's work folder: what lies in it, what it is taken for, and how it is cleared away."""
+"""A job's work folder: what lies in it, and how it is cleared away."""
 
 import contextlib
 import json

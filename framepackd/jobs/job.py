@@ -1,4 +1,4 @@
-"""A job: its row in the database, and the states it goes through."""
+"""A job: its row in the database, and the states that it goes through."""
 
 from datetime import UTC, datetime
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""The pieces of SQL that looks at jobs, and changes of them, are made of."""
+"""The pieces of SQL that queries and changes of jobs are made of."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""What should be known of a job that is done all the same: prompts that are cut, LoRAs that fit in part."""
+"""Warns of a job that is done all the same: prompts that are cut, LoRAs that fit in part."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

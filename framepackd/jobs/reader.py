@@ -1,4 +1,4 @@
-"""What is recorded of jobs, for whoever looks."""
+"""Read-only queries of the jobs, for status, commands and the page."""
 
 import json
 from collections.abc import Collection, Iterator

@@ -1,4 +1,4 @@
-"""The queue of jobs. Each change of a job's state is one statement in one transaction.
+"""The queue of jobs: each change of state, each counted attempt is one statement in one transaction.
 
 Who holds the state folder's lock alone writes: the daemon, or a command while none runs. A cancellation that
 is recorded wins: however such a job ends or is interrupted, it ends cancelled, and is never generated again.

@@ -1,4 +1,4 @@
-"""Measure on this machine what MagCache goes by, for a model of one's own."""
+"""framepackd calibrate: measures the ratios that MagCache goes by, for a model of one's own."""
 
 import json
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Is this machine ready: config, folders, database, models, GPU, disk, a line each; and the memory plan."""
+"""framepackd check: config, folders, database, models, GPU, disk, a line each; and the memory plan."""
 
 import os
 import shutil

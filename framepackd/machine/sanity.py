@@ -1,4 +1,4 @@
-"""framepackd sanity-check: a short video on this machine, and whether it is what it should be.
+"""framepackd sanity-check: makes a short video on this machine and says whether it is right.
 
 The demo model is computed in float32 and compared with a fingerprint of what it gave elsewhere: samples of
 its latents and pixels. Of other models nothing is known beforehand; theirs must be plausible: numbers,

@@ -1,4 +1,4 @@
-"""Put framepackd in place as a service of systemd: the units of ``systemd/``, fitted to this installation."""
+"""framepackd service: installs and removes the units of systemd, fitted to this machine."""
 
 import importlib.util
 import os

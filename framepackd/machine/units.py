@@ -1,4 +1,4 @@
-"""Which services there are, and where the parts of each go."""
+"""Lists the systemd units that framepackd installs, and where the parts of each go."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's ``datasets``: rows become items, and what was prepared becomes a data set.
+"""Reads data sets of Hugging Face's ``datasets`` as items, and writes what was prepared as one.
 
 The columns are those of FramePack's data scripts: first_frame, last_frame, text and frame_diff, or frame_0,
 frame_1 ... with diff_0_1 ...; an image column alone works too.

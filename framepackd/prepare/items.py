@@ -1,4 +1,4 @@
-"""What is prepared: items, where they come from, and what becomes of them."""
+"""The item that ``prepare`` works on: where it comes from, and what became of it."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""From videos and data sets to jobs: pictures, texts and recorded differences under the inbox's names.
+"""framepackd prepare: makes inbox files of videos and data sets.
 
 One item after the other is made ready in a hidden folder of the target and then gets its names there, the
 picture that a job starts from last: nothing is ever taken half, and whatever ends this, the next run goes on.

@@ -1,4 +1,4 @@
-"""Names for what is prepared: ones that the inbox takes for what is meant."""
+"""Chooses names for prepared files that the inbox groups as they are meant."""
 
 import hashlib
 import os

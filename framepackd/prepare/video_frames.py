@@ -1,4 +1,4 @@
-"""Which frames of a video a job starts and ends with, and how much they differ.
+"""Chooses the frames of a video that a job starts and ends with, and measures their difference.
 
 They are those that FramePack's data scripts take by way of moviepy, so that a threshold found with these
 keeps its meaning: the frame that a constant frame rate shows at a time or, where that is more than 100 frames

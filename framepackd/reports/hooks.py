@@ -1,4 +1,4 @@
-"""framepackd notify: tells a command and a webhook what became of jobs, in a process of its own.
+"""framepackd notify: runs a command and calls a webhook when jobs end, in a process of its own.
 
 It only reads the job store, so whatever hangs or fails here, no video waits for it, and the daemon needs no
 network. What it has told it remembers in ``notify/`` in the state folder: each end of a job is told at least

@@ -1,4 +1,4 @@
-"""What goes on, in a file for Prometheus: the textfile collector of its node exporter reads it."""
+"""Writes metrics to a file for Prometheus' node exporter."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""Tell systemd how the daemon stands (sd_notify(3)); where no systemd listens, nothing is said."""
+"""Tells systemd READY=1, its status and the watchdog (sd_notify(3)); without systemd nothing."""
 
 import contextlib
 import os

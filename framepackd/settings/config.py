@@ -1,4 +1,4 @@
-"""The daemon's configuration: a TOML file, over it environment variables ``FRAMEPACKD_...``."""
+"""Loads the configuration: a TOML file, over it environment variables ``FRAMEPACKD_...``."""
 
 import os
 import tomllib

@@ -1,4 +1,4 @@
-"""Bytes that somebody wrote with an editor, as text; anything but UTF-8 is told by its name."""
+"""Decodes text that somebody wrote with an editor; names the encoding if it is not UTF-8."""
 
 import codecs
 

@@ -1,4 +1,4 @@
-"""What a job may set: the video's settings and what the daemon does with the result.
+"""Defines a job's settings: of its video, and what the daemon does with the result.
 
 Settings come in layers (config, ``_defaults.toml`` of each folder, ``NAME.toml``); each is checked by itself,
 so that a mistake is reported with the file it is in.

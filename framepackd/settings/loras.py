@@ -1,4 +1,4 @@
-"""The LoRAs of a job: names in its settings, files below ``lora_dir``, and what is recorded of them."""
+"""Finds a job's LoRAs below ``lora_dir``, and records what was used of them."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""What programs that play videos make of a job's settings."""
+"""Warns of settings whose videos common players do not play."""
 
 from collections.abc import Mapping
 from typing import Any

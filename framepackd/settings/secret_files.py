@@ -1,4 +1,4 @@
-"""Passwords, and addresses that hold a token, in files of their own; systemd may hand them over."""
+"""Reads passwords and webhook addresses from files of their own; systemd may hand them over."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The tables of the configuration: where the model computes, the page, notifications, models of one's own."""
+"""The tables of the configuration: ``[gpu]``, ``[web]``, ``[notify]``, ``[models.NAME]``."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Jobs of the queue that cannot run just now, for a person to do something about: others run meanwhile."""
+"""Passes over jobs that cannot run just now, and says what a person can do about it."""
 
 import logging
 import math

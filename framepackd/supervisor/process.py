@@ -1,4 +1,4 @@
-"""The daemon's handle on its worker process: started, spoken to, and how it died."""
+"""Starts the worker process, notices when it hangs, and says how it died."""
 
 import multiprocessing
 import multiprocessing.process

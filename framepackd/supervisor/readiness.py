@@ -1,4 +1,4 @@
-"""What must be there before a job starts; while it is not, it or the queue waits, and goes on by itself."""
+"""Looks for what must be there before a job starts: its files, its model, its GPU."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Is there room on the disks for a job: asked before it starts and while it runs.
+"""Looks for room on the disks, before a job starts and while it runs.
 
 An upper estimate: a video that does not fit is better told of before its night than in it.
 """

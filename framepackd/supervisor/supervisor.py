@@ -1,4 +1,4 @@
-"""Runs jobs on a worker process, one at a time, and judges how each of them ends."""
+"""Runs jobs on the worker, one at a time, and decides how each ends: done, retried or failed."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""A job as the worker is told of it: its clips, in the order of time, and where everything is to go."""
+"""Puts a job into the words of the worker: its clips in the order of time, its folders, its device."""
 
 from itertools import pairwise
 from pathlib import Path

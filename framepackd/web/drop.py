@@ -1,4 +1,4 @@
-"""From a form to files in the inbox, and what becomes of them."""
+"""Turns the page's form into files in the inbox, and follows what becomes of them."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""By which names this server answers, and whether a request comes from its own page or another one."""
+"""Decides by which names the server answers, and whether a request comes from its own page."""
 
 import ipaddress
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""The page: a form that drops jobs into the inbox, the queue as it is, and what came out."""
+"""Builds the page: the form, the queue with its buttons, and what came out."""
 
 import html
 import shutil

@@ -1,4 +1,4 @@
-"""Where uploads lie until they are dropped into the inbox, and how much may lie there."""
+"""Keeps uploads until they are dropped into the inbox, and bounds how much may lie there."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What the page says of the queue, in HTML."""
+"""Says in HTML what the page shows of the queue."""
 
 import html
 from datetime import UTC, datetime

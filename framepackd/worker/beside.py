@@ -1,4 +1,4 @@
-"""A thread in which one thing after the other is done beside the sampling."""
+"""A background thread that saves and encodes while the sampling goes on."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

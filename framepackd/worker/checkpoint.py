@@ -1,4 +1,4 @@
-"""A job's progress on disk: after any crash it is there, whole, at most one computed step old.
+"""The checkpoint format: a job's progress on disk, whole after any crash, one computed step old at most.
 
 Latents, segments of video and edges are files of their own, written once; a small state file after each step
 that was computed names them with their hashes. Everything is written aside, made durable and renamed. The

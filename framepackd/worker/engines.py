@@ -1,4 +1,4 @@
-"""The loaded model, kept from job to job, and the inputs of the next job encoded ahead of its time."""
+"""Keeps the loaded model from job to job, and encodes the next job's inputs ahead of time."""
 
 import logging
 from typing import Any

@@ -1,4 +1,4 @@
-"""One job in the worker process: from its request, or from where it was left, to its video."""
+"""Makes one job's video in the worker, from its request or from where it was left."""
 
 import contextlib
 import logging

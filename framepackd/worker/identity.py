@@ -1,4 +1,4 @@
-"""What the bits of a video depend on: a checkpoint holds for this and nothing else."""
+"""Names all that a video's bits depend on: a checkpoint is resumed only where that is the same."""
 
 import importlib.metadata
 from typing import Any

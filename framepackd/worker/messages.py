@@ -1,4 +1,4 @@
-"""What the daemon and its worker say to each other. No torch here."""
+"""The messages between the daemon and its worker. No torch here."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What was made on one type of device, the CPU or a GPU, and would have to go on on the other: it waits.
+"""Holds back a job whose checkpoint was made on the other type of device, CPU or GPU.
 
 Another card of the same type is no such case: there the job begins anew by itself.
 """

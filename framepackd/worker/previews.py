@@ -1,4 +1,4 @@
-"""What the section being sampled looks like by now: a picture in the job's work folder, drawn anew and anew.
+"""Draws preview.png of the section being sampled, at most every 2 s.
 
 In a thread of its own, from the copies of the latents that checkpoints are written from. While it is slow, or
 fails, pictures are left out: the sampling never waits for one, and the video does not depend on it. With a

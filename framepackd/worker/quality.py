@@ -1,4 +1,4 @@
-"""Does a video look broken: NaN, black or one colour, frozen, or nothing but noise.
+"""Recognizes broken videos: NaN, black or one colour, frozen, nothing but noise.
 
 Cheap measures of frames as they come by, section by section, in any order and cut anywhere. They are for
 marking a video, not for refusing it, so the limits lie where no clip of the kind people make was hit: photos

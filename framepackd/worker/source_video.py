@@ -1,4 +1,4 @@
-"""The video that a job goes on with, made ready: in a process of its own, for it was made by whoever.
+"""Decodes the untrusted video that a job extends, in a process of its own.
 
 What comes of it lies in the job's work folder, all of it our own: the part that stays as it is, encoded so
 that it can be joined with what is added; its last frames, to the bit, if there are no latents; the picture to

@@ -1,4 +1,4 @@
-"""A strip of a finished video's frames, side by side: what the results page shows of it."""
+"""Makes a filmstrip of a finished video's frames for the results page."""
 
 import math
 from pathlib import Path

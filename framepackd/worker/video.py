@@ -1,4 +1,4 @@
-"""The video of a job as it grows: frames are encoded section by section, and joined when a file is wanted."""
+"""Builds a job's video as it grows: encodes section by section, joins when a file is wanted."""
 
 import io
 import logging
