@@ -10,15 +10,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import Row
+import torch
+
+from benchmarks import Row, full_shape
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.memory.footprint import CONTEXT, GIB, Placement, Video
 from framepack_core.memory.planning import Plan
 from framepack_core.request import Request
 from tests.played.cards import CARDS, CardModel
 from tests.played.gpu import PlayedGpu
-from tests.played.models import full_models, picture, planner, played, run
-from tests.played.tensors import CUDA
+from tests.played.models import picture, planner, played, run
+from tests.played.tensors import CPU, CUDA
 
 HEIGHT, WIDTH, STEPS = 640, 608, 3  # a section's first step, one between, its last
 
@@ -48,7 +50,8 @@ def measure(card: CardModel, *, decode: bool = True) -> Measured:
         prompt = "a cat walks over the street and looks at the camera"
         request = Request(image=image, prompt=prompt, seconds=1, steps=STEPS, width=WIDTH, height=HEIGHT)
         video = Video.asked_for(request, (HEIGHT, WIDTH))
-        models = full_models()
+        dtypes = torch.bfloat16, torch.float16
+        models = full_shape.models(full_shape.DEMO, dtypes, _without_numbers, CPU)
         with PlayedGpu(card, full=True) as gpu:
             plan = planner(CUDA)(video, 0, {})
             engine = Engine(played(models), CUDA, planner(CUDA), pinnable=plan.pinnable)
@@ -63,6 +66,10 @@ def measure(card: CardModel, *, decode: bool = True) -> Measured:
         peaks = gpu.memory.peaks["held"]
         phase = max(peaks, key=lambda name: peaks[name])
     return Measured(plan, peaks[phase] + CONTEXT, phase, streamed[0], gpu.counts, gpu.waits, gpu.faults)
+
+
+def _without_numbers(_: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def _streamed(engine: Engine) -> int:

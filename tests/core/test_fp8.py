@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -135,10 +136,8 @@ def test_it_is_tried_first_and_a_card_without_a_kernel_is_no_fault(
     cpu = torch.device("cpu")
     assert fp8._tried.__wrapped__(cpu)
 
-    def refuse(*_: object, **__: object) -> None:
-        raise NotImplementedError("Rowwise scaling is not currently supported on your device")
-
-    monkeypatch.setattr(fp8, "scaled_mm", refuse)
+    refused = NotImplementedError("Rowwise scaling is not currently supported on your device")
+    monkeypatch.setattr(fp8, "scaled_mm", mock.Mock(side_effect=refused))
     assert not fp8._tried.__wrapped__(cpu)
     assert "cannot multiply in 8 bits on cpu" in caplog.text
 

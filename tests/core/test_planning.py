@@ -1,15 +1,15 @@
 """What will live where, for the cards and hosts that people have."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import HunyuanVideoFramepackTransformer3DModel
-from transformers import LlamaConfig, LlamaModel
 
+from benchmarks import full_shape
 from framepack_core.memory import footprint
 from framepack_core.memory.footprint import GIB, PUBLISHED, ItemBytes, Rung, Video, ladder, peak_vram, weights
 from framepack_core.memory.planning import Card, Host, host_memory, make_plan
@@ -186,32 +186,14 @@ def test_what_is_planned_by_files_of_the_published_shape_is_what_is_planned_with
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Modulations move one by one, however their names begin: as one they were 2.3 of 3.8 billion numbers."""
-    with torch.device("meta"):
-        transformer = HunyuanVideoFramepackTransformer3DModel(
-            has_image_proj=True, image_proj_dim=1152, has_clean_x_embedder=True
-        ).to(torch.bfloat16)
-        llama = LlamaModel(
-            LlamaConfig(
-                vocab_size=128320,
-                hidden_size=4096,
-                intermediate_size=14336,
-                num_hidden_layers=32,
-                num_key_value_heads=8,
-            )
-        ).half()
-    held = {
-        "transformer": dict(transformer.named_parameters()),
-        "text_encoder": dict(llama.named_parameters()),
-    }
-    nothing: dict[str, torch.Tensor] = {}
     found = {
         part: SimpleNamespace(
             tensors={
-                name: SimpleNamespace(parameters=tensor.numel(), nbytes=tensor.nbytes)
-                for name, tensor in held.get(part, nothing).items()
+                name: SimpleNamespace(parameters=math.prod(shape), nbytes=math.prod(shape) * dtype.itemsize)
+                for name, shape in full_shape.layout(part).items()
             }
         )
-        for part in ("transformer", "text_encoder", "text_encoder_2", "image_encoder", "vae")
+        for part, dtype in full_shape.STORED.items()
     }
     monkeypatch.setattr(footprint, "look", lambda spec: found)
     told = weights(tiny_spec())

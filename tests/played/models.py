@@ -1,14 +1,11 @@
-"""The models that are played: the tiny ones with their numbers, the published one at full shape without."""
+"""The tiny models on a GPU that is played, and a request on its way through the engine there."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoFramepackTransformer3DModel
 from PIL import Image
 
 from framepack_core.engine import Clip, Engine, Planner, Step
@@ -33,48 +30,6 @@ def tiny_models(transformer: str = "framepack-i2v", precision: Precision = "exac
     )
     models.vae.float()
     return models
-
-
-def full_models() -> loading.Models:
-    """Give the published model's shapes on the meta device, with the tiny ones' tokenizers."""
-    tiny = tiny_models()
-    with torch.device("meta"):
-        made: dict[str, Any] = {
-            "transformer": HunyuanVideoFramepackTransformer3DModel(
-                has_image_proj=True, image_proj_dim=1152, has_clean_x_embedder=True
-            ).to(torch.bfloat16),
-            "text_encoder": transformers.LlamaModel(
-                transformers.LlamaConfig(
-                    vocab_size=128320,
-                    hidden_size=4096,
-                    intermediate_size=14336,
-                    num_hidden_layers=32,
-                    num_attention_heads=32,
-                    num_key_value_heads=8,
-                    max_position_embeddings=8192,
-                )
-            ).half(),
-            "text_encoder_2": transformers.CLIPTextModel(
-                transformers.CLIPTextConfig(hidden_size=768, projection_dim=768, intermediate_size=3072)
-            ).half(),
-            "image_encoder": transformers.SiglipVisionModel(
-                transformers.SiglipVisionConfig(
-                    hidden_size=1152,
-                    intermediate_size=4304,
-                    num_hidden_layers=27,
-                    num_attention_heads=16,
-                    image_size=384,
-                    patch_size=14,
-                    vision_use_head=False,
-                )
-            ).half(),
-            "vae": AutoencoderKLHunyuanVideo().half(),
-        }
-    loading.keep_output_in_float32(made["transformer"])
-    for part in made.values():
-        part.eval().requires_grad_(requires_grad=False)
-    tiny.image_processor.size = {"height": 384, "width": 384}
-    return replace(tiny, **made)
 
 
 def played(models: loading.Models) -> loading.Models:

@@ -52,15 +52,15 @@ class Played(torch.Tensor):
         return self.place
 
     @property
-    def is_cuda(self) -> bool:  # type: ignore[override]
+    def is_cuda(self) -> bool:  # type: ignore[override] # torch has an attribute
         return self.place.type == "cuda"
 
     @property
-    def is_cpu(self) -> bool:  # type: ignore[override]
+    def is_cpu(self) -> bool:  # type: ignore[override] # torch has an attribute
         return self.place.type == "cpu"
 
     @property
-    def is_meta(self) -> bool:  # type: ignore[override]
+    def is_meta(self) -> bool:  # type: ignore[override] # torch has an attribute
         return False
 
     def __repr__(self) -> str:  # type: ignore[override] # torch has an argument for itself

@@ -229,8 +229,13 @@ def test_where_memory_runs_out_the_next_rung_goes_on_to_the_same_bits(
         peaks = gpu.memory.peaks["held"]
         gpu.memory.capacity = max(peaks[phase] for phase in ("first step", "last step", "decode")) - 1
         reached: list[Progress] = []
+
+        def note(event: Step | Clip) -> bool:
+            reached.append(event.progress)
+            return False
+
         with pytest.raises(torch.OutOfMemoryError):
-            run(gpu, engine, request, leave=lambda event: reached.append(event.progress) or False)  # type: ignore[func-returns-value]
+            run(gpu, engine, request, leave=note)
         engine.take_rung(rung + 1)
         assert LADDER[rung + 1].tile == LADDER[rung].tile
         made = run(gpu, engine, request, reached[-1] if reached else None)

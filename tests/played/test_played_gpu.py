@@ -2,13 +2,14 @@
 
 import mmap
 import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from tests.played.cards import RTX_4090_24
 from tests.played.gpu import PlayedGpu
-from tests.played.tensors import CPU, RefusedError, play
+from tests.played.tensors import CPU, RefusedError, body_of, play
 
 both = pytest.mark.parametrize("right", [True, False])
 
@@ -75,13 +76,15 @@ def test_memory_is_not_given_back_while_another_stream_uses_it(*, right: bool) -
 
 @both
 @pytest.mark.parametrize("look", [lambda here: here + 1, torch.Tensor.numpy, torch.Tensor.tolist])
-def test_the_host_does_not_read_what_is_still_copied(look: object, *, right: bool) -> None:
+def test_the_host_does_not_read_what_is_still_copied(
+    look: Callable[[torch.Tensor], object], *, right: bool
+) -> None:
     with PlayedGpu() as gpu:
         here = torch.ones(8).to("cuda").to("cpu", non_blocking=True)
         arrived = torch.cuda.current_stream().record_event()
         if right:
             arrived.synchronize()
-        look(here)  # type: ignore[operator]
+        look(here)
     assert told(gpu, "the host uses what default may still be copying to") is not right
 
 
@@ -260,7 +263,7 @@ def test_memory_is_not_unregistered_while_it_is_copied(*, right: bool) -> None:
 def test_what_is_large_has_no_numbers_at_full_shape_and_what_is_small_has() -> None:
     with PlayedGpu(full=True) as gpu:
         large = torch.ones(1 << 10, 1 << 10, device="cuda") @ torch.ones(1 << 10, 1 << 10, device="cuda")
-        assert large.body.is_meta  # type: ignore[attr-defined]
+        assert body_of(large).is_meta
         assert torch.arange(5, device="cuda").cpu().tolist() == [0, 1, 2, 3, 4]
         assert large.cpu().shape == (1 << 10, 1 << 10)
         assert gpu.counts["-"]["flops"] == 2 * 2**30
