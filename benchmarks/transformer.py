@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import Row
 from framepack_core import sections
 from framepack_core.history import HistoryContext
-from framepack_core.memory import devices
 from framepack_core.networks.encoders import pad_prompt_embeds
 from framepack_core.networks.quantization import reduce
 from framepack_core.networks.transformer import guidance, take_apart, timesteps
@@ -106,6 +106,15 @@ class Pair:
         return lambda: core(self._latents, tables, 0, look_back, None)
 
 
+def weight_bytes(*modules: nn.Module) -> int:
+    """Add up what the parameters and buffers of modules take."""
+    return sum(
+        tensor.numel() * tensor.element_size()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    )
+
+
 def rows() -> Iterator[Row]:
     """Measure."""
     with torch.inference_mode():
@@ -120,11 +129,11 @@ def weights() -> Iterator[Row]:
     for precision in ("exact", "fp8"):
         with torch.device("meta"):
             transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
-        whole = devices.weight_bytes(transformer) / 1e9
+        whole = weight_bytes(transformer) / 1e9
         core, _ = take_apart(transformer)
         reduce(core.blocks, precision, torch.bfloat16)
         name = f"weights in the sampling loop, {precision}"
-        yield Row(name, devices.weight_bytes(core) / 1e9, whole, "GB", "what a card has to hold or be sent")
+        yield Row(name, weight_bytes(core) / 1e9, whole, "GB", "what a card has to hold or be sent")
 
 
 def operations() -> Iterator[Row]:

@@ -144,15 +144,6 @@ def card(device: torch.device) -> Card | None:
     return Card(device_name(device), total, min(total, free + ours))
 
 
-def weight_bytes(*modules: nn.Module) -> int:
-    """Add up what the parameters and buffers of modules take."""
-    return sum(
-        tensor.numel() * tensor.element_size()
-        for module in modules
-        for tensor in (*module.parameters(), *module.buffers())
-    )
-
-
 def set_tiles(vae: "AutoencoderKLHunyuanVideo", tile: int | None) -> None:
     """Have the VAE work on whole frames, or in tiles of a side, which overlap by a quarter."""
     if tile is None:

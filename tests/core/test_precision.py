@@ -8,10 +8,10 @@ import pytest
 import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 
+from benchmarks.transformer import weight_bytes
 from framepack_core import sections
 from framepack_core.engine import Engine, Step
 from framepack_core.errors import ModelError
-from framepack_core.memory import devices
 from framepack_core.models.registry import BUILT_IN
 from framepack_core.networks import loading, quantization
 from framepack_core.networks.fp8 import FP8
@@ -31,7 +31,7 @@ def test_at_full_shape_fp8_takes_nine_gigabytes() -> None:
         transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
     core, _ = take_apart(transformer)
     quantization.reduce(core.blocks, "fp8", torch.bfloat16)
-    assert devices.weight_bytes(core) == pytest.approx(9.1e9, rel=0.01)
+    assert weight_bytes(core) == pytest.approx(9.1e9, rel=0.01)
 
 
 @pytest.mark.parametrize(

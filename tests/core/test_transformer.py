@@ -8,9 +8,9 @@ import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.transformer import weight_bytes
 from framepack_core import sections
 from framepack_core.history import HistoryContext
-from framepack_core.memory import devices
 from framepack_core.networks import loading
 from framepack_core.networks.encoders import TextConditioning, pad_prompt_embeds
 from framepack_core.networks.transformer import Tables, guidance, take_apart, timesteps
@@ -93,11 +93,11 @@ def test_rows_computed_before_give_the_same_bits(name: str, dtype: torch.dtype) 
 def test_the_loop_holds_seven_tenths_of_the_weights_at_full_shape() -> None:
     with torch.device("meta"):
         transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
-    whole = devices.weight_bytes(transformer)
+    whole = weight_bytes(transformer)
     core, embedders = take_apart(transformer)
     assert whole == pytest.approx(25.75e9, rel=1e-3)
-    assert devices.weight_bytes(core) <= 18.2e9
-    assert devices.weight_bytes(core) + devices.weight_bytes(embedders) == whole
+    assert weight_bytes(core) <= 18.2e9
+    assert weight_bytes(core) + weight_bytes(embedders) == whole
 
 
 class Operations(TorchDispatchMode):

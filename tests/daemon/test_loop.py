@@ -460,28 +460,28 @@ def test_a_worker_that_cannot_go_on_itself_is_followed_by_another_and_costs_noth
     assert any("out of memory (CUBLAS" in entry["note"] for entry in job.history)
 
 
-def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(loop: Loop) -> None:
+def work_of_the_next_job(loop: Loop, said: worker_messages.Message) -> worker_messages.Work:
+    """Have a worker say something of a job, and give what the next one is told."""
     loop.start_job()
-    loop.worker.send(worker_messages.Lowered("cpu|demo|128x128", 2, "smaller tiles"))
+    loop.worker.send(said)
     loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     loop.place.drop()
     loop.round()
     (work,) = messages(loop)
     assert isinstance(work, worker_messages.Work)
+    return work
+
+
+def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(loop: Loop) -> None:
+    work = work_of_the_next_job(loop, worker_messages.Lowered("cpu|demo|128x128", 2, "smaller tiles"))
     assert work.rungs == {"cpu|demo|128x128": 2}
 
 
 def test_where_compiling_has_failed_the_next_worker_knows(loop: Loop) -> None:
-    loop.start_job()
-    loop.worker.send(worker_messages.Uncompiled("cpu|torch 2.13.0", "fatal error: Python.h"))
-    loop.worker.send(worker_messages.Finished({}, {}, {}, None))
-    loop.round()
-    loop.place.drop()
-    loop.round()
-    (work,) = messages(loop)
-    assert isinstance(work, worker_messages.Work)
-    assert work.uncompiled == {"cpu|torch 2.13.0": "fatal error: Python.h"}
+    reason = "fatal error: Python.h"
+    work = work_of_the_next_job(loop, worker_messages.Uncompiled("cpu|torch 2.13.0", reason))
+    assert work.uncompiled == {"cpu|torch 2.13.0": reason}
 
 
 def test_what_is_set_of_the_gpu_reaches_the_worker(loop: Loop) -> None:
