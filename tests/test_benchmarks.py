@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -136,9 +138,26 @@ def test_after_an_error_of_the_device_the_next_row_gets_another_process(
     assert child.compute(CHECKS[0], None)["broken"]
 
 
+def of_benchmarks() -> dict[str, ModuleType]:
+    return {name: module for name, module in sys.modules.items() if name.split(".")[0] == "benchmarks"}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have benchmarks be small, whatever other tests have imported: they decide it when they are imported."""
+    before = of_benchmarks()
+    for name in before:
+        del sys.modules[name]
+    monkeypatch.setenv("FRAMEPACKD_BENCHMARK", "tiny")
+    yield
+    for name in of_benchmarks():
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.usefixtures("small")
 def test_the_rows_that_stream_run_on_a_gpu_that_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a GPU does what they look for is for one to say; here they must not fail by themselves."""
-    monkeypatch.setenv("FRAMEPACKD_BENCHMARK", "tiny")
     import torch
 
     from benchmarks import gpu as steps
