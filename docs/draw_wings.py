@@ -6,7 +6,7 @@ left out.
 
 from pathlib import Path
 
-from tests.test_wings import CORE, DAEMON, rooms
+from tests.wings import CORE, DAEMON, rooms
 
 PICTURE = Path(__file__).parent / "pictures" / "wings.svg"
 WIDTH, BOX, HEIGHT, FLOOR = 1000, 96, 26, 62

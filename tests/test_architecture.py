@@ -14,7 +14,7 @@ from click import Command, Group
 from docs import draw_wings
 from framepackd.cli.main import main
 from tests.conftest import pytest_runtest_makereport
-from tests.test_wings import AT_IMPORT, MODULES, with_torch
+from tests.wings import AT_IMPORT, MODULES, with_torch
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -2,58 +2,29 @@
 
 import ast
 import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 
 import pytest
 
 from tests.crash.victim import PHASE_OF
+from tests.wings import (
+    AT_IMPORT,
+    CORE,
+    DAEMON,
+    IMPORTS,
+    MODULES,
+    ROOT,
+    TREES,
+    Imports,
+    rooms,
+    wing_of,
+    with_torch,
+)
 
-ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-DAEMON, CORE = "framepackd", "framepack_core"
 GROUND_FLOOR = {"files", "text", "moving", "apart", "problems"}
 ABOVE_ALL = {"daemon", "cli", "__main__"}
 MOST_ROOMS, MOST_FLOORS = 22, 9
-
-Imports = Mapping[str, set[str]]  # module -> the modules of ours that it imports, anywhere in it
-
-
-def modules() -> dict[str, Path]:
-    found = {}
-    for package in (DAEMON, CORE):
-        for path in (ROOT / package).rglob("*.py"):
-            if "demo_model" not in path.parts:
-                parts = path.relative_to(ROOT).with_suffix("").parts
-                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
-
-
-def imported_by(nodes: Iterable[ast.AST]) -> set[str]:
-    found = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            full = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if name in MODULES else node.module for name in full}
-    return found
-
-
-TREES = {module: ast.parse(path.read_text()) for module, path in MODULES.items()}
-# Anywhere in a module; and when it is imported itself.
-IMPORTS: Imports = {
-    module: (imported_by(ast.walk(tree)) & MODULES.keys()) - {module} for module, tree in TREES.items()
-}
-AT_IMPORT: Imports = {module: imported_by(tree.body) for module, tree in TREES.items()}
-
-
-def wing_of(module: str) -> str:
-    """Give the wing, or the module beside the wings; the package's own ``__init__`` is its name."""
-    return module.split(".")[1] if "." in module else module
 
 
 def rules(heading: str) -> dict[str, set[str]]:
@@ -121,16 +92,6 @@ def circles(graph: Imports) -> list[list[str]]:
     return [sorted(left)] if left else []
 
 
-def rooms(package: str) -> dict[str, set[str]]:
-    """Give the wings and modules of a package's top folder, each with those that it imports."""
-    found: dict[str, set[str]] = {}
-    for module, others in IMPORTS.items():
-        if module.startswith(f"{package}."):
-            own = found.setdefault(wing_of(module), set())
-            own |= {wing_of(other) for other in others if other.startswith(f"{package}.")} - {wing_of(module)}
-    return found
-
-
 def floors(graph: Imports) -> int:
     heights: dict[str, int] = {}
 
@@ -189,17 +150,6 @@ def test_the_crash_harness_names_functions_of_the_daemon() -> None:
         if isinstance(node, ast.FunctionDef)
     }
     assert PHASE_OF.keys() <= defined_anywhere
-
-
-TORCH = {"torch", "diffusers", "transformers", "accelerate"}
-
-
-def with_torch(imports: Imports) -> set[str]:
-    """Name the modules that import torch when they are imported."""
-    found = {module for module, names in imports.items() if {name.split(".")[0] for name in names} & TORCH}
-    while more := {module for module, names in imports.items() if names & found} - found:
-        found |= more
-    return found
 
 
 def test_torch_is_imported_in_the_worker_and_by_checks_of_the_machine_only() -> None:

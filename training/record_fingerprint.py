@@ -2,8 +2,8 @@
 
     python training/record_fingerprint.py [FILE]
 
-FILE: where to write it; else where the check reads it. tests/daemon/test_sanity.py then tells whether the
-faults that are planted there are still found; how large faults and rounding were is written beside the
+FILE: where to write it; else where the check reads it. tests/daemon/machine/test_sanity.py then tells whether
+the faults that are planted there are still found; how large faults and rounding were is written beside the
 tolerances in framepackd/machine/sanity.py.
 """
 

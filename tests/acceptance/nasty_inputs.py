@@ -12,7 +12,7 @@ from framepack_core.media import heif
 from framepack_core.models.registry import BUILT_IN
 from tests.acceptance import nasty_pictures as make
 from tests.acceptance.nasty_pictures import GOOD
-from tests.core.loras import make_lora, stored
+from tests.core.models.loras import make_lora, stored
 
 DONE, FAILED, WAITING, IGNORED = "done", "failed", "waiting", "ignored"
 CANARY = "the canary has been eaten"  # must never get out of the folder outside

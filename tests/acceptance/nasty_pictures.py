@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from framepack_core.media import heif
-from tests.core import icc
+from tests.core.media import icc
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # What Pillow can write and framepackd does not read.

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from framepack_core.models.registry import BUILT_IN
 from tests.acceptance.conftest import Daemon
-from tests.core.loras import make_lora, stored
+from tests.core.models.loras import make_lora, stored
 
 
 def record(daemon: Daemon, name: str) -> dict[str, object]:

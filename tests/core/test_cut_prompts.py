@@ -15,7 +15,7 @@ from framepack_core.networks import encoders as conditioning
 from framepack_core.networks.encoders import MAX_POOLED_TOKENS, MAX_PROMPT_TOKENS, cut_clip, cut_llama
 from framepack_core.prompts import first_words
 from tests.conftest import tiny_spec
-from tests.core.test_resume import request_for
+from tests.core.requests import request_for
 
 BASES = {"tiny": find(tiny_spec()).base, "demo": find(BUILT_IN["demo"]).base}
 

@@ -18,7 +18,7 @@ from framepack_core.mistakes import explain
 from framepack_core.prompts import TimedPrompt, sections_of
 from framepack_core.request import Request
 from framepack_core.sections import frame_count, section_count
-from tests.core.test_resume import GUIDED, everything, request_for
+from tests.core.requests import GUIDED, everything, request_for
 
 TinyEngine = Callable[[str], Engine]
 KINDS = ("framepack-i2v", "framepack-f1")

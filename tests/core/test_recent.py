@@ -13,7 +13,7 @@ from framepack_core.conditioning import Recent
 from framepack_core.engine import Engine
 from framepack_core.request import Request
 from tests.conftest import tiny_spec
-from tests.core.test_resume import comparable
+from tests.core.requests import comparable
 
 ENCODERS = ("text_encoder", "text_encoder_2", "image_encoder", "vae.encoder")
 ALL = {"text_encoder": 1, "text_encoder_2": 1, "image_encoder": 1, "vae.encoder": 1}

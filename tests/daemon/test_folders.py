@@ -15,9 +15,9 @@ from framepackd.folders import MARKER, FolderError
 from framepackd.intake import take_back
 from framepackd.intake.rounds import Rounds
 from framepackd.jobs.job import State
+from tests.daemon.loop import Loop, ask_in_thread
 from tests.daemon.mounts import mounted, needs_mounts, unmount
-from tests.daemon.test_files import Place, undelivered
-from tests.daemon.test_loop import Loop, ask_in_thread
+from tests.daemon.place import Place, undelivered
 
 
 @pytest.fixture

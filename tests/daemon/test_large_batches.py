@@ -29,8 +29,8 @@ from framepackd.jobs.job import Job, State, utc_now
 from framepackd.jobs.store import JobStore
 from framepackd.reports import prometheus, systemd
 from framepackd.settings.config import load_config
-from tests.daemon.test_files import Place
-from tests.daemon.test_loop import Loop
+from tests.daemon.loop import Loop
+from tests.daemon.place import Place
 
 # Through an index that holds no more than is asked for, or from which all is answered.
 SHORT_SCANS = ("SCAN job USING INDEX ix_job_undelivered", "SCAN job USING COVERING INDEX ix_job_queue")

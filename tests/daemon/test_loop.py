@@ -1,12 +1,10 @@
 """The daemon's loop, round by round, with a worker that says what the test wants."""
 
 import multiprocessing
-import os
 import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +16,7 @@ from sqlalchemy import event
 
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
 from framepack_core.prompts import Cut
-from framepackd import daemon
-from framepackd.control import commands, socket
-from framepackd.daemon import Daemon
+from framepackd.control import commands
 from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
 from framepackd.intake import take_back
@@ -29,59 +25,11 @@ from framepackd.jobs.database import StoreError
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.settings.tables import GpuConfig
-from framepackd.supervisor import process as worker_process
 from framepackd.supervisor.supervisor import STOP_SECONDS
 from framepackd.worker import messages as worker_messages
-from tests.daemon.test_files import Place
+from tests.daemon.loop import Loop, ask_in_thread, messages, started
 
 LARGE = {"versions": "x" * 100_000}  # does not fit into the pages that the database has
-
-
-class Loop:
-    """A daemon on a place of its own, whose worker is the other end of a pipe."""
-
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *, once: bool = False) -> None:
-        self.place = Place(root)
-        self.ours, self.worker = multiprocessing.Pipe()
-        self.alive = os.eventfd(0)  # never to be heard of
-        self.started = 0
-        monkeypatch.setattr(worker_process, "start", self._start)
-        for module in (daemon, deliveries):  # what is done apart is done within a round
-            monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
-        config = self.place.config
-        self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
-
-    def _start(self, device: str) -> worker_process.Handle:
-        self.started += 1
-        process: Any = SimpleNamespace(
-            is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=self.alive
-        )
-        return worker_process.Handle(process, self.ours)
-
-    def answer_and_leave(self, answer: worker_messages.Message) -> None:
-        """Have the worker say how its job ends and end itself; the next one has another connection."""
-        self.worker.send(answer)
-        theirs, (self.ours, self.worker) = self.worker, multiprocessing.Pipe()
-        self.round()
-        theirs.close()
-
-    def round(self) -> None:
-        """Go round, however short ago the last time was."""
-        self.daemon._next_scan = self.daemon._store_again = self.daemon._look_again = 0.0
-        self.daemon._deliveries.retry_now()
-        self.daemon._round()
-
-    def start_job(self) -> None:
-        self.place.drop()
-        self.round()
-        assert isinstance(self.worker.recv(), worker_messages.Work)
-
-    def paused(self) -> str | None:
-        words: str | None = self.daemon._describe()["paused"]
-        return words
-
-    def counts(self) -> dict[str, int]:
-        return {state: count for state, count in self.place.store.counts().items() if count}
 
 
 @pytest.fixture
@@ -342,11 +290,6 @@ def test_what_exists_is_written_by_a_run_of_its_own_if_it_could_not_be_at_once(l
     assert loop.counts() == {"cancelled": 1}
 
 
-def messages(loop: Loop) -> Iterator[object]:
-    while loop.worker.poll():
-        yield loop.worker.recv()
-
-
 def test_a_disk_that_fails_under_a_job_is_given_time(loop: Loop) -> None:
     loop.start_job()
     loop.worker.send(worker_messages.Blocked("/jobs: No space left on device"))
@@ -514,27 +457,6 @@ def test_nobody_is_answered_for_what_is_done_later(loop: Loop, monkeypatch: pyte
     assert loop.paused() is None
 
 
-def ask_in_thread(loop: Loop, request: dict[str, Any]) -> Any:
-    """Ask as another process does, and give the answer when the loop has gone round."""
-    answers: list[Any] = []
-
-    def ask() -> None:
-        with socket.serve(loop.place.config.state_dir, loop.daemon.answer):
-            answers.append(socket.ask(loop.place.config.state_dir, request))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    deadline = time.monotonic() + 10
-    while loop.daemon._requests.empty() and time.monotonic() < deadline:
-        time.sleep(0.005)
-
-    def answer() -> Any:
-        thread.join(10)
-        return answers[0]
-
-    return answer
-
-
 def dies(loop: Loop, signal_number: int = 9) -> None:
     """Have the worker be gone, as the kernel tells it."""
     running = loop.daemon._runner._worker
@@ -680,12 +602,6 @@ def lost(loop: Loop, *folders: str) -> list[Path]:
         work = loop.place.config.jobs_dir / loop.place.store.matching(f"{folder}/cat")[0].id
         gone.append(work.rename(loop.place.config.state_dir / f"gone-{folder}"))
     return gone
-
-
-def started(loop: Loop) -> list[str]:
-    """Name the folders of the jobs that were started since."""
-    works = (message for message in messages(loop) if isinstance(message, worker_messages.Work))
-    return [loop.place.store.get(work.job_id).folder for work in works]
 
 
 def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_are_there(

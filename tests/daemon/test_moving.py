@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from framepackd import files, moving
-from tests.daemon.test_files import Died, across, dying_at  # noqa: F401 - across: a fixture
+from tests.daemon.place import Died, dying_at
 
 BLOCK, DURABLE = 10, 40  # bytes
 CONTENT = bytes(range(256)) + b"end"

@@ -14,7 +14,7 @@ from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request
 from framepack_core.sampling.unipc import SolverState
 from tests.conftest import tiny_spec
-from tests.core.loras import make_lora, stored
+from tests.core.models.loras import make_lora, stored
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,7 +17,7 @@ from framepack_core.networks.quantization import Precision
 from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request
 from tests.conftest import tiny_spec
-from tests.core.loras import latents, make_lora, stored
+from tests.core.models.loras import latents, make_lora, stored
 from tests.played.cards import H100_80
 from tests.played.gpu import PlayedGpu
 from tests.played.models import Run, picture, planner, played, run, tiny_models

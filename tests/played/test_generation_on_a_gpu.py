@@ -24,7 +24,7 @@ from framepackd.worker.messages import (
     Work,
     leaves_after,
 )
-from tests.daemon.test_generation import made, run, told_steps, work_in
+from tests.daemon.worker.jobs import made, run, told_steps, work_in
 from tests.played.cards import H100_80
 from tests.played.gpu import PlayedGpu
 from tests.played.models import played

@@ -1,0 +1,167 @@
+"""Weights visit the device as copies, and what is in host memory is never written."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from framepack_core.engine import Engine
+from framepack_core.memory.devices import visiting
+from framepack_core.networks import quantization
+from tests.conftest import tiny_spec
+from tests.core.networks.precisions import needs_bitsandbytes
+
+DEVICE = torch.device("meta")  # stands for a GPU: copying off it is an error, and here it is counted as well
+
+
+class Bus(TorchDispatchMode):
+    """Counts the bytes that cross from the host to the device and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_device = self.to_host = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        sources = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        if sources == {DEVICE} and torch.device((kwargs or {}).get("device") or DEVICE) != DEVICE:
+            self.to_host += 1
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and sources == {torch.device("cpu")}:
+            self.to_device += result.nbytes if result.device == DEVICE else 0
+        return result
+
+
+class Model(nn.Module):
+    """Has what models have: weights used twice, buffers, nothing where something could be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+        self.register_buffer("table", torch.arange(4.0))
+        self.register_buffer("forgotten", torch.ones(2), persistent=False)
+        self.register_buffer("absent", None)
+
+
+def tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_nf4_is_scaled_by_goes_with_the_copy_and_the_hosts_own_stays(
+    refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a visit the host's weights had theirs on the card, which never left it, and could not compute."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    quantization._to_nf4(model, torch.float32)
+    states = [layer.weight.quant_state for layer in model]
+    if refused:
+        monkeypatch.setattr(torch.Tensor, "to", refuse)
+    with (
+        nullcontext() if not refused else pytest.raises(torch.OutOfMemoryError),
+        visiting(model, device=DEVICE),
+    ):
+        assert {scales(layer).device for layer in model} == {DEVICE}
+    monkeypatch.undo()
+    for layer, state in zip(model, states, strict=True):
+        assert layer.weight.quant_state is state
+        assert scales(layer).device == state.absmax.device == torch.device("cpu")
+    assert model(torch.ones(1, 64)).isfinite().all()
+
+
+def scales(layer: Any) -> torch.Tensor:
+    """Give what the scales of a layer in nf4 are scaled by: they are quantized, too."""
+    found: torch.Tensor = layer.weight.quant_state.state2.absmax
+    return found
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("planted")
+
+
+def test_weights_and_buffers_are_on_the_device_inside_and_the_hosts_own_after() -> None:
+    model = Model()
+    before = {name: (tensor, tensor.data_ptr()) for name, tensor in model.state_dict(keep_vars=True).items()}
+    with visiting(model, device=DEVICE):
+        assert {tensor.device for tensor in tensors(model)} == {DEVICE}
+        assert isinstance(model.first.weight, nn.Parameter)
+    after = model.state_dict(keep_vars=True)
+    assert all(after[name] is tensor for name, (tensor, _) in before.items())
+    assert all(after[name].data_ptr() == address for name, (_, address) in before.items())
+
+
+def test_weights_that_are_one_tensor_visit_as_one() -> None:
+    model = Model()
+    with Bus() as bus, visiting(model, device=DEVICE):
+        assert model.first.weight is model.second.weight
+    assert bus.to_device == sum(tensor.nbytes for tensor in {*model.parameters(), *model.buffers()})
+
+
+def test_nothing_is_copied_back() -> None:
+    model = Model()
+    with Bus() as bus:
+        for _ in range(3):
+            with visiting(model, device=DEVICE):
+                pass
+    assert bus.to_device > 0
+    assert bus.to_host == 0
+
+
+def test_a_module_that_could_only_be_moved_half_way_is_whole_in_host_memory() -> None:
+    class Full(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            if func is torch.ops.aten._to_copy.default and args[0].shape == (4,):
+                raise torch.OutOfMemoryError("too large")
+            return func(*args, **(kwargs or {}))
+
+    model = Model()
+    with pytest.raises(torch.OutOfMemoryError), Full(), visiting(model, device=DEVICE):
+        raise AssertionError("nothing to use is here")
+    assert {tensor.device for tensor in tensors(model)} == {torch.device("cpu")}
+
+
+def test_what_stays_on_the_device_is_taken_there_once_and_dropped_without_copying_back() -> None:
+    engine = Engine.load(tiny_spec(), device="cpu")
+    places = engine._places
+    places.device = DEVICE
+    vae = engine.models.vae
+    with Bus() as bus:
+        for _ in range(2):
+            with places.on_device(vae):
+                assert vae.device == DEVICE
+        assert bus.to_device == sum(tensor.nbytes for tensor in tensors(vae))
+        assert vae.device == DEVICE
+        places.device = torch.device("cpu")  # to which hooks can be put
+        engine.take_rung(len(engine.rungs) - 1)
+    assert vae.device == torch.device("cpu")
+    assert bus.to_host == 0
+
+
+def test_on_the_rungs_between_the_sampling_loop_and_the_vae_stay_and_the_rest_visits() -> None:
+    engine = Engine.load(tiny_spec(), device="cpu")
+    engine.take_rung(2)
+    assert engine.rungs[2].placement == "core"
+    places, models = engine._places, engine.models
+    places.device = DEVICE
+    for module in (engine.core, models.vae, models.text_encoder_2, models.image_encoder):
+        with places.on_device(module):
+            assert {tensor.device for tensor in tensors(module)} == {DEVICE}
+    with places.for_a_moment(engine.embedders.image_projection):
+        assert {tensor.device for tensor in tensors(engine.embedders.image_projection)} == {DEVICE}
+    stayed = [
+        module
+        for module in (engine.core, models.vae, models.text_encoder_2, models.image_encoder, engine.embedders)
+        if {tensor.device for tensor in tensors(module)} != {torch.device("cpu")}
+    ]
+    assert stayed == [engine.core, models.vae]

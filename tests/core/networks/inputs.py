@@ -1,0 +1,38 @@
+"""What a transformer is given, made up."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from framepack_core.history import HistoryContext
+from framepack_core.networks.encoders import TextConditioning, pad_prompt_embeds
+from framepack_core.networks.transformer import Tables, guidance, timesteps
+
+WINDOW, HEIGHT, WIDTH = 3, 8, 12
+
+FULL = {"has_image_proj": True, "image_proj_dim": 1152, "has_clean_x_embedder": True}  # else its defaults
+SIGMAS = torch.tensor([1.0, 0.8125, 0.3, 0.0])
+Given = tuple[torch.Tensor, TextConditioning, torch.Tensor, HistoryContext]
+
+
+def inputs(config: Any, dtype: torch.dtype) -> Given:
+    """Make up latents, text, image embeds and history."""
+    generator = torch.Generator().manual_seed(7)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    text = pad_prompt_embeds(random(1, 5, config.text_embed_dim), random(1, config.pooled_projection_dim))
+    latents = random(1, 16, WINDOW, HEIGHT, WIDTH)
+    history = HistoryContext(*(random(1, 16, frames, HEIGHT, WIDTH) for frames in (2, 2, 16)))
+    return latents, text, random(1, 4, config.image_proj_dim), history
+
+
+def compute_tables(embedders: Any, given: Given, scale: float, dtype: torch.dtype) -> Tables:
+    _, text, image_embeds, _ = given
+    steps = timesteps(SIGMAS, dtype)
+    tables: Tables = embedders.tables(
+        text, image_embeds, steps, guidance(scale, dtype), lambda _: nullcontext()
+    )
+    return tables

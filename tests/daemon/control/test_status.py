@@ -1,0 +1,168 @@
+"""What status says of a queue: how far, until when, and in words that harm no terminal."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from framepackd.control.status import in_one_line, snapshot
+from framepackd.inbox.scan import Waiting
+from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.store import JobStore
+from framepackd.web import words as of_the_page
+from tests.daemon.control.drawing import drawn
+
+DAEMON = {"state": "running", "pid": 1, "since": utc_now(), "model": "demo", "device": "cpu"}
+DAEMON |= {"hardware": None, "paused": None}
+NOTHING: tuple[Waiting, ...] = ()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> JobStore:
+    return JobStore(tmp_path / "framepackd.db")
+
+
+def add(store: JobStore, name: str, *, frames: int = 0, **settings: Any) -> Job:
+    settings = {"model": "demo", "latent_window_size": 9, "true_cfg_scale": 1.0} | settings
+    job = Job(id=f"id-{name}", name=name, state=State.QUEUED, created_at=utc_now(), settings=settings)
+    job.inputs = {f"frame-{number}": {} for number in range(frames)}
+    job.width, job.height, job.sections, job.steps_total, job.frames = 128, 128, 4, 100, 145
+    return store.add(job)
+
+
+def test_before_anything_was_measured_no_time_is_promised(store: JobStore) -> None:
+    add(store, "cat")
+    report = snapshot(store, NOTHING, DAEMON)
+    assert report["eta_seconds"] is None
+    assert report["jobs"][0]["eta_seconds"] is None
+
+
+def test_a_job_ends_when_its_steps_and_decodes_are_done_and_the_queue_after_it(store: JobStore) -> None:
+    add(store, "cat")
+    add(store, "dog", true_cfg_scale=2.0)
+    store.claim()
+    store.step("id-cat", section=1, step=1, seconds=99.0)  # the first warms up, and does not count
+    for step in range(2, 26):
+        store.step("id-cat", section=1, step=step, seconds=2.0)
+    store.decoded("id-cat", seconds=10.0)
+    for step in range(1, 11):
+        store.step("id-cat", section=2, step=step, seconds=2.0)
+    report = snapshot(store, NOTHING, DAEMON)
+    cat, dog = report["jobs"]
+    assert cat["eta_seconds"] == pytest.approx(65 * 2 + 3 * 10, abs=3)
+    assert dog["eta_seconds"] == pytest.approx(2 * (100 * 2 + 4 * 10), abs=1), "guidance calls twice a step"
+    assert report["eta_seconds"] == pytest.approx(cat["eta_seconds"] + dog["eta_seconds"], abs=0.2)
+    shown = drawn(report)
+    assert "section 2/4" in shown
+    assert "step 10/25" in shown
+    assert "35 %" in shown
+
+
+def test_while_a_section_is_decoded_that_is_said_and_its_time_counted(store: JobStore) -> None:
+    add(store, "cat")
+    store.claim()
+    for section in range(1, 5):
+        for step in range(1, 26):
+            store.step("id-cat", section=section, step=step, seconds=1.0)
+        if section < 4:
+            store.decoded("id-cat", seconds=60.0)
+    report = snapshot(store, NOTHING, DAEMON)
+    assert report["jobs"][0]["eta_seconds"] == pytest.approx(60, abs=3)
+    assert "section 4/4  decoding" in drawn(report)
+
+
+def test_results_come_last_first_and_a_suspect_one_is_marked(store: JobStore) -> None:
+    for name in ("cat", "dog"):
+        add(store, name)
+        store.finish(f"id-{name}", State.DONE, error=None, output=f"/out/{name}.mp4")
+    report = snapshot(store, NOTHING, DAEMON)
+    assert [job["name"] for job in report["jobs"]] == ["dog", "cat"]
+    assert report["counts"]["done"] == 2
+    report["jobs"][0]["quality"] = "frozen"
+    assert "suspect" in drawn(report)
+    assert "frozen: /out/dog.mp4" in drawn(report), "why, and where it is all the same"
+
+
+def test_in_80_columns_names_are_whole_and_reasons_below_them(store: JobStore) -> None:
+    """Each had a narrow column: names were cut after twelve letters, paths after thirty."""
+    names = [f"holiday-in-the-mountains-{number}" for number in range(4)]
+    for name in names:
+        add(store, name)
+    output = f"/outbox/of/somebody/who/has/sorted/{names[0]}.mp4"
+    store.finish(f"id-{names[0]}", State.DONE, error=None, output=output)
+    store.claim()
+    store.step(f"id-{names[1]}", section=1, step=10, seconds=1.0)
+    reason = f"{names[3]}.png is a conflict copy of another one (Nextcloud): delete it, or rename it"
+    waiting = (Waiting("", names[3], (f"{names[3]}.png", f"{names[3]}.txt"), reason, utc_now()),)
+    report = snapshot(store, waiting, DAEMON)
+    lines = [line.rstrip() for line in drawn(report, width=80).splitlines()]
+    assert "…" not in "".join(lines)
+    assert all(len(line) <= 80 for line in lines)
+    assert f"  now        {names[1]}" in lines
+    assert any(line.startswith(f"  queue      {names[2]}  145 frames  about") for line in lines)
+    assert lines[-1] == f"             {output}"
+    assert lines[-2].startswith(f"  done       {names[0]}  ")
+    assert len([line for line in lines if "section 1/4  step 10/25" in line]) == 1
+    assert reason in " ".join(" ".join(lines).split())
+
+
+def test_names_do_not_speak_to_the_terminal(store: JobStore) -> None:
+    add(store, "evil\x1b[31m\nname [bold]x[/]")
+    waiting = (Waiting("", "a\x1b]0;title\x07", ("a\x1b]0;title\x07.png",), "a\x1b[2J.txt", utc_now()),)
+    shown = drawn(snapshot(store, waiting, DAEMON))
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "[bold]x[/]" in shown
+
+
+def test_each_state_of_the_daemon_has_its_words(store: JobStore) -> None:
+    for state, words in (("stopped", "is not running"), ("died", "died and left work behind")):
+        assert words in drawn(snapshot(store, NOTHING, DAEMON | {"state": state}))
+    assert "nothing to do" in drawn(snapshot(None, NOTHING, DAEMON))
+
+
+def test_a_queue_that_waits_says_why_and_promises_no_end(store: JobStore) -> None:
+    add(store, "cat")
+    store.claim()
+    for step in range(1, 11):
+        store.step("id-cat", section=1, step=step, seconds=2.0)
+    store.requeue("id-cat", "paused")
+    store.pause()
+    running = snapshot(store, NOTHING, DAEMON)
+    assert running["eta_seconds"] is not None
+    report = snapshot(store, NOTHING, DAEMON | {"paused": store.paused()})
+    assert report["eta_seconds"] is None
+    assert "paused     by framepackd pause since 20" in drawn(report)
+    assert "framepackd resume goes on" in drawn(report)
+
+
+def test_a_running_job_that_is_to_be_cancelled_is_marked(store: JobStore) -> None:
+    add(store, "cat")
+    store.claim()
+    store.cancel("id-cat", "discard")
+    report = snapshot(store, NOTHING, DAEMON)
+    assert report["jobs"][0]["note"] == "is being cancelled"
+    assert "is being cancelled" in drawn(report)
+
+
+def test_how_far_a_job_is_is_said_alike_wherever_it_is_told(store: JobStore) -> None:
+    """The page knew no chains, and said of its section 3 of 4 what is section 1 of clip 2."""
+    job = add(store, "cat", frames=3)
+    store.claim()
+    said = snapshot(store, NOTHING, DAEMON)
+    assert said["jobs"][0]["stage"] == ["loading the model"]
+    for section, steps in ((1, 25), (2, 25), (3, 8)):
+        for step in range(1, steps + 1):
+            store.step(job.id, section=section, step=step, seconds=1.0)
+        if steps == 25:
+            store.decoded(job.id, seconds=1.0)
+    said = snapshot(store, NOTHING, DAEMON)
+    running = said["jobs"][0]
+    assert (running["progress"], running["stage"]) == (0.58, ["clip 2/2", "section 1/2", "step 8/25"])
+    assert "58 %, clip 2/2, section 1/2, step 8/25" in in_one_line(said, datetime.now(UTC))
+    assert "58 %, clip 2/2, section 1/2, step 8/25" in of_the_page.now(said, running)
+    assert of_the_page.progress(running) == "clip 2/2, section 1/2, step 8/25"
+    assert "58 %  clip 2/2  section 1/2  step 8/25" in drawn(said)
+    older = [{key: value for key, value in running.items() if key not in ("progress", "stage")}]
+    assert "0 %" in drawn(said | {"jobs": older}), "a daemon that still runs after an update"

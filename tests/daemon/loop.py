@@ -1,0 +1,99 @@
+"""A daemon driven round by round, with a worker that says what the test wants."""
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from framepackd import daemon
+from framepackd.control import socket
+from framepackd.daemon import Daemon
+from framepackd.delivery import deliveries
+from framepackd.supervisor import process as worker_process
+from framepackd.worker import messages as worker_messages
+from tests.daemon.place import Place
+
+
+class Loop:
+    """A daemon on a place of its own, whose worker is the other end of a pipe."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *, once: bool = False) -> None:
+        self.place = Place(root)
+        self.ours, self.worker = multiprocessing.Pipe()
+        self.alive = os.eventfd(0)  # never to be heard of
+        self.started = 0
+        monkeypatch.setattr(worker_process, "start", self._start)
+        for module in (daemon, deliveries):  # what is done apart is done within a round
+            monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
+        config = self.place.config
+        self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
+
+    def _start(self, device: str) -> worker_process.Handle:
+        self.started += 1
+        process: Any = SimpleNamespace(
+            is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=self.alive
+        )
+        return worker_process.Handle(process, self.ours)
+
+    def answer_and_leave(self, answer: worker_messages.Message) -> None:
+        """Have the worker say how its job ends and end itself; the next one has another connection."""
+        self.worker.send(answer)
+        theirs, (self.ours, self.worker) = self.worker, multiprocessing.Pipe()
+        self.round()
+        theirs.close()
+
+    def round(self) -> None:
+        """Go round, however short ago the last time was."""
+        self.daemon._next_scan = self.daemon._store_again = self.daemon._look_again = 0.0
+        self.daemon._deliveries.retry_now()
+        self.daemon._round()
+
+    def start_job(self) -> None:
+        self.place.drop()
+        self.round()
+        assert isinstance(self.worker.recv(), worker_messages.Work)
+
+    def paused(self) -> str | None:
+        words: str | None = self.daemon._describe()["paused"]
+        return words
+
+    def counts(self) -> dict[str, int]:
+        return {state: count for state, count in self.place.store.counts().items() if count}
+
+
+def messages(loop: Loop) -> Iterator[object]:
+    while loop.worker.poll():
+        yield loop.worker.recv()
+
+
+def ask_in_thread(loop: Loop, request: dict[str, Any]) -> Any:
+    """Ask as another process does, and give the answer when the loop has gone round."""
+    answers: list[Any] = []
+
+    def ask() -> None:
+        with socket.serve(loop.place.config.state_dir, loop.daemon.answer):
+            answers.append(socket.ask(loop.place.config.state_dir, request))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while loop.daemon._requests.empty() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+    def answer() -> Any:
+        thread.join(10)
+        return answers[0]
+
+    return answer
+
+
+def started(loop: Loop) -> list[str]:
+    """Name the folders of the jobs that were started since."""
+    works = (message for message in messages(loop) if isinstance(message, worker_messages.Work))
+    return [loop.place.store.get(work.job_id).folder for work in works]

@@ -1,0 +1,142 @@
+"""Folders of a daemon's own in a test; the power that goes at a line; a rename that crosses file systems."""
+
+import errno
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from framepackd import files, moving
+from framepackd.delivery import deliver as delivery
+from framepackd.inbox.scan import Inbox
+from framepackd.intake import take as intake
+from framepackd.jobs import folder as work_folder
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
+from framepackd.settings.config import Config, load_config
+
+
+class Died(Exception):  # noqa: N818 - not an error: the power went
+    """Stands for the end of the process at a line."""
+
+
+def cross(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every rename between two folders cross to another file system."""
+    rename = files.rename_new
+
+    def refuse(source: Path, target: Path) -> None:
+        if source.parent != target.parent:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        rename(source, target)
+
+    monkeypatch.setattr(files, "rename_new", refuse)
+
+
+@contextmanager
+def dying_at(module: Any, name: str, path: Path) -> Iterator[None]:
+    """Have the process die when a function is called for a path."""
+    call = getattr(module, name)
+
+    def die(first: Path, *others: Any, **named: Any) -> Any:
+        if first == path:
+            raise Died
+        return call(first, *others, **named)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, name, die)
+        with pytest.raises(Died):
+            yield
+
+
+def at_every_call(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], check: Callable[[], None], *, every: int = 1
+) -> int:
+    """Run again and again, dying at a later one of the calls that change files each time; say how many."""
+    for number in range(1, 500, every):
+        with monkeypatch.context() as patched:
+            calls = itertools.count(1)
+
+            def dying(
+                call: Callable[..., object], calls: Iterator[int] = calls, last: int = number
+            ) -> Callable[..., object]:
+                def wrapped(*arguments: object, **named: object) -> object:
+                    if next(calls) >= last:
+                        raise Died
+                    return call(*arguments, **named)
+
+                return wrapped
+
+            patched.setattr(files, "rename_new", dying(files.rename_new))
+            for name in ("unlink", "rename", "replace", "mkdir", "write_text", "write_bytes"):
+                patched.setattr(Path, name, dying(getattr(Path, name)))
+            patched.setattr(files, "copy", dying(files.copy))
+            patched.setattr(files, "sync_folder", dying(files.sync_folder))
+            patched.setattr(moving, "_write_all", dying(moving._write_all))
+            patched.setattr("shutil.rmtree", dying(__import__("shutil").rmtree))
+            try:
+                run()
+                died = False
+            except Died:
+                died = True
+        check()
+        if not died:
+            return number
+    raise AssertionError("never came to an end")
+
+
+def undelivered(store: JobStore) -> list[Job]:
+    """Give the jobs whose end is decided and whose files are still to be moved."""
+    return [store.get(job_id) for job_id in store.to_deliver()]
+
+
+class Place:
+    """Folders, a store and one job's files."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir()
+        (root / "config.toml").write_text('state_dir = "state"\nmodel = "demo"\nsettle_seconds = 0\n')
+        self.config: Config = load_config(root / "config.toml")
+        for folder in (*self.config.folders.values(), self.config.jobs_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.store = JobStore(self.config.database)
+
+    def drop(self, folder: str = "") -> None:
+        (self.config.inbox / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(self.config.inbox / folder / "cat.png")
+        (self.config.inbox / folder / "cat.txt").write_text("pan left")
+
+    def take(self) -> Job:
+        for group in Inbox(self.config.inbox, 0).scan().ready:
+            intake.take(group, self.config, self.store)
+        return self.store.in_state(State.QUEUED, State.FAILED)[-1]
+
+    def generate(self) -> Job:
+        job = self.store.claim()
+        assert job is not None
+        result = self.config.jobs_dir / job.id / work_folder.RESULT
+        result.mkdir()
+        (result / ".mp4").write_text("video")
+        (result / ".section-0.png").write_text("still")
+        self.store.decide(job.id, State.DONE)
+        return self.store.get(job.id)
+
+    def make_ready(self) -> None:
+        """Bring a job to where only its delivery is left."""
+        self.drop()
+        self.take()
+        self.generate()
+
+    def deliver(self) -> None:
+        for job in undelivered(self.store):
+            delivery.deliver(job, self.config, self.store)
+
+    def outbox(self) -> list[str]:
+        return sorted(path.name for path in self.config.outbox.iterdir())
+
+
+DELIVERED = ["cat.json", "cat.mp4", "cat.png", "cat.section-0.png", "cat.txt"]
