@@ -1,10 +1,11 @@
 """Prepares a job that extends a finished video, by its NAME.json or its frames.
 
-``NAME.mp4`` with ``more`` in ``NAME.toml``: gone on with from its latents if they lie beside it, else from
-its last frames. All of it was dropped by whoever: it is looked at without being trusted.
+It was dropped as ``NAME.mp4`` with ``more`` in ``NAME.toml``. It is extended from its latents if they were
+dropped with it, else from its last frames. None of these files is trusted.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from framepack_core.media.extend import LATENT_PIXELS, Footage
 from framepack_core.media.sizes import Size
 from framepack_core.models.registry import BUNDLED, find
 from framepackd.inbox.inspect import look_at_video
-from framepackd.jobs.job import Job
 from framepackd.settings.config import Config
 from framepackd.settings.job_settings import parse_settings
 
@@ -29,7 +29,7 @@ TAKEN_OVER = (
 
 
 @dataclass(frozen=True)
-class Record:
+class SourceRecord:
     """What NAME.json says of a video."""
 
     settings: dict[str, Any]
@@ -38,7 +38,7 @@ class Record:
     pictures: frozenset[str] = frozenset()  # SHA-256 of what it was made from
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: Path) -> SourceRecord:
     """Read what is known to stand in a NAME.json, and pass over the rest.
 
     Raises:
@@ -58,7 +58,7 @@ def read_record(path: Path) -> Record:
     sources, inputs = said.get("model_sources"), said.get("inputs")
     entries = inputs.values() if isinstance(inputs, dict) else ()
     hashes = (_text(entry.get("sha256")) for entry in entries if isinstance(entry, dict))
-    return Record(
+    return SourceRecord(
         settings=parse_settings(known, path.name),
         model=_text(said.get("model")),
         base=_text(sources.get("base")) if isinstance(sources, dict) else None,
@@ -74,7 +74,7 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def choose_model(named: str | None, otherwise: str, record: Record, config: Config) -> str:
+def choose_model(named: str | None, otherwise: str, record: SourceRecord, config: Config) -> str:
     """Choose the model to go on with: as the job names it, else one that goes forward and is here.
 
     Args:
@@ -111,52 +111,54 @@ def _is_here(name: str, config: Config) -> bool:
 
 
 @dataclass(frozen=True)
-class Source:
-    """The video that a job goes on with."""
+class SourceVideo:
+    """The video that a job extends."""
 
+    file: str
     video: Footage
-    latents: int | None  # how many of its end are there; None: it is gone on with from its frames
-    size: Size  # of what is added, if it goes on from latents
+    latents: int | None  # how many of its last latents are there; None: it is extended from its frames
+    size: Size  # of what is added, if it is extended from latents
 
-    def decided(self, size: Size, job: Job, own: dict[str, Any]) -> Size:
+    def decided(self, size: Size, own: Collection[str]) -> Size:
         """Give the size of what is added: that of the latents, or else ``size``.
 
         Raises:
-            RequestError: the job's ``own`` settings want another than that of the latents.
+            RequestError: the job's ``own`` settings set another than that of the latents.
         """
         if self.latents is None:
             return size
-        if size != self.size and own.keys() & {"width", "height", "resolution"}:
+        if size != self.size and not {"width", "height", "resolution"}.isdisjoint(own):
             raise RequestError(
-                f"{job.inputs['video']['file']} is of {self.size[1]}x{self.size[0]}, from its latents it "
+                f"{self.file} is of {self.size[1]}x{self.size[0]}, from its latents it "
                 f"cannot go on as {size[1]}x{size[0]}: leave the size out, or leave out the latents"
             )
         return self.size
 
-    def as_json(self, job: Job) -> dict[str, Any]:
-        """Say in the job's record what it goes on with."""
-        return {**job.inputs["video"], "frames": self.video.frames, "latents": self.latents}
+    @property
+    def facts(self) -> dict[str, int | None]:
+        """What the job's record says of it, besides what it says of each input."""
+        return {"frames": self.video.frames, "latents": self.latents}
 
 
-def look(inputs: Path, job: Job, record: Record, base: str) -> Source:
-    """Look at the video, and at its latents if there are any.
+def read_source(file: Path, latents: Path | None, record: SourceRecord, base: str) -> SourceVideo:
+    """Read the facts of a video and of its latents, if there are any.
 
     Raises:
-        RequestError: it cannot be gone on with, or they are not its latents.
+        RequestError: it cannot be extended, or they are not its latents.
     """
-    name = job.inputs["video"]["file"]
-    video = look_at_video(inputs / name)
-    if "latents" not in job.inputs:
-        return Source(video, None, video.size)
-    file = job.inputs["latents"]["file"]
-    frames, rows, columns = extend.latents_shape(inputs / file)
+    video = look_at_video(file)
+    if latents is None:
+        return SourceVideo(file.name, video, None, video.size)
+    frames, rows, columns = extend.latents_shape(latents)
     size = rows * LATENT_PIXELS, columns * LATENT_PIXELS
     if size != video.size or extend.frames_of(frames) > video.frames:
         raise RequestError(
-            f"{file} is of {extend.frames_of(frames)} frames of {size[1]}x{size[0]}, {name} has "
+            f"{latents.name} is of {extend.frames_of(frames)} frames of {size[1]}x{size[0]}, {file.name} has "
             f"{video.frames} of {video.width}x{video.height}: they do not belong together: "
             f"{extend.NO_LATENTS}"
         )
     if record.base is not None and record.base != base:
-        raise RequestError(f"{file} was made with {record.base}, not with {base}: {extend.NO_LATENTS}")
-    return Source(video, frames, size)
+        raise RequestError(
+            f"{latents.name} was made with {record.base}, not with {base}: {extend.NO_LATENTS}"
+        )
+    return SourceVideo(file.name, video, frames, size)

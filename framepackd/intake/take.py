@@ -7,7 +7,6 @@ removed; the row is written. What a crash leaves in between is finished at the n
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import secrets
@@ -16,18 +15,20 @@ import threading
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from framepackd import files
 from framepackd.inbox.naming import Group
 from framepackd.intake import variations
 from framepackd.intake.claiming import ChangedError, HalfTakenError, bring_in, put_back, signature_of
-from framepackd.intake.resolve import Looks, resolve
+from framepackd.intake.resolve import PicturesRead, Resolved, resolve
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.folder import (
     INPUTS,
     MANIFEST,
     DamagedError,
+    DroppedFile,
+    Manifest,
     clear_work_folder,
     list_work_folders,
     read_manifest,
@@ -67,7 +68,7 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
     """
     with _taking:
         for path, settled in group.signatures.items():
-            if signature_of(config.inbox / path) != list(settled):
+            if signature_of(config.inbox / path) != settled:
                 raise ChangedError(path)
         work = config.jobs_dir / _new_id()
         manifest = _manifest(group, config.inbox)
@@ -76,19 +77,20 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
             bring_in(work, manifest, config.inbox)
             return _record(work, manifest, config, store)
         except OSError:
-            _undo(work, manifest, config.inbox)
+            _undo(work, config.inbox)
             raise
 
 
-def _undo(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
+def _undo(work: Path, inbox: Path) -> None:
     """Put everything back.
 
     Raises:
         HalfTakenError: it cannot be done now, and the work folder stays.
     """
     try:
-        if "variations" in manifest:
-            variations.undo(work, manifest, file=MANIFEST)
+        manifest = read_manifest(work)  # by now it may name variations
+        if manifest.variations:
+            variations.undo(work, manifest)
         put_back(work, manifest, inbox)
     except HalfTakenError:
         raise
@@ -99,27 +101,31 @@ def _undo(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
         raise HalfTakenError(errno.EIO, reason) from error
 
 
-def _manifest(group: Group, inbox: Path) -> dict[str, Any]:
+def _manifest(group: Group, inbox: Path) -> Manifest:
     """Say what is to be taken, as what, and from which inbox."""
     roles = {path: role for role in group.files for path in group.files[role]}
-    return {
-        "folder": group.folder,
-        "name": group.name,
-        "defaults": group.defaults,
-        "inbox": inbox.stat().st_ino,  # tells it from the empty folder that its share is mounted on
-        "files": [
-            {"path": path, "role": roles[path], "signature": list(group.signatures[path])}
-            | _name_of_keyframe(group.name, path, roles[path])
+    return Manifest(
+        folder=group.folder,
+        name=group.name,
+        defaults=tuple(group.defaults),
+        inbox=inbox.stat().st_ino,  # tells it from the empty folder that its share is mounted on
+        files=tuple(
+            DroppedFile(
+                path=path,
+                role=roles[path],
+                signature=group.signatures[path],
+                file=_name_of_keyframe(group.name, path, roles[path]),
+            )
             for path in group.paths
-        ],
-    }
+        ),
+    )
 
 
-def _begin(work: Path, manifest: dict[str, Any]) -> None:
+def _begin(work: Path, manifest: Manifest) -> None:
     """Make a work folder with its manifest."""
     try:
         (work / INPUTS).mkdir(parents=True)
-        files.write_json(work / MANIFEST, manifest)
+        manifest.write(work)
         files.sync_folder(work.parent)
     except OSError:
         with contextlib.suppress(OSError, DamagedError):
@@ -127,10 +133,10 @@ def _begin(work: Path, manifest: dict[str, Any]) -> None:
         raise
 
 
-def _name_of_keyframe(name: str, path: str, role: str) -> dict[str, str]:
+def _name_of_keyframe(name: str, path: str, role: str) -> str | None:
     """Have a keyframe travel under NAME, whatever it was called."""
     kind, _, number = role.partition("-")
-    return {"file": f"{name}_section_{number}{Path(path).suffix}"} if kind == "keyframe" else {}
+    return f"{name}_section_{number}{Path(path).suffix}" if kind == "keyframe" else None
 
 
 def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
@@ -147,12 +153,12 @@ def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
         names, half_made, foreign = list_work_folders(config.jobs_dir)
         known = store.states()
         left = Leftovers([], _told_of_foreign(foreign))
-        looks: Looks = {}
+        pictures: PicturesRead = {}
         for hidden in half_made:
             shutil.rmtree(hidden, ignore_errors=True)
         for work in (config.jobs_dir / name for name in names if name not in known):
             try:
-                jobs = _finish(work, config, store, known, looks)
+                jobs = _finish(work, config, store, known, pictures)
             except StoreError:
                 raise
             except Exception as error:  # one odd folder must not hide the jobs behind it
@@ -203,7 +209,9 @@ def _told_of_work_folder(work: Path, error: Exception) -> str:
     )
 
 
-def _finish(work: Path, config: Config, store: JobStore, known: dict[str, str], looks: Looks) -> list[Job]:
+def _finish(
+    work: Path, config: Config, store: JobStore, known: dict[str, str], pictures: PicturesRead
+) -> list[Job]:
     """Finish what was interrupted in one work folder, and give the jobs that are recorded now.
 
     Raises:
@@ -216,13 +224,13 @@ def _finish(work: Path, config: Config, store: JobStore, known: dict[str, str], 
         remove_empty(work)
         return []
     manifest = read_manifest(work)
-    if "variations" not in manifest:
+    if not manifest.variations:
         try:
             bring_in(work, manifest, config.inbox)
         except ChangedError:
             put_back(work, manifest, config.inbox)
             return []
-    return _record(work, manifest, config, store, known, looks)
+    return _record(work, manifest, config, store, known, pictures)
 
 
 def _new_id() -> str:
@@ -231,53 +239,50 @@ def _new_id() -> str:
 
 def _record(
     work: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     config: Config,
     store: JobStore,
     known: Collection[str] = (),
-    looks: Looks | None = None,
+    pictures: PicturesRead | None = None,
 ) -> list[Job]:
     """Check what was taken and write the job's row, or those of its variations, except what is known.
 
     Raises:
         OSError: there is no room for the variations; no row is written.
     """
-    looks = {} if looks is None else looks
-    if "variations" not in manifest:
-        job = _new_job(work, manifest)
-        settings = resolve(job, work / INPUTS, manifest, config, store, looks)
-        if job.delivery is not None or settings is None or settings.seeds == 1:
-            return [_add(job, store)]
-        seeds = variations.choose_seeds(settings.seed, settings.seeds)
-        manifest |= variations.plan(manifest, seeds, [_new_id() for _ in seeds])
-        files.write_json(work / MANIFEST, manifest)
-    variations.spread(work, manifest, known, inputs=INPUTS, file=MANIFEST)
+    pictures = {} if pictures is None else pictures
+    if not manifest.variations:
+        resolved = resolve(work, manifest, config, store, pictures)
+        if resolved.seeds == 1:
+            return [_add(work, manifest, resolved, store)]
+        seeds = variations.choose_seeds(resolved.settings["seed"], resolved.seeds)
+        manifest = variations.plan(manifest, seeds, [_new_id() for _ in seeds])
+        manifest.write(work)
+    variations.spread(work, manifest, known)
     jobs = []
-    for variation in manifest["variations"]:
-        if variation["id"] not in known:
-            folder = config.jobs_dir / variation["id"]
-            own = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            job = _new_job(folder, own)
-            resolve(job, folder / INPUTS, own, config, store, looks)
-            jobs.append(_add(job, store))
+    for variation in manifest.variations:
+        if variation.id not in known:
+            folder = config.jobs_dir / variation.id
+            own = read_manifest(folder)
+            jobs.append(_add(folder, own, resolve(folder, own, config, store, pictures), store))
     return jobs
 
 
-def _new_job(work: Path, manifest: dict[str, Any]) -> Job:
-    return Job(
+def _add(work: Path, manifest: Manifest, resolved: Resolved, store: JobStore) -> Job:
+    job = Job(
         id=work.name,
-        name=manifest["name"],
-        folder=manifest["folder"],
+        name=manifest.name,
+        folder=manifest.folder,
         state=State.QUEUED,
         created_at=utc_now(),
+        **resolved.columns(),
     )
-
-
-def _add(job: Job, store: JobStore) -> Job:
-    decided = job.delivery or {}
-    level = logging.WARNING if decided.get("state") == State.FAILED else logging.INFO
-    log.log(level, "job %s: %s taken in: %s", job.id, job.path, decided.get("error") or _summary(job))
-    for warning in players.of_crf(job.settings or {}):
+    level, words = logging.INFO, _summary(job)
+    if resolved.delivery is not None:
+        level = logging.WARNING if resolved.delivery["state"] == State.FAILED else logging.INFO
+        words = resolved.delivery["error"] or words
+    log.log(level, "job %s: %s taken in: %s", job.id, job.path, words)
+    for warning in players.of_crf(job.settings):
         log.warning("job %s: %s", job.id, warning)
     return store.add(job)
 

@@ -8,13 +8,12 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from framepackd import files, moving
 from framepackd.inbox.naming import OF_A_VIDEO, defaults_above, defaults_by_folder, folders_above, is_defaults
 from framepackd.intake.resolve import resolve
 from framepackd.jobs import folder as work_folder
-from framepackd.jobs.folder import INPUTS, MANIFEST
+from framepackd.jobs.folder import INPUTS, DroppedFile, Manifest
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import Config
@@ -57,7 +56,7 @@ def bring_back(
     work_folder.forget(work)
     files.sync_folder(config.jobs_dir)
     manifest = _manifest(job, config)
-    files.write_json(work / MANIFEST, manifest)
+    manifest.write(work)
     for source, target, _ in _moves(job, config):
         if source.exists() and target.exists() and target.stat().st_size == 0:
             target.unlink()  # a name that was taken for it, before a crash
@@ -72,16 +71,18 @@ def bring_back(
     _remove_reason(job, config)
     job.delivery = None
     if not job.settings:
-        settings = resolve(job, work / INPUTS, manifest, config, store)
-        if settings is not None and settings.seeds > 1:
+        resolved = resolve(work, manifest, config, store)
+        for column, value in resolved.columns().items():
+            setattr(job, column, value)
+        if resolved.seeds > 1:
             error = (
-                f"seeds = {settings.seeds} asks for several jobs, and a retry is of one: drop the files again"
+                f"seeds = {resolved.seeds} asks for several jobs, and a retry is of one: drop the files again"
             )
             job.settings, job.delivery = {}, {"state": State.FAILED, "error": error}
     elif (problem := _damage(job, config)) is not None:
         job.delivery = {"state": State.FAILED, "error": problem}
     store.brought_back(job)
-    failed = (job.delivery or {}).get("error")
+    failed = job.delivery["error"] if job.delivery else None
     level = logging.WARNING if failed else logging.INFO
     log.log(level, "job %s: %s: %s", job.id, job.path, failed or "in the queue again")
 
@@ -103,19 +104,19 @@ def _moves(job: Job, config: Config) -> Iterator[tuple[Path, Path, str | None]]:
         yield source, target, entry["sha256"] if _checked(job) else None
 
 
-def _manifest(job: Job, config: Config) -> dict[str, Any]:
-    """Say of the work folder what intake says: with it, and without the database, the job is not lost."""
+def _manifest(job: Job, config: Config) -> Manifest:
+    """Make the manifest that intake would make: with it the job is not lost even without the database."""
     prefix = f"{job.folder}/" if job.folder else ""
-    return {
-        **({"seed": job.settings["seed"]} if _checked(job) else {}),
-        "folder": job.folder,
-        "name": job.name,
-        "defaults": [] if _checked(job) else _defaults(job, config),
-        "files": [
-            {"path": prefix + entry["file"], "role": role, "signature": []}
+    return Manifest(
+        folder=job.folder,
+        name=job.name,
+        defaults=() if _checked(job) else tuple(_defaults(job, config)),
+        files=tuple(
+            DroppedFile(path=prefix + entry["file"], role=role, signature=())
             for role, entry in job.inputs.items()
-        ],
-    }
+        ),
+        seed=job.settings["seed"] if _checked(job) else None,
+    )
 
 
 def _defaults(job: Job, config: Config) -> list[str]:

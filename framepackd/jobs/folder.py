@@ -1,14 +1,12 @@
 """A job's work folder: what lies in it, and how it is cleared away."""
 
 import contextlib
-import json
 import os
 import re
 import shutil
 import stat
 import time
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -80,32 +78,50 @@ def remove_empty(work: Path) -> None:
     work.rmdir()
 
 
-class _Entry(BaseModel):
+class DroppedFile(BaseModel, frozen=True):
     """A file of a manifest."""
 
-    path: str = Field(pattern=r"[^/]\z")
+    path: str = Field(pattern=r"[^/]\z")  # below the inbox
     role: str
-    signature: list[int]
-    file: str | None = Field(None, pattern=r"\A[^/]+\z")
+    signature: tuple[int, ...]  # when it had settled; empty if it does not come from the inbox
+    file: str | None = Field(None, pattern=r"\A[^/]+\z")  # its name in the work folder, if it is another
+
+    @property
+    def dropped_name(self) -> str:
+        """Its name in the inbox."""
+        return self.path.rpartition("/")[2]
+
+    @property
+    def taken_name(self) -> str:
+        """Its name in the work folder."""
+        return self.file or self.dropped_name
 
 
-class _Variation(BaseModel):
+class Variation(BaseModel, frozen=True):
+    """One of several jobs that a drop becomes."""
+
     id: str = Field(pattern=rf"\A{JOB_ID.pattern}\z")
     name: str = Field(pattern=r"\A[^/]+\z")
     seed: int
 
 
-class _Manifest(BaseModel):
-    folder: str
+class Manifest(BaseModel, frozen=True):
+    """What a work folder was made for, as ``manifest.json`` in it says."""
+
+    folder: str  # below the inbox; empty at its top
     name: str = Field(pattern=r"\A[^/]+\z")
-    defaults: list[str]
-    files: list[_Entry] = Field(min_length=1)
-    inbox: int | None = None
-    seed: int | None = None
-    variations: list[_Variation] | None = None
+    defaults: tuple[str, ...]  # paths of the _defaults.toml files that hold for it, outermost first
+    inbox: int | None = None  # the inode of the inbox that the files are taken from
+    files: tuple[DroppedFile, ...] = Field(min_length=1)
+    seed: int | None = None  # of a variation, or of a job that runs again
+    variations: tuple[Variation, ...] = ()  # the jobs that it is to become, if several
+
+    def write(self, work: Path) -> None:
+        """Write it into a work folder, durable when this returns."""
+        files.write_json(work / MANIFEST, self.model_dump(mode="json", exclude_defaults=True))
 
 
-def read_manifest(work: Path) -> dict[str, Any]:
+def read_manifest(work: Path) -> Manifest:
     """Read what a work folder was made for.
 
     Raises:
@@ -116,7 +132,7 @@ def read_manifest(work: Path) -> dict[str, Any]:
     try:
         with files.open_regular(work / MANIFEST) as file:
             content = file.read(MAX_MANIFEST_BYTES)
-        _Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
         raise DamagedError(
             f"has a {MANIFEST} that is damaged: its files lie in {inputs}, or still in the inbox, hidden as "
@@ -124,7 +140,6 @@ def read_manifest(work: Path) -> dict[str, Any]:
         ) from error
     if inputs.is_symlink():
         raise DamagedError(f"has a symbolic link for {INPUTS}: move the folder away")
-    manifest: dict[str, Any] = json.loads(content)
     return manifest
 
 

@@ -1,8 +1,9 @@
 """A job: its row in the database, and the states that it goes through."""
 
+from collections.abc import Collection
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from sqlalchemy import JSON, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -29,15 +30,39 @@ class State(StrEnum):
 
 
 ENDED = (State.DONE, State.FAILED, State.CANCELLED, State.SKIPPED)
+# Columns that are not part of a job's record; what "settings" holds is, key by key.
+INTERNAL = (
+    *("seq", "position", "delivery", "fingerprint", "stalled_deaths"),
+    *("settings", "progress_at", "cancel", "stem"),
+)
+
+
+class HistoryEntry(TypedDict):
+    """One line of a job's history."""
+
+    at: str
+    state: str
+    note: str
+
+
+class Input(TypedDict):
+    """A dropped file of a job."""
+
+    file: str  # its name in the work folder
+    sha256: str | None  # None if it could not be read
+    values: NotRequired[list[float]]  # of NAME_frame_diff.txt
+    passed_over: NotRequired[list[str]]  # of a picture, in words
+
+
+class Decision(TypedDict):
+    """How a job is to end, or that it is to run again, decided before any file moves."""
+
+    state: str
+    error: str | None
 
 
 class Base(DeclarativeBase):
     """What the tables share."""
-
-    type_annotation_map = {  # noqa: RUF012 - as SQLAlchemy declares it
-        dict[str, Any]: JSON(none_as_null=True),
-        list[dict[str, Any]]: JSON(),
-    }
 
 
 class Job(Base):
@@ -62,9 +87,9 @@ class Job(Base):
     started_at: Mapped[str | None]
     finished_at: Mapped[str | None] = mapped_column(index=True)
     progress_at: Mapped[str | None]
-    history: Mapped[list[dict[str, Any]]] = mapped_column(default=list)  # at, state, note
-    inputs: Mapped[dict[str, Any]] = mapped_column(default=dict)  # role -> {file, sha256}
-    settings: Mapped[dict[str, Any]] = mapped_column(default=dict)  # resolved, prompt included
+    history: Mapped[list[HistoryEntry]] = mapped_column(JSON, default=list)
+    inputs: Mapped[dict[str, Input]] = mapped_column(JSON, default=dict)  # by role
+    settings: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)  # resolved, prompt included
     fingerprint: Mapped[str] = mapped_column(default="", index=True)  # of pictures, prompt and settings
     width: Mapped[int] = mapped_column(default=0)
     height: Mapped[int] = mapped_column(default=0)
@@ -79,15 +104,14 @@ class Job(Base):
     attempts: Mapped[int] = mapped_column(default=0)  # worker deaths and errors
     resumes: Mapped[int] = mapped_column(default=0)  # times it was started again
     stalled_deaths: Mapped[int] = mapped_column(default=0)
-    timings: Mapped[dict[str, Any]] = mapped_column(default=dict)  # phase -> seconds
-    versions: Mapped[dict[str, Any]] = mapped_column(default=dict)
-    model_sources: Mapped[dict[str, Any]] = mapped_column(default=dict)  # repository or folder, with revision
+    timings: Mapped[dict[str, float]] = mapped_column(JSON, default=dict)  # seconds by phase
+    versions: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
+    model_sources: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)  # repository@revision or folder
     # How it was computed, where there is a choice: precision ...
-    computation: Mapped[dict[str, Any]] = mapped_column(default=dict, server_default="{}")
-    # Prompts that are too long for a text encoder: see job_warnings.
-    cuts: Mapped[list[dict[str, Any]]] = mapped_column(default=list, server_default="[]")
+    computation: Mapped[dict[str, str | bool]] = mapped_column(JSON, default=dict, server_default="{}")
+    cuts: Mapped[list[job_warnings.CutPrompt]] = mapped_column(JSON, default=list, server_default="[]")
     device: Mapped[str | None]
-    delivery: Mapped[dict[str, Any] | None]  # decided, not yet finished: state, error
+    delivery: Mapped[Decision | None] = mapped_column(JSON(none_as_null=True))  # until it is carried out
     error: Mapped[str | None]
     output: Mapped[str | None]
     quality: Mapped[str | None]
@@ -106,11 +130,8 @@ class Job(Base):
 
     @property
     def clips(self) -> int:
-        """How many clips the video is joined of: of a chain one for each pair of frames."""
-        roles = self.inputs or {}  # none before it is recorded
-        if "video" in roles:  # which is gone on with, whatever it was made from
-            return 1
-        return max(sum(role.startswith("frame-") for role in roles) - 1, 1)
+        """How many clips the video is joined of."""
+        return clips_of(self.inputs or {})  # None before the row is written
 
     @property
     def work_units(self) -> float:
@@ -120,19 +141,8 @@ class Job(Base):
 
     def record(self) -> dict[str, Any]:
         """Give the job whole, as ``NAME.json`` and ``show --json`` have it."""
-        columns = {column.name: getattr(self, column.name) for column in self.__table__.columns}
-        for internal in (
-            "seq",
-            "position",
-            "delivery",
-            "fingerprint",
-            "stalled_deaths",
-            "settings",
-            "progress_at",
-            "cancel",
-            "stem",
-        ):
-            del columns[internal]
+        names = [column.name for column in self.__table__.columns if column.name not in INTERNAL]
+        columns = {name: getattr(self, name) for name in names}
         apart = {"clips": self.clips, "fps": 30, "frame_diff": self.frame_diff, "warnings": self.warnings}
         return {**columns, **self.settings, **apart}
 
@@ -149,8 +159,15 @@ class Job(Base):
     @property
     def frame_diff(self) -> float | list[float] | None:
         """How much its pictures differ, if that was dropped with them; for a chain one for each pair."""
-        values: list[float] = self.inputs.get("diff", {}).get("values", [])
+        values = self.inputs["diff"].get("values", []) if "diff" in self.inputs else []
         return values[0] if len(values) == 1 else values or None
+
+
+def clips_of(roles: Collection[str]) -> int:
+    """Count the clips that inputs of these roles become: of a chain one for each pair of frames."""
+    if "video" in roles:  # the job extends it, whatever it was made from
+        return 1
+    return max(sum(role.startswith("frame-") for role in roles) - 1, 1)
 
 
 class Meta(Base):

@@ -5,10 +5,10 @@ from typing import Any
 
 from sqlalchemy import case, func, literal, select, text
 
-from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.job import Decision, HistoryEntry, Job, State, utc_now
 from framepackd.text import LAST
 
-CANCELLED = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
+CANCELLED: Decision = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
 
 
 def variation_of(name: str) -> Any:
@@ -47,17 +47,17 @@ def following(what: Any) -> Any:
     return select(what).where(*RUNNABLE).order_by(*IN_ORDER).limit(1)
 
 
-def unless_cancelled(delivery: dict[str, Any] | None) -> Any:
+def unless_cancelled(delivery: Decision) -> Any:
     """Decide how a job ends, unless it was cancelled meanwhile."""
     return case((Job.cancel.is_(None), as_json(delivery)), else_=as_json(CANCELLED))
 
 
-def as_json(value: dict[str, Any] | None) -> Any:
+def as_json(value: Decision | None) -> Any:
     """Give a value as the column ``delivery`` holds it."""
     return literal(value, Job.delivery.type)
 
 
-def entry(state: State, note: str) -> dict[str, str]:
+def entry(state: State, note: str) -> HistoryEntry:
     """Make an entry of a job's history."""
     return {"at": utc_now(), "state": state.value, "note": note}
 

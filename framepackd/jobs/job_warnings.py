@@ -1,13 +1,23 @@
 """Warns of a job that is done all the same: prompts that are cut, LoRAs that fit in part."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from framepack_core.prompts import Cut
 
 
-def recorded(settings: Mapping[str, Any], cuts: Iterable[Cut]) -> list[dict[str, Any]]:
-    """Give what is recorded of prompts that are cut, each by its key in the job's settings."""
+class CutPrompt(TypedDict):
+    """A prompt that is too long for a text encoder, as the column ``cuts`` holds it."""
+
+    key: str  # of the job's settings
+    encoder: str
+    tokens: int
+    taken: int
+    dropped: str
+
+
+def recorded(settings: Mapping[str, Any], cuts: Iterable[Cut]) -> list[CutPrompt]:
+    """Turn the worker's report of cut prompts into what the job records of them."""
     timed = enumerate(settings.get("prompts", ()))
     keys = {entry["text"]: f"prompts.{number}" for number, entry in timed}
     keys |= {settings.get(key): key for key in ("negative_prompt", "prompt")}
@@ -23,7 +33,7 @@ def recorded(settings: Mapping[str, Any], cuts: Iterable[Cut]) -> list[dict[str,
     ]
 
 
-def of_cuts(cuts: Iterable[Mapping[str, Any]]) -> list[str]:
+def of_cuts(cuts: Iterable[CutPrompt]) -> list[str]:
     """Say in words which prompts are cut; not by CLIP, whose 77 tokens many a good prompt exceeds."""
     return [
         f"{cut['key']} is cut: the text encoder takes {cut['taken']} of its {cut['tokens']} tokens, and what "

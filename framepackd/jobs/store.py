@@ -13,7 +13,7 @@ from sqlalchemy import case, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import StoreError, explained, open_database
-from framepackd.jobs.job import ENDED, Job, MemoryRung, Meta, State, utc_now
+from framepackd.jobs.job import ENDED, Input, Job, MemoryRung, Meta, State, utc_now
 from framepackd.jobs.job_sql import (
     CANCELLED,
     IN_ORDER,
@@ -25,6 +25,7 @@ from framepackd.jobs.job_sql import (
     unless_cancelled,
     with_entry,
 )
+from framepackd.jobs.job_warnings import CutPrompt
 from framepackd.jobs.reader import JobReader
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
@@ -74,7 +75,7 @@ class JobStore(JobReader):
         with self.looking() as session:
             return session.scalars(following(Job).where(Job.id.not_in(passed_over))).one_or_none()
 
-    def queued_inputs(self) -> list[tuple[str, dict[str, Any]]]:
+    def queued_inputs(self) -> list[tuple[str, dict[str, Input]]]:
         """List the jobs that could run, in the order of the queue: id, and role -> input."""
         with self.looking() as session:
             found = session.execute(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
@@ -114,7 +115,7 @@ class JobStore(JobReader):
         """Add to the history of a running job what a person should know of it."""
         self._set_running(job_id, history=with_entry(State.RUNNING, note))
 
-    def cut(self, job_id: str, cuts: list[dict[str, Any]]) -> None:
+    def cut(self, job_id: str, cuts: list[CutPrompt]) -> None:
         """Note which prompts of a running job are too long."""
         self._set_running(job_id, cuts=cuts)
 

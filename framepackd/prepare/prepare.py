@@ -28,7 +28,7 @@ from framepackd.prepare import video_frames
 from framepackd.prepare.items import Item, Options, Outcome, Result, Source, UsageError
 from framepackd.prepare.prepared_names import choose_names, endings_of
 from framepackd.settings.config import Config
-from framepackd.settings.decoding import as_text
+from framepackd.settings.decoding import read_prompt
 from framepackd.settings.job_settings import parse_settings
 from framepackd.text import as_utf8
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from framepackd.prepare.datasets import Writer
 
 STAGING = ".framepackd-prepare"
-MAX_TEXT_BYTES = 1 << 16  # what a prompt may have
 OTHER_ROLES = ("text", "settings", "diff")  # of files that are no pictures
 DONE = (State.DONE, State.SKIPPED, State.QUEUED, State.RUNNING)
 
@@ -134,9 +133,7 @@ def _text(video: Path, prompt: str | None) -> str:
     captions = [video.with_suffix(suffix) for suffix in (".txt", ".TXT", ".Txt")]
     caption = next((path for path in captions if path.is_file()), captions[0])
     try:
-        if caption.stat().st_size > MAX_TEXT_BYTES:
-            raise RequestError(f"{caption.name} has more than {MAX_TEXT_BYTES} bytes: shorten it")
-        text = as_text(caption.read_bytes(), caption.name).replace("\r\n", "\n").strip()
+        text = read_prompt(caption)
     except FileNotFoundError as error:
         raise RequestError(
             f"has no caption {caption.name}: write it, or give one --prompt for all"
@@ -265,7 +262,7 @@ def _is_done(pictures: list[Path], text: str, store: JobStore) -> bool:
     """Say whether a job with just these pictures and this prompt is done, queued or on its way."""
     wanted = sorted(files.sha256(path) for path in pictures)
     for job in store.made_of(wanted[0]):
-        its = (entry["sha256"] for role, entry in job.inputs.items() if role not in OTHER_ROLES)
+        its = (str(entry["sha256"]) for role, entry in job.inputs.items() if role not in OTHER_ROLES)
         if sorted(its) == wanted and job.state in DONE and job.settings.get("prompt") == text.strip():
             return True
     return False

@@ -1,9 +1,11 @@
 """Decodes text that somebody wrote with an editor; names the encoding if it is not UTF-8."""
 
 import codecs
+from pathlib import Path
 
 from framepack_core.errors import RequestError
 
+MAX_PROMPT_BYTES = 1 << 16
 # UTF-32 first: its mark begins with that of UTF-16.
 MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -31,6 +33,19 @@ def as_text(content: bytes, name: str) -> str:
     if "\0" in text:
         raise RequestError(f"{name} holds null characters, so it is no text: save it as UTF-8 text")
     return text
+
+
+def read_prompt(path: Path) -> str:
+    """Read a prompt, without white space around it and with Unix line ends.
+
+    Raises:
+        RequestError: it is too long, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    if size > MAX_PROMPT_BYTES:
+        raise RequestError(f"{path.name} has {size} bytes: a prompt may have {MAX_PROMPT_BYTES}: shorten it")
+    return as_text(path.read_bytes(), path.name).replace("\r\n", "\n").strip()
 
 
 def other_unicode(content: bytes) -> str | None:

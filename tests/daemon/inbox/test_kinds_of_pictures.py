@@ -177,7 +177,7 @@ def test_a_job_from_before_there_was_a_background_keeps_its_fingerprint_and_is_m
     place.drop()
     job = place.take()
     before = {key: value for key, value in job.settings.items() if key != "background"}
-    assert resolve._fingerprint(database_job.Job(inputs=job.inputs, settings=before)) == job.fingerprint
+    assert resolve.fingerprint(job.inputs, before) == job.fingerprint
     job.settings = before
     assert Runner(place.config, place.store)._work(job).request.background == "#ffffff"
 

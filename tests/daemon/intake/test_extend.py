@@ -21,7 +21,7 @@ from framepackd.delivery import deliver as delivery
 from framepackd.inbox.scan import Inbox
 from framepackd.intake import take as intake
 from framepackd.intake import take_back
-from framepackd.intake.extend import MAX_RECORD_BYTES, Record, read_record
+from framepackd.intake.extend import MAX_RECORD_BYTES, SourceRecord, read_record
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import State
 from framepackd.supervisor import space
@@ -401,7 +401,7 @@ def test_of_a_record_only_what_is_known_is_taken_over(tmp_path: Path) -> None:
         "id": {},
     }
     (tmp_path / "dog.json").write_text(json.dumps({**said, "prompt": "a dog", "crf": 20, "width": None}))
-    assert read_record(tmp_path / "dog.json") == Record({"prompt": "a dog", "crf": 20})
+    assert read_record(tmp_path / "dog.json") == SourceRecord({"prompt": "a dog", "crf": 20})
 
 
 def test_the_end_frame_of_the_old_video_does_not_hinder_and_a_new_one_is_refused(tmp_path: Path) -> None:

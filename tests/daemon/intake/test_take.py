@@ -6,13 +6,13 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from framepackd import files
 from framepackd.cli import display
+from framepackd.inbox.listing import Signature
 from framepackd.intake import claiming
 from framepackd.intake import take as intake
 from framepackd.jobs import folder
@@ -71,7 +71,7 @@ def test_a_folder_removed_after_its_files_were_taken_hinders_no_start(
         raise Died
 
     with monkeypatch.context() as patched:
-        patched.setattr(intake, "_record", die)
+        patched.setattr(intake, "resolve", die)
         with pytest.raises(Died):
             place.take()
     (place.config.inbox / "sub").rmdir()
@@ -197,12 +197,13 @@ def test_what_takes_a_files_place_while_it_is_taken_in_is_neither_followed_nor_l
     place = Place(tmp_path / "place")
     place.drop()
     text = place.config.inbox / "cat.txt"
-    claim, copy = claiming._claim, files.copy
+    signature_of, copy = claiming.signature_of, files.copy
 
-    def swap_and_claim(*arguments: Any) -> None:
-        text.rename(tmp_path / "taken away")
-        make(text)
-        claim(*arguments)
+    def swap_and_look(path: Path) -> Signature | None:
+        if not (tmp_path / "taken away").exists():
+            text.rename(tmp_path / "taken away")
+            make(text)
+        return signature_of(path)
 
     def swap_and_copy(source: Path, target: Path) -> None:
         if source.name.endswith("cat.txt.part"):
@@ -211,7 +212,7 @@ def test_what_takes_a_files_place_while_it_is_taken_in_is_neither_followed_nor_l
         copy(source, target)
 
     if moment == "rename":
-        monkeypatch.setattr(claiming, "_claim", swap_and_claim)
+        monkeypatch.setattr(claiming, "signature_of", swap_and_look)
     else:
         monkeypatch.setattr(files, "copy", swap_and_copy)
     with pytest.raises(OSError):  # noqa: PT011 - what it says depends on what is in the way

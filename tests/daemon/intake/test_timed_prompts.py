@@ -12,7 +12,6 @@ from framepack_core.prompts import sections_of
 from framepackd.cli import display
 from framepackd.delivery.deliver import final_record
 from framepackd.intake import resolve
-from framepackd.jobs import job as database_job
 from framepackd.jobs.job import Job
 from framepackd.supervisor.supervisor import Runner
 from tests.daemon.intake.taken import taken
@@ -102,8 +101,7 @@ def test_a_job_without_them_is_recognised_as_one_from_before_there_were_any(tmp_
     """Its fingerprint finds earlier results, and its row has no such key."""
     place, job = taken(tmp_path / "with", "prompts = []")
     before = {key: value for key, value in job.settings.items() if key != "prompts"}
-    earlier = database_job.Job(inputs=job.inputs, settings=before)
-    assert resolve._fingerprint(earlier) == job.fingerprint
+    assert resolve.fingerprint(job.inputs, before) == job.fingerprint
     job.settings = before
     assert Runner(place.config, place.store)._work(job).request.prompts == ()
 

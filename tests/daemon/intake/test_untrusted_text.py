@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from framepack_core.errors import RequestError
 from framepackd.inbox.naming import group_files
-from framepackd.intake.resolve import MAX_TEXT_BYTES, _read_prompt
+from framepackd.settings.decoding import MAX_PROMPT_BYTES, read_prompt
 from framepackd.settings.job_settings import JobSettings, parse_settings, read_settings_file
 from framepackd.text import as_utf8, printable, printable_json, rest_of_name
 
@@ -71,7 +71,7 @@ def test_any_value_is_understood_or_refused(said: dict[str, object]) -> None:
 
 @given(content=st.binary(max_size=200) | st.text().map(str.encode))
 def test_a_text_is_the_prompt_or_refused(content: bytes) -> None:
-    prompt, refusal = read(_read_prompt, content)
+    prompt, refusal = read(read_prompt, content)
     if not refusal:
         assert prompt == prompt.strip()
         assert prompt in content.decode().replace("\r\n", "\n")
@@ -80,8 +80,8 @@ def test_a_text_is_the_prompt_or_refused(content: bytes) -> None:
 def test_a_text_without_end_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "x.txt").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(RequestError, match=f"may have {MAX_TEXT_BYTES}"):
-        _read_prompt(tmp_path / "x.txt")
+    with pytest.raises(RequestError, match=f"may have {MAX_PROMPT_BYTES}"):
+        read_prompt(tmp_path / "x.txt")
 
 
 @given(stem=st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1))
