@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from framepackd.inbox.scan import Waiting
-from framepackd.jobs.described import DeliveryReport, described, running_in
+from framepackd.jobs.described import described, running_in
 from framepackd.jobs.job import ENDED, Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
@@ -23,7 +23,7 @@ def snapshot(
     daemon: dict[str, Any],
     problems: Iterable[Problem] = (),
     *,
-    delivery: Callable[[Job], DeliveryReport | None] = lambda job: described(job),
+    delivery: Callable[[Job], dict[str, Any] | None] = lambda job: described(job),
     passed_over: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Gather it; ``store`` is None where there is no database yet.
@@ -60,7 +60,7 @@ def snapshot(
 
 
 def _summary(
-    job: Job, eta: float | None, delivery: DeliveryReport | None, note: str | None = None
+    job: Job, eta: float | None, delivery: dict[str, Any] | None, note: str | None = None
 ) -> dict[str, Any]:
     return {
         "id": job.id,
@@ -143,7 +143,7 @@ def _clock(seconds: float | None, now: datetime, what: str = "done") -> str:
     return f"{what} {day}{end:%H:%M}"
 
 
-def _note(job: Job, delivery: DeliveryReport | None) -> str | None:
+def _note(job: Job, delivery: dict[str, Any] | None) -> str | None:
     """Point out what a person should know of a job that is not done."""
     if delivery is not None:
         if delivery["reason"]:

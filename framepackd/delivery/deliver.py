@@ -43,7 +43,7 @@ VIDEO = ".mp4"
 
 
 @dataclass
-class Plan:
+class DeliveryPlan:
     """What is delivered where, as ``delivery.json`` in the work folder has it."""
 
     state: str
@@ -97,7 +97,7 @@ def deliver(
     log.log(level, "job %s: %s: %s", job.id, state.value, output or job.delivery["error"] or plan.target)
 
 
-def _plan(job: Job, state: State, config: Config, work: Path) -> Plan:
+def _plan(job: Job, state: State, config: Config, work: Path) -> DeliveryPlan:
     """Give the plan for the end that is decided; what was gathered for another one is taken back.
 
     Raises:
@@ -113,14 +113,14 @@ def _plan(job: Job, state: State, config: Config, work: Path) -> Plan:
         )
     files.make_folder(work)
     elsewhere = _take_back(job, plan, work) if plan else []
-    plan = Plan(state, root, _files(job, state, work), elsewhere)
+    plan = DeliveryPlan(state, root, _files(job, state, work), elsewhere)
     plan.write(work)
     return plan
 
 
-def _written_plan(work: Path) -> Plan | None:
+def _written_plan(work: Path) -> DeliveryPlan | None:
     try:
-        return Plan(**json.loads((work / PLAN).read_text(encoding="utf-8")))
+        return DeliveryPlan(**json.loads((work / PLAN).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
 
@@ -151,7 +151,7 @@ def _text_name(job: Job, state: State) -> str:
     return f"{job.name}.{'error' if state is State.FAILED else state.value}.txt"
 
 
-def _gather(job: Job, plan: Plan, work: Path) -> None:
+def _gather(job: Job, plan: DeliveryPlan, work: Path) -> None:
     """Gather what is to be delivered, and choose the name it goes under."""
     outgoing = work / OUTGOING
     outgoing.mkdir(exist_ok=True)
@@ -169,7 +169,7 @@ def _gather(job: Job, plan: Plan, work: Path) -> None:
     plan.write(work)
 
 
-def _write_text(job: Job, plan: Plan, path: Path) -> None:
+def _write_text(job: Job, plan: DeliveryPlan, path: Path) -> None:
     if path.suffix == ".txt":
         files.write_text(path, _reason(job, plan))
         return
@@ -180,7 +180,7 @@ def _write_text(job: Job, plan: Plan, path: Path) -> None:
     files.write_json(path, final_record(job) | replaced)
 
 
-def _choose(job: Job, plan: Plan, names: list[str]) -> tuple[str, str]:
+def _choose(job: Job, plan: DeliveryPlan, names: list[str]) -> tuple[str, str]:
     """Choose what NAME is called in the target, and with which number.
 
     Raises:
@@ -201,13 +201,13 @@ def _choose(job: Job, plan: Plan, names: list[str]) -> tuple[str, str]:
     return known[-1], target_names.free_stem(known[-1], rests, plan.target, plan.stem or None)
 
 
-def _missing(job: Job, plan: Plan) -> list[str]:
+def _missing(job: Job, plan: DeliveryPlan) -> list[str]:
     """Name the dropped files that are not in the work folder to be delivered."""
     planned = plan.files.values()
     return [file for entry in job.inputs.values() if f"{INPUTS}/{(file := entry['file'])}" not in planned]
 
 
-def _take_back(job: Job, plan: Plan, work: Path) -> list[str]:
+def _take_back(job: Job, plan: DeliveryPlan, work: Path) -> list[str]:
     """Bring what was gathered for another end back to where it was; names what was delivered already."""
     outgoing = work / OUTGOING
     elsewhere = list(plan.elsewhere)
@@ -233,7 +233,7 @@ def _take_back(job: Job, plan: Plan, work: Path) -> list[str]:
     return elsewhere
 
 
-def _plan_of_older_version(job: Job, state: State, config: Config, work: Path) -> Plan | None:
+def _plan_of_older_version(job: Job, state: State, config: Config, work: Path) -> DeliveryPlan | None:
     """Make the plan of what a version without plans has gathered; None if it has not begun to."""
     outgoing, staging = work / OUTGOING, work / f"{files.PART_PREFIX}{OUTGOING}"
     stem = work / "stem"
@@ -243,7 +243,7 @@ def _plan_of_older_version(job: Job, state: State, config: Config, work: Path) -
     if not outgoing.exists():
         return None
     state = _end_of_older_version(job, state, {path.name for path in outgoing.iterdir()})
-    plan = Plan(
+    plan = DeliveryPlan(
         state, str(getattr(config, state.folder)), _files(job, state, work), folder=job.folder, name=job.name
     )
     plan.stem = stem.read_text(encoding="utf-8") if stem.exists() else ""
@@ -271,7 +271,7 @@ def _end_of_older_version(job: Job, state: State, names: set[str]) -> State:
     return state
 
 
-def _bring_home(job: Job, plan: Plan, outgoing: Path) -> None:
+def _bring_home(job: Job, plan: DeliveryPlan, outgoing: Path) -> None:
     """Bring back what an older version had copied and removed from the work folder, but not named yet."""
     prefix, suffix = f"{files.PART_PREFIX}{job.id}-", ".part"
     for part in plan.target.glob(f"{prefix}*{suffix}"):
@@ -298,7 +298,7 @@ def _part(job: Job, name: str) -> str:
     return f"{job.id}-.{rest_of_name(name, job.name)}"
 
 
-def _move_all(job: Job, plan: Plan, work: Path, progress: Progress) -> None:
+def _move_all(job: Job, plan: DeliveryPlan, work: Path, progress: Progress) -> None:
     # The video last: where it is, everything is.
     waiting = sorted(_shown(work / OUTGOING), key=lambda path: (path.suffix == VIDEO, path.name))
     progress.total = sum(path.stat().st_size for path in waiting)
@@ -316,7 +316,7 @@ def _move_all(job: Job, plan: Plan, work: Path, progress: Progress) -> None:
                 _write_text(job, plan, text)
 
 
-def _reason(job: Job, plan: Plan) -> str:
+def _reason(job: Job, plan: DeliveryPlan) -> str:
     """Say why there is no video, where its files are, and what can be done."""
     assert job.delivery is not None
     told = f"{job.delivery['error']}\n\n{job.path} (job {job.id}) was not made into a video. "

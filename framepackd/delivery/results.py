@@ -29,7 +29,7 @@ ROLES, PICTURE = {".txt": "prompt", ".toml": "settings"}, "picture"  # of inputs
 MAX_RECORD_BYTES, MAX_REASON_BYTES = 1 << 20, 2000
 
 
-class Record(BaseModel):
+class ResultRecord(BaseModel):
     """Of a ``NAME.json`` what is shown; anybody may have written it."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
@@ -52,12 +52,16 @@ class Record(BaseModel):
     inputs: dict[str, Any] = {}
 
 
+# By path: what tells a file's versions apart, and its record, if it is one.
+RecordsRead = dict[Path, tuple[tuple[int, int], ResultRecord | None]]
+
+
 @dataclass(frozen=True)
 class Result:
     """A video in the outbox, with what lies beside it; links are relative to the outbox."""
 
     path: str  # NAME, or NAME_001 where that was taken, with its folder
-    record: Record
+    record: ResultRecord
     strip: str | None  # link to the picture of its frames
     inputs: tuple[str, ...]  # what was dropped for it and lies beside it, with the folder
 
@@ -90,7 +94,7 @@ class Outbox:
 
     def __init__(self) -> None:
         """Know of nothing yet."""
-        self._read: dict[Path, tuple[tuple[int, int], Record | None]] = {}
+        self._read: RecordsRead = {}
 
     def results(self, outbox: Path) -> list[Result]:
         """Find the videos that have their ``NAME.json``, the newest last.
@@ -113,7 +117,7 @@ class Outbox:
                     found.append(Result(folder + stem, record, link, inputs))
         return sorted(found, key=lambda result: (result.record.finished_at, result.path))
 
-    def _record(self, path: Path, before: dict[Path, tuple[tuple[int, int], Record | None]]) -> Record | None:
+    def _record(self, path: Path, before: RecordsRead) -> ResultRecord | None:
         try:
             status = path.lstat()
             version = (status.st_mtime_ns, status.st_size)
@@ -184,7 +188,7 @@ def _entries(folder: Path, *, missing_ok: bool) -> list["os.DirEntry[str]"]:
         raise
 
 
-def _inputs(record: Record, folder: str, stem: str, names: set[str]) -> tuple[str, ...]:
+def _inputs(record: ResultRecord, folder: str, stem: str, names: set[str]) -> tuple[str, ...]:
     """Give what was dropped for a video, as far as it lies beside it."""
     dropped = []
     for role, entries in record.inputs.items():
@@ -201,14 +205,14 @@ def _link(path: str) -> str:
     return quote(os.fsencode(path))
 
 
-def _read_record(path: Path, status: os.stat_result) -> Record | None:
+def _read_record(path: Path, status: os.stat_result) -> ResultRecord | None:
     """Read a ``NAME.json`` of a video; None if it is something else."""
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RECORD_BYTES:
         return None
     with files.open_regular(path) as file:
         content = file.read(MAX_RECORD_BYTES)
     try:
-        return Record.model_validate_json(content)
+        return ResultRecord.model_validate_json(content)
     except ValidationError:
         return None
 

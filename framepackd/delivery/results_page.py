@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from framepackd import files, rights
-from framepackd.delivery.results import FOLDER, Outbox, Record, Result, failures
+from framepackd.delivery.results import FOLDER, Outbox, Result, ResultRecord, failures
 from framepackd.settings.config import Config
 from framepackd.text import JOB_ID, as_utf8, duration, printable
 
@@ -208,7 +208,7 @@ def _shown(text: str) -> str:
     return "\n".join(printable(as_utf8(line)) for line in text.split("\n"))
 
 
-def _facts(record: Record) -> list[str]:
+def _facts(record: ResultRecord) -> list[str]:
     facts = [f"{record.width}×{record.height}", f"{record.frames / record.fps:.1f} s"]
     if record.seed is not None:
         facts.append(f"seed {record.seed}")

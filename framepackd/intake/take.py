@@ -26,7 +26,7 @@ from framepackd.jobs.database import StoreError
 from framepackd.jobs.folder import (
     INPUTS,
     MANIFEST,
-    DamagedError,
+    DamagedFolderError,
     DroppedFile,
     Manifest,
     clear_work_folder,
@@ -128,7 +128,7 @@ def _begin(work: Path, manifest: Manifest) -> None:
         manifest.write(work)
         files.sync_folder(work.parent)
     except OSError:
-        with contextlib.suppress(OSError, DamagedError):
+        with contextlib.suppress(OSError, DamagedFolderError):
             remove_empty(work)  # a full disk: there would be one more at each try
         raise
 
@@ -197,7 +197,7 @@ def _told_of_foreign(foreign: list[Path]) -> list[Problem]:
 
 
 def _told_of_work_folder(work: Path, error: Exception) -> str:
-    if isinstance(error, DamagedError | HalfTakenError):
+    if isinstance(error, DamagedFolderError | HalfTakenError):
         return f"{work} {error.args[-1]}"
     if not isinstance(error, OSError):
         log.error("job %s", work.name, exc_info=error)
@@ -215,7 +215,7 @@ def _finish(
     """Finish what was interrupted in one work folder, and give the jobs that are recorded now.
 
     Raises:
-        DamagedError: it is not as framepackd leaves a folder.
+        DamagedFolderError: it is not as framepackd leaves a folder.
         OSError: it cannot be finished, for now.
     """
     if work.name in known:  # a variation's, recorded a moment ago

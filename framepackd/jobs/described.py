@@ -2,7 +2,7 @@
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from typing import Any
 
 from framepackd.jobs.folder import PREVIEW
 from framepackd.jobs.job import Job, State
@@ -10,17 +10,7 @@ from framepackd.moving import Progress
 from framepackd.settings.config import Config
 
 
-class DeliveryReport(TypedDict):
-    """How the files of a job stand whose end is decided, as ``show --json`` and ``status --json`` have it."""
-
-    state: str  # what the job is to be
-    reason: str | None  # why its files are not there yet
-    next_try: str | None
-    bytes_moved: int | None
-    bytes: int | None
-
-
-def whole(job: Job, config: Config, delivery: DeliveryReport | None = None) -> dict[str, Any]:
+def whole(job: Job, config: Config, delivery: dict[str, Any] | None = None) -> dict[str, Any]:
     """Give one job whole, as ``show --json`` prints it; while it lasts, with what exists to look at.
 
     ``preview`` is the video so far, ``preview_picture`` the section being sampled; ``delivery`` says how its
@@ -34,10 +24,11 @@ def whole(job: Job, config: Config, delivery: DeliveryReport | None = None) -> d
 
 def described(
     job: Job, reason: str | None = None, again: float | None = None, moved: Progress | None = None
-) -> DeliveryReport | None:
-    """Report how the files of a job stand; None for a job whose end is not decided.
+) -> dict[str, Any] | None:
+    """Say of a job whose end is decided what it is to be, why its files are not there yet, and the next try.
 
-    ``again`` is the next try on the monotonic clock, ``moved`` how much was copied so far.
+    ``again`` is on the monotonic clock, ``moved`` how much of it was copied so far. None for a job whose end
+    is not decided.
     """
     if job.delivery is None:
         return None

@@ -36,7 +36,7 @@ OF_THE_SYSTEM = re.compile(r"lost\+found|@eaDir|\.nfs[0-9a-f]+")  # nobody can m
 MAX_MANIFEST_BYTES = 16 << 20  # a chain of a thousand frames takes 200 kB
 
 
-class DamagedError(Exception):
+class DamagedFolderError(Exception):
     """A work folder is not as framepackd leaves it; the text says what to do, to follow the folder's name."""
 
 
@@ -59,7 +59,7 @@ def remove_empty(work: Path) -> None:
     """Remove a work folder that got no manifest, which comes first: nothing had been moved.
 
     Raises:
-        DamagedError: it holds something all the same.
+        DamagedFolderError: it holds something all the same.
         OSError: it cannot be removed.
     """
     parts = []
@@ -67,7 +67,7 @@ def remove_empty(work: Path) -> None:
         if path.name.startswith(files.PART_PREFIX) and stat.S_ISREG(path.lstat().st_mode):
             parts.append(path)
         elif path.name != INPUTS or path.is_symlink() or not path.is_dir() or any(path.iterdir()):
-            raise DamagedError(
+            raise DamagedFolderError(
                 f"has no {MANIFEST} and is of no job that is known, but is not empty: if it holds files that "
                 "are wanted, drop them again; then move the folder away"
             )
@@ -125,7 +125,7 @@ def read_manifest(work: Path) -> Manifest:
     """Read what a work folder was made for.
 
     Raises:
-        DamagedError: it cannot have been written by framepackd.
+        DamagedFolderError: it cannot have been written by framepackd.
         OSError: it cannot be read.
     """
     inputs = work / INPUTS
@@ -134,12 +134,12 @@ def read_manifest(work: Path) -> Manifest:
             content = file.read(MAX_MANIFEST_BYTES)
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
-        raise DamagedError(
+        raise DamagedFolderError(
             f"has a {MANIFEST} that is damaged: its files lie in {inputs}, or still in the inbox, hidden as "
             f"{files.PART_PREFIX}{work.name}-….part: drop them again, and move the folder away"
         ) from error
     if inputs.is_symlink():
-        raise DamagedError(f"has a symbolic link for {INPUTS}: move the folder away")
+        raise DamagedFolderError(f"has a symbolic link for {INPUTS}: move the folder away")
     return manifest
 
 

@@ -19,8 +19,7 @@ from framepack_core.media import heif
 from framepack_core.media import pictures as media
 from framepack_core.media.pictures import Picture
 from framepackd.inbox.naming import PICTURES, group_files
-from framepackd.prepare.items import Item, Options, Source, UsageError
-from framepackd.prepare.prepared_names import endings_of, safe_name
+from framepackd.prepare.items import Item, ItemStream, Options, UsageError, endings_of, safe_name
 from framepackd.prepare.video_frames import SUFFIXES
 
 TEXT_COLUMNS = ("text", "caption", "prompt")
@@ -65,7 +64,7 @@ def _parquet_files(path: Path) -> list[Path]:
     return sorted(each for each in visible if each.suffix.lower() == ".parquet")
 
 
-def read(options: Options) -> Source:
+def read(options: Options) -> ItemStream:
     """Find the rows of a data set.
 
     Raises:
@@ -84,7 +83,7 @@ def read(options: Options) -> Source:
     endings = endings_of(len(pictures), chain=pictures[0] == "frame_0")
     table = _Table(options, pictures, _difference_columns(pictures), endings)
     wanted = {*pictures, *table.differences, *TEXT_COLUMNS, *NAME_COLUMNS}
-    return Source(
+    return ItemStream(
         rows.total, endings, table.items(rows.read([name for name in rows.columns if name in wanted]))
     )
 

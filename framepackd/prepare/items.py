@@ -1,22 +1,26 @@
-"""The item that ``prepare`` works on: where it comes from, and what became of it."""
+"""The items that ``prepare`` works on: where they come from, their names, and what became of them."""
 
+import hashlib
+import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
 
 from framepack_core.media.pictures import Picture
+from framepackd.inbox.naming import MAX_NAME, group_files
+from framepackd.text import as_utf8
 
-if TYPE_CHECKING:
-    pass
+LONGEST_ENDING = len("_first_frame.png")
 
 
 class UsageError(Exception):
     """What was asked for cannot be done; the text says why and what to do."""
 
 
-class Outcome(StrEnum):
+class ItemOutcome(StrEnum):
     """What became of an item."""
 
     PREPARED = "prepared"
@@ -55,19 +59,80 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Result:
+class ItemResult:
     """What became of an item, and how much its pictures differ, as far as that was looked at."""
 
     item: Item
-    outcome: Outcome
+    outcome: ItemOutcome
     error: str | None = None
     differences: tuple[float, ...] = ()
 
 
 @dataclass
-class Source:
+class ItemStream:
     """All items, as they come, and how many there are."""
 
     total: int
     endings: tuple[str, ...]
     items: Iterable[Item] = field(repr=False)
+
+
+def endings_of(count: int, *, chain: bool) -> tuple[str, ...]:
+    """Say what follows NAME in the names of its pictures.
+
+    >>> endings_of(2, chain=False)
+    ('_first_frame.png', '_last_frame.png')
+    >>> endings_of(2, chain=True)
+    ('_frame_0.png', '_frame_1.png')
+    """
+    if chain:
+        return tuple(f"_frame_{number}.png" for number in range(count))
+    return ("_first_frame.png", "_last_frame.png") if count == 2 else (".png",)
+
+
+def choose_names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
+    """Choose a NAME for each file: its stem, or what is near it where that would not do.
+
+    The same files get the same names, whatever lies in the target. Two that would have the same, as clip.mp4
+    and clip.mov, are told apart by their types.
+
+    >>> list(choose_names([PurePosixPath("a/clip.mp4"), PurePosixPath("a/clip.mov")]).values())
+    ['clip_mp4', 'clip_mov']
+    """
+    names = {path: safe_name(path.stem) for path in paths}
+    others: tuple[Callable[[PurePosixPath], str], ...] = (
+        lambda path: f"{path.stem}_{path.suffix[1:]}",
+        lambda path: f"{path.stem}_{_hash(path.name)}",
+    )
+    for other in others:
+        taken = Counter((path.parent, name.casefold()) for path, name in names.items())
+        names = {
+            path: safe_name(other(path)) if taken[path.parent, name.casefold()] > 1 else name
+            for path, name in names.items()
+        }
+    return names
+
+
+def safe_name(stem: str) -> str:
+    """Give a NAME that the inbox takes for nothing else: not too long, not that of another's companion.
+
+    >>> safe_name("clip"), safe_name("clip_end")
+    ('clip', 'clip_end_video')
+    """
+    name = unicodedata.normalize("NFC", as_utf8(stem))
+    if len(name.encode()) > MAX_NAME - LONGEST_ENDING - len("_video"):
+        start = name.encode()[: MAX_NAME // 2].decode(errors="ignore")
+        name = f"{start}_{_hash(stem)}"
+    return name if _stands_alone(name) else f"{name}_video"
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+
+
+def _stands_alone(name: str) -> bool:
+    for suffix in (".png", ".txt", ".toml"):
+        groups = group_files([name + suffix])
+        if [group.name for group in groups] != [name]:
+            return False
+    return True

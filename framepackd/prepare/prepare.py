@@ -25,8 +25,16 @@ from framepackd.inbox.listing import IGNORED, IGNORED_FOLDERS
 from framepackd.jobs.job import State
 from framepackd.jobs.store import JobStore
 from framepackd.prepare import video_frames
-from framepackd.prepare.items import Item, Options, Outcome, Result, Source, UsageError
-from framepackd.prepare.prepared_names import choose_names, endings_of
+from framepackd.prepare.items import (
+    Item,
+    ItemOutcome,
+    ItemResult,
+    ItemStream,
+    Options,
+    UsageError,
+    choose_names,
+    endings_of,
+)
 from framepackd.settings.config import Config
 from framepackd.settings.decoding import read_prompt
 from framepackd.settings.job_settings import parse_settings
@@ -69,7 +77,7 @@ def read_settings(pairs: Iterable[str]) -> str:
     return "".join(lines)
 
 
-def find(options: Options) -> Source:
+def find(options: Options) -> ItemStream:
     """Find what there is to prepare.
 
     Raises:
@@ -105,7 +113,7 @@ def _list_videos(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in names if not IGNORED.search(name))
 
 
-def _videos(videos: list[Path], options: Options) -> Source:
+def _videos(videos: list[Path], options: Options) -> ItemStream:
     if options.split is not None:
         raise UsageError("--split is for data sets: videos have none")
     root = options.source if options.source.is_dir() else options.source.parent
@@ -123,7 +131,7 @@ def _videos(videos: list[Path], options: Options) -> Source:
         )
         for path, name in names.items()
     ]
-    return Source(len(items), endings, items)
+    return ItemStream(len(items), endings, items)
 
 
 def _text(video: Path, prompt: str | None) -> str:
@@ -146,8 +154,8 @@ def _text(video: Path, prompt: str | None) -> str:
 
 
 def prepare(
-    source: Source, options: Options, config: Config, writer: "Writer | None" = None
-) -> Iterator[Result]:
+    source: ItemStream, options: Options, config: Config, writer: "Writer | None" = None
+) -> Iterator[ItemResult]:
     """Prepare item after item; what is bad is told and left out. ``writer`` gets all that are good.
 
     Raises:
@@ -162,7 +170,7 @@ def prepare(
             try:
                 yield _prepare(item, options, staging, store, writer)
             except RequestError as error:
-                yield Result(item, Outcome.BAD, str(error))
+                yield ItemResult(item, ItemOutcome.BAD, str(error))
             finally:
                 for path in staging.iterdir():
                     path.unlink()
@@ -205,21 +213,21 @@ def _prepare(
     staging: Path,
     store: JobStore | None,
     writer: "Writer | None",
-) -> Result:
+) -> ItemResult:
     folder = options.target / item.folder
     text = item.text()
     if writer is None and not options.dry_run and _is_there(item, folder, text):
-        return Result(item, Outcome.THERE)
+        return ItemResult(item, ItemOutcome.THERE)
     differences = _stage(item, staging)
     if options.max_difference is not None and any(each >= options.max_difference for each in differences):
-        return Result(item, Outcome.DIFFERENT, differences=differences)
+        return ItemResult(item, ItemOutcome.DIFFERENT, differences=differences)
     pictures = [staging / (item.name + ending) for ending in item.endings]
     if writer is not None:
         writer.add(pictures, text, differences)
     if store is not None and _is_done(pictures, text, store):
-        return Result(item, Outcome.DONE, differences=differences)
+        return ItemResult(item, ItemOutcome.DONE, differences=differences)
     if options.dry_run:
-        return Result(item, Outcome.PREPARED, differences=differences)
+        return ItemResult(item, ItemOutcome.PREPARED, differences=differences)
     beside = {".txt": f"{text}\n"}
     if differences:
         beside["_frame_diff.txt"] = "".join(f"{each}\n" for each in differences)
@@ -229,8 +237,8 @@ def _prepare(
         (staging / (item.name + ending)).write_text(content, encoding="utf-8")
     # Without its first picture nothing is a job, and with it everything is there.
     ordered = [*(staging / (item.name + ending) for ending in beside), *reversed(pictures)]
-    outcome = Outcome.PREPARED if _place(ordered, folder) else Outcome.THERE
-    return Result(item, outcome, differences=differences)
+    outcome = ItemOutcome.PREPARED if _place(ordered, folder) else ItemOutcome.THERE
+    return ItemResult(item, outcome, differences=differences)
 
 
 def _is_there(item: Item, folder: Path, text: str) -> bool:

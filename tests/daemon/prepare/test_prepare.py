@@ -21,7 +21,7 @@ from framepackd.inbox.naming import group_files
 from framepackd.inbox.scan import Inbox
 from framepackd.intake import take
 from framepackd.jobs.job import State
-from framepackd.prepare import items, prepare, prepared_names, video_frames
+from framepackd.prepare import items, prepare, video_frames
 from tests.daemon.place import Place, at_every_call
 from tests.daemon.prepare.prepared import PAIR, listed, run
 from tests.daemon.videos import make_sound, make_video
@@ -295,7 +295,7 @@ def test_a_dry_run_writes_nothing_and_tells_the_differences(
 
 def test_two_runs_on_one_target_do_not_meet(place: Place, videos: Path) -> None:
     options = items.Options(videos, place.config.inbox, prompt="x")
-    going: Iterator[items.Result] = prepare.prepare(prepare.find(options), options, place.config)
+    going: Iterator[items.ItemResult] = prepare.prepare(prepare.find(options), options, place.config)
     next(going)
     result = run(place, videos)
     assert result.exit_code == 2
@@ -371,9 +371,9 @@ def test_whatever_videos_are_called_each_is_a_group_of_its_own(
     names: set[tuple[str, str]], chain: int
 ) -> None:
     paths = [PurePosixPath(stem + suffix) for stem, suffix in names if not stem.startswith(".")]
-    chosen = prepared_names.choose_names(paths)
-    assert chosen == prepared_names.choose_names(paths[::-1])
-    endings = (*prepared_names.endings_of(chain or 2, chain=bool(chain)), ".txt", "_frame_diff.txt", ".toml")
+    chosen = items.choose_names(paths)
+    assert chosen == items.choose_names(paths[::-1])
+    endings = (*items.endings_of(chain or 2, chain=bool(chain)), ".txt", "_frame_diff.txt", ".toml")
     groups = group_files([name + ending for name in chosen.values() for ending in endings])
     assert sorted(group.name for group in groups) == sorted(chosen.values())
     for group in groups:
