@@ -20,7 +20,6 @@ from framepackd.folders import MARKER
 from framepackd.intake import take, take_back
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import Job, State
-from framepackd.jobs.job_sql import CANCELLED
 from framepackd.text import stand_ins
 from tests.daemon.place import DELIVERED, Died, Place, at_every_call, dying_at
 
@@ -38,10 +37,8 @@ def ready(place: Place, path: str = "cat") -> Job:
 
 
 def cancel(place: Place, job: Job, how: str = "discard") -> None:
-    """Decide that a job whose delivery cannot be made ends cancelled."""
-    with place.store._session() as session:
-        session.merge(job).cancel = how
-    place.store.decide(job.id, State.CANCELLED, error=CANCELLED["error"])
+    """Decide that a job whose files cannot be delivered ends cancelled."""
+    assert place.store.cancel_delivery(job.id, how)
 
 
 def names(folder: Path) -> list[str]:
@@ -160,8 +157,7 @@ def test_an_outbox_that_takes_no_names_at_all_is_no_reason_to_replace_one(
 
 def test_a_failed_job_whose_name_was_replaced_can_be_tried_again(place: Place, picky: Picky) -> None:
     job = ready(place, "a:b/who?")
-    with place.store._session() as session:
-        session.merge(job).delivery = {"state": State.FAILED, "error": "broken"}
+    place.store.decide(job.id, State.FAILED, error="broken")
     place.deliver()
     folder = place.config.failed / "a_b"
     assert names(folder) == ["who_.error.txt", "who_.png", "who_.txt"]
@@ -385,8 +381,7 @@ def test_cancelled_while_it_is_brought_back_its_files_lie_together_under_their_o
 ) -> None:
     (place.config.failed / "cat.png").write_text("another's")
     job = ready(place)
-    with place.store._session() as session:
-        session.merge(job).delivery = {"state": State.FAILED, "error": "broken"}
+    place.store.decide(job.id, State.FAILED, error="broken")
     place.deliver()
     assert names(place.config.failed) == ["cat.png", "cat_001.error.txt", "cat_001.png", "cat_001.txt"]
     place.store.retry(job.id)

@@ -114,11 +114,11 @@ def test_thousands_of_them_are_told_in_a_line_a_folder(place: Place) -> None:
 
 def test_status_tells_of_them_and_of_a_closed_inbox_while_no_daemon_runs(place: Place) -> None:
     (place.config.inbox / f".framepackd-{ID}-cat.png.part").touch()
-    report, _ = client._look(place.config, {"since": None})
+    report, _ = client.report(place.config)
     assert [problem["code"] for problem in report["problems"]] == ["forgotten"]
     place.config.inbox.rename(place.config.inbox.with_name("aside"))
     place.config.inbox.touch()
-    report, _ = client._look(place.config, {"since": None})
+    report, _ = client.report(place.config)
     assert [problem["code"] for problem in report["problems"]] == ["inbox"]
     assert "is no folder" in report["problems"][0]["text"]
 

@@ -112,12 +112,15 @@ def test_once_names_what_it_leaves_in_the_inbox(
     assert "dog is left in the inbox: it waits for dog.txt" in caplog.text
 
 
-def test_the_page_takes_no_photo_that_would_wait(tmp_path: Path, readable: bool) -> None:
+def test_the_page_takes_no_photo_that_would_wait(place: Place, tmp_path: Path, readable: bool) -> None:
+    photo = tmp_path / "cat.HEIC"
+    photo.touch()
     if readable:
-        assert drop._suffix(Path("cat.HEIC")) == ".heic"
+        name = drop.drop(place.config, picture=photo, prompt="x", settings={})
+        assert (place.config.inbox / drop.FOLDER / f"{name}.heic").exists()
     else:
         with pytest.raises(drop.RequestError, match=r"the picture is a \.heic: this is HEIC, from an iPhone"):
-            drop._suffix(Path("cat.HEIC"))
+            drop.drop(place.config, picture=photo, prompt="x", settings={})
 
 
 # What is passed over

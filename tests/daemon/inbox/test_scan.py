@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -147,12 +148,14 @@ def test_one_frame_with_a_text_of_its_own_is_a_picture_and_no_chain(box: Box) ->
 
 @given(numbers=st.sets(st.integers(0, 8), min_size=1))
 def test_a_chain_is_taken_only_without_a_gap(numbers: set[int]) -> None:
-    (group,) = group_files([f"cat_frame_{number}.png" for number in numbers])
+    with tempfile.TemporaryDirectory() as folder:
+        box = Box(Path(folder))
+        box.put("cat.txt", *(f"cat_frame_{number}.png" for number in numbers))
+        waiting = box.waiting()
     whole = numbers == set(range(len(numbers))) and len(numbers) > 1
-    missing = inbox._missing_picture(group)
-    assert (missing is None) == whole
-    if missing is not None:
-        number = int(missing.removeprefix("cat_frame_").removesuffix(".png"))
+    assert (not waiting) == whole
+    if not whole:
+        number = int(waiting["cat"].removeprefix("cat_frame_").removesuffix(".png"))
         assert number not in numbers
         assert set(range(number)) <= numbers, "the first one that is missing"
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from framepackd.jobs.database import SCHEMA_VERSION, StoreError
+from framepackd.jobs.database import SCHEMA_VERSION, StoreError, open_database
 from framepackd.jobs.job import ENDED, Job, State, utc_now
 from framepackd.jobs.store import STALLED_DEATHS, JobStore
 from tests.daemon.place import undelivered
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> JobStore:
 
 
 def test_every_commit_is_durable_and_readers_do_not_wait(store: JobStore) -> None:
-    with store._engine.connect() as connection:
+    with open_database(store.path).connect() as connection:
         for pragma, expected in (("synchronous", 2), ("journal_mode", "wal"), ("busy_timeout", 5000)):
             assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one() == expected
 

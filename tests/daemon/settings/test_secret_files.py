@@ -45,7 +45,6 @@ def test_a_password_and_a_webhook_come_from_files_without_the_end_of_the_line(tm
     secret_file(tmp_path, f"{HOOK}\r\n")
     found = config(tmp_path, '[notify]\nwebhook_file = "secret"\n')
     assert found.notify.read_webhook() == HOOK
-    assert hooks._with_webhook(found.notify).webhook == HOOK
 
 
 def test_a_mere_name_is_a_credential_of_systemd_where_there_is_one(
