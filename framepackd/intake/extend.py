@@ -16,11 +16,12 @@ from framepack_core.media.extend import LATENT_PIXELS, Footage
 from framepack_core.media.sizes import Size
 from framepack_core.models.registry import BUNDLED, find
 from framepackd.inbox.inspect import look_at_video
+from framepackd.jobs import embedded
 from framepackd.settings.config import Config
 from framepackd.settings.job_settings import parse_settings
 
-MAX_RECORD_BYTES = 1 << 18  # a job's record has some 5 KiB, and its prompts
-# What is taken over from NAME.json; the length and the timed prompts are those of the video that is there.
+MAX_RECORD_BYTES = 1 << 18  # a job's record has about 5 KiB besides its prompts
+# The settings used from NAME.json; its length and timed prompts are those of the existing part.
 TAKEN_OVER = (
     *("prompt", "negative_prompt", "seed", "latent_window_size", "steps", "true_cfg_scale", "guidance_scale"),
     *("guidance_rescale", "cache", "crf", "save_section_frames", "keep_latents", "width", "height", "loras"),
@@ -30,19 +31,19 @@ TAKEN_OVER = (
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What NAME.json says of a video."""
+    """What NAME.json says of the video that a job extends."""
 
     settings: dict[str, Any]
     model: str | None = None
-    base: str | None = None  # where its VAE was from
-    pictures: frozenset[str] = frozenset()  # SHA-256 of what it was made from
+    base: str | None = None  # the source of its VAE
+    pictures: frozenset[str] = frozenset()  # SHA-256 of the files it was made from
 
 
 def read_record(path: Path) -> SourceRecord:
-    """Read what is known to stand in a NAME.json, and pass over the rest.
+    """Read the known keys of a NAME.json.
 
     Raises:
-        RequestError: it is too large, not JSON, or says something that cannot be.
+        RequestError: it is too large, not JSON, or one of its settings is wrong.
     """
     if path.stat().st_size > MAX_RECORD_BYTES:
         raise RequestError(f"{path.name} has more than {MAX_RECORD_BYTES} bytes: leave it out")
@@ -53,8 +54,8 @@ def read_record(path: Path) -> SourceRecord:
     if not isinstance(said, dict):
         raise RequestError(f"{path.name} is not what is delivered beside a video: leave it out")
     known = {key: said[key] for key in TAKEN_OVER if said.get(key) is not None}
-    if isinstance(known.get("loras"), list):  # which tells more than it takes
-        known["loras"] = [_only(entry, ("file", "weight", "allow_partial")) for entry in known["loras"]]
+    if isinstance(known.get("loras"), list):
+        known["loras"] = [embedded.only(entry, embedded.LORA_KEYS) for entry in known["loras"]]
     sources, inputs = said.get("model_sources"), said.get("inputs")
     entries = inputs.values() if isinstance(inputs, dict) else ()
     hashes = (_text(entry.get("sha256")) for entry in entries if isinstance(entry, dict))
@@ -66,25 +67,21 @@ def read_record(path: Path) -> SourceRecord:
     )
 
 
-def _only(entry: object, keys: tuple[str, ...]) -> object:
-    return {key: entry[key] for key in keys if key in entry} if isinstance(entry, dict) else entry
-
-
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
 def choose_model(named: str | None, otherwise: str, record: SourceRecord, config: Config) -> str:
-    """Choose the model to go on with: as the job names it, else one that goes forward and is here.
+    """Choose the model that extends a video: the one that the job names, else one of kind f1 that is here.
 
     Args:
         named: by the job's own settings.
-        otherwise: what would be taken for a picture.
+        otherwise: the model that a job with a picture would use.
         record: of the video.
         config: with the models.
 
     Raises:
-        RequestError: the one that is named goes backward, or there is none.
+        RequestError: no model of kind f1 is here.
     """
     if named is not None:
         return named
@@ -92,7 +89,7 @@ def choose_model(named: str | None, otherwise: str, record: SourceRecord, config
         if name in config.model_names() and config.spec(name).kind == "f1":
             return name
     for name in sorted(config.model_names(), key=lambda name: name not in config.models):
-        # What is bundled is a toy: it goes on with videos of its own, and is no substitute for a model.
+        # The bundled models are toys: they extend their own videos, and substitute for no other model.
         fits = name not in BUNDLED or BUNDLED & {record.model, otherwise}
         if fits and config.spec(name).kind == "f1" and _is_here(name, config):
             return name

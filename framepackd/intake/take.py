@@ -1,8 +1,7 @@
 """Takes settled files out of the inbox, checks them, and records the job.
 
-Order matters: a manifest says what is to be taken; the files get hidden names in their folder, and are nobody
-else's any more; they are copied, because others may hold a link to one or have it open; the hidden ones are
-removed; the row is written. What a crash leaves in between is finished at the next start.
+The order matters: a manifest names the files; ``claiming`` moves them to the work folder; the job's row is
+written. What a crash leaves in between is finished at the next start.
 """
 
 import contextlib
@@ -43,14 +42,14 @@ from framepackd.text import printable
 
 log = logging.getLogger(__name__)
 
-TOLD_FOREIGN = 5  # things that are not ours, one by one
+MAX_FOREIGN = 5  # problems for things that are not ours; more share one
 
-# One at a time: what is just being taken in looks like what a crash has left.
+# One at a time: a job that is being taken in looks like one that a crash has left.
 _taking = threading.Lock()
 
 
 class Leftovers(NamedTuple):
-    """What ``adopt_leftovers`` recorded, and what it could not finish or must not touch."""
+    """The jobs that ``adopt_leftovers`` recorded, and what it could not finish or must not touch."""
 
     jobs: list[Job]
     problems: list[Problem]
@@ -62,8 +61,8 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
     A mistake in the files makes a job that fails with the reason.
 
     Raises:
-        ChangedError: a file has changed since it had settled; nothing is touched.
-        HalfTakenError: it can neither be done nor undone, for now: ``adopt_leftovers`` does either later.
+        ChangedError: a file has changed since it had settled; all are where they were.
+        HalfTakenError: it can be neither done nor undone for now; ``adopt_leftovers`` tries again.
         OSError: the files cannot be moved; they are where they were.
     """
     with _taking:
@@ -102,7 +101,7 @@ def _undo(work: Path, inbox: Path) -> None:
 
 
 def _manifest(group: Group, inbox: Path) -> Manifest:
-    """Say what is to be taken, as what, and from which inbox."""
+    """Name the files to be taken, their roles and the inbox."""
     roles = {path: role for role in group.files for path in group.files[role]}
     return Manifest(
         folder=group.folder,
@@ -129,12 +128,12 @@ def _begin(work: Path, manifest: Manifest) -> None:
         files.sync_folder(work.parent)
     except OSError:
         with contextlib.suppress(OSError, DamagedFolderError):
-            remove_empty(work)  # a full disk: there would be one more at each try
+            remove_empty(work)  # on a full disk each try would leave one
         raise
 
 
 def _name_of_keyframe(name: str, path: str, role: str) -> str | None:
-    """Have a keyframe travel under NAME, whatever it was called."""
+    """Name a keyframe after its job, whatever it was called; None for other files."""
     kind, _, number = role.partition("-")
     return f"{name}_section_{number}{Path(path).suffix}" if kind == "keyframe" else None
 
@@ -142,17 +141,17 @@ def _name_of_keyframe(name: str, path: str, role: str) -> str | None:
 def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
     """Finish what was interrupted between the inbox and the database.
 
-    Can be repeated at any time. What cannot be finished, and what is not ours, stays as it is and is told.
+    It can be called at any time. What cannot be finished or is not ours stays as it is and is reported.
 
     Raises:
         StoreError: the database cannot be used.
         OSError: the work folders cannot be listed.
     """
     with _taking:
-        # Listed before the database is asked: what was recorded meanwhile is known then.
+        # List the folders before asking the database: jobs that are recorded meanwhile are known then.
         names, half_made, foreign = list_work_folders(config.jobs_dir)
         known = store.states()
-        left = Leftovers([], _told_of_foreign(foreign))
+        left = Leftovers([], _foreign(foreign))
         pictures: PicturesRead = {}
         for hidden in half_made:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -161,8 +160,8 @@ def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
                 jobs = _finish(work, config, store, known, pictures)
             except StoreError:
                 raise
-            except Exception as error:  # one odd folder must not hide the jobs behind it
-                left.problems.append(Problem("intake", printable(_told_of_work_folder(work, error))))
+            except Exception as error:  # one odd folder must not stop the others
+                left.problems.append(Problem("intake", printable(_unfinished(work, error))))
                 continue
             for job in jobs:
                 log.info("job %s: taken in after a crash during its intake", job.id)
@@ -172,7 +171,7 @@ def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
 
 
 def clear_ended(config: Config, store: JobStore) -> None:
-    """Remove what was left of jobs at their end; only at a start, before any files move.
+    """Remove work folders that jobs left at their end; only at a start, before any files move.
 
     Raises:
         StoreError: the database cannot be used.
@@ -188,15 +187,16 @@ def clear_ended(config: Config, store: JobStore) -> None:
                 log.warning("job %s: what is left of it cannot be removed: %s", name, error)
 
 
-def _told_of_foreign(foreign: list[Path]) -> list[Problem]:
-    told = [f"{path} is not framepackd's: move it away" for path in foreign[:TOLD_FOREIGN]]
-    if len(foreign) > TOLD_FOREIGN:
-        rest = len(foreign) - TOLD_FOREIGN
-        told.append(f"{foreign[0].parent} holds {rest} more that are not framepackd's: move them away")
-    return [Problem("foreign", printable(text)) for text in told]
+def _foreign(foreign: list[Path]) -> list[Problem]:
+    texts = [f"{path} is not framepackd's: move it away" for path in foreign[:MAX_FOREIGN]]
+    if len(foreign) > MAX_FOREIGN:
+        rest = len(foreign) - MAX_FOREIGN
+        texts.append(f"{foreign[0].parent} holds {rest} more that are not framepackd's: move them away")
+    return [Problem("foreign", printable(text)) for text in texts]
 
 
-def _told_of_work_folder(work: Path, error: Exception) -> str:
+def _unfinished(work: Path, error: Exception) -> str:
+    """Say why a work folder's intake cannot be finished, and what to do."""
     if isinstance(error, DamagedFolderError | HalfTakenError):
         return f"{work} {error.args[-1]}"
     if not isinstance(error, OSError):
@@ -205,20 +205,20 @@ def _told_of_work_folder(work: Path, error: Exception) -> str:
     where = f": {error.filename}" if error.filename else ""
     return (
         f"{work} is of a job whose intake or end cannot be finished ({error.strerror}{where}): put that "
-        "right, and it goes on by itself"
+        "right, and it is finished by itself"
     )
 
 
 def _finish(
     work: Path, config: Config, store: JobStore, known: dict[str, str], pictures: PicturesRead
 ) -> list[Job]:
-    """Finish what was interrupted in one work folder, and give the jobs that are recorded now.
+    """Finish the intake of one work folder, and give the jobs that this records.
 
     Raises:
         DamagedFolderError: it is not as framepackd leaves a folder.
         OSError: it cannot be finished, for now.
     """
-    if work.name in known:  # a variation's, recorded a moment ago
+    if work.name in known:  # a variation, recorded a moment ago
         return []
     if not os.path.lexists(work / MANIFEST):
         remove_empty(work)
@@ -245,7 +245,7 @@ def _record(
     known: Collection[str] = (),
     pictures: PicturesRead | None = None,
 ) -> list[Job]:
-    """Check what was taken and write the job's row, or those of its variations, except what is known.
+    """Check the files and write the job's row, or those of its variations, except known ones.
 
     Raises:
         OSError: there is no room for the variations; no row is written.

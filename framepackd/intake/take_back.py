@@ -1,7 +1,7 @@
 """Brings a failed or cancelled job back for a retry: its files return from the failed folder.
 
-First it is recorded that the job is queued and its files are on their way, then they are moved. As with a
-delivery, what a crash leaves in between is finished by whoever looks next.
+First the database records that the job is queued and its files are on their way, then they are moved. As with
+a delivery, the next daemon or command finishes what a crash leaves in between.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 def obstacle(job: Job, config: Config) -> str | None:
     """Say why an ended job's files cannot be brought back; None if they can.
 
-    They must be what they were: it is the job that is recorded which runs again. Only one that never passed
-    the checks of its files is checked anew, and may have been put right.
+    They must be unchanged, since the job runs again as recorded. Only a job that failed the checks of its
+    files is checked again, and its files may have been corrected.
     """
     if not job.inputs:
         return "its files were never read: drop them into the inbox again"
@@ -48,7 +48,7 @@ def bring_back(
     """Move the files of a job that is to run again into its work folder, and let it be claimed.
 
     Raises:
-        StoppedError: ``progress.stop`` said so; the next call goes on.
+        StoppedError: ``progress.stop`` said so; the next call resumes.
         OSError: they cannot be moved; nothing is lost, try again later.
     """
     work = config.jobs_dir / job.id
@@ -59,15 +59,10 @@ def bring_back(
     manifest.write(work)
     for source, target, _ in _moves(job, config):
         if source.exists() and target.exists() and target.stat().st_size == 0:
-            target.unlink()  # a name that was taken for it, before a crash
-        with contextlib.suppress(FileExistsError):  # moved before a crash: this is another of its old name
-            moving.move(
-                source,
-                target,
-                part=f"retry-{target.name}",
-                note=work / work_folder.MOVING,
-                progress=progress,
-            )
+            target.unlink()  # reserved for it before a crash
+        part, note = f"retry-{target.name}", work / work_folder.MOVING
+        with contextlib.suppress(FileExistsError):  # moved before a crash: the source is another file
+            moving.move(source, target, part=part, note=note, progress=progress)
     _remove_reason(job, config)
     job.delivery = None
     if not job.settings:
@@ -92,14 +87,14 @@ def _checked(job: Job) -> bool:
 
 
 def _moves(job: Job, config: Config) -> Iterator[tuple[Path, Path, str | None]]:
-    """Name each file where it was delivered, where it belongs, and its SHA-256 if it must be that."""
+    """Give for each file where it was delivered, where it goes, and its SHA-256 if it must be unchanged."""
     folder, stem = work_folder.where(job)
     for role, entry in job.inputs.items():
         rest = rest_of_name(entry["file"], job.name)
         source = config.failed / folder / f"{stem}{rest}"
-        given_way = source.with_name(f"{stem}{work_folder.SOURCE}{rest}")
-        if role in OF_A_VIDEO and given_way.exists():
-            source = given_way
+        renamed = source.with_name(f"{stem}{work_folder.SOURCE}{rest}")
+        if role in OF_A_VIDEO and renamed.exists():
+            source = renamed
         target = config.jobs_dir / job.id / INPUTS / entry["file"]
         yield source, target, entry["sha256"] if _checked(job) else None
 
@@ -120,7 +115,7 @@ def _manifest(job: Job, config: Config) -> Manifest:
 
 
 def _defaults(job: Job, config: Config) -> list[str]:
-    """Find the ``_defaults.toml`` files that hold for a job now; thousands of other files may wait there."""
+    """Find the ``_defaults.toml`` files that hold for a job now, without scanning the inbox."""
     found: list[str] = []
     for above in folders_above(job.folder):
         with (
@@ -133,7 +128,7 @@ def _defaults(job: Job, config: Config) -> list[str]:
 
 
 def _remove_reason(job: Job, config: Config) -> None:
-    """Remove the text that says why it had ended, if it is this job's."""
+    """Remove the text that says why the job had ended, if it is about this job."""
     folder, stem = work_folder.where(job)
     for reason in ("error", "cancelled"):
         path = config.failed / folder / f"{stem}.{reason}.txt"
@@ -142,7 +137,7 @@ def _remove_reason(job: Job, config: Config) -> None:
 
 
 def _damage(job: Job, config: Config) -> str | None:
-    """Look at the files once more where nobody else changes them."""
+    """Check the files again in the work folder, where nobody else changes them."""
     for _, target, sha256 in _moves(job, config):
         if not target.exists():
             return f"{target.name} disappeared while it was brought back: drop the files again"

@@ -1,8 +1,8 @@
-"""Makes several jobs of one drop, each with a seed, a name and a copy of the files of its own.
+"""Makes several jobs of one drop, each with its own seed, name and copy of the files.
 
-Taken in, the files lie in one work folder. Its manifest is made to say which variations there are to be; then
-each gets a work folder, complete when it has its name; then the first one goes, its name before all. Whatever
-a crash leaves, every variation is made once: from its own folder, or from the first one.
+The files are taken into one work folder, whose manifest then names the variations. Each variation gets a work
+folder, which is complete when it has its name. Then the first folder is removed, its name first.
+Whatever a crash leaves, every variation is made once: from its own folder, or from the first one.
 """
 
 import re
@@ -16,12 +16,12 @@ from framepackd import files
 from framepackd.jobs.folder import INPUTS, MANIFEST, DroppedFile, Manifest, Variation
 from framepackd.text import rest_of_name
 
-# As delivered: beside others of the name it got a number.
+# As delivered: a number follows if the name was taken.
 VARIATION = re.compile(r".+_seed_(?P<seed>[0-9]{1,10})(_[0-9]{3})?", re.DOTALL)
 
 
 def seed_in(name: str) -> int | None:
-    """Give the seed in the name of a variation, which was delivered and comes back.
+    """Give the seed in the name of a variation; None if the name is not one.
 
     >>> seed_in("cat_seed_7"), seed_in("cat_seed_7_001"), seed_in("cat")
     (7, 7, None)
@@ -31,7 +31,7 @@ def seed_in(name: str) -> int | None:
 
 
 def choose_seeds(first: int | None, count: int) -> list[int]:
-    """Give the seeds of the variations: from the first one on, or, if there is none, drawn, each another.
+    """Give the seeds of the variations: counting up from the first one, or drawn if there is none.
 
     >>> choose_seeds(4294967295, 3)
     [4294967295, 0, 1]
@@ -81,7 +81,7 @@ def spread(work: Path, manifest: Manifest, known: Collection[str]) -> None:
         manifest.model_copy(update=own).write(making)
         making.rename(folder)
     files.sync_folder(work.parent)
-    files.discard_folder(work)  # without its name, from then on each variation stands for itself
+    files.discard_folder(work)  # its name goes first: from then on only the variations are found
 
 
 def undo(work: Path, manifest: Manifest) -> None:

@@ -15,33 +15,31 @@ from framepackd.jobs import aside
 from framepackd.jobs.job import Job, State
 from framepackd.text import JOB_ID
 
-STRIP = (
-    f"{files.PART_PREFIX}strip.jpg"  # in the work folder: not delivered as the video's other companions are
-)
-
+# Names in a work folder.
+MANIFEST = "manifest.json"
+INPUTS = "inputs"  # the dropped files
+CHECKPOINT = "checkpoint"  # what the worker resumes from
+PREVIEW = "preview.mp4"  # the video so far
+CONTINUED = "continued"  # the decoded parts of a video that the job extends
 RESULT = "result"  # what the worker wrote: .mp4 and stills, named by what follows NAME
 OUTGOING = "outgoing"  # everything to deliver, under NAME
 PLAN = "delivery.json"
-MOVING = "moving.json"  # how far the file is that is just being copied
-SOURCE = ".source"  # NAME.source.mp4: the video as it was before
+MOVING = "moving.json"  # how much of the file that is being moved has been copied
+STRIP = f"{files.PART_PREFIX}strip.jpg"  # in RESULT; hidden, so that it is not delivered with the stills
 
-MANIFEST = "manifest.json"
-INPUTS = "inputs"
-CHECKPOINT = "checkpoint"  # what the worker goes on from
-PREVIEW = "preview.mp4"  # what exists of the video
-CONTINUED = "continued"  # what is made ready of a video that the job goes on with
-KEPT_DAYS = 7  # a failed job's checkpoint, counted at the start of a daemon
+SOURCE = ".source"  # in NAME.source.mp4: the video that was extended
+KEPT_DAYS = 7  # for a failed job's checkpoint; checked when a daemon starts
 HALF_MADE = re.compile(rf"{re.escape(files.PART_PREFIX)}{JOB_ID.pattern}\.part")
 OF_THE_SYSTEM = re.compile(r"lost\+found|@eaDir|\.nfs[0-9a-f]+")  # nobody can move these away
 MAX_MANIFEST_BYTES = 16 << 20  # a chain of a thousand frames takes 200 kB
 
 
 class DamagedFolderError(Exception):
-    """A work folder is not as framepackd leaves it; the text says what to do, to follow the folder's name."""
+    """A work folder is not as framepackd leaves it; the text follows its name and says what to do."""
 
 
 def list_work_folders(jobs_dir: Path) -> tuple[list[str], list[Path], list[Path]]:
-    """Give the names of the work folders, those that were being made or removed, and what is not ours."""
+    """List the names of the work folders, folders half made or half removed, and what is not ours."""
     works, half_made, foreign = [], [], []
     with os.scandir(jobs_dir) as entries:
         for entry in entries:
@@ -56,10 +54,10 @@ def list_work_folders(jobs_dir: Path) -> tuple[list[str], list[Path], list[Path]
 
 
 def remove_empty(work: Path) -> None:
-    """Remove a work folder that got no manifest, which comes first: nothing had been moved.
+    """Remove a work folder without a manifest. The manifest comes first: no file has been moved yet.
 
     Raises:
-        DamagedFolderError: it holds something all the same.
+        DamagedFolderError: it holds files all the same.
         OSError: it cannot be removed.
     """
     parts = []
@@ -68,8 +66,8 @@ def remove_empty(work: Path) -> None:
             parts.append(path)
         elif path.name != INPUTS or path.is_symlink() or not path.is_dir() or any(path.iterdir()):
             raise DamagedFolderError(
-                f"has no {MANIFEST} and is of no job that is known, but is not empty: if it holds files that "
-                "are wanted, drop them again; then move the folder away"
+                f"has no {MANIFEST} and belongs to no known job, but is not empty: if you want the files in "
+                "it, drop them again; then move the folder away"
             )
     for part in parts:
         part.unlink()
@@ -144,10 +142,10 @@ def read_manifest(work: Path) -> Manifest:
 
 
 def clear_work_folder(work: Path, state: State) -> None:
-    """Remove an ended job's folder; a failed one keeps for some days what a retry goes on from."""
+    """Remove an ended job's folder; that of a failed job keeps for some days what a retry resumes from."""
     if work.is_symlink():
-        return  # not made by framepackd: told by adopt_leftovers
-    with contextlib.suppress(FileNotFoundError):  # cleared by another thread as well
+        return  # not made by framepackd: adopt_leftovers reports it
+    with contextlib.suppress(FileNotFoundError):  # another thread clears it too
         kept = [path for path in (work / CHECKPOINT, *aside.places(work / CHECKPOINT)) if path.exists()]
         if state is not State.FAILED or all(_days_since(checkpoint) > KEPT_DAYS for checkpoint in kept):
             shutil.rmtree(work)
@@ -162,19 +160,19 @@ def clear_work_folder(work: Path, state: State) -> None:
 
 
 def _days_since(path: Path) -> float:
-    """Say how long ago anything was written to a folder; a chain has one for each clip in it."""
+    """Say how long ago anything was written to a checkpoint; a chain's has a folder for each clip."""
     latest = max(each.stat().st_mtime for each in (path, *path.iterdir()))
     return (time.time() - latest) / 86400
 
 
 def where(job: Job) -> tuple[str, str]:
-    """Give the folder, below outbox or failed folder, and the NAME under which a job was delivered last."""
+    """Give the folder (below the outbox or failed folder) and the NAME under which a job was delivered."""
     folder, _, stem = (job.stem or job.name).rpartition("/")
     return folder or job.folder, stem
 
 
 def forget(work: Path) -> None:
-    """Forget how a job's last end was delivered: it is to run again."""
+    """Discard the plan of a job's last delivery: the job is to run again."""
     (work / PLAN).unlink(missing_ok=True)
     if (work / OUTGOING).exists():
         shutil.rmtree(work / OUTGOING)

@@ -14,7 +14,7 @@ from framepackd.text import printable
 
 
 class State(StrEnum):
-    """Where a job stands; files that wait for a partner are not jobs yet."""
+    """The states of a job; files that wait for others in the inbox are not jobs yet."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -25,7 +25,7 @@ class State(StrEnum):
 
     @property
     def folder(self) -> str:
-        """The key of the folder that such a job's files go to; one that is to run again comes from there."""
+        """The config key of the folder that the job's files move to, or return from to run again."""
         return "outbox" if self in (State.DONE, State.SKIPPED) else "failed"
 
 
@@ -69,7 +69,7 @@ class Job(Base):
     """One picture and its text on their way to a video."""
 
     __tablename__ = "job"
-    # What each round asks must not cost more where a hundred thousand jobs have ended.
+    # Each round runs these queries: they must stay fast with a hundred thousand ended jobs.
     __table_args__ = (
         Index("ix_job_queue", "state", "position"),
         Index("ix_job_name", "name", "folder"),
@@ -96,14 +96,14 @@ class Job(Base):
     frames: Mapped[int] = mapped_column(default=0)
     sections: Mapped[int] = mapped_column(default=0)
     steps_total: Mapped[int] = mapped_column(default=0)
-    section: Mapped[int] = mapped_column(default=0)  # the one being made, from 1; 0 before the first
+    section: Mapped[int] = mapped_column(default=0)  # the current one, from 1; 0 before the first
     step: Mapped[int] = mapped_column(default=0)  # steps done in it
     steps_run: Mapped[int] = mapped_column(default=0)  # over all attempts
     step_seconds: Mapped[float | None]  # of one step, smoothed
     decode_seconds: Mapped[float | None]  # of one section, smoothed
     attempts: Mapped[int] = mapped_column(default=0)  # worker deaths and errors
-    resumes: Mapped[int] = mapped_column(default=0)  # times it was started again
-    stalled_deaths: Mapped[int] = mapped_column(default=0)
+    resumes: Mapped[int] = mapped_column(default=0)  # starts after the first
+    stalled_deaths: Mapped[int] = mapped_column(default=0)  # of daemons in a row, without a step between
     timings: Mapped[dict[str, float]] = mapped_column(JSON, default=dict)  # seconds by phase
     versions: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)
     model_sources: Mapped[dict[str, str]] = mapped_column(JSON, default=dict)  # repository@revision or folder
@@ -115,17 +115,17 @@ class Job(Base):
     error: Mapped[str | None]
     output: Mapped[str | None]
     quality: Mapped[str | None]
-    cancel: Mapped[str | None]  # wished: "discard" or "keep" what exists; such a job never runs again
+    cancel: Mapped[str | None]  # if asked for: "discard" or "keep" what exists of the video
     stem: Mapped[str | None]  # NAME under which its files were delivered
 
     @property
     def path(self) -> str:
-        """Name with its folder, as people know it; on one line, whatever the name holds."""
+        """The name with its folder, printable on one line."""
         return printable(f"{self.folder}/{self.name}" if self.folder else self.name)
 
     @property
     def steps(self) -> int:
-        """Steps of a section."""
+        """The steps of a section."""
         return self.steps_total // self.sections if self.sections else 0
 
     @property
@@ -135,12 +135,12 @@ class Job(Base):
 
     @property
     def work_units(self) -> float:
-        """A measure of what one step costs: tokens, twice where guidance calls the model twice."""
+        """The relative cost of a step: pixels times latent frames, twice if guidance doubles the calls."""
         calls = 2 if self.settings.get("true_cfg_scale", 1) != 1 else 1
         return self.width * self.height * float(self.settings.get("latent_window_size", 9)) * calls
 
     def record(self) -> dict[str, Any]:
-        """Give the job whole, as ``NAME.json`` and ``show --json`` have it."""
+        """Give the job as ``NAME.json`` and ``show --json`` have it."""
         names = [column.name for column in self.__table__.columns if column.name not in INTERNAL]
         columns = {name: getattr(self, name) for name in names}
         apart = {"clips": self.clips, "fps": 30, "frame_diff": self.frame_diff, "warnings": self.warnings}
@@ -148,7 +148,7 @@ class Job(Base):
 
     @property
     def warnings(self) -> list[str]:
-        """What a person should know of the job, and what keeps it from nothing."""
+        """What a person should know of the job, although it runs."""
         settings = self.settings or {}
         return [
             *job_warnings.of_cuts(self.cuts or []),
@@ -158,7 +158,7 @@ class Job(Base):
 
     @property
     def frame_diff(self) -> float | list[float] | None:
-        """How much its pictures differ, if that was dropped with them; for a chain one for each pair."""
+        """How much its pictures differ, if NAME_frame_diff.txt said; for a chain one number a pair."""
         values = self.inputs["diff"].get("values", []) if "diff" in self.inputs else []
         return values[0] if len(values) == 1 else values or None
 
@@ -171,7 +171,7 @@ def clips_of(roles: Collection[str]) -> int:
 
 
 class Meta(Base):
-    """What holds for the whole queue, by name."""
+    """Values of the whole queue, by name."""
 
     __tablename__ = "meta"
 

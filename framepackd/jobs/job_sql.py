@@ -1,4 +1,4 @@
-"""The pieces of SQL that queries and changes of jobs are made of."""
+"""Builds the pieces of SQL that queries and updates of jobs share."""
 
 import json
 from typing import Any
@@ -12,16 +12,16 @@ CANCELLED: Decision = {"state": State.CANCELLED, "error": "cancelled by framepac
 
 
 def variation_of(name: str) -> Any:
-    """Compare with the names that a job's variations get."""
+    """Match the names of the variations of a job."""
     return starts_with(Job.name, f"{name}_seed_")
 
 
 def starts_with(column: Any, start: str) -> Any:
-    """Compare so that an index helps, which LIKE does not let it."""
+    """Match the start of a column by its index, which LIKE would not use."""
     return (column >= start) & (column < start + LAST)
 
 
-# Unary plus: else SQLite looks for the greatest seq by going backwards through the whole table.
+# Unary plus: else SQLite searches the greatest seq by walking backwards through the whole table.
 TAKEN_AS = text("""
     WITH asked AS (
         SELECT json_extract(value, '$[0]') AS folder, json_extract(value, '$[1]') AS name
@@ -48,12 +48,12 @@ def following(what: Any) -> Any:
 
 
 def unless_cancelled(delivery: Decision) -> Any:
-    """Decide how a job ends, unless it was cancelled meanwhile."""
+    """Give a decision, or CANCELLED for a job that was cancelled meanwhile."""
     return case((Job.cancel.is_(None), as_json(delivery)), else_=as_json(CANCELLED))
 
 
 def as_json(value: Decision | None) -> Any:
-    """Give a value as the column ``delivery`` holds it."""
+    """Give a decision as the column ``delivery`` holds it."""
     return literal(value, Job.delivery.type)
 
 
@@ -63,10 +63,10 @@ def entry(state: State, note: str) -> HistoryEntry:
 
 
 def with_entry(state: State, note: str) -> Any:
-    """Give the history with one more entry."""
+    """Append an entry to the history."""
     return func.json_insert(Job.history, "$[#]", func.json(json.dumps(entry(state, note))))
 
 
 def smoothed(column: Any, seconds: float) -> Any:
-    """Move an average of seconds towards the newest."""
+    """Move the average of a column a fifth of the way to the newest value."""
     return func.coalesce(column + (seconds - column) * 0.2, seconds)

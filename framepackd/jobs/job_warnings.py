@@ -1,4 +1,4 @@
-"""Warns of a job that is done all the same: prompts that are cut, LoRAs that fit in part."""
+"""Warns of what does not stop a job: prompts that are cut, LoRAs that fit only in part."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
@@ -34,7 +34,7 @@ def recorded(settings: Mapping[str, Any], cuts: Iterable[Cut]) -> list[CutPrompt
 
 
 def of_cuts(cuts: Iterable[CutPrompt]) -> list[str]:
-    """Say in words which prompts are cut; not by CLIP, whose 77 tokens many a good prompt exceeds."""
+    """Warn of prompts that Llama cuts; that CLIP cuts at 77 tokens is normal."""
     return [
         f"{cut['key']} is cut: the text encoder takes {cut['taken']} of its {cut['tokens']} tokens, and what "
         f"begins with {cut['dropped']!r} has no effect: shorten it"
@@ -44,7 +44,7 @@ def of_cuts(cuts: Iterable[CutPrompt]) -> list[str]:
 
 
 def of_loras(settings: Mapping[str, Any]) -> list[str]:
-    """Say in words of which LoRAs keys belong nowhere."""
+    """Warn of LoRAs some of whose keys match nothing."""
     return [
         f"LoRA {entry['file']}: {entry['unmatched']} of its keys belong nowhere and have no effect"
         for entry in settings.get("loras") or ()

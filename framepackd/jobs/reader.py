@@ -1,4 +1,4 @@
-"""Read-only queries of the jobs, for status, commands and the page."""
+"""Queries the jobs without changing any, for status, commands and the page."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -19,10 +19,10 @@ from framepackd.text import LAST
 
 
 class JobReader:
-    """Looks at the jobs in a database; changes nothing."""
+    """Reads the jobs in a database; changes nothing."""
 
     def __init__(self, path: Path, reader: Engine) -> None:
-        """Look by connections of an engine that only reads."""
+        """Use the connections of an engine that only reads."""
         self.path = path
         self._reader = reader
 
@@ -45,11 +45,11 @@ class JobReader:
         return job
 
     def find(self, wanted: str) -> Job | None:
-        """Find a job by its id, by its name, or by the start of its id; of several the latest."""
+        """Find the latest job that ``matching`` lists; None if there is none."""
         return next(iter(self.matching(wanted)), None)
 
     def matching(self, wanted: str) -> list[Job]:
-        """List the jobs with this id; else those of this name, else whose id starts so; the latest first."""
+        """List jobs by id, else by name, start of the id, path, or as variations; the latest first."""
         folder, _, name = wanted.rpartition("/")
         conditions = (
             Job.id == wanted,
@@ -66,9 +66,9 @@ class JobReader:
         return []
 
     def taken_as(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Give the ids of the latest jobs that were taken from these folders under these names.
+        """Give the id of the latest job, or variation, that was taken in under each folder and name.
 
-        Those of variations too. There may be thousands of names: each costs two looks into an index.
+        There may be thousands of names: each costs two look-ups in an index.
         """
         asked = {"names": json.dumps(list(names)), "after": LAST}
         with self.looking() as session:
@@ -76,7 +76,7 @@ class JobReader:
             return {(row[0], row[1]): row[2] for row in found}
 
     def made_of(self, sha256: str) -> list[Job]:
-        """List the jobs that a file of this content belongs to."""
+        """List the jobs with an input of this content."""
         with self.looking() as session:
             return list(session.scalars(select(Job).where(cast(Job.inputs, String).contains(sha256))))
 
@@ -86,13 +86,13 @@ class JobReader:
             return list(session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.position)))
 
     def last_ended(self, limit: int) -> list[Job]:
-        """List the jobs that have ended last, the latest first."""
+        """List the jobs that ended last, the latest first."""
         ended = select(Job).where(Job.finished_at.is_not(None))
         with self.looking() as session:
             return list(session.scalars(ended.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit)))
 
     def to_deliver(self, states: Collection[State] = tuple(State)) -> list[str]:
-        """Give the ids of the jobs that are decided to end in one of some states, in the queue's order."""
+        """Give the ids of jobs whose decided end is one of these states, in the queue's order."""
         decided = Job.delivery.is_not(None) & func.json_extract(Job.delivery, "$.state").in_(states)
         with self.looking() as session:
             return list(session.scalars(select(Job.id).where(decided).order_by(Job.position)))

@@ -17,11 +17,11 @@ LONGEST_ENDING = len("_first_frame.png")
 
 
 class UsageError(Exception):
-    """What was asked for cannot be done; the text says why and what to do."""
+    """The command cannot be carried out; the text says why and what to do."""
 
 
 class ItemOutcome(StrEnum):
-    """What became of an item."""
+    """The outcomes of preparing an item."""
 
     PREPARED = "prepared"
     THERE = "there already"
@@ -32,7 +32,7 @@ class ItemOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Options:
-    """What was asked for; see ``framepackd prepare --help``."""
+    """The options of the command; see ``framepackd prepare --help``."""
 
     source: Path
     target: Path
@@ -49,18 +49,18 @@ class Options:
 class Item:
     """A video or a row of a data set, and the job it is to become."""
 
-    origin: str  # as people know it
+    origin: str  # how messages name it
     folder: str  # below the target
     name: str
-    endings: tuple[str, ...]  # what its pictures' names add to ``name``
+    endings: tuple[str, ...]  # what follows ``name`` in the names of its pictures
     pictures: Callable[[], Iterator[Picture]]
     text: Callable[[], str]
-    differences: tuple[float, ...] | None = None  # recorded ones of neighbouring pictures
+    differences: tuple[float, ...] | None = None  # of neighbouring pictures, if they are recorded
 
 
 @dataclass(frozen=True)
 class ItemResult:
-    """What became of an item, and how much its pictures differ, as far as that was looked at."""
+    """The outcome for an item, and how much its pictures differ, if that was measured."""
 
     item: Item
     outcome: ItemOutcome
@@ -70,7 +70,7 @@ class ItemResult:
 
 @dataclass
 class ItemStream:
-    """All items, as they come, and how many there are."""
+    """The items, one after the other, and how many there are."""
 
     total: int
     endings: tuple[str, ...]
@@ -91,10 +91,10 @@ def endings_of(count: int, *, chain: bool) -> tuple[str, ...]:
 
 
 def choose_names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
-    """Choose a NAME for each file: its stem, or what is near it where that would not do.
+    """Choose a NAME for each file: its stem, or one like it if that cannot be used.
 
-    The same files get the same names, whatever lies in the target. Two that would have the same, as clip.mp4
-    and clip.mov, are told apart by their types.
+    The same files always get the same names, whatever is in the target. Files whose names would be the same,
+    as clip.mp4 and clip.mov, get their types appended.
 
     >>> list(choose_names([PurePosixPath("a/clip.mp4"), PurePosixPath("a/clip.mov")]).values())
     ['clip_mp4', 'clip_mov']
@@ -114,7 +114,7 @@ def choose_names(paths: list[PurePosixPath]) -> dict[PurePosixPath, str]:
 
 
 def safe_name(stem: str) -> str:
-    """Give a NAME that the inbox takes for nothing else: not too long, not that of another's companion.
+    """Give a NAME that is not too long, and that the inbox does not take for a companion of another file.
 
     >>> safe_name("clip"), safe_name("clip_end")
     ('clip', 'clip_end_video')

@@ -1,4 +1,4 @@
-"""Decodes text that somebody wrote with an editor; names the encoding if it is not UTF-8."""
+"""Decodes text that people wrote with an editor; names the encoding if it is not UTF-8."""
 
 import codecs
 from pathlib import Path
@@ -19,7 +19,7 @@ def as_text(content: bytes, name: str) -> str:
     """Read UTF-8, with or without a byte order mark.
 
     Raises:
-        RequestError: it is something else; names ``name``, what it is, and what to do.
+        RequestError: it is something else; the text names ``name``, the encoding, and what to do.
     """
     if kind := other_unicode(content):
         raise RequestError(
@@ -49,7 +49,7 @@ def read_prompt(path: Path) -> str:
 
 
 def other_unicode(content: bytes) -> str | None:
-    """Recognise UTF-16 and UTF-32: by their mark, or else UTF-16 by its null bytes, which no text has."""
+    """Recognise UTF-16 and UTF-32 by their mark, or UTF-16 by its null bytes; None for anything else."""
     marked = next((kind for mark, kind in MARKS if content.startswith(mark)), None)
     if marked or b"\0" not in content:
         return marked

@@ -5,10 +5,10 @@ from typing import Any
 
 
 def of_crf(settings: Mapping[str, Any]) -> list[str]:
-    """Say in words that a lossless video is not played everywhere, if it is to be one.
+    """Warn if a video is to be lossless.
 
-    x264 makes it in the profile High 4:4:4 Predictive, which decoders in hardware do not know. The profile of
-    crf 1 is High, and no pixel was off by more than 6 of 255 (56 dB), with grain.
+    For crf 0 x264 uses the profile High 4:4:4 Predictive, which hardware decoders do not know. For crf 1 it
+    uses High; measured on a grainy video, no pixel was off by more than 6 of 255 (56 dB).
     """
     if settings.get("crf") != 0:
         return []

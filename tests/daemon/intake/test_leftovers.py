@@ -99,7 +99,7 @@ def test_a_crowd_that_is_not_ours_is_told_in_a_few_lines(place: Place) -> None:
         (place.config.jobs_dir / str(number)).touch()
     (place.config.jobs_dir / "lost+found").mkdir()
     _, problems = adopt(place)
-    assert len(problems) == take.TOLD_FOREIGN + 1
+    assert len(problems) == take.MAX_FOREIGN + 1
     assert "995 more" in problems[-1]
 
 
