@@ -98,7 +98,10 @@ def _plan(job: Job, state: State, config: Config, work: Path) -> DeliveryPlan:
         OSError: a video that was made is not there, or the work folder cannot be written.
     """
     root = str(getattr(config, state.folder))
-    plan = _written_plan(work) or _plan_of_older_version(job, state, config, work)
+    try:
+        plan: DeliveryPlan | None = DeliveryPlan(**json.loads((work / PLAN).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        plan = _plan_of_older_version(job, state, config, work)
     if plan is not None and (plan.state, plan.root) == (state, root):
         return plan
     if state is State.DONE and not work.exists():
@@ -110,13 +113,6 @@ def _plan(job: Job, state: State, config: Config, work: Path) -> DeliveryPlan:
     plan = DeliveryPlan(state, root, _files(job, state, work), elsewhere)
     plan.write(work)
     return plan
-
-
-def _written_plan(work: Path) -> DeliveryPlan | None:
-    try:
-        return DeliveryPlan(**json.loads((work / PLAN).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
 
 
 def _files(job: Job, state: State, work: Path) -> dict[str, str | None]:

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -82,22 +82,17 @@ def left_in(root: Path, store: JobStore) -> list[Problem]:
 def _belonging_to_nothing(
     parts: Mapping[str, float], config: Config, store: JobStore | None, now: float
 ) -> Iterator[_Part]:
-    claimed = []
+    left = []
     for path, since in sorted(parts.items()):
         found = PART.fullmatch(name_of(path))
         if found is None:
             continue
         part = _Part(config.inbox / path, found["job"], found["name"], since)
+        # In this order: a job that is taken in gets a work folder, then a row, then has no hidden files.
         if part.job is not None:
-            claimed.append(part)
+            left += [] if os.path.lexists(config.jobs_dir / part.job) else [part]
         elif now - since > ABANDONED_SECONDS:
             yield part
-    yield from _unknown(claimed, config, store)
-
-
-def _unknown(claimed: Iterable[_Part], config: Config, store: JobStore | None) -> Iterator[_Part]:
-    # In this order: a job that is being taken in gets a work folder, then a row, then has no hidden files.
-    left = [part for part in claimed if not os.path.lexists(config.jobs_dir / str(part.job))]
     known = store.states() if left and store else {}
     yield from (part for part in left if part.job not in known and os.path.lexists(part.path))
 

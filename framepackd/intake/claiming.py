@@ -133,13 +133,11 @@ def _put_one_back(folder: Path, work: Path, file: DroppedFile) -> None:
 
 def _not_in(folder: Path | None, work: Path, manifest: Manifest) -> list[str]:
     """Name the files that are not in the folder, neither hidden nor under their own names."""
-    if folder is None:
-        return [file.dropped_name for file in manifest.files]
     return [
         file.dropped_name
         for file in manifest.files
-        if signature_of(_claimed(folder, work, file)) is None
-        and signature_of(folder / file.dropped_name) is None
+        if folder is None
+        or not any(map(signature_of, (_claimed(folder, work, file), folder / file.dropped_name)))
     ]
 
 

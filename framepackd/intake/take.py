@@ -21,6 +21,7 @@ from framepackd.inbox.naming import Group
 from framepackd.intake import variations
 from framepackd.intake.claiming import ChangedError, HalfTakenError, bring_in, put_back, signature_of
 from framepackd.intake.resolve import PicturesRead, Resolved, resolve
+from framepackd.jobs import job_warnings
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.folder import (
     INPUTS,
@@ -36,7 +37,6 @@ from framepackd.jobs.folder import (
 from framepackd.jobs.job import ENDED, Job, State, utc_now
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
-from framepackd.settings import players
 from framepackd.settings.config import Config
 from framepackd.text import printable
 
@@ -277,15 +277,11 @@ def _add(work: Path, manifest: Manifest, resolved: Resolved, store: JobStore) ->
         created_at=utc_now(),
         **resolved.columns(),
     )
-    level, words = logging.INFO, _summary(job)
+    level, words = logging.INFO, f"{job.frames} frames ({job.frames / 30:.2f} s), {job.width}x{job.height}"
     if resolved.delivery is not None:
         level = logging.WARNING if resolved.delivery["state"] == State.FAILED else logging.INFO
         words = resolved.delivery["error"] or words
     log.log(level, "job %s: %s taken in: %s", job.id, job.path, words)
-    for warning in players.of_crf(job.settings):
+    for warning in job_warnings.of_crf(job.settings):
         log.warning("job %s: %s", job.id, warning)
     return store.add(job)
-
-
-def _summary(job: Job) -> str:
-    return f"{job.frames} frames ({job.frames / 30:.2f} s), {job.width}x{job.height}"

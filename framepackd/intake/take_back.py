@@ -82,10 +82,6 @@ def bring_back(
     log.log(level, "job %s: %s: %s", job.id, job.path, failed or "in the queue again")
 
 
-def _checked(job: Job) -> bool:
-    return bool(job.settings)
-
-
 def _moves(job: Job, config: Config) -> Iterator[tuple[Path, Path, str | None]]:
     """Give for each file where it was delivered, where it goes, and its SHA-256 if it must be unchanged."""
     folder, stem = work_folder.where(job)
@@ -96,7 +92,7 @@ def _moves(job: Job, config: Config) -> Iterator[tuple[Path, Path, str | None]]:
         if role in OF_A_VIDEO and renamed.exists():
             source = renamed
         target = config.jobs_dir / job.id / INPUTS / entry["file"]
-        yield source, target, entry["sha256"] if _checked(job) else None
+        yield source, target, entry["sha256"] if job.settings else None
 
 
 def _manifest(job: Job, config: Config) -> Manifest:
@@ -105,12 +101,12 @@ def _manifest(job: Job, config: Config) -> Manifest:
     return Manifest(
         folder=job.folder,
         name=job.name,
-        defaults=() if _checked(job) else tuple(_defaults(job, config)),
+        defaults=() if job.settings else tuple(_defaults(job, config)),
         files=tuple(
             DroppedFile(path=prefix + entry["file"], role=role, signature=())
             for role, entry in job.inputs.items()
         ),
-        seed=job.settings["seed"] if _checked(job) else None,
+        seed=job.settings["seed"] if job.settings else None,
     )
 
 

@@ -37,12 +37,7 @@ def tags(job: Job, spec: ModelSpec) -> dict[str, str]:
     if job.settings.get("more") is not None:
         said["more"] = job.settings["more"]
     said["model_sources"] = {
-        name: _named(source)
-        for name, source in (
-            ("transformer", spec.transformer),
-            ("base", spec.base),
-            ("image_encoder", spec.image_encoder),
-        )
+        name: _named(getattr(spec, name)) for name in ("transformer", "base", "image_encoder")
     }
     title = printable(" ".join(job.settings["prompt"].split()))[:MAX_TITLE]
     return {"title": title, "comment": json.dumps(said, ensure_ascii=False)}

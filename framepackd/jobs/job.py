@@ -9,7 +9,6 @@ from sqlalchemy import JSON, Index, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from framepackd.jobs import job_warnings
-from framepackd.settings import players
 from framepackd.text import printable
 
 
@@ -153,7 +152,7 @@ class Job(Base):
         return [
             *job_warnings.of_cuts(self.cuts or []),
             *job_warnings.of_loras(settings),
-            *players.of_crf(settings),
+            *job_warnings.of_crf(settings),
         ]
 
     @property

@@ -52,6 +52,11 @@ class JobStore(JobReader):
         with explained(self.path), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def _change(self, statement: Any) -> bool:
+        """Execute one statement in a transaction; says whether it changed a row."""
+        with self._session() as session:
+            return _changed(session, statement)
+
     # intake
 
     def add(self, job: Job) -> Job:
@@ -141,8 +146,7 @@ class JobStore(JobReader):
         ``made``: columns that say how it was made: timings, versions, device ...
         """
         values = {"delivery": unless_cancelled({"state": state, "error": error}), **made}
-        with self._session() as session:
-            session.execute(update(Job).where(Job.id == job_id, Job.state.not_in(ENDED)).values(**values))
+        self._change(update(Job).where(Job.id == job_id, Job.state.not_in(ENDED)).values(**values))
 
     def finish(
         self, job_id: str, state: State, *, error: str | None, output: str | None, stem: str | None = None
@@ -198,8 +202,7 @@ class JobStore(JobReader):
             .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_(None))
             .values(cancel=how, delivery=case((at_once, as_json(CANCELLED)), else_=as_json(None)))
         )
-        with self._session() as session:
-            return _changed(session, statement)
+        return self._change(statement)
 
     def cancel_delivery(self, job_id: str, how: str) -> bool:
         """Decide that a job whose files cannot be moved ends cancelled; False if it has ended already."""
@@ -208,8 +211,7 @@ class JobStore(JobReader):
             .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_not(None))
             .values(cancel=how, delivery=CANCELLED)
         )
-        with self._session() as session:
-            return _changed(session, statement)
+        return self._change(statement)
 
     def retry(self, job_id: str) -> bool:
         """Put a failed or cancelled job at the back of the queue; it can run once its files are back.
@@ -228,22 +230,19 @@ class JobStore(JobReader):
                 **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
             )
         )
-        with self._session() as session:
-            return _changed(session, statement)
+        return self._change(statement)
 
     def begin_anew(self, job_id: str) -> None:
         """Record for a job that has not ended and does not run that it starts from the beginning."""
         note = with_entry(State.QUEUED, "framepackd retry --anew")
         statement = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED))
-        with self._session() as session:
-            session.execute(statement.values(section=0, step=0, attempts=0, stalled_deaths=0, history=note))
+        self._change(statement.values(section=0, step=0, attempts=0, stalled_deaths=0, history=note))
 
     def brought_back(self, job: Job) -> None:
         """Let a job whose files are back in its work folder run, or end as ``job.delivery`` says."""
         anew = ("inputs", "settings", "fingerprint", "width", "height", "frames", "sections", "steps_total")
         values = {column: getattr(job, column) for column in (*anew, "delivery")}
-        with self._session() as session:
-            session.execute(update(Job).where(Job.id == job.id).values(**values))
+        self._change(update(Job).where(Job.id == job.id).values(**values))
 
     def move_to_front(self, job_id: str) -> bool:
         """Let a queued job run next; False if it is not queued.
@@ -266,8 +265,7 @@ class JobStore(JobReader):
 
     def resume(self) -> None:
         """End the pause."""
-        with self._session() as session:
-            session.execute(delete(Meta).where(Meta.key == PAUSED))
+        self._change(delete(Meta).where(Meta.key == PAUSED))
 
     def paused(self) -> str | None:
         """Say since when the queue is paused, and how to resume it; None if it is not."""
@@ -310,8 +308,7 @@ class JobStore(JobReader):
 
     def _set_running(self, job_id: str, **values: Any) -> None:
         statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)
-        with self._session() as session:
-            session.execute(statement.values(progress_at=utc_now(), **values))
+        self._change(statement.values(progress_at=utc_now(), **values))
 
 
 def _changed(session: Session, statement: Any) -> bool:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -109,7 +109,7 @@ def opened(entry: LoraSetting, lora_dir: Path) -> Lora:
     return Lora(file=find(entry.file, lora_dir), weight=entry.weight, allow_partial=entry.allow_partial)
 
 
-def take_in(chosen: Iterable[LoraSetting], lora_dir: Path, spec: ModelSpec) -> list[dict[str, Any]]:
+def take_in(chosen: Sequence[LoraSetting], lora_dir: Path, spec: ModelSpec) -> list[dict[str, Any]]:
     """Check a job's LoRAs, and give what is recorded of them.
 
     Recorded are file, weight, SHA-256 and how many keys match the model. The last is known only if the
@@ -119,13 +119,12 @@ def take_in(chosen: Iterable[LoraSetting], lora_dir: Path, spec: ModelSpec) -> l
         RequestError: a file is not there, or does not fit the model.
         OSError: a file cannot be read.
     """
-    named = list(chosen)
-    loras = [opened(entry, lora_dir) for entry in named]
+    loras = [opened(entry, lora_dir) for entry in chosen]
     entries = [
         {"file": entry.file, "weight": entry.weight}
         | ({"allow_partial": True} if entry.allow_partial else {})
         | {"sha256": lora_files.sha256(found.file)}
-        for entry, found in zip(named, loras, strict=True)
+        for entry, found in zip(chosen, loras, strict=True)
     ]
     try:
         fits = lora_files.fit_all(loras, spec)
