@@ -100,7 +100,7 @@ def test_a_folder_removed_after_its_files_were_taken_hinders_no_start(
         ),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_its_name_and_as_a_warning(
+def test_a_mistake_in_a_file_is_logged_as_a_warning_with_its_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes, said: str
 ) -> None:
     place = Place(tmp_path / "place")
@@ -113,7 +113,7 @@ def test_what_is_wrong_in_a_file_is_told_with_its_name_and_as_a_warning(
     assert (record.levelname, said in record.message) == ("WARNING", True)
 
 
-def test_a_model_in_the_defaults_of_a_folder_is_told_with_that_file(tmp_path: Path) -> None:
+def test_an_unknown_model_in_a_folders_defaults_is_reported_with_that_file(tmp_path: Path) -> None:
     place = Place(tmp_path / "place")
     place.drop("sub")
     (place.config.inbox / "sub/_defaults.toml").write_text("model = 'zzz'")
@@ -122,7 +122,7 @@ def test_a_model_in_the_defaults_of_a_folder_is_told_with_that_file(tmp_path: Pa
     assert job.delivery["error"].startswith("sub/_defaults.toml: model must be one of")
 
 
-def test_a_lossless_video_is_made_and_told_not_to_be_played_everywhere(
+def test_a_lossless_video_is_made_with_a_warning_about_players(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = Place(tmp_path / "place")

@@ -38,7 +38,7 @@ def test_what_is_printed_never_speaks_to_the_terminal(text: str) -> None:
 
 
 @given(value=st.dictionaries(st.text(), st.text()))
-def test_json_made_printable_says_the_same(value: dict[str, str]) -> None:
+def test_printable_json_means_the_same(value: dict[str, str]) -> None:
     written = printable_json(value)
     assert all(c.isprintable() or c == "\n" for c in written)
     assert json.loads(written) == value
@@ -77,7 +77,7 @@ def test_a_text_is_the_prompt_or_refused(content: bytes) -> None:
         assert prompt in content.decode().replace("\r\n", "\n")
 
 
-def test_a_text_without_end_is_not_read(tmp_path: Path) -> None:
+def test_an_endless_text_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "x.txt").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(RequestError, match=f"may have {MAX_PROMPT_BYTES}"):
@@ -85,7 +85,7 @@ def test_a_text_without_end_is_not_read(tmp_path: Path) -> None:
 
 
 @given(stem=st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1))
-def test_a_files_name_is_its_jobs_and_a_rest(stem: str) -> None:
+def test_a_files_name_is_its_jobs_name_and_a_rest(stem: str) -> None:
     for suffix in (".png", "_end.png", ".end.jpg", "_first_frame.png", ".TXT", ".toml"):
         for group in group_files([stem + suffix]):
             rest = rest_of_name(stem + suffix, group.name)
