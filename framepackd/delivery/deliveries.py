@@ -246,7 +246,7 @@ class Deliveries:
             raise FolderError(self.config.failed, "is busy with other files: try again in a moment")
         way.begin(task)
         if not way.apart.is_done(REACH_SECONDS):
-            raise FolderError(self.config.failed, "has not answered yet: what was begun goes on")
+            raise FolderError(self.config.failed, "has not answered yet: what was begun continues")
         made: Made = way.apart.take()
         return made
 

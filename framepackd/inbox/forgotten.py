@@ -47,10 +47,10 @@ def forgotten(
     by_folder: dict[Path, list[_Part]] = defaultdict(list)
     for part in _belonging_to_nothing(parts, config, store, time.time() if now is None else now):
         by_folder[part.path.parent].append(part)
-    told = [text for folder in sorted(by_folder)[:FOLDERS] for text in _tell(folder, by_folder[folder])]
+    texts = [text for folder in sorted(by_folder)[:FOLDERS] for text in _texts(folder, by_folder[folder])]
     if len(by_folder) > FOLDERS:
-        told.append(f"{len(by_folder) - FOLDERS} more folders of {config.inbox} hold such hidden files")
-    return [Problem("forgotten", printable(text)) for text in told]
+        texts.append(f"{len(by_folder) - FOLDERS} more folders of {config.inbox} hold such hidden files")
+    return [Problem("forgotten", printable(text)) for text in texts]
 
 
 def left_in(root: Path, store: JobStore) -> list[Problem]:
@@ -97,9 +97,9 @@ def _belonging_to_nothing(
     yield from (part for part in left if part.job not in known and os.path.lexists(part.path))
 
 
-def _tell(folder: Path, parts: list[_Part]) -> Iterator[str]:
+def _texts(folder: Path, parts: list[_Part]) -> Iterator[str]:
     if len(parts) <= ONE_BY_ONE:
-        yield from map(_tell_of_one, parts)
+        yield from map(_text, parts)
         return
     yield (
         f"{folder} holds {len(parts)} hidden files of unknown jobs, since "
@@ -108,7 +108,7 @@ def _tell(folder: Path, parts: list[_Part]) -> Iterator[str]:
     )
 
 
-def _tell_of_one(part: _Part) -> str:
+def _text(part: _Part) -> str:
     if part.job is None:
         return (
             f"{part.path} was left half-written by the page, since {_time(part.since)}: drop the file "

@@ -33,7 +33,7 @@ MAX_VIDEO_BYTES = 2 << 30  # 120 s of latents at 640x640 take 370 MB, the video 
 VIDEO_SUFFIXES = (".mp4", ".safetensors")
 MAX_FILES = 50_000  # which take 130 MB of memory
 MAX_PARTS = 10_000  # hidden files of our own; only a crash leaves any
-CLOSED = "may not be looked into by this user: correct its permissions, or those of a folder above it"
+CLOSED = "may not be read by this user: correct its permissions, or those of a folder above it"
 REMEDIES = UNREACHABLE | {
     errno.ENOENT: "is not there: mount its share, or make it again",
     errno.ENOTDIR: "is no folder: move away what lies in its place",
@@ -42,7 +42,7 @@ REMEDIES = UNREACHABLE | {
     errno.ELOOP: "is a symbolic link that leads in a circle: correct it",
     errno.EMFILE: "cannot be opened: too many files are open, raise LimitNOFILE= or ulimit -n",
     errno.ENFILE: "cannot be opened: too many files are open on this machine, raise fs.file-max",
-    errno.EOVERFLOW: f"holds too many files: at most {MAX_FILES} in the inbox are looked at: take some out",
+    errno.EOVERFLOW: f"holds too many files: at most {MAX_FILES} in the inbox are listed: take some out",
     errno.ENAMETOOLONG: f"lies too deep: a folder's path in the inbox may have {MAX_FOLDER} bytes",
 }
 
@@ -111,7 +111,7 @@ def _list_folder(
             except PermissionError:
                 raise  # the folder may be listed, but not its files' status read
             except OSError as error:
-                found[path] = Found(Signature(0, 0, 0), 0.0, f"cannot be looked at ({error.strerror})")
+                found[path] = Found(Signature(0, 0, 0), 0.0, f"cannot be checked ({error.strerror})")
                 continue
             if stat.S_ISDIR(status.st_mode):
                 if not IGNORED_FOLDERS.search(entry.name):
@@ -127,7 +127,7 @@ def _list_folder(
 
 def why_not_read(error: OSError) -> str:
     """Say why a folder cannot be read, and what to do; the text follows the folder's name."""
-    remedy = f"cannot be looked into ({error.strerror}): correct that"
+    remedy = f"cannot be read ({error.strerror}): correct that"
     return REMEDIES.get(error.errno or 0, remedy)
 
 

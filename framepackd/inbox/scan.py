@@ -81,7 +81,7 @@ class Scan:
 
 def trouble(inbox: Path, error: OSError) -> Problem:
     """Report that the inbox cannot be read."""
-    return Problem("inbox", f"the inbox {inbox} {why_not_read(error)}; what is queued goes on")
+    return Problem("inbox", f"the inbox {inbox} {why_not_read(error)}; queued jobs still run")
 
 
 class Inbox:

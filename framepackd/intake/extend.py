@@ -127,7 +127,7 @@ class SourceVideo:
         if size != self.size and not {"width", "height", "resolution"}.isdisjoint(own):
             raise RequestError(
                 f"{self.file} is of {self.size[1]}x{self.size[0]}, from its latents it "
-                f"cannot go on as {size[1]}x{size[0]}: leave the size out, or leave out the latents"
+                f"cannot be extended at {size[1]}x{size[0]}: leave the size out, or leave out the latents"
             )
         return self.size
 

@@ -185,7 +185,7 @@ class Rounds:
     def _unreadable(self, config: Config, error: OSError) -> Looked:
         problem = trouble(config.inbox, error)
         if isinstance(error, FolderError):
-            problem = Problem("inbox", f"the inbox {error}; what is queued goes on")
+            problem = Problem("inbox", f"the inbox {error}; queued jobs still run")
         if problem.text != self._told:
             log.warning("%s", problem.text)
         self._told = problem.text

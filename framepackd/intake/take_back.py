@@ -92,7 +92,7 @@ def _moves(job: Job, config: Config) -> Iterator[tuple[Path, Path, str | None]]:
         if role in OF_A_VIDEO and renamed.exists():
             source = renamed
         target = config.jobs_dir / job.id / INPUTS / entry["file"]
-        yield source, target, entry["sha256"] if job.settings else None
+        yield source, target, entry["sha256"] if job.settings else None  # settings: its files were checked
 
 
 def _manifest(job: Job, config: Config) -> Manifest:

@@ -41,7 +41,7 @@ class JobStore(JobReader):
         """Open the database, and create it if it is not there.
 
         Raises:
-            StoreError: it is damaged, somebody else's, of a newer version, or cannot be opened.
+            StoreError: it is damaged, another program's, of a newer version, or cannot be opened.
         """
         self._engine = open_database(path, read_only=read_only)
         # Readers wait for nobody, and still read when nothing can be written.
@@ -240,8 +240,17 @@ class JobStore(JobReader):
 
     def brought_back(self, job: Job) -> None:
         """Let a job whose files are back in its work folder run, or end as ``job.delivery`` says."""
-        anew = ("inputs", "settings", "fingerprint", "width", "height", "frames", "sections", "steps_total")
-        values = {column: getattr(job, column) for column in (*anew, "delivery")}
+        resolved = (
+            "inputs",
+            "settings",
+            "fingerprint",
+            "width",
+            "height",
+            "frames",
+            "sections",
+            "steps_total",
+        )
+        values = {column: getattr(job, column) for column in (*resolved, "delivery")}
         self._change(update(Job).where(Job.id == job.id).values(**values))
 
     def move_to_front(self, job_id: str) -> bool:

@@ -87,7 +87,7 @@ def listing(lora_dir: Path) -> str:
         if not lora_dir.is_dir():
             return "there is no such folder"
     except OSError as error:  # a folder above is closed, or its disk fails
-        return f"it cannot be looked into: {error.strerror}"
+        return f"it cannot be read: {error.strerror}"
     names = sorted(islice(_names(lora_dir), MAX_LISTED))
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return f"there are {', '.join(names[:MAX_NAMED])}{more}" if names else f"no {SUFFIX} file is there"
@@ -164,8 +164,8 @@ def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def in_words(entry: Mapping[str, Any]) -> str:
     """Describe a recorded LoRA in one line."""
-    told = f"{entry['file']}, weight {entry['weight']:g}"
+    line = f"{entry['file']}, weight {entry['weight']:g}"
     if "matched" in entry:
         # An older version recorded no "keys", and did not count those for text encoders.
-        told += f", matched {entry['matched']} of {entry.get('keys', entry['matched'] + entry['unmatched'])}"
-    return told
+        line += f", matched {entry['matched']} of {entry.get('keys', entry['matched'] + entry['unmatched'])}"
+    return line

@@ -539,12 +539,12 @@ def test_the_same_scan_finds_our_own_hidden_files(box: Box, monkeypatch: pytest.
 REASONS = {
     errno.ENOENT: "is not there: mount its share",
     errno.ENOTDIR: "is no folder: move away",
-    errno.EACCES: "may not be looked into by this user: correct its permissions",
-    errno.EPERM: "may not be looked into by this user: correct its permissions",
+    errno.EACCES: "may not be read by this user: correct its permissions",
+    errno.EPERM: "may not be read by this user: correct its permissions",
     errno.ESTALE: "unmount it and mount it again",
     errno.EIO: "its disk or share fails",
     errno.EHOSTDOWN: "whose server does not answer",
-    errno.EBUSY: "cannot be looked into (Device or resource busy)",
+    errno.EBUSY: "cannot be read (Device or resource busy)",
 }
 
 
@@ -597,7 +597,7 @@ def test_a_folder_whose_files_cannot_be_checked_is_reported_and_not_taken_for_em
     else:
         scan = box.settled()
         assert [group.name for group in scan.ready] == ["cat"]
-        assert ["may not be looked into" in waiting.missing for waiting in scan.waiting] == [True]
+        assert ["may not be read" in waiting.missing for waiting in scan.waiting] == [True]
 
 
 def test_a_file_whose_status_cannot_be_read_waits_and_hides_no_other(
@@ -617,4 +617,4 @@ def test_a_file_whose_status_cannot_be_read_waits_and_hides_no_other(
     monkeypatch.setattr(os, "scandir", failing)
     scan = box.settled()
     assert [group.name for group in scan.ready] == ["cat"]
-    assert ["cannot be looked at (Input/output error)" in each.missing for each in scan.waiting] == [True]
+    assert ["cannot be checked (Input/output error)" in each.missing for each in scan.waiting] == [True]

@@ -79,7 +79,7 @@ def test_a_missing_file_is_reported_with_those_that_are_there(lora_dir: Path) ->
 def test_a_folder_that_cannot_be_looked_into_fails_the_job_and_is_not_blamed_on_the_inbox(
     lora_dir: Path,
 ) -> None:
-    with pytest.raises(RequestError, match="it cannot be looked into: File name too long"):
+    with pytest.raises(RequestError, match="it cannot be read: File name too long"):
         loras.find("oil.safetensors", lora_dir / ("x" * 300))
 
 
