@@ -69,22 +69,19 @@ class JobStore(JobReader):
 
     def find_done(self, fingerprint: str) -> Job | None:
         """Give the latest done job with the same pictures, prompt and settings."""
-        with self.looking() as session:
-            same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
-            return session.scalars(same.order_by(Job.seq.desc())).first()
+        same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
+        return self.first(same.order_by(Job.seq.desc()))
 
     # a job's life
 
     def next_queued(self, passed_over: Collection[str] = ()) -> Job | None:
         """Give the first runnable job that is not passed over."""
-        with self.looking() as session:
-            return session.scalars(following(Job).where(Job.id.not_in(passed_over))).one_or_none()
+        return self.first(following(Job).where(Job.id.not_in(passed_over)))
 
     def queued_inputs(self) -> list[tuple[str, dict[str, Input]]]:
         """List the runnable jobs in the order of the queue: id, and inputs by role."""
-        with self.looking() as session:
-            found = session.execute(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
-            return [(row[0], row[1]) for row in found]
+        found = self.mapped(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
+        return list(found.items())
 
     def claim(self, job_id: str | None = None) -> Job | None:
         """Start a queued job, by default the next one; None if it cannot run any more."""
@@ -278,16 +275,14 @@ class JobStore(JobReader):
 
     def paused(self) -> str | None:
         """Say since when the queue is paused, and how to resume it; None if it is not."""
-        with self.looking() as session:
-            since = session.scalars(select(Meta.value).where(Meta.key == PAUSED)).one_or_none()
+        since = self.first(select(Meta.value).where(Meta.key == PAUSED))
         return f"by framepackd pause since {since}: framepackd resume goes on" if since else None
 
     # what was learned
 
     def rungs(self) -> dict[str, int]:
         """Give the memory levels (rungs) that worked, by device, model and size."""
-        with self.looking() as session:
-            return {row[0]: row[1] for row in session.execute(select(MemoryRung.key, MemoryRung.rung))}
+        return self.mapped(select(MemoryRung.key, MemoryRung.rung))
 
     def remember_rung(self, key: str, rung: int) -> None:
         """Remember which memory level (rung) worked; ``key`` is ``device|model|WxH``."""
@@ -297,8 +292,7 @@ class JobStore(JobReader):
     def uncompiled(self) -> dict[str, str]:
         """Give why blocks could not be compiled, by the conditions of the attempt."""
         statement = select(Meta.key, Meta.value).where(Meta.key.startswith(UNCOMPILED, autoescape=True))
-        with self.looking() as session:
-            return {row[0].removeprefix(UNCOMPILED): row[1] for row in session.execute(statement)}
+        return {key.removeprefix(UNCOMPILED): reason for key, reason in self.mapped(statement).items()}
 
     def remember_uncompiled(self, key: str, reason: str) -> None:
         """Remember that blocks cannot be compiled; ``key`` as :func:`compiling.conditions` gives it."""
@@ -307,8 +301,7 @@ class JobStore(JobReader):
 
     def gpu_used(self) -> bool:
         """Say whether a GPU has ever computed here."""
-        with self.looking() as session:
-            return session.get(Meta, GPU) is not None
+        return self.first(select(Meta.key).where(Meta.key == GPU)) is not None
 
     def remember_gpu(self) -> None:
         """Remember that a GPU has computed here."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from framepackd.files import folder_below
@@ -146,6 +146,7 @@ def test_one_frame_with_a_text_of_its_own_is_a_picture_and_no_chain(box: Box) ->
     assert [(group.name, group.frames) for group in box.settled().ready] == [("cat_frame_0", [])]
 
 
+@settings(deadline=None)  # it writes files
 @given(numbers=st.sets(st.integers(0, 8), min_size=1))
 def test_a_chain_is_taken_only_without_a_gap(numbers: set[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
