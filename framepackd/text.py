@@ -7,10 +7,8 @@ import os
 import re
 import shlex
 import unicodedata
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from datetime import datetime
+from typing import Any
 
 LAST = "\U0010ffff"  # sorts behind every other character
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
@@ -26,6 +24,15 @@ def printable(text: str) -> str:
     'new\\nline'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def path_of(folder: str, name: str) -> str:
+    """Name a job with its folder below the inbox.
+
+    >>> path_of("pets", "cat"), path_of("", "cat")
+    ('pets/cat', 'cat')
+    """
+    return f"{folder}/{name}" if folder else name
 
 
 def as_utf8(name: str) -> str:
@@ -139,6 +146,13 @@ def percent(ratio: float) -> int:
     (58, 99, 100)
     """
     return int(100 * ratio + 1e-6)
+
+
+def clock(when: str, now: datetime, *, seconds: bool = False) -> str:
+    """Give a time of UTC as clocks here show it, with the day of the week where that is not today's."""
+    local = datetime.fromisoformat(when).astimezone()
+    day = "" if local.date() == now.astimezone().date() else f"{local:%a} "
+    return f"{day}{local:%H:%M:%S}" if seconds else f"{day}{local:%H:%M}"
 
 
 def duration(seconds: float) -> str:

@@ -6,11 +6,14 @@ Imports stand where they are needed: a command answers in half a second.
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from framepackd.control import socket
 from framepackd.jobs import lock as control_lock
 from framepackd.settings.config import Config
+
+if TYPE_CHECKING:
+    from framepackd.jobs.report import DaemonReport, Record, Report
 
 EXIT_DIED, EXIT_NOT_RUNNING, EXIT_UNKNOWN = 1, 3, 4  # of status, as service managers have it
 STARTING_SECONDS = 3.0
@@ -18,16 +21,23 @@ PART_SECONDS = 1.0  # of many jobs so many are asked for at once as this takes: 
 FIRST_PART, LARGEST_PART = 10, 100  # jobs
 
 
-def report(config: Config) -> tuple[dict[str, Any], int]:
-    """Ask the daemon what is going on or, where none runs, look ourselves; with the exit code."""
-    stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "hardware", "paused"))
+def report(config: Config) -> "tuple[Report, int]":
+    """Ask the daemon for its snapshot, or take one where none runs; with the exit code of ``status``."""
     try:
         answer = ask(config, {"command": "status"})
-        return (answer, 0) if answer is not None else _look(config, stopped)
-    except Exception as error:  # whatever it is: it cannot be told
-        daemon = {**stopped, "state": "unknown", "error": f"cannot tell: {config.state_dir}: {error}"}
-        nothing: dict[str, Any] = {"eta_seconds": None, "jobs": [], "waiting": [], "problems": []}
-        return {"daemon": daemon, "counts": {}, **nothing}, EXIT_UNKNOWN
+        return (cast("Report", answer), 0) if answer is not None else _look(config)
+    except Exception as error:  # whatever it is: nothing is known
+        daemon = _without_daemon("unknown")
+        daemon["error"] = f"cannot tell: {config.state_dir}: {error}"
+        return {
+            "daemon": daemon,
+            "counts": {},
+            "eta_seconds": None,
+            "finishes_at": None,
+            "jobs": [],
+            "waiting": [],
+            "problems": [],
+        }, EXIT_UNKNOWN
 
 
 def ask(config: Config, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -118,7 +128,7 @@ def do_without_daemon(config: Config, request: dict[str, Any]) -> dict[str, Any]
         lock.release()
 
 
-def find(config: Config, job: str) -> dict[str, Any] | None:
+def find(config: Config, job: str) -> "Record | None":
     """Give the record of a job, where no daemon runs; None if there is none."""
     from framepackd.jobs.described import whole
     from framepackd.jobs.store import JobStore
@@ -127,7 +137,19 @@ def find(config: Config, job: str) -> dict[str, Any] | None:
     return whole(found, config) if found else None
 
 
-def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def _without_daemon(state: str, paused: str | None = None) -> "DaemonReport":
+    return {
+        "state": state,
+        "pid": None,
+        "since": None,
+        "model": None,
+        "device": None,
+        "hardware": None,
+        "paused": paused,
+    }
+
+
+def _look(config: Config) -> "tuple[Report, int]":
     from framepackd import folders
     from framepackd.control.status import snapshot
     from framepackd.inbox.forgotten import forgotten
@@ -153,6 +175,5 @@ def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]
             problems.append(Problem(key, f"{key} {obstacle}"))
     left = store.in_state(State.RUNNING) if store else []
     died = any(job.delivery is None for job in left)  # one with a delivery waits for the outbox, no more
-    state = {"state": "died" if died else "stopped", "paused": store.paused() if store else None}
-    report = snapshot(store, waiting, {**stopped, **state}, problems)
-    return report, EXIT_DIED if died else EXIT_NOT_RUNNING
+    daemon = _without_daemon("died" if died else "stopped", store.paused() if store else None)
+    return snapshot(store, waiting, daemon, problems), EXIT_DIED if died else EXIT_NOT_RUNNING

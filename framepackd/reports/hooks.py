@@ -32,6 +32,7 @@ from framepackd.jobs import lock as control_lock
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.described import whole
 from framepackd.jobs.job import ENDED, Job, State
+from framepackd.jobs.report import Record
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import Config
 from framepackd.settings.secret_files import SecretError
@@ -60,7 +61,7 @@ class Event:
     """What is told."""
 
     event: str
-    job: dict[str, Any] | None  # whole, as `framepackd show --json` has it; None: the queue is empty
+    job: Record | None  # whole, as `framepackd show --json` has it; None: the queue is empty
 
     def variables(self) -> dict[str, str]:
         """Give what a command finds in its environment."""

@@ -17,6 +17,7 @@ from framepackd.control import client
 from framepackd.inbox.naming import is_picture, picture_types
 from framepackd.intake.resolve import MAX_TEXT_BYTES
 from framepackd.jobs.job import ENDED
+from framepackd.jobs.report import Record
 from framepackd.settings.config import Config
 from framepackd.settings.job_settings import MAX_SETTINGS_BYTES, parse_settings
 
@@ -153,7 +154,7 @@ def _as_toml(settings: dict[str, Any]) -> str:
 class Look:
     """Where a dropped job stands."""
 
-    job: dict[str, Any] | None  # as ``framepackd show --json`` has it; None: not taken in yet
+    job: Record | None  # as ``framepackd show --json`` has it; None: not taken in yet
     text: str  # the same for people
     alone: bool = False  # no daemon runs, which could do anything about it
 
@@ -176,19 +177,14 @@ def look(config: Config, name: str) -> Look:
     return Look(job, describe(job) if job else "in the inbox: taken as soon as it has settled")
 
 
-def describe(job: dict[str, Any]) -> str:
+def describe(job: Record) -> str:
     """Say in a line where a job stands."""
     if job["state"] == "done":
         seconds = job["frames"] / job["fps"]
         return (
             f"done: {job['frames']} frames, {seconds:.2f} s"
-            + (f", but looks {job['quality']}" if job.get("quality") else "")
+            + (f", but looks {job['quality']}" if job["quality"] else "")
             + "".join(f"; {warning}" for warning in job.get("warnings", ()))
         )
-    if job["state"] != "running":
-        return f"{job['state']}: {job['error']}" if job.get("error") else f"{job['state']}"
-    if not job["section"]:
-        return "running: loading the model"
-    steps = job["steps"]
-    where = "decoding" if job["step"] == steps else f"step {job['step']}/{steps}"
-    return f"running: section {job['section']}/{job['sections']}, {where}"
+    words = job["error"] or ", ".join(job.get("stage") or ()) or job.get("note")
+    return f"{job['state']}: {words}" if words else str(job["state"])

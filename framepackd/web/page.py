@@ -13,9 +13,9 @@ from starlette.types import ASGIApp
 from framepack_core.errors import RequestError
 from framepackd.control import client
 from framepackd.jobs.database import StoreError
-from framepackd.jobs.described import running_in
 from framepackd.jobs.folder import PREVIEW
 from framepackd.jobs.lock import AlreadyRunningError
+from framepackd.jobs.report import running_in
 from framepackd.settings.config import Config
 from framepackd.web import words
 from framepackd.web.api import add_endpoints
@@ -285,8 +285,7 @@ class _Shown:
             "preview": self._copy(folder and folder / LATENT_PREVIEW),
             "growing": self._copy(folder and folder / PREVIEW),
             "queue": [
-                [words.path(job), job["state"], words.progress(job), words.clock(job["eta_seconds"])]
-                for job in active
+                [words.path(job), job["state"], words.progress(job), words.ends(job)] for job in active
             ],
             "choice": [(words.path(job), job["id"]) for job in active],
             "waiting": words.waiting(report["waiting"]),
