@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -286,7 +285,9 @@ def _copy_on(source: Path, hidden: Path, noted: _Note, progress: Progress) -> No
                 block = original.read(min(left, files.COPIED_AT_ONCE))
                 if not block:
                     raise OSError(errno.EIO, "became shorter while it was copied", str(source))
-                _write_all(copied, block)
+                rest = memoryview(block)
+                while rest:
+                    rest = rest[os.write(copied.fileno(), rest) :]
                 progress.done += len(block)
                 if copied.tell() - durable >= DURABLE_EVERY:
                     durable = copied.tell()
@@ -295,12 +296,6 @@ def _copy_on(source: Path, hidden: Path, noted: _Note, progress: Progress) -> No
             with contextlib.suppress(OSError):  # some file systems keep no times
                 os.utime(copied.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
             os.fsync(copied.fileno())
-
-
-def _write_all(file: RawIOBase, block: bytes) -> None:
-    rest = memoryview(block)
-    while rest:
-        rest = rest[file.write(rest) or 0 :]
 
 
 def _same_so_far(original: BinaryIO, hidden: Path, durable: int) -> int:

@@ -1,17 +1,19 @@
 """Folders of a daemon's own in a test; the power that goes at a line; a rename that crosses file systems."""
 
+import ctypes
 import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from framepackd import files, moving
+from framepackd import files
 from framepackd.delivery import deliver as delivery
 from framepackd.inbox.scan import Inbox
 from framepackd.intake import take as intake
@@ -35,6 +37,16 @@ def cross(monkeypatch: pytest.MonkeyPatch) -> None:
         rename(source, target)
 
     monkeypatch.setattr(files, "rename_new", refuse)
+
+
+def without_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernel not know how to rename only to a name that is free, as on some network file systems."""
+
+    def unknown(*_: object) -> int:
+        ctypes.set_errno(errno.ENOSYS)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(renameat2=unknown))
 
 
 @contextmanager
@@ -76,7 +88,7 @@ def at_every_call(
                 patched.setattr(Path, name, dying(getattr(Path, name)))
             patched.setattr(files, "copy", dying(files.copy))
             patched.setattr(files, "sync_folder", dying(files.sync_folder))
-            patched.setattr(moving, "_write_all", dying(moving._write_all))
+            patched.setattr(os, "write", dying(os.write))
             patched.setattr("shutil.rmtree", dying(__import__("shutil").rmtree))
             try:
                 run()

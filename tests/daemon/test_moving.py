@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from framepackd import files, moving
-from tests.daemon.place import Died, dying_at
+from tests.daemon.place import Died, dying_at, without_renameat2
 
 BLOCK, DURABLE = 10, 40  # bytes
 CONTENT = bytes(range(256)) + b"end"
@@ -61,13 +61,13 @@ def move(tmp_path: Path) -> Move:
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the bytes that are copied from now on, by block."""
     sizes: list[int] = []
-    write_all = moving._write_all
+    write = os.write
 
-    def counting(file: object, block: bytes) -> None:
+    def counting(descriptor: int, block: bytes) -> int:
         sizes.append(len(block))
-        write_all(file, block)  # type: ignore[arg-type] # passed on as it came
+        return write(descriptor, block)
 
-    monkeypatch.setattr(moving, "_write_all", counting)
+    monkeypatch.setattr(os, "write", counting)
     return sizes
 
 
@@ -192,13 +192,7 @@ def test_a_crash_within_a_rename_in_two_steps_leaves_neither_a_second_nor_an_emp
     move: Move, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     """Without the kernel's own way the new name is a link first or, where there are none, an empty file."""
-    rename, link = files.rename_new, os.link
-
-    def by_other_means(source: Path, target: Path) -> None:
-        if source == move.part:
-            files._rename_new_by_other_means(source, target)
-        else:
-            rename(source, target)
+    link = os.link
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "no links here")
@@ -211,7 +205,7 @@ def test_a_crash_within_a_rename_in_two_steps_leaves_neither_a_second_nor_an_emp
         raise Died
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "rename_new", by_other_means)
+        without_renameat2(patched)
         patched.setattr(os, "link", link_and_die if links else refuse)
         if not links:
             replace = Path.replace

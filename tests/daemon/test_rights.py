@@ -12,9 +12,10 @@ import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -178,12 +179,15 @@ def live(config: Config, mask: int, private: str) -> str:
     lock = control_lock.Lock(config.state_dir)
     rights.put_right(config)
     store = JobStore(config.database)
-    left_open.append(database._connect(config.database, "rw"))  # so that its log stays
+    left_open.append(sqlite3.connect(config.database))  # so that its log stays
     left_open[0].execute("SELECT * FROM meta").fetchall()
-    database._back_up(config.database, 1)
+    with closing(sqlite3.connect(config.database)) as older:
+        older.execute("PRAGMA user_version = 1")
+    with mock.patch.dict(database.MIGRATIONS, dict.fromkeys(database.MIGRATIONS, ())):
+        JobStore(config.database)  # an update, before which a copy is kept
     files.make_folder(config.state_dir / hooks.FOLDER, rights.PRIVATE)
     (config.jobs_dir / "x").mkdir()
-    compiling._own_folder(config.cache_dir / "compiled")
+    compiling.own_folder(config.cache_dir / "compiled")
     (config.cache_dir / "triton").mkdir()
     rights.put_right(config)
     store.pause()
@@ -372,17 +376,20 @@ def test_a_folder_below_a_shared_one_is_as_open_whatever_the_umask(tmp_path: Pat
 
 
 def test_the_results_page_is_read_by_who_may_collect(tmp_path: Path) -> None:
-    outbox = tmp_path / "outbox"
+    outbox, failed = tmp_path / "outbox", tmp_path / "failed"
     outbox.mkdir()
     outbox.chmod(SHARED)
+    failed.mkdir()
+    (failed / "cat.error.txt").write_text("steps must be 1 to 100, got 0")
+    page = results_page.ResultsPage(lambda: None)
     strip = tmp_path / "strip.jpg"
     strip.write_bytes(b"x")
     with umask(0o077):
-        results_page._replace(outbox / "index.html", "page")
+        page.update(outbox, failed)
         results.keep_strip(strip, outbox, "20260101-000000-abcdef")
         assert mode(outbox / "index.html") == 0o640
         (outbox / "index.html").chmod(0o600)  # as a crash before would leave it
-        results_page._replace(outbox / "index.html", "page")
+        page.update(outbox, failed)
     assert mode(outbox / "index.html") == 0o640
     assert mode(outbox / results.FOLDER) == SHARED
     assert mode(outbox / results.FOLDER / "20260101-000000-abcdef.jpg") == 0o640
@@ -422,10 +429,10 @@ def test_compiled_code_of_another_user_is_not_run(base: Path) -> None:
         (base / name).mkdir()
         os.chown(base / name, owner.number, owner.number)
         (base / name).chmod(0o777)
-    assert SERVICE.do(lambda: compiling._own_folder(base / "own")) == base / "own"
+    assert SERVICE.do(lambda: compiling.own_folder(base / "own")) == base / "own"
     assert mode(base / "own") == 0o700
     for name in ("foreign", "none"):  # the second cannot be made
-        instead = SERVICE.do(lambda name=name: compiling._own_folder(base / name))
+        instead = SERVICE.do(lambda name=name: compiling.own_folder(base / name))
         assert instead != base / name
         assert mode(instead) == 0o700
         instead.rmdir()
