@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
@@ -27,10 +27,11 @@ from framepackd.settings import loras
 from framepackd.text import clock, duration, path_of, percent, printable, size_text
 
 if TYPE_CHECKING:
+    from framepackd.cli.models import ModelRow
     from framepackd.machine.check import Check, Forecast
 
-PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
-NARROW = 110  # columns; in fewer, names and reasons beside each other leave no room for either
+PIPED_WIDTH = 240  # columns; what reads a pipe needs whole lines
+NARROW = 110  # columns; in fewer, names and reasons do not fit beside each other
 LABEL_WIDTH = 11
 SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_PROBLEMS = 10, 8, 10, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
@@ -58,9 +59,9 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
     ended = [job for job in jobs if job["state"] not in ("running", "queued")]
     parts: list[RenderableType] = [_headline(report, now)]
     if hardware := report["daemon"].get("hardware"):
-        parts.append(_hardware(hardware))
+        parts.append(_line("  device", hardware, "dim", "dim"))
     if report["daemon"]["paused"] is not None:
-        parts.append(_paused(report["daemon"]["paused"]))
+        parts.append(_line("  paused", report["daemon"]["paused"], "bold yellow", "bold"))
     if report["problems"]:
         parts.append(_problems(report["problems"]))
     if running := running_in(report):
@@ -89,9 +90,9 @@ def _headline(report: Report, now: datetime) -> Text:
     return line
 
 
-def _paused(why: str) -> RenderableType:
+def _line(label: str, words: str, label_style: str, style: str) -> RenderableType:
     grid = _grid()
-    grid.add_row(Text("  paused", style="bold yellow"), Text(printable(why), style="bold"))
+    grid.add_row(Text(label, style=label_style), Text(printable(words), style=style))
     return grid
 
 
@@ -110,12 +111,6 @@ def _daemon_words(daemon: DaemonReport, now: datetime) -> str:
     return f"{daemon['state']} for {_since(daemon['since'], now)}  pid {daemon['pid']}"
 
 
-def _hardware(words: str) -> RenderableType:
-    grid = _grid()
-    grid.add_row(Text("  device", style="dim"), Text(printable(words), style="dim"))
-    return grid
-
-
 def _running(job: JobReport, now: datetime) -> RenderableType:
     at_end = Text(job["note"], style="yellow") if job["note"] else Text(_finish(job, now), style="cyan")
     where = Text("  ".join(job.get("stage") or ()))
@@ -124,7 +119,7 @@ def _running(job: JobReport, now: datetime) -> RenderableType:
 
 @dataclass(frozen=True)
 class _Running:
-    """The job that is made: in one line if the terminal is wide enough for that, else in two."""
+    """The running job: on one line, or on two in a narrow terminal."""
 
     path: Text
     progress: float  # 0 to 1
@@ -153,20 +148,20 @@ class _Running:
 
 
 class _Entries:
-    """Rows of one kind: facts beside each other and a note, which a narrow terminal has below them."""
+    """Rows of one kind: facts in columns, then a note, which goes below them in a narrow terminal."""
 
     def __init__(self, label: str, style: str) -> None:
-        """Take what stands before the first row."""
+        """Take the label of the first row."""
         self._label = Text(label, style=style)
         self._rows: list[tuple[Text, list[str], Text]] = []
 
     def add(self, facts: list[str], note: object = "", *, style: str = "", label: Text | None = None) -> None:
-        """Add a row; whatever is in it is made safe to print."""
+        """Add a row; its texts are made safe to print."""
         first = label if label is not None else Text() if self._rows else self._label
         self._rows.append((first, facts, Text(printable(str(note)), style=style)))
 
     def and_more(self, all_of_them: Sized, shown: int) -> "_Entries":
-        """Say how many are not shown."""
+        """Add a row that says how many are not shown."""
         if len(all_of_them) > shown:
             self.add([f"and {len(all_of_them) - shown} more"], label=Text())
         return self
@@ -239,7 +234,7 @@ def _results(ended: list[JobReport], now: datetime) -> RenderableType:
 
 
 def _grid() -> Table:
-    """Give a table without lines, whose first column is as wide in all parts of the picture."""
+    """Give a table without lines; its first column is equally wide in all parts of the picture."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(min_width=LABEL_WIDTH)
     return grid
@@ -250,7 +245,7 @@ def _path(job: JobReport) -> str:
 
 
 def _text(value: object) -> str:
-    """Make anything safe to print as it is."""
+    """Make a value safe to print, as it is."""
     return escape(printable(str(value)))
 
 
@@ -295,8 +290,8 @@ def job(record: Record) -> RenderableType:
         facts.add_row(Text("  warning", style="yellow"), _text(warning))
     if continued := record.get("continues"):
         known = "frames" if continued["latents"] is None else "latents"
-        told = f"{continued['file']}, {continued['frames']} frames, from its {known}"
-        facts.add_row(Text("  continues", style="cyan"), _text(told))
+        words = f"{continued['file']}, {continued['frames']} frames, from its {known}"
+        facts.add_row(Text("  continues", style="cyan"), _text(words))
     for timed in record.get("prompts", []):
         sections = ", ".join(map(str, timed["sections"]))
         span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"
@@ -320,7 +315,7 @@ def job(record: Record) -> RenderableType:
 
 
 def checks(results: Iterable["Check"]) -> RenderableType:
-    """Draw checks: whether it is fine, what was looked at, what was found."""
+    """Draw checks: a mark, what was checked, what was found."""
     grid = Table.grid(padding=(0, 2))
     marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim"), "warning": ("!", "yellow")}
     for fine, what, found in results:
@@ -366,14 +361,17 @@ def forecast(found: "Forecast") -> RenderableType:
     return Group(Text(), title, table, facts)
 
 
-def models(rows: list[dict[str, Any]]) -> RenderableType:
-    """Draw what ``models list --json`` holds: each model and its sources; the config's own with a star."""
+def models(rows: "list[ModelRow]") -> RenderableType:
+    """Draw what ``models list --json`` holds: each model with its sources; the config's own has a star."""
     here, rest = (Column(title, justify="right", no_wrap=True) for title in ("here", "to fetch"))
     table = Table(Column("model", no_wrap=True), "kind", "source", here, rest, "files")
     for row in rows:
-        first = [Text(row["name"] + (" *" if row["default"] else ""), "bold"), row["kind"]]
+        first: list[RenderableType] = [
+            Text(row["name"] + (" *" if row["default"] else ""), "bold"),
+            row["kind"],
+        ]
         if not row["sources"]:
-            table.add_row(*first, Text("cannot be told: see below", "red"))
+            table.add_row(*first, Text("unknown: see below", "red"))
         for source in row["sources"]:
             lacking = len(source["missing"])
             unfit = row["complete"] and source["folder"] in (row["error"] or "")

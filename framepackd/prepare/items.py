@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from framepack_core.media.pictures import Picture
+from framepackd.problems import CommandError
 
 if TYPE_CHECKING:
     pass
 
 
-class UsageError(Exception):
+class UsageError(CommandError):
     """What was asked for cannot be done; the text says why and what to do."""
+
+    exit_code = 2
 
 
 class Outcome(StrEnum):
