@@ -1,4 +1,4 @@
-"""Folders of a daemon's own in a test; the power that goes at a line; a rename that crosses file systems."""
+"""A daemon's folders in a test, a power cut at any line, and renames that cross file systems."""
 
 import ctypes
 import errno
@@ -24,11 +24,11 @@ from framepackd.settings.config import Config, load_config
 
 
 class Died(Exception):  # noqa: N818 - not an error: the power went
-    """Stands for the end of the process at a line."""
+    """Simulates the end of the process at a line."""
 
 
 def cross(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every rename between two folders cross to another file system."""
+    """Make every rename between two folders fail as between two file systems."""
     rename = files.rename_new
 
     def refuse(source: Path, target: Path) -> None:
@@ -40,7 +40,7 @@ def cross(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def without_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the kernel not know how to rename only to a name that is free, as on some network file systems."""
+    """Have renameat2 fail as on network file systems that cannot refuse to replace a file."""
 
     def unknown(*_: object) -> int:
         ctypes.set_errno(errno.ENOSYS)
@@ -51,7 +51,7 @@ def without_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def dying_at(module: Any, name: str, path: Path) -> Iterator[None]:
-    """Have the process die when a function is called for a path."""
+    """Have the process die where a function is called for a path."""
     call = getattr(module, name)
 
     def die(first: Path, *others: Any, **named: Any) -> Any:
@@ -68,7 +68,7 @@ def dying_at(module: Any, name: str, path: Path) -> Iterator[None]:
 def at_every_call(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], check: Callable[[], None], *, every: int = 1
 ) -> int:
-    """Run again and again, dying at a later one of the calls that change files each time; say how many."""
+    """Run repeatedly, each time dying at a later call that changes files; gives how many runs it took."""
     for number in range(1, 500, every):
         with monkeypatch.context() as patched:
             calls = itertools.count(1)

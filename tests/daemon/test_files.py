@@ -1,4 +1,4 @@
-"""Moving and delivering: whole or not at all, never over something, and again after a crash at any line."""
+"""Moving and delivering: whole or not at all, over nothing, and resumed after a crash at any line."""
 
 import errno
 import json
@@ -151,7 +151,7 @@ def test_a_name_taken_after_the_file_was_copied_is_no_endless_loop(
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_move_works_and_overwrites_nothing_where_the_kernels_own_way_is_unknown(
+def test_a_move_works_and_overwrites_nothing_where_renameat2_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     without_renameat2(monkeypatch)
@@ -181,7 +181,7 @@ def test_a_file_that_changes_between_scan_and_taking_is_left_where_it_is(tmp_pat
     assert len(list(place.config.inbox.iterdir())) == 2
 
 
-def test_the_nearest_wish_for_a_size_counts(tmp_path: Path) -> None:
+def test_the_size_that_is_set_nearest_to_the_job_wins(tmp_path: Path) -> None:
     place = Place(tmp_path / "place")
     place.drop()
     (place.config.inbox / "_defaults.toml").write_text("width = 64\nheight = 64\n")

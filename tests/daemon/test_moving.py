@@ -1,4 +1,4 @@
-"""Copying to another file system: stopped, cut off and gone on with; the rights of a file that is moved."""
+"""Copying to another file system: stopped, cut off, resumed; the rights of a file that is moved."""
 
 import errno
 import os
@@ -71,7 +71,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def test_a_copy_that_is_stopped_goes_on_from_what_is_durable_of_its_part(
+def test_a_stopped_copy_resumes_from_the_durable_bytes_of_its_part(
     move: Move, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move.interrupted(blocks=9)
@@ -147,7 +147,7 @@ HARMS = (
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=[harm.__name__ for harm in HARMS])
-def test_whatever_became_of_a_part_what_is_delivered_is_whole(
+def test_a_delivered_file_is_whole_whatever_happened_to_its_part(
     move: Move, harm: Callable[[Move], None]
 ) -> None:
     move.interrupted()
@@ -164,7 +164,7 @@ def test_whatever_became_of_a_part_what_is_delivered_is_whole(
 
 
 def test_the_source_is_there_until_the_file_has_its_name(move: Move) -> None:
-    """So that a share that goes away meanwhile takes no only copy with it."""
+    """Else a share that goes away meanwhile would take the only copy with it."""
     with dying_at(files, "rename_new", move.part):
         move.go()
     assert move.source.read_bytes() == move.part.read_bytes() == CONTENT
@@ -279,7 +279,7 @@ def test_a_file_has_the_group_and_the_acl_of_the_folder_it_is_put_into(
 
 @pytest.mark.parametrize(("folder", "mode"), [(0o755, 0o644), (0o700, 0o600), (0o777, 0o644)])
 @pytest.mark.usefixtures("umask")
-def test_in_a_folder_that_is_not_shared_a_file_can_be_read_by_who_can_read_the_folder(
+def test_in_a_folder_that_is_not_shared_a_file_is_as_readable_as_the_folder(
     move: Move, monkeypatch: pytest.MonkeyPatch, folder: int, mode: int
 ) -> None:
     monkeypatch.undo()

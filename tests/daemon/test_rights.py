@@ -1,4 +1,4 @@
-"""Who may drop can do no more: tried as users who are in the group, and who are not."""
+"""People who may drop files can do no more: tried as users inside and outside the group."""
 
 import faulthandler
 import fcntl
@@ -155,7 +155,7 @@ def forbidden(state: Path, cache: Path) -> dict[str, Callable[[], Any]]:
 
 
 def attempts(user: User, state: Path, cache: Path) -> dict[str, Any]:
-    """Have a user try all of that; gives what came of it."""
+    """Have a user try all of that; gives the outcomes."""
 
     def attempt(action: Callable[[], Any]) -> Any:
         try:
@@ -173,7 +173,7 @@ left_open: list[sqlite3.Connection] = []
 
 
 def live(config: Config, mask: int, private: str) -> str:
-    """Make what a daemon makes, where nothing is, under this umask."""
+    """Make all that a new daemon makes, under this umask."""
     os.umask(mask)
     make_folders(config)
     lock = control_lock.Lock(config.state_dir)
@@ -199,7 +199,7 @@ def live(config: Config, mask: int, private: str) -> str:
 
 @as_root
 @pytest.mark.parametrize("mask", [0o000, 0o007, 0o022, 0o077])
-def test_who_is_in_the_group_may_drop_and_collect_and_nothing_else(
+def test_members_of_the_group_may_drop_and_collect_and_nothing_else(
     config: Config, base: Path, mask: int
 ) -> None:
     made = SERVICE.do(lambda: live(config, mask, str(base / "var/socket")))
@@ -223,7 +223,7 @@ def test_who_is_in_the_group_may_drop_and_collect_and_nothing_else(
 
 
 def old(config: Config) -> str:
-    """Leave what an earlier version left under the umask of its unit."""
+    """Make what an earlier version left, under the umask of its unit."""
     os.umask(0o007)
     state, cache = config.state_dir, config.cache_dir
     for folder in ("inbox", "outbox", "failed", "loras", "jobs/x", "compiled", "notify"):
@@ -238,7 +238,7 @@ def old(config: Config) -> str:
 
 
 @as_root
-def test_an_installation_of_an_earlier_version_is_put_right_at_the_start_and_that_is_said_once(
+def test_an_installation_of_an_earlier_version_is_corrected_at_the_start_and_logged_once(
     config: Config, base: Path
 ) -> None:
     assert SERVICE.do(lambda: old(config)) == "left"
@@ -270,7 +270,9 @@ def test_an_installation_of_an_earlier_version_is_put_right_at_the_start_and_tha
 
 
 @as_root
-def test_what_is_not_the_services_is_told_with_the_command_that_puts_it_right(config: Config) -> None:
+def test_a_file_that_is_not_the_services_is_reported_with_the_command_that_corrects_it(
+    config: Config,
+) -> None:
     assert SERVICE.do(lambda: old(config)) == "left"
     os.chown(config.inbox, 0, 0)
     config.inbox.chmod(0o777)
@@ -310,7 +312,7 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 
 
 @as_root
-def test_files_on_an_overlay_are_put_right_and_a_folder_that_is_mounted_there_is_not(overlay: Path) -> None:
+def test_files_on_an_overlay_are_corrected_and_a_folder_that_is_mounted_there_is_not(overlay: Path) -> None:
     path = overlay / "config.toml"
     path.write_text(f'state_dir = "{overlay}/state"\n')
     config = load_config(path)
@@ -347,7 +349,7 @@ def test_nothing_is_opened_to_a_group_that_everybody_is_in(
     assert [mode(config.state_dir), mode(config.inbox)] == [0o700, 0o700]
 
 
-def test_looking_at_the_rights_does_not_take_longer_with_more_jobs(
+def test_checking_the_rights_does_not_take_longer_with_more_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_in(tmp_path)
@@ -375,7 +377,7 @@ def test_a_folder_below_a_shared_one_is_as_open_whatever_the_umask(tmp_path: Pat
     assert mode(tmp_path / "d") == PRIVATE
 
 
-def test_the_results_page_is_read_by_who_may_collect(tmp_path: Path) -> None:
+def test_the_results_page_is_readable_for_those_who_may_collect(tmp_path: Path) -> None:
     outbox, failed = tmp_path / "outbox", tmp_path / "failed"
     outbox.mkdir()
     outbox.chmod(SHARED)
@@ -416,7 +418,7 @@ def test_the_daemon_and_the_commands_that_stand_in_for_it_write_for_themselves_a
 
 
 @as_root
-def test_who_may_not_ask_is_told_who_may(config: Config) -> None:
+def test_a_user_who_may_not_ask_learns_who_may(config: Config) -> None:
     assert SERVICE.do(lambda: live(config, 0o007, str(config.state_dir.parent / "socket"))) == "made"
     report, code = MEMBER.do(lambda: client.report(config))
     assert code == client.EXIT_UNKNOWN == 4

@@ -1,4 +1,4 @@
-"""What status says of a queue: how far, until when, and in words that harm no terminal."""
+"""The snapshot: progress, finish times and notes, which terminal, page and metrics show alike."""
 
 import re
 import time
@@ -75,7 +75,7 @@ def test_a_job_ends_when_its_steps_and_decodes_are_done_and_the_queue_after_it(s
     assert "35 %" in shown
 
 
-def test_while_a_section_is_decoded_that_is_said_and_its_time_counted(store: JobStore) -> None:
+def test_a_decode_is_shown_and_its_time_counts(store: JobStore) -> None:
     add(store, "cat")
     store.claim()
     for section in range(1, 5):
@@ -88,7 +88,7 @@ def test_while_a_section_is_decoded_that_is_said_and_its_time_counted(store: Job
     assert "section 4/4  decoding" in drawn(report)
 
 
-def test_results_come_last_first_and_a_suspect_one_is_marked(store: JobStore) -> None:
+def test_the_newest_result_comes_first_and_a_suspect_one_is_marked(store: JobStore) -> None:
     for name in ("cat", "dog"):
         add(store, name)
         store.finish(f"id-{name}", State.DONE, error=None, output=f"/out/{name}.mp4")
@@ -123,7 +123,7 @@ def test_in_80_columns_names_are_whole_and_reasons_below_them(store: JobStore) -
     assert reason in " ".join(" ".join(lines).split())
 
 
-def test_names_do_not_speak_to_the_terminal(store: JobStore) -> None:
+def test_names_cannot_control_the_terminal(store: JobStore) -> None:
     add(store, "evil\x1b[31m\nname [bold]x[/]")
     waiting = (Waiting("", "a\x1b]0;title\x07", ("a\x1b]0;title\x07.png",), "a\x1b[2J.txt", utc_now()),)
     shown = drawn(snapshot(store, waiting, DAEMON))
@@ -163,7 +163,7 @@ def test_a_running_job_that_is_to_be_cancelled_is_marked(store: JobStore) -> Non
 
 
 def figures_of(report: Report, store: JobStore, folder: Path) -> str:
-    """Give what is written for Prometheus, without whose it is."""
+    """Give the file for Prometheus, without the label that names the daemon."""
     config: Any = SimpleNamespace(metrics_file=folder / "figures", folders={}, state_dir=folder)
     Metrics(lambda: config, store, lambda: report).round()
     return re.sub(r',?state_dir="[^"]*"', "", config.metrics_file.read_text()).replace("{}", "")

@@ -232,8 +232,8 @@ def test_a_run_that_is_interrupted_says_how_to_go_on(place: Place, tmp_path: Pat
     _, told = running.communicate()
     assert running.returncode == 130
     assert told.decode() == (
-        "framepackd: interrupted: the same command goes on, and --skip-done leaves out what a daemon has "
-        "taken meanwhile\n"
+        "framepackd: interrupted: run the same command to resume, and --skip-done leaves out what a daemon "
+        "has taken meanwhile\n"
     )
     assert not [path for path in place.config.inbox.iterdir() if path.name.startswith(".")]
 
