@@ -32,17 +32,19 @@ POSSIBLE = {
     "top": (State.QUEUED,),
 }
 # What to do instead, where a command can do nothing in a job's state.
+ONCE_MORE = {
+    State.DONE: "to make it once more, drop its files from the outbox into the inbox",
+    State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+}
 INSTEAD = {
     "retry": {
         State.QUEUED: "it runs when its turn comes; framepackd top lets it run next",
         State.RUNNING: "framepackd cancel stops it",
-        State.DONE: "to make it once more, drop its files from the outbox into the inbox",
-        State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+        **ONCE_MORE,
     },
     ANEW: {
         State.RUNNING: "framepackd pause puts it back into the queue: begin it anew then, and resume",
-        State.DONE: "to make it once more, drop its files from the outbox into the inbox",
-        State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+        **ONCE_MORE,
     },
     "cancel": {State.DONE: "its video is in the outbox"},
     "top": {State.RUNNING: "there is nothing to move"},

@@ -17,7 +17,7 @@ from framepack_core.mistakes import shown
 from framepackd.control import client
 from framepackd.problems import CommandError
 from framepackd.settings.config import Config
-from framepackd.web.drop import FOLDER, Look, drop, look
+from framepackd.web.drop import FOLDER, Look, Setting, drop, look
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ def make_process(config: Config, calls: Calls) -> Callable[..., AsyncIterator[Yi
 
 
 async def _dropped(
-    config: Config, picture: str, end_picture: str | None, prompt: str, settings: dict[str, Any]
+    config: Config, picture: str, end_picture: str | None, prompt: str, settings: dict[str, Setting]
 ) -> str:
     """Drop a job's files and give its NAME; mistakes in them become the endpoint's error."""
     try:

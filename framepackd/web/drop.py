@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from framepack_core.errors import RequestError
 from framepack_core.media import heif
@@ -25,10 +24,16 @@ FOLDER = "web"  # below the inbox, and so below the outbox
 MAX_WORDS = 40  # characters of the prompt in a NAME
 UNFINISHED = f"{files.PART_PREFIX}drop-"  # the daemon hides files of its own in the same folder
 UNFINISHED_SECONDS = 3600  # nobody copies a picture for longer
+Setting = str | float | bool
 
 
 def drop(
-    config: Config, *, picture: Path, prompt: str, settings: dict[str, Any], end_picture: Path | None = None
+    config: Config,
+    *,
+    picture: Path,
+    prompt: str,
+    settings: dict[str, Setting],
+    end_picture: Path | None = None,
 ) -> str:
     """Put a job's files into the inbox, all or none; gives its NAME, which no other job has.
 
@@ -58,7 +63,7 @@ def drop(
 
 
 def _content(
-    name: str, picture: Path, end_picture: Path | None, prompt: str, settings: dict[str, Any]
+    name: str, picture: Path, end_picture: Path | None, prompt: str, settings: dict[str, Setting]
 ) -> dict[str, Path | bytes]:
     """Check the parts of a job; gives the contents of its files, with the one that completes it last."""
     parse_settings(settings, "the settings")
@@ -143,7 +148,7 @@ def _suffix(picture: Path) -> str:
     return suffix
 
 
-def _as_toml(settings: dict[str, Any]) -> str:
+def _as_toml(settings: dict[str, Setting]) -> str:
     """Write flat settings; JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
     lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
     return "".join(lines).replace("\x7f", "\\u007f")

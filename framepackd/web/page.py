@@ -18,7 +18,7 @@ from framepackd.problems import CommandError
 from framepackd.settings.config import Config
 from framepackd.web import words
 from framepackd.web.api import add_endpoints
-from framepackd.web.drop import drop
+from framepackd.web.drop import Setting, drop
 
 REFRESH_SECONDS = 2.0
 LATENT_PREVIEW = "preview.png"  # in a job's folder
@@ -152,7 +152,7 @@ def _leave_as_uploaded(picture: gr.Image) -> None:
     picture.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign] # as said
 
 
-def given(keys: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
+def given(keys: Iterable[str], values: Iterable[Any]) -> dict[str, Setting]:
     """Give the settings that a form sets: not those that are empty or not ticked."""
     return {
         key: value
