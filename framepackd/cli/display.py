@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
@@ -27,7 +27,6 @@ from framepackd.settings import loras
 from framepackd.text import clock, duration, path_of, percent, printable, size_text
 
 if TYPE_CHECKING:
-    from framepackd.cli.models import ModelRow
     from framepackd.machine.check import Check, Forecast
 
 PIPED_WIDTH = 240  # columns; what reads a pipe needs whole lines
@@ -361,7 +360,29 @@ def forecast(found: "Forecast") -> RenderableType:
     return Group(Text(), title, table, facts)
 
 
-def models(rows: "list[ModelRow]") -> RenderableType:
+class SourceRow(TypedDict):
+    """What is here of one source of a model; sizes are in bytes."""
+
+    role: str
+    source: str
+    folder: str
+    bytes_here: int
+    bytes_to_fetch: int | None  # None: unknown
+    missing: list[str]
+
+
+class ModelRow(TypedDict):
+    """One model of ``models list --json``."""
+
+    name: str
+    kind: str
+    default: bool
+    complete: bool
+    sources: list[SourceRow]
+    error: str | None
+
+
+def models(rows: list[ModelRow]) -> RenderableType:
     """Draw what ``models list --json`` holds: each model with its sources; the config's own has a star."""
     here, rest = (Column(title, justify="right", no_wrap=True) for title in ("here", "to fetch"))
     table = Table(Column("model", no_wrap=True), "kind", "source", here, rest, "files")

@@ -4,7 +4,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +14,7 @@ from framepackd.text import printable, printable_json, size_text
 if TYPE_CHECKING:
     from framepack_core.models.hub import Holding, StoredFile
     from framepack_core.models.registry import ModelSpec, Source
+    from framepackd.cli.display import ModelRow, SourceRow
     from framepackd.settings.config import Config
 
 # Kept free on the disk of the downloads: jobs and the system write there too.
@@ -58,29 +59,7 @@ def list_models(config_file: Path | None, *, offline: bool, as_json: bool) -> No
     screen.print(f"hub ids lie in {printable(str(hub.cache_folder()))}", markup=False, soft_wrap=True)
 
 
-class SourceRow(TypedDict):
-    """What is here of one source of a model; sizes are in bytes."""
-
-    role: str
-    source: str
-    folder: str
-    bytes_here: int
-    bytes_to_fetch: int | None  # None: unknown
-    missing: list[str]
-
-
-class ModelRow(TypedDict):
-    """One model of ``models list --json``."""
-
-    name: str
-    kind: str
-    default: bool
-    complete: bool
-    sources: list[SourceRow]
-    error: str | None
-
-
-def _row(config: "Config", name: str, *, ask: bool) -> ModelRow:
+def _row(config: "Config", name: str, *, ask: bool) -> "ModelRow":
     """Describe one model."""
     from framepack_core.errors import ModelError
     from framepack_core.models import hub
@@ -108,7 +87,7 @@ def _row(config: "Config", name: str, *, ask: bool) -> ModelRow:
     }
 
 
-def _source(role: str, held: "Holding") -> SourceRow:
+def _source(role: str, held: "Holding") -> "SourceRow":
     return {
         "role": role,
         "source": str(held.source),
