@@ -61,8 +61,11 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
         parts.append(_line("  device", hardware, "dim", "dim"))
     if report["daemon"]["paused"] is not None:
         parts.append(_line("  paused", report["daemon"]["paused"], "bold yellow", "bold"))
-    if report["problems"]:
-        parts.append(_problems(report["problems"]))
+    if problems := report["problems"]:
+        shown = _Entries("  problem", "bold red")
+        for problem in problems[:SHOWN_PROBLEMS]:
+            shown.add([], problem["text"])
+        parts.append(shown.and_more(problems, SHOWN_PROBLEMS))
     if running := running_in(report):
         parts.append(_running(running, now))
     if queued:
@@ -93,13 +96,6 @@ def _line(label: str, words: str, label_style: str, style: str) -> RenderableTyp
     grid = _grid()
     grid.add_row(Text(label, style=label_style), Text(printable(words), style=style))
     return grid
-
-
-def _problems(problems: list[ProblemReport]) -> RenderableType:
-    shown = _Entries("  problem", "bold red")
-    for problem in problems[:SHOWN_PROBLEMS]:
-        shown.add([], problem["text"])
-    return shown.and_more(problems, SHOWN_PROBLEMS)
 
 
 def _daemon_words(daemon: DaemonReport, now: datetime) -> str:
