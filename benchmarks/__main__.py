@@ -28,7 +28,7 @@ CHECK = click.Choice([check.name for check in CHECKS])
 
 
 def table(title: str) -> Table:
-    """Head the columns."""
+    """Make the table with its column heads."""
     drawn = Table(title=title, title_justify="left")
     for column, justify in (
         ("", "left"),
@@ -43,7 +43,7 @@ def table(title: str) -> Table:
 
 
 def cells(row: Row) -> tuple[str, ...]:
-    """Write a row out."""
+    """Give the cells of a row."""
     baseline = "" if row.baseline is None else f"{row.baseline:.4g}"
     ratio = f"{row.ours / row.baseline:.3g}" if row.baseline else ""
     return row.name, f"{row.ours:.4g}", baseline, ratio, row.unit, row.proves
@@ -51,8 +51,8 @@ def cells(row: Row) -> tuple[str, ...]:
 
 @click.command()
 @click.argument("names", nargs=-1, type=click.Choice(NAMES), metavar="[NAME]...")
-@click.option("--tiny", is_flag=True, help="Small, to see that it runs; as FRAMEPACKD_BENCHMARK=tiny.")
-@click.option("--first-light", "first", is_flag=True, help="With gpu: what to run first where there is one.")
+@click.option("--tiny", is_flag=True, help="Small, only to check that it runs; as FRAMEPACKD_BENCHMARK=tiny.")
+@click.option("--first-light", "first", is_flag=True, help="With gpu: what to run first on a new machine.")
 @click.option("--only", multiple=True, type=CHECK, metavar="ROW", help="Of first light, these rows.")
 @click.option("--skip", multiple=True, type=CHECK, metavar="ROW", help="Of first light, not these rows.")
 @click.option(
@@ -69,7 +69,7 @@ def cells(row: Row) -> tuple[str, ...]:
 )
 @click.option("--step", is_flag=True, help="With --disk: encode, and sample a step at 64x64.")
 def main(names: tuple[str, ...], **options: Any) -> None:
-    """Measure everything, or what is named; each row beside its baseline of the same run."""
+    """Measure everything, or the modules named; each row has its baseline from the same run."""
     if options["tiny"]:
         os.environ["FRAMEPACKD_BENCHMARK"] = "tiny"  # before any of the modules is imported
     if options["first"]:

@@ -1,7 +1,7 @@
-"""What a file, a job and a round cost the daemon in large batches: processor time, beside a small batch.
+"""Measures what a file, a job and a round cost the daemon in large batches, against a small batch.
 
-Real folders, a real database and the real loop, paused, so that no worker is needed. Processor time does not
-depend on what else the machine does; an fsync takes none, so the folders may lie in memory.
+Real folders, a real database and the real loop, paused, so that no worker is needed. Processor time is
+measured: it does not depend on other load, and an fsync takes none, so the folders may lie in memory.
 
 python -m benchmarks.batches [FOLDER]
 """
@@ -52,7 +52,7 @@ RESULTS, FEW_RESULTS = 10_000, 1_000
 
 
 class Place:
-    """Folders of their own, with a database in which nothing runs."""
+    """The folders of a daemon, with a database in which nothing runs."""
 
     def __init__(self, root: Path) -> None:
         """Make them."""
@@ -89,7 +89,7 @@ class Place:
             )
 
     def daemon(self) -> Daemon:
-        """Give a daemon that has looked at all there is."""
+        """Give a daemon that has scanned its inbox."""
         made = Daemon(self.config, self.store, load_again=lambda: self.config)
         made._paused = self.store.paused()
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""What a checkpoint costs at FramePack's real size: bytes, time in its thread, time taken from the sampling.
+"""Measures a checkpoint at FramePack's real size: bytes, time in its thread, time that sampling loses.
 
 python -m benchmarks.checkpoints [FOLDER ON THE DISK TO MEASURE]
 """
@@ -25,7 +25,7 @@ STEPS, STEP_SECONDS = 25, 0.5  # far less than a step takes on any card, so that
 
 
 def section(*, cached: bool) -> list[Progress]:
-    """Make up what a section's steps are resumed from; every step's tensors are new, as in life."""
+    """Make up the progress of a section's steps; every step has new tensors, as in a real run."""
     start = Progress.start(1)
 
     def latents() -> torch.Tensor:
@@ -45,7 +45,7 @@ def section(*, cached: bool) -> list[Progress]:
 
 
 def measure(folder: Path, *, cached: bool) -> Iterator[Row]:
-    """Save a section's steps as the worker does, beside steps that take a fixed time."""
+    """Save a section's steps as the worker does, in the background of steps that take a fixed time."""
     checkpoints, beside = Checkpoints(folder, {}), Beside()
     stalled, written = [], []
     for progress in section(cached=cached):

@@ -1,7 +1,7 @@
 """The whole model at the published shape with random weights: in memory, on the device, or in files.
 
 ``FRAMEPACKD_BENCHMARK=tiny`` makes all of it small. Tokenizers are the demo model's. ``python -m benchmarks
-full_shape``: what it takes, beside what is planned with where no model is.
+full_shape`` compares its size with the one that plans assume where no model is installed.
 """
 
 import json
@@ -48,7 +48,7 @@ SMALL_TRANSFORMER = TRANSFORMER | {
     "rope_axes_dim": (4, 6, 6),
     "image_proj_dim": 32,
 }
-# What the published configurations say otherwise than the demo model's.
+# Where the published configurations differ from the demo model's.
 FULL: dict[str, dict[str, Any]] = {
     "text_encoder": {
         "vocab_size": 128320,
@@ -78,7 +78,7 @@ FULL: dict[str, dict[str, Any]] = {
     },
 }
 SMALLER = {"text_encoder": {"hidden_size": 32, "num_hidden_layers": 4}}
-POOL = 1 << 22  # random numbers, used again and again: drawing 21 billion would take minutes
+POOL = 1 << 22  # random numbers, repeated: drawing 21 billion would take minutes
 SHARD = 5 << 30  # bytes of a file, as the hub's
 
 
@@ -136,7 +136,7 @@ def with_weights(part: str, dtype: torch.dtype, device: torch.device, make: Make
 
 
 def is_norm(name: str, shape: torch.Size) -> bool:
-    """Say whether a weight scales what it is given: random ones would make the numbers vanish."""
+    """Say whether a weight scales its input: random scales would make the numbers vanish."""
     return "norm" in name and name.endswith("weight") and len(shape) == 1
 
 
@@ -158,7 +158,7 @@ def on_device(device: torch.device) -> Make:
 
 
 def shared() -> Make:
-    """Make weights in host memory that all are the beginning of the same numbers, and take next to none."""
+    """Make weights that all share the same numbers in host memory, and so take nearly none."""
     pools: dict[torch.dtype, torch.Tensor] = {}
 
     def make(name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
@@ -200,7 +200,7 @@ def size() -> int:
 
 
 def write(folder: Path, *, filled: bool) -> ModelSpec:
-    """Write the model in the hub's layout; what is not filled is holes, which read as zeros and take no disk.
+    """Write the model in the hub's layout; unfilled files are holes, which read as zeros and take no disk.
 
     What is there already is left: a folder is finished when the file ``written`` is in it.
     """

@@ -1,8 +1,8 @@
-"""What only a GPU can show of a step and a decode, with random weights at the full shape.
+"""Measures a step and a decode on a GPU, with random weights at the full shape.
 
-``python -m benchmarks gpu``; ``FRAMEPACKD_BENCHMARK=tiny`` runs it small, on the CPU if need be, to see
-that it runs. It wants 32 GB of the card. ``python -m benchmarks gpu --first-light`` is what to run first on
-a new machine: see :mod:`benchmarks.first_light`.
+``python -m benchmarks gpu``; ``FRAMEPACKD_BENCHMARK=tiny`` runs it small, on the CPU if there is no GPU, only
+to check that it runs. It needs 32 GB of the card. On a new machine run ``python -m benchmarks gpu
+--first-light`` first: see :mod:`benchmarks.first_light`.
 """
 
 import gc
@@ -52,13 +52,13 @@ def rows() -> Iterator[Row]:
 
 
 def steps() -> Iterator[Row]:
-    """Time a step, beside what the card can do at best."""
+    """Time a step, against the best that the card can do."""
     yield from ceilings()
     yield from resident()
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Time a call, with all that it leaves the device to do; the median of a few."""
+    """Time a call until the device has done its work; the median of a few."""
     if not SMALL:
         call()
     taken = []
@@ -92,7 +92,7 @@ def step_flops() -> float:
 
 
 def ceilings() -> Iterator[Row]:
-    """Measure what the card can do at best."""
+    """Measure the best that the card can do."""
     length = tokens()[0]
     yield Row("matmul", matmul_flops() / 1e12, None, "TFLOP/s", "the ceiling")
     size = 1 << (20 if SMALL else 30)
@@ -117,7 +117,7 @@ def matmul_flops() -> float:
 
 
 def random_weights(module: nn.Module, device: torch.device | str) -> nn.Module:
-    """Give a module from the meta device weights: a pool of random numbers, again and again."""
+    """Give weights to a module from the meta device: a pool of random numbers, repeated."""
     pool = torch.randn(1 << 22, device=device).mul_(0.02).to(DTYPE)
     module = module.to_empty(device=device)
     for name, parameter in module.named_parameters():
@@ -214,7 +214,7 @@ def as_the_worker_compiles(blocks: Blocks) -> CompiledBlocks:
 
 
 def fp8() -> Iterator[Row]:
-    """Time a step of blocks that are reduced to fp8, beside one of blocks as they are."""
+    """Time a step of blocks in fp8, against one of blocks as they are."""
     if not multiplies(DEVICE, DTYPE):
         raise SkippedError(f"{devices.describe(DEVICE)} does not multiply in fp8")
     core, ours = Step().take_apart()
@@ -247,7 +247,7 @@ def decoding() -> Iterator[Row]:
 
 
 def release() -> None:
-    """Give back what is no longer used."""
+    """Free memory that is no longer used."""
     gc.collect()
     devices.release_unused(DEVICE)
 

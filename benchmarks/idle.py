@@ -1,7 +1,7 @@
-"""How long the device has nothing to do: between sections, and between jobs.
+"""Measures how long the device idles between sections, and between jobs.
 
 The real daemon and the real worker, with checkpoints, SQLite and delivery on a real disk, and frames and
-latents of the real size; only the engine is one whose encoding, steps and decoding take a fixed time.
+latents of the real size; only the engine is replaced: its encoding, steps and decoding take a fixed time.
 
 python -m benchmarks.idle [FOLDER ON THE DISK TO MEASURE]
 """
@@ -60,7 +60,7 @@ def note(what: str) -> None:
 
 @contextmanager
 def busy(seconds: float, what: str) -> Iterator[None]:
-    """Pass the time that the device would take for something; what is made in it is part of it."""
+    """Take as long as the device would; what is made inside the block counts to that time."""
     begun = time.monotonic()
     note(f"begin {what}")
     yield
@@ -69,7 +69,7 @@ def busy(seconds: float, what: str) -> Iterator[None]:
 
 
 class FixedEngine:
-    """Has the engine's events, of the real size, at fixed times."""
+    """An engine whose events, of the real size, come at fixed times."""
 
     def __init__(self) -> None:
         """Make up frames that are not expensive to write."""
@@ -82,13 +82,13 @@ class FixedEngine:
         self._edge = torch.zeros(1, 3, 4 * WINDOW - 3, HEIGHT, WIDTH, dtype=torch.float16)
 
     def prepare(self, *_: object) -> None:
-        """Be prepared."""
+        """Do nothing: there are no networks."""
 
     def take_rung(self, number: int) -> None:
-        """Be on the only rung."""
+        """Do nothing: there is one rung."""
 
     def encode(self, request: Request) -> SimpleNamespace:
-        """Take the time for what is new."""
+        """Take the time of encoding for a new picture or prompt."""
         content = (request.prompt, request.image.read_bytes())
         if content not in self._encoded:
             with busy(ENCODE_SECONDS, "encode"):
@@ -119,7 +119,7 @@ class FixedEngine:
 
 
 def worker_main(connection: Connection, parent: int, device: str) -> None:
-    """Be the worker, with the engine of fixed times."""
+    """Run the worker with the engine of fixed times."""
     Engine.load = lambda *_, **__: engine  # type: ignore[method-assign] # in place of the real one
     engine: Any = FixedEngine()
     run = Generation.run
@@ -138,7 +138,7 @@ REAL_MAIN = main.main
 
 
 def run_jobs(folder: Path) -> Path:
-    """Have a daemon make the jobs; gives the file of what was noted."""
+    """Have a daemon run the jobs; gives the file of noted events."""
     events = folder / "events"
     os.environ[LOG] = str(events)
     (folder / "config.toml").write_text(f'state_dir = "{folder}"\n{CONFIG}')
@@ -154,7 +154,7 @@ def run_jobs(folder: Path) -> Path:
 
 
 def gaps(events: Path) -> dict[str, list[float]]:
-    """Sort the times from step to step in which the device does nothing by where they lie."""
+    """Sort the idle times of the device by where they lie: between steps, sections or jobs."""
     found: dict[str, list[float]] = {"steps": [], "section": [], "job": [], "finished": []}
     step_ended = decode_ended = finished = begun = worked = 0.0
     for line in events.read_text().splitlines():

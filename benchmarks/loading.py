@@ -1,10 +1,10 @@
-"""What loading a model takes of host memory: that nothing can take away, and of files that are read in place.
+"""Measures the host memory that loading a model takes: private memory, and files that are mapped.
 
 python -m benchmarks.loading
 
 A model with the real layout and random weights of some hundred MB is written to a temporary folder and loaded
 in a process of its own, once as it is stored and once converted. ``python -m benchmarks loading --disk DIR``
-does so at full shape, 43 GB, with ``--step`` to the first step on the CPU.
+does so at full shape, 43 GB; with ``--step`` it goes on to the first step on the CPU.
 """
 
 import json
@@ -50,7 +50,7 @@ def rows() -> Iterator[Row]:
 
 
 def write_model(folder: Path) -> tuple[ModelSpec, int]:
-    """Write a larger transformer and Llama beside the demo model's other parts; gives the bytes of both."""
+    """Write a larger transformer and Llama, and the demo model's other parts; gives the bytes of both."""
     config = json.loads((DEMO.transformer.folder / "config.json").read_text())
     config |= {"num_attention_heads": 8, "attention_head_dim": 128, "rope_axes_dim": (16, 56, 56)}
     config |= {"num_layers": 4, "num_single_layers": 6}
@@ -102,7 +102,7 @@ def in_own_process(spec: ModelSpec, dtype: torch.dtype) -> tuple[Memory, Memory,
 def load(spec: ModelSpec, dtype: torch.dtype, connection: Connection) -> None:
     loading.load(
         DEMO, dtype=dtype, encoder_dtype=dtype
-    )  # what libraries take at first use is not the model's
+    )  # memory that libraries take at first use is not the model's
     before = memory()
     with Watch() as watch:
         models = loading.load(spec, dtype=dtype, encoder_dtype=dtype)
@@ -113,7 +113,7 @@ def load(spec: ModelSpec, dtype: torch.dtype, connection: Connection) -> None:
 
 
 class Watch:
-    """The most memory that was taken inside a ``with``."""
+    """The peak of memory inside a ``with``."""
 
     def __enter__(self) -> "Watch":
         self.peak = memory()

@@ -1,9 +1,8 @@
-"""The whole engine at full shape: on the card as a machine like this has it, and under caps of its memory.
+"""Measures the whole engine at full shape: on the whole card, and under caps of its memory.
 
-``python -m benchmarks placements``: on a GPU. What is predicted, held and reserved of the card's memory,
-beside the seconds that a step takes, for what :mod:`framepack_core.memory.planning` chooses on such cards.
-Weights in host memory are the same few numbers again and again, and take next to no room there until they are
-page-locked.
+``python -m benchmarks placements``: on a GPU. Compares the memory predicted, held and reserved on the card,
+and times a step, for what :mod:`framepack_core.memory.planning` chooses on cards of these sizes. Weights in
+host memory share the same few numbers, and take nearly no room there until they are page-locked.
 """
 
 import gc
@@ -39,7 +38,7 @@ ENOUGH = 1.05  # of what is predicted, held at most
 
 @dataclass(frozen=True)
 class Taken:
-    """What a section took: seconds, and bytes of the card."""
+    """The cost of a section: seconds, and bytes of the card."""
 
     encoding: float
     step: float
@@ -53,7 +52,7 @@ class Model:
     """The model at full shape, whose engine is planned for a card of any size."""
 
     def __init__(self, folder: Path, make: Make, device: torch.device) -> None:
-        """Make it up, with weights on a device; ``folder`` is for files of which the headers are read."""
+        """Make it up, with weights on a device; ``folder`` is for files whose headers are read."""
         self.spec: ModelSpec = write(folder / "model", filled=False)
         self.weights = footprint.weights(self.spec)
         self.dtypes = devices.choose_dtypes(DEVICE, "auto")
@@ -80,16 +79,16 @@ class Model:
 
     @property
     def video(self) -> Video:
-        """Give the video that is made."""
+        """Give the request."""
         return Video(HEIGHT, WIDTH, window=WINDOW, steps=STEPS)
 
     @property
     def rung(self) -> Rung:
-        """Give where on the ladder the engine is."""
+        """Give the rung of the memory ladder that the engine is on."""
         return self.engine.rungs[self.engine.rung]
 
     def predicted(self) -> int:
-        """Give the bytes of the card that the plan counts with, CUDA's own left out."""
+        """Give the bytes of the card that the plan predicts, without CUDA's own."""
         assert self.plan is not None
         return self.plan.vram - footprint.CONTEXT
 
@@ -134,13 +133,13 @@ def _now() -> float:
 
 
 def release() -> None:
-    """Give back what is no longer used."""
+    """Free memory that is no longer used."""
     gc.collect()
     devices.release_unused(DEVICE)
 
 
 def whole() -> Iterator[Row]:
-    """Make a section as a card of this size has it, with weights that are made on it if it holds them all."""
+    """Generate a section as on a card of this size; weights are made on the card if it holds them all."""
     card = devices.card(DEVICE)
     held = card is None or card.free > ALL
     with tempfile.TemporaryDirectory() as folder:
@@ -223,7 +222,7 @@ def _memory(name: str, taken: Taken, predicted: int) -> Iterator[Row]:
 
 @contextmanager
 def limited(fraction: float) -> Iterator[None]:
-    """Let this process have no more than a part of the card's memory."""
+    """Limit this process to a part of the card's memory."""
     release()
     torch.cuda.set_per_process_memory_fraction(fraction)
     try:

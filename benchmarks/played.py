@@ -1,7 +1,7 @@
-"""What the published model takes on cards of every size, counted on a GPU that is none (tests/played).
+"""Counts what the published model takes on cards of every size, on a simulated GPU (tests/played).
 
-At full shape without numbers: the memory that is held beside what the plan says, what the host waits for in a
-step and in the decode of a section, and what goes over the bus.
+At full shape, without computing: the memory held against the plan's, what the host waits for in a step and in
+the decode of a section, and the bytes that go over the bus.
 """
 
 import tempfile
@@ -27,7 +27,7 @@ HEIGHT, WIDTH, STEPS = 640, 608, 3  # a section's first step, one between, its l
 
 @dataclass(frozen=True)
 class Measured:
-    """What a section of a video took."""
+    """The cost of a section."""
 
     plan: Plan
     held: int  # bytes on the card at the peak, with CUDA's context as it is planned
@@ -44,7 +44,7 @@ class Measured:
 
 
 def measure(card: CardModel, *, decode: bool = True) -> Measured:
-    """Have a card make a section, or only sample it, on the rung that the plan chooses for it."""
+    """Have a card generate a section, or only sample it, on the rung that the plan chooses."""
     with tempfile.TemporaryDirectory() as folder:
         image = picture(Path(folder), size=(HEIGHT, WIDTH))
         prompt = "a cat walks over the street and looks at the camera"

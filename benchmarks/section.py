@@ -1,10 +1,10 @@
-"""Two sections from noise to a file that plays, by our engine and writer, and by a loop like FramePack's.
+"""Times two sections from noise to a playable file: by our engine and writer, and by a loop like FramePack's.
 
 The plain loop calls diffusers' forward with everything in it at every step, decodes all latents that sections
 share, keeps all pixels and encodes the whole history anew after each section.
 
 ``python -m benchmarks section``: on a GPU, with random weights at the full shape, all of them on the card;
-``FRAMEPACKD_BENCHMARK=tiny`` runs it small, on the CPU if need be, to see that it runs.
+``FRAMEPACKD_BENCHMARK=tiny`` runs it small, on the CPU if there is no GPU, only to check that it runs.
 """
 
 import tempfile
@@ -119,7 +119,7 @@ def _plan(*_: object) -> planning.Plan:
 
 
 class _Engines:
-    """The one engine, with its inputs encoded."""
+    """Gives the one engine, with its inputs encoded."""
 
     compiled = False
 
@@ -134,7 +134,7 @@ class _Engines:
 
 
 class _Daemon:
-    """Hears when the first step is done."""
+    """A connection that notes when the first step is done."""
 
     def __init__(self) -> None:
         self.first_step: float | None = None
@@ -151,7 +151,7 @@ class _Daemon:
 def generated(
     engine: Engine, conditioned: Conditioning, folder: Path, *, profiled: bool = False
 ) -> tuple[float, float]:
-    """Have the worker's own code make the video; gives the seconds it took, and those the device idled."""
+    """Have the worker's own code generate the video; gives its seconds, and those the device idled."""
     folder.mkdir()
     picture = folder / "picture.png"
     noise = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""What sharing decoded tiles between neighbouring sections saves: tiles decoded, with the same bits.
+"""Counts the tiles that sharing between neighbouring sections saves; the pixels are the same.
 
 A VAE with random weights and few channels, untiled in space; 20 s of video, cut in time as the real one.
 

@@ -1,4 +1,4 @@
-"""What a step needs: weights, operations, memory traffic and Python time, beside diffusers' own forward."""
+"""Measures a step: weights, operations, memory traffic and Python time, against diffusers' own forward."""
 
 import statistics
 import time
@@ -34,7 +34,7 @@ REPEATS = 15
 
 
 class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call] # as torch has it
-    """Counts operations that compute, without views, and what those that do not multiply matrices move."""
+    """Counts operations that compute (no views), and the bytes moved by those other than matrix products."""
 
     def __init__(self) -> None:
         """Begin at nothing."""
@@ -107,7 +107,7 @@ class Pair:
 
 
 def weight_bytes(*modules: nn.Module) -> int:
-    """Add up what the parameters and buffers of modules take."""
+    """Add up the bytes of the parameters and buffers of modules."""
     return sum(
         tensor.numel() * tensor.element_size()
         for module in modules
@@ -164,7 +164,7 @@ def python_time() -> Row:
 
 
 def median_ms(call: Callable[[], None]) -> float:
-    """Time a call again and again."""
+    """Time a call; repeated."""
     call()
     taken = []
     for _ in range(REPEATS):

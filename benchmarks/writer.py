@@ -1,8 +1,8 @@
-"""What the way from decoded pixels to the mp4 costs at 640x608, with a file to play after every section.
+"""Measures the way from decoded pixels to the mp4 at 640x608, with a playable file after every section.
 
 Ours: blend, convert, encode the section, make it durable, write the preview; at the end join, and decode to
 count. The plain way: keep the pixels of the whole history as float16, and after every section convert and
-encode it anew, with the same encoder. Each in a process of its own; making up the frames does not count.
+encode all of it again, with the same encoder. Each in its own process; drawing the frames does not count.
 
 python -m benchmarks.writer
 """
@@ -46,7 +46,7 @@ KINDS: tuple[Kind, ...] = ("framepack", "f1")
 
 @dataclass
 class Cost:
-    """What a video took; ``encoded`` counts every frame as often as it was encoded."""
+    """The cost of a video; ``encoded`` counts every frame as often as it was encoded."""
 
     cpu: float = 0.0  # seconds
     encoded: int = 0
@@ -62,7 +62,7 @@ class Cost:
 
 
 class Scene:
-    """A large picture with a grain, panned over in a curve: what stands for a video of something."""
+    """A large picture with grain, panned over in a curve, in place of a real video."""
 
     def __init__(self) -> None:
         """Draw it, always the same."""
@@ -133,7 +133,7 @@ def ours(kind: Kind, seconds: float) -> Cost:
 
 
 def plain(kind: Kind, seconds: float) -> Cost:
-    """Write the same video anew after every section."""
+    """Write the same video again after every section."""
     cost, scene = Cost(), Scene()
     sections = section_count(seconds, WINDOW)
     history: torch.Tensor | None = None

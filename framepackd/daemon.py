@@ -29,6 +29,7 @@ from framepackd.jobs import lock as control_lock
 from framepackd.jobs.database import StoreUnavailableError
 from framepackd.jobs.described import whole
 from framepackd.jobs.job import utc_now
+from framepackd.jobs.report import DaemonReport, Report
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.reports import systemd
@@ -159,12 +160,13 @@ class Daemon:
             return self._snapshot()
         if request.get("command") == "show":
             job = self._store.find(str(request.get("job")))
-            return {"job": whole(job, self._config, self._deliveries.of(job)) if job else None}
+            reasons = self._runner.passed_over.reasons
+            return {"job": whole(job, self._config, self._deliveries.of(job), reasons) if job else None}
         if request.get("command") in commands.CHANGING:
             return self._requests.ask(request)
         return {"error": f"unknown command {request.get('command')!r}"}
 
-    def _snapshot(self) -> dict[str, Any]:
+    def _snapshot(self) -> Report:
         looked = self._looked
         problems = (
             *self._problems,
@@ -182,7 +184,7 @@ class Daemon:
             passed_over=self._runner.passed_over.reasons,
         )
 
-    def _describe(self) -> dict[str, Any]:
+    def _describe(self) -> DaemonReport:
         return {
             "state": "stopping" if self.stopping else "running",
             "pid": os.getpid(),

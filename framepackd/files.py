@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, makes them durable, opens none through a link, replaces none."""
+"""Writes files whole or not at all and durably, follows no links of others, and renames over nothing."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ UNREACHABLE = {
     errno.EIO: "cannot be used: its disk or share fails, look into the kernel's log (dmesg)",
 }
 
-PART_PREFIX = ".framepackd-"  # hidden, and ours: start-up may clear such files away
+PART_PREFIX = ".framepackd-"  # hidden, and ours: the start may remove such files
 COPIED_AT_ONCE = 1 << 20
 READABLE = 0o055  # a folder, by group and others
 _RENAME_NOREPLACE = 1
@@ -45,11 +45,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(folder: Path, mode: int | None = None) -> None:
-    """Make a folder and those above it where they are missing; durable, so that what is put into it is.
+    """Make a folder, and those above it that are missing; durable, so that files in it can be.
 
-    Without ``mode`` a folder in one that is shared by setgid is as open as that one, whatever the umask; in
-    another one it can be read by whoever can read that.
-    Those above one with a ``mode`` can be walked through by whom it lets in, and no more.
+    Without ``mode``, and whatever the umask: in a setgid folder it gets that folder's mode, in another one it
+    is readable for those who can read that one. Missing folders above one with a ``mode`` let the same people
+    through, and give no other rights.
     """
     if not folder.is_dir():
         make_folder(folder.parent, None if mode is None else mode & 0o755)
@@ -70,7 +70,7 @@ def _open_folder(folder: Path, mode: int | None) -> None:
 
 
 def has_default_acl(folder: Path) -> bool:
-    """Say whether a folder tells by an ACL who may use what is made in it."""
+    """Say whether a folder has a default ACL, which sets the rights of what is made in it."""
     try:
         return bool(os.getxattr(folder, "system.posix_acl_default"))
     except OSError:
@@ -90,10 +90,10 @@ def sync_file(path: Path) -> None:
 def folder_below(root: Path, folder: str) -> Iterator[Path]:
     """Open a folder below another, through no symbolic link, and give a path to just that folder.
 
-    The path goes by way of its descriptor: whatever is put in its place meanwhile, this one is meant.
+    The path goes through its descriptor, so it means this folder even if another takes its name meanwhile.
 
     Raises:
-        OSError: it is not there, or something else is.
+        OSError: it is not there, or is no folder.
     """
     descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -113,14 +113,14 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it cannot be read, or is not a regular file.
     """
-    looked_at = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # opens nothing yet
+    named = os.open(path, os.O_PATH | os.O_NOFOLLOW)  # opens nothing yet
     try:
-        if not stat.S_ISREG(os.fstat(looked_at).st_mode):
+        if not stat.S_ISREG(os.fstat(named).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        with Path(f"/proc/self/fd/{looked_at}").open("rb") as file:
+        with Path(f"/proc/self/fd/{named}").open("rb") as file:
             yield file
     finally:
-        os.close(looked_at)
+        os.close(named)
 
 
 def copy(source: Path, target: Path) -> None:
@@ -161,9 +161,9 @@ def free_names(target: Path) -> Iterator[Path]:
 
 
 def discard_folder(folder: Path) -> None:
-    """Remove a folder of ours: first its name, in one step, then what is in it.
+    """Remove a folder of ours: hide it by renaming, in one step, then delete it.
 
-    What a crash or an error leaves of it has a hidden name, and is removed at the next start.
+    What a crash or an error leaves of it has a hidden name, and the next start removes it.
 
     Raises:
         OSError: it is a symbolic link, or its name cannot be removed; nothing has changed.
@@ -178,7 +178,7 @@ def discard_folder(folder: Path) -> None:
 
 
 def hidden_part(path: Path) -> Path:
-    """Give the name under which a file or folder is made, or removed, that is not to be taken for whole."""
+    """Give the hidden name of a file or folder that is not whole yet, or no more."""
     return path.with_name(f"{PART_PREFIX}{path.name}.part")
 
 
@@ -229,7 +229,7 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def _rename_new_by_other_means(source: Path, target: Path) -> None:
-    """Do it where the file system does not know the flag, as some network ones."""
+    """Rename where the file system does not know the flag, as some network file systems."""
     try:
         os.link(source, target)  # fails if the name is taken
     except FileExistsError:
@@ -247,7 +247,7 @@ def filesystem_type(path: Path) -> str:
 
 
 def mount_of(path: Path) -> tuple[str, str]:
-    """Give where the file system that a path is on is mounted, and its type; both empty if unknown."""
+    """Give the mount point and the type of the file system that a path is on; both empty if unknown."""
     place, kind = "", ""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()

@@ -1,8 +1,8 @@
-"""Recognizes the outbox, the failed folder and the inbox: their disks may come and go.
+"""Recognizes the outbox, the failed folder and the inbox when their disks come and go.
 
-Outbox and failed folder hold a marker file, and the state folder remembers which. Where another folder stands
-in the place of one of them, most often the empty one that a share is mounted over, nothing is delivered: it
-would lie hidden when the share is back.
+Outbox and failed folder hold a marker file, and the state folder remembers its text. If another folder is in
+their place, most often the empty one on which a share is mounted, nothing is delivered: the files would lie
+hidden when the share is back.
 """
 
 import contextlib
@@ -20,15 +20,13 @@ from framepackd.files import UNREACHABLE
 from framepackd.settings.config import Config
 
 MARKER = ".framepackd.marker"
-RECORD = (
-    "folders.json"  # in the state folder: path -> what its marker says; of an inbox only that it was there
-)
+RECORD = "folders.json"  # in the state folder: path -> text of its marker; of an inbox only that it was there
 MARKED = ("outbox", "failed")
 NOT_THERE = "is not there: mount its disk or share"
 ANOTHER = "is not the folder that it was: its disk or share is not mounted, or it was made anew. Mount it"
 ACCEPT = "; if this is the right place from now on, run framepackd check --accept-folders"
 CLOSED = "may not be moved or written by this user: correct its owner or rights"
-# What holds for all that is moved to a folder, with what to do.
+# Errors of moves, with what to do.
 REMEDIES = UNREACHABLE | {
     errno.EROFS: "is read-only: mount it for writing",
     errno.ENOSPC: "is full: make room",
@@ -40,22 +38,22 @@ _recording = threading.Lock()
 
 
 class FolderError(OSError):
-    """A folder is not the one that it was; its text says what to do."""
+    """Another folder is in the place of one of ours, or none; the text says what to do."""
 
     def __init__(self, path: Path, words: str) -> None:
-        """Say of a folder what is wrong, and what to do."""
+        """Take the folder, and words that say what is wrong with it and what to do."""
         super().__init__(errno.ENOTCONN, words, str(path))
 
     def __str__(self) -> str:
-        """Give it as a sentence."""
+        """Give folder and words as a sentence."""
         return f"{self.filename} {self.strerror}"
 
 
 @contextmanager
 def opened(key: str, config: Config) -> Iterator[None]:
-    """Hold the outbox or the failed folder open while files move; on the first use it is made and marked.
+    """Hold the outbox or the failed folder open while files move, so that nobody can unmount it.
 
-    Nobody can unmount it meanwhile.
+    On the first use it is made and marked.
 
     Raises:
         FolderError: another folder is in its place, or none.
@@ -79,7 +77,7 @@ def opened(key: str, config: Config) -> Iterator[None]:
 
 
 def trouble(key: str, config: Config) -> str | None:
-    """Say why a folder cannot be used as it is; None if it can, or was never used before."""
+    """Say why a folder cannot be used; None if it can, or was never used before."""
     path: Path = getattr(config, key)
     if str(path) not in _record(config):
         return None
@@ -91,11 +89,11 @@ def trouble(key: str, config: Config) -> str | None:
     except FolderError as error:
         return str(error)
     except OSError as error:
-        return f"{path} cannot be looked at ({error.strerror})"
+        return f"{path} cannot be read ({error.strerror})"
 
 
 def accept(key: str, config: Config) -> None:
-    """Take the folder that is there now, made if it is missing, for the right one.
+    """Accept the folder that is there now as the right one; make it if it is missing.
 
     Raises:
         OSError: it cannot be made, read or written.
@@ -114,9 +112,9 @@ def accept(key: str, config: Config) -> None:
 
 
 def make_new(config: Config) -> None:
-    """Make those folders that were never there before, and mark them; the others are waited for.
+    """Make and mark the folders that were never used before; wait for the others.
 
-    One that cannot be marked just now, read-only perhaps, is marked when it is used: ``opened``.
+    One that cannot be marked now, perhaps because it is read-only, is marked at its first use: ``opened``.
 
     Raises:
         OSError: one cannot be made.
@@ -130,14 +128,14 @@ def make_new(config: Config) -> None:
 
 
 def why(error: OSError, key: str, config: Config) -> tuple[str, bool]:
-    """Say why files cannot be moved and what to do, and whether that holds for all that go the same way."""
+    """Say why files cannot be moved and what to do, and whether that holds for all files of this folder."""
     root: Path = getattr(config, key)
     if isinstance(error, FolderError):
         return f"{key} {error}", True
     place = Path(str(error.filename2 or error.filename or root))
     if error.errno not in REMEDIES:
         return f"{error.strerror}: {place}", False
-    # Rights may lack on a folder below alone; whatever else it is, it is of the whole disk.
+    # Missing rights may concern a single folder below; any other error concerns the whole disk.
     for_all = error.errno not in (errno.EACCES, errno.EPERM) or root in (place, place.parent)
     where = f"{key} {root}" if for_all and place.is_relative_to(root) else str(place)
     return f"{where} {REMEDIES[error.errno]}", for_all

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
-from io import RawIOBase
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,12 +17,12 @@ ACL = "system.posix_acl_access"
 
 
 class StoppedError(Exception):
-    """A copy was told to stop; what was copied is kept, and the same call goes on from there."""
+    """A copy was told to stop; what was copied is kept, and the same call resumes from there."""
 
 
 @dataclass
 class Progress:
-    """How many bytes have been moved, of how many; one thread counts, others look and may have it stop."""
+    """How many bytes have been moved, of how many; one thread counts, others read and may stop the move."""
 
     done: int = 0
     total: int = 0
@@ -45,9 +44,9 @@ def move(
     the group, mode and ACL of one that is new in the target's folder.
 
     ``note`` is a file that no other move uses meanwhile, on a disk of ours; by default it is beside the
-    source. It says how much of the part is durable, and when the part is about to be renamed. So a call that
-    is repeated with the same names, after a crash or a stop, goes on where the last one was. No source means
-    that the file was moved.
+    source. It records how much of the part is durable, and that the part is about to be renamed. So a call
+    that is repeated with the same names, after a crash or a stop, resumes the last one. Where there is no
+    source, the file was moved.
 
     Raises:
         FileExistsError: the target's name is taken; the source is where it was.
@@ -78,12 +77,12 @@ def part_beside(target: Path, part: str) -> Path:
 
 
 def was_moved(source: Path, target: Path, *, part: str, note: Path) -> bool:
-    """Say whether ``move`` was interrupted after the file had got its name, before the source was removed.
+    """Say whether ``move`` was interrupted between giving the file its name and removing the source.
 
-    It may have been taken away since. In doubt, as with another disk in the target's place, it was not.
+    Somebody may have taken the file away since. In doubt, as with another disk in the target's place: no.
 
     Raises:
-        OSError: the target cannot be looked at.
+        OSError: the target cannot be read.
     """
     noted = _Note(note, source, part_beside(target, part))
     if noted.device is None or _is_there(part_beside(target, part)):
@@ -94,7 +93,7 @@ def was_moved(source: Path, target: Path, *, part: str, note: Path) -> bool:
 
 
 def _is_there(path: Path) -> bool:
-    """Say whether a name is taken, by whatever; unlike ``exists``, never no because it could not be seen."""
+    """Say whether a name is taken; unlike ``exists``, raises an error where that cannot be seen."""
     try:
         path.lstat()
     except FileNotFoundError:
@@ -108,7 +107,7 @@ def _refuse_taken(target: Path) -> None:
 
 
 class _Note:
-    """What is known to be durable of a part, and of which source; what says something else is no note."""
+    """Records how much of a part is durable, and of which source; a note of another move is ignored."""
 
     def __init__(self, path: Path, source: Path, hidden: Path) -> None:
         self.path = path
@@ -123,7 +122,7 @@ class _Note:
 
     @property
     def begun(self) -> bool:
-        """Whether there is a part that is worth going on with, or that has been renamed."""
+        """Whether there is a part to resume, or one that was about to be renamed."""
         return self.bytes > 0 or self.device is not None
 
     def write(self, size: int, *, device: int | None = None, target: str = "") -> None:
@@ -133,7 +132,7 @@ class _Note:
         files.write_bytes(self.path, json.dumps(said).encode(), named=device is not None)
 
     def forget(self) -> None:
-        """Forget it before a part is begun that is not what it says."""
+        """Remove the note before another part is begun."""
         self.bytes = 0
         if self.path.exists():
             self.path.unlink()
@@ -148,12 +147,12 @@ def _version(path: Path) -> list[int]:
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Say whether both are one file: linked, and interrupted before the old name was removed."""
+    """Say whether both are one file: an interrupted rename by a link, whose old name is still there."""
     return source.exists() and target.exists() and target.samefile(source)
 
 
 def _renamed(source: Path, target: Path, hidden: Path, progress: Progress) -> bool:
-    """Rename a file and say whether that can be, with the rights it should have; else it is to be copied."""
+    """Rename a file if it can have the rights it should; says whether it did, else copy the file."""
     if source.parent.stat().st_dev != target.parent.stat().st_dev:
         return False
     if _linked(source, target):
@@ -174,9 +173,9 @@ def _renamed(source: Path, target: Path, hidden: Path, progress: Progress) -> bo
 
 
 def _take_on_rights(path: Path, hidden: Path) -> bool:
-    """Give a file the group, mode and ACL of a new one in a folder; says whether it may have them.
+    """Give a file the group, mode and ACL of a new one in a folder; says whether that is allowed.
 
-    What a new one has is for the kernel to say, which knows setgid and default ACLs.
+    A new file is made to see what it has: the kernel knows setgid and default ACLs.
     """
     new = _create_nameless(hidden)
     wanted, acl = os.fstat(new), _acl(new)
@@ -197,7 +196,7 @@ def _take_on_rights(path: Path, hidden: Path) -> bool:
 
 
 def _create_nameless(hidden: Path) -> int:
-    """Make a new file beside a part that is gone when it is closed, and give its descriptor."""
+    """Make a nameless file beside a part, which is gone when it is closed; gives its descriptor."""
     try:
         descriptor = os.open(hidden.parent, os.O_RDWR | os.O_TMPFILE, 0o666)
     except OSError as error:
@@ -211,7 +210,7 @@ def _create_nameless(hidden: Path) -> int:
 
 
 def _create(hidden: Path) -> int:
-    """Make a part anew and give its descriptor."""
+    """Make an empty part and give its descriptor."""
     hidden.unlink(missing_ok=True)  # of an earlier call, or put there: what it links to is not written to
     descriptor = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     _open_as_folder(descriptor, hidden.parent)
@@ -219,9 +218,9 @@ def _create(hidden: Path) -> int:
 
 
 def _open_as_folder(descriptor: int, folder: Path) -> None:
-    """Have a new file read by who can read its folder and, where that is shared by setgid, its group write.
+    """Have those who can read the folder read a new file and, if it is setgid, its group write it.
 
-    The umask is that of our own folders. A default ACL, which the kernel has heeded, says otherwise.
+    The umask is meant for our own folders. A default ACL, which the kernel has applied, wins.
     """
     if not files.has_default_acl(folder):
         mode = folder.stat().st_mode
@@ -250,7 +249,7 @@ def _acl(descriptor: int) -> bytes | None:
 
 
 def _copy_over(source: Path, target: Path, hidden: Path, noted: _Note, progress: Progress) -> None:
-    """Copy a file to its part and rename that, all durable; goes on where an interrupted call was."""
+    """Copy a file to its part and rename that, all durable; resumes an interrupted call."""
     if _linked(hidden, target):
         hidden.unlink()
         return
@@ -265,7 +264,7 @@ def _copy_over(source: Path, target: Path, hidden: Path, noted: _Note, progress:
 
 
 def _copy_on(source: Path, hidden: Path, noted: _Note, progress: Progress) -> None:
-    """Copy what is missing in the part; durable when it returns.
+    """Copy the rest of a file to its part; durable when it returns.
 
     Copies as much as the source has at the start: it may grow without end.
     """
@@ -286,7 +285,9 @@ def _copy_on(source: Path, hidden: Path, noted: _Note, progress: Progress) -> No
                 block = original.read(min(left, files.COPIED_AT_ONCE))
                 if not block:
                     raise OSError(errno.EIO, "became shorter while it was copied", str(source))
-                _write_all(copied, block)
+                rest = memoryview(block)
+                while rest:
+                    rest = rest[os.write(copied.fileno(), rest) :]
                 progress.done += len(block)
                 if copied.tell() - durable >= DURABLE_EVERY:
                     durable = copied.tell()
@@ -297,14 +298,8 @@ def _copy_on(source: Path, hidden: Path, noted: _Note, progress: Progress) -> No
             os.fsync(copied.fileno())
 
 
-def _write_all(file: RawIOBase, block: bytes) -> None:
-    rest = memoryview(block)
-    while rest:
-        rest = rest[file.write(rest) or 0 :]
-
-
 def _same_so_far(original: BinaryIO, hidden: Path, durable: int) -> int:
-    """Say how much of a part can be kept: what was noted, if that much is there and ends as it should."""
+    """Give the bytes of a part that can be kept: those noted, if they are there and their end is the same."""
     try:
         with files.open_regular(hidden) as copied:
             durable = min(durable, os.fstat(copied.fileno()).st_size)

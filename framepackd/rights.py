@@ -1,7 +1,7 @@
-"""Sets who may do what on the disk: the group drops and collects, all else is the daemon's user's.
+"""Sets the rights on the disk: the group drops and collects files, the daemon's user alone does all else.
 
-Who may drop files can have videos made and no more: holding the lock would stop the service, a work folder
-could be written under a running job, and what is compiled is code that the daemon runs.
+People who may drop files can have videos generated, and no more. With the lock they could stop the service,
+with a work folder change a running job; and compiled files are code that the daemon runs.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 
 UMASK = 0o077  # of the daemon and its worker; files in the drop folders are given their modes one by one
 WALKED = 0o750  # the state folder: the group goes through it to the folders below
-SHARED = 0o2770  # with setgid: what anybody puts there belongs to the group
+SHARED = 0o2770  # with setgid: files that anybody puts there belong to the group
 PRIVATE = 0o700
-STICKY = 0o1000  # where somebody has set it, members remove only their own files: that stays
+STICKY = 0o1000  # kept where somebody has set it: members then remove only their own files
 WRITABLE = 0o022  # by group or others
-EVERYBODY = ("users",)  # where a system puts all users into one group, nothing is opened to that
+EVERYBODY = ("users",)  # groups that some systems put all users into: nothing is opened to them
 FORMERLY_COMPILED = "compiled"  # in the state folder, of earlier versions; now in the cache folder
 
 
@@ -49,11 +49,11 @@ def mode_of(folder: Path, config: Config) -> int:
 
 
 def put_right(config: Config) -> list[Problem]:
-    """Correct the modes in the state folder and the cache folder; tell what a person has to correct.
+    """Correct the modes in the state folder and the cache folder; report those that a person has to correct.
 
     For the holder of the lock. Folders outside the state folder, and on other file systems, are the
-    administrator's and stay as they are. Looks at no more than the state folder's own entries: a closed
-    folder closes everything below it.
+    administrator's and stay as they are. Checks only the state folder's own entries: a closed folder closes
+    everything below it.
     """
     changed: list[str] = []
     problems: list[Problem] = []
@@ -63,17 +63,17 @@ def put_right(config: Config) -> list[Problem]:
         problems += [problem] if problem else []
     problems += _close_cache(config, changed)
     if changed:
-        log.warning("rights put right, so that who may drop can do no more: %s", ", ".join(changed))
+        log.warning("rights corrected, so that those who drop files can do no more: %s", ", ".join(changed))
     return problems
 
 
 def wrong(config: Config) -> list[Path]:
-    """Name what in the state folder has another mode than it should have."""
+    """List the entries of the state folder whose mode is wrong."""
     return [path for path, _ in _wrong(config)]
 
 
 def share(path: Path) -> None:
-    """Give a file that was written into a drop folder the rights of that folder, for reading."""
+    """Make a file that was written into a drop folder readable for those who can read that folder."""
     mode = 0o600 | (path.parent.stat().st_mode & 0o044)
     if stat.S_IMODE(path.stat().st_mode) != mode:
         with contextlib.suppress(PermissionError):  # a file system without such rights
@@ -81,7 +81,7 @@ def share(path: Path) -> None:
 
 
 def _for_group(mode: int, group: int) -> int:
-    """Take the group's part away where everybody is in that group."""
+    """Remove the group's rights from a mode where everybody is in that group."""
     try:
         name = grp.getgrgid(group).gr_name
     except KeyError:
@@ -90,11 +90,12 @@ def _for_group(mode: int, group: int) -> int:
 
 
 def _wrong(config: Config) -> Iterator[tuple[Path, int]]:
-    """Give each entry of the state folder that has not the mode it should have, with that mode."""
+    """Give each entry of the state folder whose mode is wrong, with the mode that it should have."""
     state = config.state_dir
     itself = state.resolve()
     device = itself.stat().st_dev
-    shared = {folder: SHARED for folder in _drop_folders(config) if folder.is_relative_to(state)}
+    dropped = (config.inbox, config.outbox, config.failed, config.lora_dir)
+    shared = {folder: SHARED for folder in dropped if folder.is_relative_to(state)}
     on_the_way = {
         above: WALKED
         for folder in shared
@@ -108,7 +109,7 @@ def _wrong(config: Config) -> Iterator[tuple[Path, int]]:
         except OSError:  # gone meanwhile
             continue
         folder = stat.S_ISDIR(status.st_mode)
-        # Of files the device tells nothing: an overlay gives that of the layer that a file lies in.
+        # Of folders only: in an overlay a file has the device of its layer.
         mounted = folder and status.st_dev != device
         if stat.S_ISLNK(status.st_mode) or mounted or (fixed is not None and not folder):
             continue
@@ -119,12 +120,8 @@ def _wrong(config: Config) -> Iterator[tuple[Path, int]]:
             yield path, wanted
 
 
-def _drop_folders(config: Config) -> tuple[Path, ...]:
-    return config.inbox, config.outbox, config.failed, config.lora_dir
-
-
 def _correct(path: Path, wanted: int, owner: int, changed: list[str]) -> Problem | None:
-    """Set a mode, through no symbolic link; a problem if that takes another user."""
+    """Set a mode, through no symbolic link; gives a problem if this user may not."""
     try:
         descriptor = os.open(path, os.O_PATH | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -134,14 +131,14 @@ def _correct(path: Path, wanted: int, owner: int, changed: list[str]) -> Problem
         mode = stat.S_IMODE(status.st_mode)
         if status.st_uid not in (owner, os.geteuid()):
             raise PermissionError  # root could, but it is not the service's
-        os.chmod(f"/proc/self/fd/{descriptor}", wanted)  # noqa: PTH101 - of what was looked at, whatever has its name
+        os.chmod(f"/proc/self/fd/{descriptor}", wanted)  # noqa: PTH101 - of what was checked, whatever has its name now
     except OSError:
         if mode & ~wanted & WRITABLE == 0 and wanted not in (WALKED, SHARED):
-            return None  # somebody else's, and nobody can harm it
+            return None  # another user's, and nobody else can change it
         return Problem(
             "rights",
-            f"{path} has the mode {mode:04o} and this user cannot change it, so who may drop files could do "
-            f"more than that: sudo chmod {wanted:04o} {shlex.quote(str(path))}",
+            f"{path} has the mode {mode:04o} and this user cannot change it, so whoever may drop files could "
+            f"do more than that: sudo chmod {wanted:04o} {shlex.quote(str(path))}",
         )
     finally:
         os.close(descriptor)
@@ -150,11 +147,11 @@ def _correct(path: Path, wanted: int, owner: int, changed: list[str]) -> Problem
 
 
 def _close_cache(config: Config, changed: list[str]) -> list[Problem]:
-    """Remove compiled code that others could have written, and close the folder for new code."""
+    """Remove compiled code that others could have written, and close its folder to others."""
     former = config.state_dir / FORMERLY_COMPILED
     if former.is_dir() and not former.is_symlink():
         shutil.rmtree(former, ignore_errors=True)
-        changed.append(f"{former} removed: what is compiled is made anew in {config.cache_dir}")
+        changed.append(f"{former} removed: code is compiled again, into {config.cache_dir}")
     cache = config.cache_dir
     try:
         status = cache.stat()
@@ -168,7 +165,7 @@ def _close_cache(config: Config, changed: list[str]) -> list[Problem]:
                 "XDG_CACHE_HOME",
             )
         ]
-    for entry in list(os.scandir(cache)):  # even where the folder is closed by now: systemd does so before us
+    for entry in list(os.scandir(cache)):  # even if the folder is closed: systemd closes it before the start
         if entry.stat(follow_symlinks=False).st_mode & WRITABLE and entry.is_dir(follow_symlinks=False):
             shutil.rmtree(entry, ignore_errors=True)
             changed.append(f"{entry.path} removed: others could write there, and it is code")

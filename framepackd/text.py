@@ -1,4 +1,4 @@
-"""Compares, takes apart and prints names of files and texts of users."""
+"""Puts names of files, texts of users, sizes and times into a form that can be printed."""
 
 import hashlib
 import json
@@ -7,9 +7,12 @@ import os
 import re
 import shlex
 import unicodedata
+from datetime import datetime
 from typing import Any
 
-LAST = "\U0010ffff"  # sorts behind every other character
+from rich import filesize
+
+LAST = "\U0010ffff"  # sorts after every other character
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
 STAND_IN_BYTES = 100  # with a number and what follows NAME, within the 143 bytes of eCryptfs
 # Devices on Windows, whatever follows a point.
@@ -17,12 +20,21 @@ RESERVED = re.compile(r"(?i:con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³
 
 
 def printable(text: str) -> str:
-    r"""Show control characters as escapes: names and prompts must not speak to the terminal.
+    r"""Show control characters as escapes: names and prompts must not control the terminal.
 
     >>> printable("new\nline")
     'new\\nline'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def path_of(folder: str, name: str) -> str:
+    """Name a job with its folder below the inbox.
+
+    >>> path_of("pets", "cat"), path_of("", "cat")
+    ('pets/cat', 'cat')
+    """
+    return f"{folder}/{name}" if folder else name
 
 
 def as_utf8(name: str) -> str:
@@ -35,12 +47,12 @@ def as_utf8(name: str) -> str:
 
 
 def shell_word(path: str) -> str:
-    r"""Quote a path for a shell, in printable characters whatever it holds, so that a person can copy it.
+    r"""Quote a path for a shell, in printable characters only, so that a person can copy it.
 
     >>> print(shell_word("a cat.png"), shell_word("a" + chr(10) + "'b"))
     'a cat.png' $'a\x0a\'b'
     """
-    if path.isprintable():  # which what is not UTF-8 is not
+    if path.isprintable():  # bytes that are not UTF-8 are not
         return shlex.quote(path)
     return f"$'{''.join(_escaped(character) for character in path)}'"
 
@@ -63,9 +75,9 @@ def rest_of_name(file: str, name: str) -> str:
 
 
 def stand_ins(name: str) -> list[str]:
-    """Give what a file or folder can be called, one after another where a file system refuses a name.
+    """Give names for a file or folder, to try one after another where a file system refuses them.
 
-    First the name itself; then without what Windows, exFAT and SMB do not know, and shorter; then in ASCII.
+    First the name itself; then shorter, without characters that Windows, exFAT and SMB refuse; then in ASCII.
 
     >>> stand_ins("who?")
     ['who?', 'who_']
@@ -89,7 +101,7 @@ def _on_windows(name: str) -> str:
 
 
 def printable_json(value: object) -> str:
-    r"""Write JSON for people and programs: what would speak to a terminal is written as an escape.
+    r"""Write JSON for people and programs, with escapes for characters that would control a terminal.
 
     >>> printable_json("caf" + chr(0xe9) + chr(0x9b))
     '"café\\u009b"'
@@ -99,33 +111,28 @@ def printable_json(value: object) -> str:
 
 
 def size_text(size: int | None) -> str:
-    """Put a size into the units in which downloads are told: GB is 10⁹ bytes.
+    """Give a size in decimal units, as downloads have it: GB is 10⁹ bytes.
 
     >>> size_text(26_000_000_000), size_text(1_500_000), size_text(12), size_text(None)
     ('26.0 GB', '1.5 MB', '12 bytes', 'an unknown size')
     """
-    if size is None:
-        return "an unknown size"
-    for unit, length in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size >= length:
-            return f"{size / length:.1f} {unit}"
-    return f"{size} bytes"
+    return "an unknown size" if size is None else filesize.decimal(size)
 
 
 class PrintableFormatter(logging.Formatter):
-    """Keeps each message on its line, and from speaking to the terminal, whatever names it holds."""
+    """Keeps each message on one line, with escapes for characters that would control the terminal."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """Format the line of a message."""
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
-        """Format a traceback, which has lines of its own."""
+        """Format a traceback, line by line."""
         return "\n".join(map(printable, super().formatException(ei).split("\n")))
 
 
 def percent(ratio: float) -> int:
-    """Put a ratio into whole per cent: 100 only for all of it.
+    """Give a ratio in whole per cent, rounded down: 100 only for all of it.
 
     >>> percent(0.58), percent(0.9999), percent(1)
     (58, 99, 100)
@@ -133,8 +140,15 @@ def percent(ratio: float) -> int:
     return int(100 * ratio + 1e-6)
 
 
+def clock(when: str, now: datetime, *, seconds: bool = False) -> str:
+    """Give a time of UTC as clocks here show it, with the day of the week where that is not today's."""
+    local = datetime.fromisoformat(when).astimezone()
+    day = "" if local.date() == now.astimezone().date() else f"{local:%a} "
+    return f"{day}{local:%H:%M:%S}" if seconds else f"{day}{local:%H:%M}"
+
+
 def duration(seconds: float) -> str:
-    """Put a span of time in words, to two units.
+    """Give a span of time in words, in at most two units.
 
     >>> duration(7), duration(125), duration(3600 * 5 + 600), duration(86400 * 3)
     ('7 s', '2 min 5 s', '5 h 10 min', '3 d')

@@ -1,15 +1,14 @@
 """What to run first on a machine with a GPU, in nine minutes: ``python -m benchmarks gpu --first-light``.
 
-Rows come in order of worth. Each has a time that it may take, and what fails, crashes or hangs in one does
-not end the run: rows are computed in a process beside, and where that dies or its CUDA context breaks, the
-next row gets another one. What ran is in ``first-light.json`` (rewritten after every figure) and
-``first-light.md`` of ``--out``, what libraries said in ``first-light.log``. The exit code is 1 if a row
-failed.
+The most valuable rows come first. Each has a time limit, and a row that fails, crashes or hangs does not end
+the run: rows are computed in a child process, and if that dies or its CUDA context breaks, the next row gets
+a new one. Results are in ``first-light.json`` (rewritten after every figure) and ``first-light.md`` of
+``--out``, the libraries' output in ``first-light.log``. The exit code is 1 if a row failed.
 
-``--tiny`` runs all of it small, on the CPU where there is no GPU: what needs one is then skipped.
+``--tiny`` runs all of it small, on the CPU if there is no GPU; rows that need one are then skipped.
 
-A machine that no package registry can be reached from needs what ``benchmarks/wheels.txt`` names carried to
-it; :mod:`benchmarks.first_light.carry` packs and unpacks that. A row that needs what is not there is skipped.
+A machine that reaches no package registry needs the packages in ``benchmarks/wheels.txt`` carried to it:
+:mod:`benchmarks.first_light.carry` packs and unpacks them. A row whose packages are missing is skipped.
 """
 
 import math
@@ -25,7 +24,7 @@ class SkippedError(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """Something that a row found out."""
+    """A result of a row."""
 
     name: str
     value: float | str

@@ -1,6 +1,6 @@
 """Break this process's CUDA context and say how that is judged.
 
-``python -m benchmarks.first_light.broken WAY``. What a kernel did wrong is told by a later call, and every
+``python -m benchmarks.first_light.broken WAY``. A later call reports what a kernel did wrong, and every
 call after that fails as well.
 """
 

@@ -1,4 +1,4 @@
-"""The rows one after the other, in a process beside; what ran is written as it goes. No torch here."""
+"""Runs the rows one after another in a child process, and writes the results as they come. No torch here."""
 
 import json
 import os
@@ -44,7 +44,7 @@ class Child:
         """Have it compute a row; gives its words, the last of them how it ended, whatever happens."""
         assert self._process.stdin is not None
         deadline = time.monotonic() + limit
-        with suppress(BrokenPipeError):  # told below, by how it ended
+        with suppress(BrokenPipeError):  # reported below, by how it ended
             self._process.stdin.write(f"{json.dumps(vars(check))}\n".encode())
             self._process.stdin.flush()
         while True:

@@ -199,7 +199,7 @@ def set_up(cache: Path) -> None:
     Raises:
         CompileError: this torch cannot compile here.
     """
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(_own_folder(cache))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own_folder(cache))
     try:
         import torch._inductor.config as settings
     except Exception as error:  # of a triton that does not fit torch, say
@@ -210,7 +210,7 @@ def set_up(cache: Path) -> None:
     settings.compile_threads = 1  # no processes of its own, which a killed worker would leave behind
 
 
-def _own_folder(cache: Path) -> Path:
+def own_folder(cache: Path) -> Path:
     """Make the folder, for this user alone: what lies in it is run. Where that cannot be, give a new one."""
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)

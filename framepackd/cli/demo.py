@@ -16,6 +16,7 @@ from framepack_core.media import heif
 from framepackd.cli import display
 from framepackd.control import socket
 from framepackd.inbox.naming import is_picture, picture_types
+from framepackd.problems import CommandError
 
 FOLDERS = ("inbox", "outbox", "failed", "state")
 PICTURE, PROMPT = "lake.png", "lake.txt"
@@ -23,7 +24,7 @@ STEPS = 4  # more do not make the demo model's videos better
 START_SECONDS, JOB_SECONDS = 30.0, 300.0
 
 
-class DemoError(Exception):
+class DemoError(CommandError):
     """The demo did not end with a video."""
 
 
@@ -33,13 +34,13 @@ def run_demo(
     """Start a daemon on fresh folders, drop a picture and its text, show progress; returns the video.
 
     Args:
-        folder: of the demo's own, made anew.
+        folder: where the demo's folders go; those of an earlier demo are removed.
         image: the picture; None is the bundled one.
-        prompt: what happens; None is what is bundled with the picture.
-        seconds: how long the video is to be.
+        prompt: what happens; None is the bundled prompt.
+        seconds: length of the video.
 
     Raises:
-        DemoError: the folder is somebody's, there is no such picture, or the job did not end well.
+        DemoError: the folder holds something else, there is no such picture, or the job did not end well.
     """
     folder = folder.absolute()
     bundled = files("framepackd").joinpath("demo")
@@ -53,14 +54,15 @@ def run_demo(
         raise DemoError(f"{name} is no picture of a known type: {picture_types()}{hint}")
     text = bundled.joinpath(PROMPT).read_text(encoding="utf-8").strip() if prompt is None else prompt
     _make_fresh(folder)
-    state = folder / "state"
+    state, config = folder / "state", folder / "state/config.toml"
+    config.write_text("# Written by framepackd demo, so that no other configuration is used.\n")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FRAMEPACKD_")}
     environment |= {f"FRAMEPACKD_{key.upper()}": str(folder / key) for key in ("inbox", "outbox", "failed")}
     environment |= {
         "FRAMEPACKD_STATE_DIR": str(state),
         "FRAMEPACKD_MODEL": "demo-f1",  # sharper than "demo": each section sees the one before
         "FRAMEPACKD_SETTLE_SECONDS": "0.5",
-        "FRAMEPACKD_CONFIG": str(_write_config(folder)),
+        "FRAMEPACKD_CONFIG": str(config),
     }
     with (folder / "daemon.log").open("wb") as log:
         daemon = subprocess.Popen(
@@ -81,19 +83,12 @@ def run_demo(
 
 
 def _make_fresh(folder: Path) -> None:
-    """Clear away an earlier demo, and nothing else."""
+    """Remove an earlier demo, and nothing else."""
     if folder.exists() and any(folder.iterdir()) and not (folder / "state/framepackd.db").exists():
         raise DemoError(f"{folder} is there already and is not an earlier demo: move it, or use --folder")
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
-
-
-def _write_config(folder: Path) -> Path:
-    """Write a configuration of the demo's own, so that none on this machine plays a part."""
-    config = folder / "state/config.toml"
-    config.write_text("# Written by framepackd demo; all its settings come by the environment.\n")
-    return config
 
 
 def _wait_for_daemon(daemon: "subprocess.Popen[bytes]", state: Path) -> None:
@@ -112,10 +107,7 @@ def _wait_for_video(daemon: "subprocess.Popen[bytes]", state: Path) -> Path:
                 raise DemoError(f"the daemon ended with exit code {daemon.returncode}")
             try:
                 report = socket.ask(state, {"command": "status"})
-            except (
-                ConnectionError,
-                FileNotFoundError,
-            ):  # just starting: it listens in a moment; or just ending
+            except (ConnectionError, FileNotFoundError):  # it is starting, or ending
                 time.sleep(0.05)
                 continue
             live.update(display.status(report), refresh=True)

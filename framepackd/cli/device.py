@@ -1,4 +1,4 @@
-"""framepackd calibrate and sanity-check: use the device, so never beside a daemon."""
+"""framepackd calibrate and sanity-check: they use the device, so no daemon may use it meanwhile."""
 
 import sys
 from pathlib import Path
@@ -22,17 +22,13 @@ if TYPE_CHECKING:
 def calibrate(
     config_file: Path | None, model: str, image: Path | None, prompt: str | None, output: Path | None
 ) -> None:
-    """Measure what cache = "magcache" goes by, for a model of your own; takes as long as a section does."""
+    """Measure the ratios that cache = "magcache" uses, for your own model; takes as long as a section."""
     config = load(config_file)
     _refuse_beside_daemon(config)
     before_torch.set_up(config.gpu.device)
-    from framepack_core.errors import FramePackError
     from framepackd.machine.calibrate import calibrate as measure
 
-    try:
-        click.echo(measure(config, model, image, prompt, output or Path(f"{model}.ratios.json")))
-    except (FramePackError, OSError) as error:
-        fail(str(error), 1)
+    click.echo(measure(config, model, image, prompt, output or Path(f"{model}.ratios.json")))
 
 
 @click.command("sanity-check")
@@ -56,7 +52,6 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
     from framepackd.worker.main import quiet_libraries
 
     quiet_libraries()
-    from framepack_core.errors import FramePackError
     from framepackd.cli import display
     from framepackd.machine import sanity
 
@@ -64,8 +59,6 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
     try:
         report = sanity.sanity_check(config, name)
         sanity.write_sheet(report, target)
-    except FramePackError as error:
-        fail(str(error), 1)
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror}: choose another --output", 1)
     display.console().print(

@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypedDict
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
@@ -13,14 +13,24 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepack_core.memory.footprint import GIB
+from framepackd.jobs.report import (
+    DaemonReport,
+    DeliveryReport,
+    JobReport,
+    ProblemReport,
+    Record,
+    Report,
+    WaitingReport,
+    running_in,
+)
 from framepackd.settings import loras
-from framepackd.text import duration, percent, printable, size_text
+from framepackd.text import clock, duration, path_of, percent, printable, size_text
 
 if TYPE_CHECKING:
     from framepackd.machine.check import Check, Forecast
 
-PIPED_WIDTH = 240  # who reads a pipe looks for whole lines
-NARROW = 110  # columns; in fewer, names and reasons beside each other leave no room for either
+PIPED_WIDTH = 240  # columns; what reads a pipe needs whole lines
+NARROW = 110  # columns; in fewer, names and reasons do not fit beside each other
 LABEL_WIDTH = 11
 SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_PROBLEMS = 10, 8, 10, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
@@ -39,26 +49,29 @@ def console() -> Console:
     return Console(highlight=False, width=None if terminal else PIPED_WIDTH)
 
 
-def status(report: dict[str, Any], now: datetime | None = None) -> RenderableType:
+def status(report: Report, now: datetime | None = None) -> RenderableType:
     """Draw what ``status --json`` holds, for a person."""
     now = now or datetime.now(UTC)
     jobs = report["jobs"]
     moving = [job for job in jobs if job["delivery"]]
-    running = [job for job in jobs if job["state"] == "running" and not job["delivery"]]
     queued = [job for job in jobs if job["state"] == "queued" and not job["delivery"]]
     ended = [job for job in jobs if job["state"] not in ("running", "queued")]
     parts: list[RenderableType] = [_headline(report, now)]
-    if hardware := report["daemon"].get("hardware"):  # a daemon from before an update does not say it
-        parts.append(_hardware(hardware))
+    if hardware := report["daemon"].get("hardware"):
+        parts.append(_line("  device", hardware, "dim", "dim"))
     if report["daemon"]["paused"] is not None:
-        parts.append(_paused(report["daemon"]["paused"]))
-    if report["problems"]:
-        parts.append(_problems(report["problems"]))
-    parts += [_running(job, now) for job in running]
+        parts.append(_line("  paused", report["daemon"]["paused"], "bold yellow", "bold"))
+    if problems := report["problems"]:
+        shown = _Entries("  problem", "bold red")
+        for problem in problems[:SHOWN_PROBLEMS]:
+            shown.add([], problem["text"])
+        parts.append(shown.and_more(problems, SHOWN_PROBLEMS))
+    if running := running_in(report):
+        parts.append(_running(running, now))
     if queued:
         parts.append(_queue(queued, report, now))
     if moving:
-        parts.append(_moving(moving, report["problems"]))
+        parts.append(_moving(moving, report["problems"], now))
     if report["waiting"]:
         parts.append(_waiting(report["waiting"], now))
     if ended:
@@ -68,7 +81,7 @@ def status(report: dict[str, Any], now: datetime | None = None) -> RenderableTyp
     return Group(*parts)
 
 
-def _headline(report: dict[str, Any], now: datetime) -> Text:
+def _headline(report: Report, now: datetime) -> Text:
     daemon = report["daemon"]
     dot = DOTS[daemon["state"]] if daemon["paused"] is None else "yellow"
     line = Text.assemble(("● ", dot), ("framepackd ", "bold"), _daemon_words(daemon, now))
@@ -79,48 +92,29 @@ def _headline(report: dict[str, Any], now: datetime) -> Text:
     return line
 
 
-def _paused(why: str) -> RenderableType:
+def _line(label: str, words: str, label_style: str, style: str) -> RenderableType:
     grid = _grid()
-    grid.add_row(Text("  paused", style="bold yellow"), Text(printable(why), style="bold"))
+    grid.add_row(Text(label, style=label_style), Text(printable(words), style=style))
     return grid
 
 
-def _problems(problems: list[dict[str, Any]]) -> RenderableType:
-    shown = _Entries("  problem", "bold red")
-    for problem in problems[:SHOWN_PROBLEMS]:
-        shown.add([], problem["text"])
-    return shown.and_more(problems, SHOWN_PROBLEMS)
-
-
-def _daemon_words(daemon: dict[str, Any], now: datetime) -> str:
+def _daemon_words(daemon: DaemonReport, now: datetime) -> str:
     if daemon["state"] == "stopped":
         return "is not running: start it with framepackd run"
     if daemon["state"] == "died":
         return "died and left work behind: start it with framepackd run, it goes on"
-    since = now - datetime.fromisoformat(daemon["since"])
-    return f"{daemon['state']} for {duration(since.total_seconds())}  pid {daemon['pid']}"
+    return f"{daemon['state']} for {_since(daemon['since'], now)}  pid {daemon['pid']}"
 
 
-def _hardware(words: str) -> RenderableType:
-    grid = _grid()
-    grid.add_row(Text("  device", style="dim"), Text(printable(words), style="dim"))
-    return grid
-
-
-def _running(job: dict[str, Any], now: datetime) -> RenderableType:
-    at_end = (
-        Text(job["note"], style="yellow")
-        if job["note"]
-        else Text(_finish(job["eta_seconds"], now), style="cyan")
-    )
-    # A daemon of an older version, which still runs after an update, says neither.
+def _running(job: JobReport, now: datetime) -> RenderableType:
+    at_end = Text(job["note"], style="yellow") if job["note"] else Text(_finish(job, now), style="cyan")
     where = Text("  ".join(job.get("stage") or ()))
     return _Running(Text(_path(job), style="bold"), job.get("progress") or 0.0, where, at_end)
 
 
 @dataclass(frozen=True)
 class _Running:
-    """The job that is made: in one line if the terminal is wide enough for that, else in two."""
+    """The running job: on one line, or on two in a narrow terminal."""
 
     path: Text
     progress: float  # 0 to 1
@@ -149,20 +143,20 @@ class _Running:
 
 
 class _Entries:
-    """Rows of one kind: facts beside each other and a note, which a narrow terminal has below them."""
+    """Rows of one kind: facts in columns, then a note, which goes below them in a narrow terminal."""
 
     def __init__(self, label: str, style: str) -> None:
-        """Take what stands before the first row."""
+        """Take the label of the first row."""
         self._label = Text(label, style=style)
         self._rows: list[tuple[Text, list[str], Text]] = []
 
     def add(self, facts: list[str], note: object = "", *, style: str = "", label: Text | None = None) -> None:
-        """Add a row; whatever is in it is made safe to print."""
+        """Add a row; its texts are made safe to print."""
         first = label if label is not None else Text() if self._rows else self._label
         self._rows.append((first, facts, Text(printable(str(note)), style=style)))
 
     def and_more(self, all_of_them: Sized, shown: int) -> "_Entries":
-        """Say how many are not shown."""
+        """Add a row that says how many are not shown."""
         if len(all_of_them) > shown:
             self.add([f"and {len(all_of_them) - shown} more"], label=Text())
         return self
@@ -186,50 +180,48 @@ class _Entries:
         yield grid
 
 
-def _queue(queued: list[dict[str, Any]], report: dict[str, Any], now: datetime) -> RenderableType:
+def _queue(queued: list[JobReport], report: Report, now: datetime) -> RenderableType:
     shown = _Entries("  queue", "blue")
     for job in queued[:SHOWN_QUEUE]:
         eta = "" if job["eta_seconds"] is None else f"about {duration(job['eta_seconds'])}"
-        note = job["note"] or (f"attempt {job['attempts'] + 1}" if job["attempts"] else "")
         frames = f"{job['frames']} frames" + (f" ({job['clips']} clips)" if job["clips"] > 1 else "")
-        shown.add([_path(job), frames, eta], note, style="yellow")
+        shown.add([_path(job), frames, eta], job["note"] or "", style="yellow")
     shown.and_more(queued, SHOWN_QUEUE)
     if report["eta_seconds"] is not None:
-        shown.add([f"all done {_finish(report['eta_seconds'], now)}"], label=Text())
+        shown.add([f"all done {_finish(report, now)}"], label=Text())
     return shown
 
 
-def _moving(jobs: list[dict[str, Any]], problems: list[dict[str, Any]]) -> RenderableType:
-    shown = _Entries("  moving", "red" if any(job["delivery"]["reason"] for job in jobs) else "blue")
-    told = " ".join(problem["text"] for problem in problems)
+def _moving(jobs: list[JobReport], problems: list[ProblemReport], now: datetime) -> RenderableType:
+    stuck = any(job["delivery"] and job["delivery"]["reason"] for job in jobs)
+    shown = _Entries("  moving", "red" if stuck else "blue")
+    reported = " ".join(problem["text"] for problem in problems)
     for job in jobs[:SHOWN_QUEUE]:
-        delivery = job["delivery"]
-        again, note = "", job["note"]
-        if delivery["next_try"]:
-            again = f"tried again at {datetime.fromisoformat(delivery['next_try']).astimezone():%H:%M:%S}"
-        if delivery["reason"] and delivery["reason"] in told:
+        delivery, note = job["delivery"], job["note"]
+        assert delivery is not None
+        if delivery["reason"] and delivery["reason"] in reported:
             note = "its files cannot be moved: see problem"  # which says why, and what to do
-        shown.add([_path(job), f"to be {delivery['state']}", again], note, style="yellow")
+        shown.add(
+            [_path(job), f"to be {delivery['state']}", _again(delivery, now)], note or "", style="yellow"
+        )
     return shown.and_more(jobs, SHOWN_QUEUE)
 
 
-def _waiting(waiting: list[dict[str, Any]], now: datetime) -> RenderableType:
+def _waiting(waiting: list[WaitingReport], now: datetime) -> RenderableType:
     shown = _Entries("  waiting", "yellow")
     for entry in waiting[:SHOWN_WAITING]:
-        since = now - datetime.fromisoformat(entry["since"])
-        folder = f"{entry['folder']}/" if entry["folder"] else ""
-        missing = f"missing: {entry['missing']}" if " " not in entry["missing"] else entry["missing"]
-        shown.add([folder + ", ".join(entry["files"]), f"for {duration(since.total_seconds())}"], missing)
+        files = path_of(entry["folder"], ", ".join(entry["files"]))
+        note = entry.get("note", entry["missing"])
+        shown.add([files, f"for {_since(entry['since'], now)}"], note)
     return shown.and_more(waiting, SHOWN_WAITING)
 
 
-def _results(ended: list[dict[str, Any]], now: datetime) -> RenderableType:
+def _results(ended: list[JobReport], now: datetime) -> RenderableType:
     shown = _Entries("", "")
     for job in ended[:SHOWN_RESULTS]:
         state = "suspect" if job["state"] == "done" and job["quality"] else job["state"]
-        ago = now - datetime.fromisoformat(job["finished_at"])
         shown.add(
-            [_path(job), f"{duration(ago.total_seconds())} ago"],
+            [_path(job), f"{_since(job['finished_at'], now)} ago"],
             ": ".join(filter(None, (job["quality"], job["error"] or job["output"]))),
             label=Text(f"  {state}", style=STATE_STYLES[state]),
         )
@@ -237,49 +229,64 @@ def _results(ended: list[dict[str, Any]], now: datetime) -> RenderableType:
 
 
 def _grid() -> Table:
-    """Give a table without lines, whose first column is as wide in all parts of the picture."""
+    """Give a table without lines; its first column is equally wide in all parts of the picture."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(min_width=LABEL_WIDTH)
     return grid
 
 
-def _path(job: dict[str, Any]) -> str:
-    return printable(f"{job['folder']}/{job['name']}" if job["folder"] else str(job["name"]))
+def _path(job: JobReport) -> str:
+    return printable(path_of(job["folder"], job["name"]))
 
 
 def _text(value: object) -> str:
-    """Make anything safe to print as it is."""
+    """Make a value safe to print, as it is."""
     return escape(printable(str(value)))
 
 
-def _finish(seconds: float | None, now: datetime) -> str:
-    """Say when something ends: how long from now, and the time on the clock."""
-    if seconds is None:
+def _since(when: str | None, now: datetime) -> str:
+    """Say how long ago something was; empty where the time is not known."""
+    return "" if when is None else duration((now - datetime.fromisoformat(when)).total_seconds())
+
+
+def _again(delivery: DeliveryReport, now: datetime) -> str:
+    when = delivery["next_try"]
+    return f"tried again at {clock(when, now, seconds=True)}" if when else ""
+
+
+def _finish(of: JobReport | Report, now: datetime) -> str:
+    """Say when a job, or the queue, is done: how long from now, and the time on the clock."""
+    if of["eta_seconds"] is None:
         return ""
-    local = (now + timedelta(seconds=seconds)).astimezone()
-    day = "" if local.date() == now.astimezone().date() else f"{local:%a} "
-    return f"in {duration(seconds)}, at {day}{local:%H:%M}"
+    when = of.get("finishes_at")
+    return f"in {duration(of['eta_seconds'])}" + (f", at {clock(when, now)}" if when else "")
 
 
-def job(record: dict[str, Any]) -> RenderableType:
+def job(record: Record) -> RenderableType:
     """Draw one job whole."""
+    now = datetime.now(UTC)
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
+    apart = ("history", "prompts", "continues", "loras", "delivery", "cuts", "warnings", *tables)
     for key, value in record.items():
-        apart = ("history", "prompts", "continues", "loras", "delivery", "cuts", "warnings", *tables)
-        if key in apart or value in (None, "", [], {}):
+        if key in (*apart, "progress", "stage", "note") or value in (None, "", [], {}):
             continue
         facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
+    if record.get("stage"):
+        where = ", ".join([f"{percent(record['progress'])} %", *record["stage"]])
+        facts.add_row(Text("  progress", style="cyan"), _text(where))
     if delivery := record.get("delivery"):
-        then = f"; tried again at {delivery['next_try']}" if delivery["next_try"] else ""
-        told = f"to be {delivery['state']}: {delivery['reason'] or 'its files are being moved'}{then}"
-        facts.add_row(Text("  delivery", style="yellow"), _text(told))
+        again = _again(delivery, now)
+        words = f"to be {delivery['state']}: {record['note']}" + (f"; {again}" if again else "")
+        facts.add_row(Text("  delivery", style="yellow"), _text(words))
+    elif record.get("note"):
+        facts.add_row(Text("  note", style="yellow"), _text(record["note"]))
     for warning in record.get("warnings", ()):
         facts.add_row(Text("  warning", style="yellow"), _text(warning))
     if continued := record.get("continues"):
         known = "frames" if continued["latents"] is None else "latents"
-        told = f"{continued['file']}, {continued['frames']} frames, from its {known}"
-        facts.add_row(Text("  continues", style="cyan"), _text(told))
+        words = f"{continued['file']}, {continued['frames']} frames, from its {known}"
+        facts.add_row(Text("  continues", style="cyan"), _text(words))
     for timed in record.get("prompts", []):
         sections = ", ".join(map(str, timed["sections"]))
         span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"
@@ -303,7 +310,7 @@ def job(record: dict[str, Any]) -> RenderableType:
 
 
 def checks(results: Iterable["Check"]) -> RenderableType:
-    """Draw checks: whether it is fine, what was looked at, what was found."""
+    """Draw checks: a mark, what was checked, what was found."""
     grid = Table.grid(padding=(0, 2))
     marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim"), "warning": ("!", "yellow")}
     for fine, what, found in results:
@@ -349,14 +356,39 @@ def forecast(found: "Forecast") -> RenderableType:
     return Group(Text(), title, table, facts)
 
 
-def models(rows: list[dict[str, Any]]) -> RenderableType:
-    """Draw what ``models list --json`` holds: each model and its sources; the config's own with a star."""
+class SourceRow(TypedDict):
+    """What is here of one source of a model; sizes are in bytes."""
+
+    role: str
+    source: str
+    folder: str
+    bytes_here: int
+    bytes_to_fetch: int | None  # None: unknown
+    missing: list[str]
+
+
+class ModelRow(TypedDict):
+    """One model of ``models list --json``."""
+
+    name: str
+    kind: str
+    default: bool
+    complete: bool
+    sources: list[SourceRow]
+    error: str | None
+
+
+def models(rows: list[ModelRow]) -> RenderableType:
+    """Draw what ``models list --json`` holds: each model with its sources; the config's own has a star."""
     here, rest = (Column(title, justify="right", no_wrap=True) for title in ("here", "to fetch"))
     table = Table(Column("model", no_wrap=True), "kind", "source", here, rest, "files")
     for row in rows:
-        first = [Text(row["name"] + (" *" if row["default"] else ""), "bold"), row["kind"]]
+        first: list[RenderableType] = [
+            Text(row["name"] + (" *" if row["default"] else ""), "bold"),
+            row["kind"],
+        ]
         if not row["sources"]:
-            table.add_row(*first, Text("cannot be told: see below", "red"))
+            table.add_row(*first, Text("unknown: see below", "red"))
         for source in row["sources"]:
             lacking = len(source["missing"])
             unfit = row["complete"] and source["folder"] in (row["error"] or "")

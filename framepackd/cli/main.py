@@ -1,4 +1,4 @@
-"""The command line. What a command needs is imported when it runs: none waits for torch."""
+"""The commands. Each imports what it needs when it runs, so that none waits for torch."""
 
 import faulthandler
 import logging
@@ -14,11 +14,9 @@ import click
 from framepack_core import __version__
 from framepackd.cli.device import calibrate, sanity_check
 from framepackd.cli.models import models
-from framepackd.cli.options import EXIT_USAGE, config_option
-from framepackd.cli.options import fail as _fail
-from framepackd.cli.options import load as _load
+from framepackd.cli.options import EXIT_USAGE, Commands, config_option, fail, load
 from framepackd.cli.prepare import prepare
-from framepackd.text import PrintableFormatter, printable_json
+from framepackd.text import PrintableFormatter, printable, printable_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,10 +25,8 @@ if TYPE_CHECKING:
     from framepackd.machine.units import Service
     from framepackd.settings.config import Config
 
-EXIT_ALREADY_RUNNING = 75
 
-
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="framepackd")
 def main() -> None:
     """Drop NAME.png and NAME.txt into the inbox; the video appears in the outbox."""
@@ -45,24 +41,14 @@ for command in (prepare, models, calibrate, sanity_check):
 @click.option("--once", is_flag=True, help="Take in what is there now, finish every job, and end.")
 def run(config_file: Path | None, *, once: bool) -> None:
     """Run the daemon in the foreground, until SIGTERM or Ctrl-C."""
-    config = _load(config_file)
+    config = load(config_file)
     from framepackd import daemon, rights
-    from framepackd.jobs.database import StoreError
-    from framepackd.jobs.lock import AlreadyRunningError
     from framepackd.settings.config import load_config
 
     os.umask(rights.UMASK)
     _log_to_stderr()
     faulthandler.enable()  # when systemd ends a daemon that hangs, the journal says where it hung
-    try:
-        sys.exit(daemon.run(config, once=once, load_again=lambda: load_config(config_file)))
-    except AlreadyRunningError as error:
-        _fail(str(error), EXIT_ALREADY_RUNNING)
-    except StoreError as error:
-        _fail(str(error), 1)
-    except OSError as error:
-        where = error.filename or config.state_dir  # a sync that failed does not tell
-        _fail(f"{where}: {error.strerror}: check that the disk is fine and this user may write there", 1)
+    sys.exit(daemon.run(config, once=once, load_again=lambda: load_config(config_file)))
 
 
 @main.command()
@@ -71,7 +57,7 @@ def run(config_file: Path | None, *, once: bool) -> None:
 @click.option("--watch", is_flag=True, help="Redraw until interrupted.")
 def status(config_file: Path | None, *, as_json: bool, watch: bool) -> None:
     """Show the daemon, the running job and when it ends, the queue, what waits and why, the last results."""
-    config = _load(config_file)
+    config = load(config_file)
     if watch:
         _watch(config)
         return
@@ -95,16 +81,15 @@ def status(config_file: Path | None, *, as_json: bool, watch: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
     """Show one job whole. JOB is its id, the start of it, or its name."""
-    config = _load(config_file)
+    config = load(config_file)
     from framepackd.control import client
 
     try:
-        answer = client.ask(config, {"command": "show", "job": job})
-        record = answer["job"] if answer is not None else client.find(config, job)
+        record, _ = client.show(config, job)
     except Exception as error:  # whatever it is: it cannot be shown
-        _fail(f"{config.state_dir}: {error}", 1)
+        fail(f"{config.state_dir}: {error}", 1)
     if record is None:
-        _fail(f"no job {job!r}: framepackd status lists them", 1)
+        fail(f"no job {job!r}: framepackd status lists them", 1)
     if as_json:
         click.echo(printable_json(record))
     else:
@@ -127,7 +112,7 @@ def retry(config_file: Path | None, jobs: tuple[str, ...], *, anew: bool) -> Non
 
     JOB is its id, the start of it, or its name.
     """
-    _change(_load(config_file), {"command": "retry", "jobs": jobs, "anew": anew})
+    _change(load(config_file), {"command": "retry", "jobs": jobs, "anew": anew})
 
 
 @main.command()
@@ -139,7 +124,7 @@ def cancel(config_file: Path | None, jobs: tuple[str, ...], *, keep: bool) -> No
 
     JOB is its id, the start of it, or its name.
     """
-    _change(_load(config_file), {"command": "cancel", "jobs": jobs, "keep": keep})
+    _change(load(config_file), {"command": "cancel", "jobs": jobs, "keep": keep})
 
 
 @main.command()
@@ -150,50 +135,40 @@ def top(config_file: Path | None, jobs: tuple[str, ...]) -> None:
 
     JOB is its id, the start of it, or its name.
     """
-    _change(_load(config_file), {"command": "top", "jobs": jobs})
+    _change(load(config_file), {"command": "top", "jobs": jobs})
 
 
 @main.command()
 @config_option
 def pause(config_file: Path | None) -> None:
     """Stop the running job at its next step, free the GPU, and start none until framepackd resume."""
-    _change(_load(config_file), {"command": "pause"})
+    _change(load(config_file), {"command": "pause"})
 
 
 @main.command()
 @config_option
 def resume(config_file: Path | None) -> None:
-    """Go on after framepackd pause."""
-    _change(_load(config_file), {"command": "resume"})
+    """Let the queue run again after framepackd pause."""
+    _change(load(config_file), {"command": "resume"})
 
 
 @main.command()
 @config_option
 def notify(config_file: Path | None) -> None:
-    """Tell the command and the webhook under [notify] in the config what becomes of jobs, until SIGTERM.
+    """Call the command and the webhook under [notify] in the config when jobs end, until SIGTERM.
 
-    Runs beside the daemon, which needs no network for it, and reads the job store only.
+    A process of its own: the daemon needs no network for it. It only reads the job store.
     """
-    config = _load(config_file)
-    from framepackd.jobs.lock import AlreadyRunningError
+    config = load(config_file)
     from framepackd.reports import hooks
 
     _log_to_stderr()
-    try:
-        hooks.run(config)
-    except hooks.NotifyError as error:
-        _fail(str(error), EXIT_USAGE)
-    except AlreadyRunningError as error:
-        _fail(str(error), EXIT_ALREADY_RUNNING)
-    except OSError as error:
-        _fail(
-            f"{error.filename or config.state_dir}: {error.strerror}: check that this user may write there", 1
-        )
+    hooks.run(config)
 
 
 @main.command()
 @config_option
-@click.option("--gpu/--no-gpu", default=True, help="Whether to look at the GPU, which loads torch.")
+@click.option("--gpu/--no-gpu", default=True, help="Whether to check the GPU, which loads torch.")
 @click.option("--vram", type=click.FloatRange(1, 1024), metavar="GIB", help="Plan for a card of this size.")
 @click.option("--ram", type=click.FloatRange(1, 65536), metavar="GIB", help="Plan for a host with so much.")
 @click.option(
@@ -204,11 +179,11 @@ def notify(config_file: Path | None) -> None:
 def check(
     config_file: Path | None, *, gpu: bool, vram: float | None, ram: float | None, accept_folders: bool
 ) -> None:
-    """Look whether everything a run needs is there, and say how to mend what is not.
+    """Check that everything a run needs is there, and say how to mend what is not.
 
-    At the end the memory plan: what will live where, and what that takes.
+    At the end comes the memory plan: what will live where, and what that takes.
     """
-    config = _load(config_file)
+    config = load(config_file)
     if accept_folders:
         _change(config, {"command": "accept_folders"})
     from framepack_core.errors import FramePackError
@@ -223,8 +198,6 @@ def check(
         planned = forecast(config, gpu=gpu, vram=vram, ram=ram)
     except FramePackError:  # the checks say so
         planned = None
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}: check that this user may read there", 1)
     display.console().print(display.checks(results), soft_wrap=True)
     if planned is not None:
         display.console().print(display.forecast(planned))
@@ -239,16 +212,11 @@ def check(
 @click.option("--share", is_flag=True, help="Also at a public address, by gradio's servers; with a password.")
 def web(config_file: Path | None, server: str | None, port: int | None, *, share: bool) -> None:
     """Serve the page and the API of FramePack's demo, which fill the inbox and show the queue."""
-    config = _load(config_file)
-    from framepackd.web.server import WebError, serve
+    config = load(config_file)
+    from framepackd.web.server import serve
 
     _log_to_stderr()
-    try:
-        serve(config, server or config.web.server, port or config.web.port, share=share)
-    except WebError as error:
-        _fail(str(error), EXIT_USAGE)
-    except OSError as error:
-        _fail(str(error), 1)
+    serve(config, server or config.web.server, port or config.web.port, share=share)
 
 
 @main.command()
@@ -261,13 +229,9 @@ def demo(image: Path | None, prompt: str | None, seconds: float, folder: Path) -
 
     It pans over any picture, tilts, and changes the light: "pan left", "look up", "night falls", "fog".
     """
-    from framepackd.cli.demo import DemoError, run_demo
+    from framepackd.cli.demo import run_demo
 
-    try:
-        video = run_demo(folder, image, prompt, seconds)
-    except DemoError as error:
-        _fail(str(error), 1)
-    click.echo(video)
+    click.echo(run_demo(folder, image, prompt, seconds))
 
 
 @main.group()
@@ -283,12 +247,12 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Only say what wou
 @service.command("install")
 @of_user_option
 @instance_option
-@click.option("--with", "beside", multiple=True, metavar="PART", help="Also what runs beside it: notify.")
+@click.option("--with", "beside", multiple=True, metavar="PART", help="Install this service too: notify.")
 @dry_run_option
 def install_service(*, user: bool, instance: str | None, beside: tuple[str, ...], dry_run: bool) -> None:
-    """Put the service in place for this installation: unit, user, folders, a configuration if there is none.
+    """Install the service for this installation: unit, user, folders, a configuration if there is none.
 
-    Run it again after moving the installation or a folder.
+    Run it again after you moved the installation or a folder.
     """
     from framepackd.machine import service as services
 
@@ -305,7 +269,7 @@ def install_service(*, user: bool, instance: str | None, beside: tuple[str, ...]
 @instance_option
 @dry_run_option
 def uninstall_service(*, user: bool, instance: str | None, dry_run: bool) -> None:
-    """Stop the service and take its unit away; configuration, jobs and results stay."""
+    """Stop the service and remove its unit; configuration, jobs and results stay."""
     from framepackd.machine import service as services
 
     chosen = _take_service_steps(services.uninstall, user=user, instance=instance, dry_run=dry_run)
@@ -315,34 +279,23 @@ def uninstall_service(*, user: bool, instance: str | None, dry_run: bool) -> Non
 def _take_service_steps(
     steps: "Callable[[Service], Iterator[Step]]", *, user: bool, instance: str | None, dry_run: bool
 ) -> "Service":
-    from framepackd.machine.units import Service, ServiceError
-    from framepackd.settings.config import ConfigError
+    from framepackd.machine.units import Service
 
     if user and instance:
-        _fail("--instance is for services of the machine: leave out --user", EXIT_USAGE)
+        fail("--instance is for services of the machine: leave out --user", EXIT_USAGE)
     if not user and not dry_run and os.geteuid() != 0:
-        _fail("this writes to /etc and needs root: put sudo before it, or --user after it", 1)
-    try:
-        chosen = Service.of_this_user() if user else Service.of_machine(instance)
-        for words, do in steps(chosen):
-            click.echo(f"would {words}" if dry_run else words)
-            if not dry_run:
-                do()
-    except ConfigError as error:
-        _fail(str(error), EXIT_USAGE)
-    except ServiceError as error:
-        _fail(str(error), 1)
-    except OSError as error:
-        _fail(f"{error.filename}: {error.strerror}", 1)
+        fail("this writes to /etc and needs root: put sudo before it, or --user after it", 1)
+    chosen = Service.of_this_user() if user else Service.of_machine(instance)
+    for words, do in steps(chosen):
+        click.echo(f"would {words}" if dry_run else words)
+        if not dry_run:
+            do()
     return chosen
 
 
 def _change(config: "Config", request: dict[str, Any]) -> NoReturn:
-    """Have the daemon do it or, where none runs, do it ourselves; print what became of it, and end."""
+    """Send a command to the daemon, or perform it if none runs; print the results, and end."""
     from framepackd.control import client
-    from framepackd.jobs.database import StoreError
-    from framepackd.jobs.lock import AlreadyRunningError
-    from framepackd.text import printable
 
     done = True
     try:
@@ -351,10 +304,8 @@ def _change(config: "Config", request: dict[str, Any]) -> NoReturn:
                 line = printable(result["message"])
                 click.echo(line if result["done"] else f"framepackd: {line}", err=not result["done"])
                 done &= result["done"]
-    except (AlreadyRunningError, StoreError, LookupError) as error:
-        _fail(str(error.args[0]), 1)
     except OSError as error:
-        _fail(f"{config.state_dir}: {error}", 1)
+        fail(f"{config.state_dir}: {error}", 1)
     sys.exit(0 if done else 1)
 
 
@@ -371,7 +322,7 @@ def _watch(config: "Config") -> None:
             while True:
                 report, code = client.report(config)
                 if code == client.EXIT_UNKNOWN:
-                    _fail(report["daemon"]["error"], code)
+                    fail(report["daemon"]["error"], code)
                 live.update(display.status(report), refresh=True)
                 time.sleep(0.5)
     except KeyboardInterrupt:

@@ -4,7 +4,7 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,9 +14,10 @@ from framepackd.text import printable, printable_json, size_text
 if TYPE_CHECKING:
     from framepack_core.models.hub import Holding, StoredFile
     from framepack_core.models.registry import ModelSpec, Source
+    from framepackd.cli.display import ModelRow, SourceRow
     from framepackd.settings.config import Config
 
-# Left free beside what is fetched: jobs and the system write to the same disk.
+# Kept free on the disk of the downloads: jobs and the system write there too.
 RESERVE_BYTES = 1 << 30
 ROLES = ("transformer", "base", "image_encoder")
 
@@ -36,9 +37,9 @@ def models() -> None:
 @offline_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object, for programs.")
 def list_models(config_file: Path | None, *, offline: bool, as_json: bool) -> None:
-    """List the models that jobs can name: their sources, what is here of them and where, what is missing.
+    """List the models that jobs can name: their sources, what of them is here and where, what is missing.
 
-    How large is what is missing, the hub is asked.
+    Asks the hub for the size of what is missing.
     """
     config = load(config_file)
     from framepack_core.models import hub
@@ -58,19 +59,20 @@ def list_models(config_file: Path | None, *, offline: bool, as_json: bool) -> No
     screen.print(f"hub ids lie in {printable(str(hub.cache_folder()))}", markup=False, soft_wrap=True)
 
 
-def _row(config: "Config", name: str, *, ask: bool) -> dict[str, Any]:
-    """Gather what is told of one model."""
+def _row(config: "Config", name: str, *, ask: bool) -> "ModelRow":
+    """Describe one model."""
     from framepack_core.errors import ModelError
     from framepack_core.models import hub
 
     spec, error = config.spec(name), None
     try:
         held = hub.holdings(spec, ask=ask)
-    except ModelError as problem:  # then without the hub; a damaged file is told all the same
+    except ModelError as problem:  # look again without the hub: a damaged file is reported all the same
         held, error = [], str(problem)
         if ask:
             row = _row(config, name, ask=False)
-            return {**row, "error": row["error"] or error}
+            row["error"] = row["error"] or error
+            return row
     sources = [_source(role, part) for role, part in zip(ROLES, held, strict=False)]
     complete = bool(sources) and not any(source["missing"] for source in sources)
     if complete:
@@ -85,7 +87,7 @@ def _row(config: "Config", name: str, *, ask: bool) -> dict[str, Any]:
     }
 
 
-def _source(role: str, held: "Holding") -> dict[str, Any]:
+def _source(role: str, held: "Holding") -> "SourceRow":
     return {
         "role": role,
         "source": str(held.source),
@@ -108,25 +110,21 @@ def download(config_file: Path | None, names: tuple[str, ...], *, offline: bool)
     """
     config = load(config_file)
     specs = _chosen(config, names)
-    from framepack_core.errors import ModelError
     from framepack_core.models import hub
     from framepack_core.models.registry import download as fetch
 
     ask = not (offline or hub.offline())
-    try:
-        held = _distinct(specs, ask=ask)
-        if not ask:
-            _tell_what_is_missing(held)
-            return
-        _make_sure_of_room(held)
-        for name, part in held:
-            if not part.source.is_local:
-                hub.fetch_weights(part, config.spec(name))
-        for spec in specs:
-            for source, folder in fetch(spec):
-                click.echo(f"{spec.name}: {source} is in {folder}")
-    except (ModelError, OSError) as error:
-        fail(str(error), 1)
+    held = _distinct(specs, ask=ask)
+    if not ask:
+        _list_missing(held)
+        return
+    _check_room(held)
+    for name, part in held:
+        if not part.source.is_local:
+            hub.fetch_weights(part, config.spec(name))
+    for spec in specs:
+        for source, folder in fetch(spec):
+            click.echo(f"{spec.name}: {source} is in {folder}")
 
 
 def _chosen(config: "Config", names: tuple[str, ...]) -> "list[ModelSpec]":
@@ -137,7 +135,7 @@ def _chosen(config: "Config", names: tuple[str, ...]) -> "list[ModelSpec]":
 
 
 def _distinct(specs: "list[ModelSpec]", *, ask: bool) -> "list[tuple[str, Holding]]":
-    """Look what is here of several models, each source once, with the name of a model that uses it."""
+    """List the sources of several models, each once, with the name of a model that uses it."""
     from framepack_core.models import hub
 
     found: dict[Source, tuple[str, Holding]] = {}
@@ -147,8 +145,8 @@ def _distinct(specs: "list[ModelSpec]", *, ask: bool) -> "list[tuple[str, Holdin
     return list(found.values())
 
 
-def _tell_what_is_missing(held: "list[tuple[str, Holding]]") -> None:
-    """Say what a download would fetch, where the hub may not be asked; end with 1 if that is anything."""
+def _list_missing(held: "list[tuple[str, Holding]]") -> None:
+    """List what a download would fetch if it might ask the hub; end with 1 if something is missing."""
     lacking = [part for _, part in held if part.missing]
     for part in lacking:
         for name in sorted(part.missing):
@@ -158,8 +156,8 @@ def _tell_what_is_missing(held: "list[tuple[str, Holding]]") -> None:
     click.echo("every file is here")
 
 
-def _make_sure_of_room(held: "list[tuple[str, Holding]]") -> None:
-    """Say how much is to be fetched, and refuse if the disk has too little room."""
+def _check_room(held: "list[tuple[str, Holding]]") -> None:
+    """Say how much is to be fetched, and end with 1 if the disk has too little room."""
     from framepack_core.models import hub
 
     parts = [part for _, part in held if not part.source.is_local]
@@ -196,20 +194,16 @@ def _make_sure_of_room(held: "list[tuple[str, Holding]]") -> None:
 def verify(config_file: Path | None, names: tuple[str, ...]) -> None:
     """Read every file of the models and compare it with what was published: those NAMED, else the config's.
 
-    Works without the network: the cache records the hashes. Of folders and files of your own none is known.
-    Of all, names, shapes and lengths in the headers are held against what the model has. Nothing is changed.
+    Works without the network: the cache records the hashes. For your own folders and files none is known.
+    The names, shapes and lengths in all headers are compared with the model's. Nothing is changed.
     """
     config = load(config_file)
     specs = _chosen(config, names)
-    from framepack_core.errors import ModelError
     from framepack_core.models import hub
 
-    try:
-        held = _distinct(specs, ask=False)
-        stored = [(name, part, file) for name, part in held for file in hub.stored_files(part)]
-        faults = _read_through([file for _, _, file in stored])
-    except (ModelError, OSError) as error:
-        fail(str(error), 1)
+    held = _distinct(specs, ask=False)
+    stored = [(name, part, file) for name, part in held for file in hub.stored_files(part)]
+    faults = _read_through([file for _, _, file in stored])
     lines = [
         line
         for name, part, file in stored
@@ -219,10 +213,10 @@ def verify(config_file: Path | None, names: tuple[str, ...]) -> None:
     for name, part in held:
         remedy = "put it there" if part.source.is_local else f"run: framepackd models download {name}"
         lines += [f"missing: {part.folder / lacking}\n  {remedy}" for lacking in sorted(part.missing)]
-    told = {name for name, _, file in stored if file.path in faults} | {
+    reported = {name for name, _, file in stored if file.path in faults} | {
         name for name, part in held if part.missing
     }
-    lines += _unfit([spec for spec in specs if spec.name not in told])
+    lines += _unfit([spec for spec in specs if spec.name not in reported])
     for line in lines:
         click.echo("\n".join(map(printable, line.split("\n"))), err=True)
     if lines:
@@ -235,7 +229,7 @@ def verify(config_file: Path | None, names: tuple[str, ...]) -> None:
 
 
 def _unfit(specs: "list[ModelSpec]") -> list[str]:
-    """Say of the parts of models whose files are whole which do not hold what the model has."""
+    """List the parts of models whose files are whole but do not hold what the model has."""
     from framepack_core.errors import ModelError
     from framepack_core.models.model_files import faults
 

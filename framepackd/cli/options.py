@@ -1,10 +1,13 @@
-"""What all commands share: the option for the configuration, and how they end on an error."""
+"""What all commands share: the option for the configuration, and the one place where errors end them."""
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+
+from framepack_core.errors import FramePackError
+from framepackd.problems import CommandError
 
 if TYPE_CHECKING:
     from framepackd.settings.config import Config
@@ -20,17 +23,41 @@ config_option = click.option(
 )
 
 
-def load(path: Path | None) -> "Config":
-    """Read the configuration, or end with what is wrong with it."""
-    from framepackd.settings.config import ConfigError, load_config
+class Commands(click.Group):
+    """Ends a command on an error that a person can put right: with its text on stderr and its exit code."""
 
-    try:
-        return load_config(path)
-    except ConfigError as error:
-        fail(str(error), EXIT_USAGE)
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except CommandError as error:
+            fail(str(error), error.exit_code)
+        except FramePackError as error:
+            fail(str(error), 1)
+        except BrokenPipeError:  # the reader of our output has ended: click handles that
+            raise
+        except OSError as error:
+            if error.strerror is None:  # one of ours, whose text says all
+                fail(str(error), 1)
+            where = error.filename or getattr(ctx.obj, "state_dir", "")  # a sync that failed names no file
+            remedy = "check that the disk is fine and this user may read and write there"
+            fail(f"{where}: {error.strerror}: {remedy}", 1)
+
+
+def load(path: Path | None) -> "Config":
+    """Read the configuration of a command.
+
+    Raises:
+        ConfigError: it holds a mistake.
+    """
+    from framepackd.settings.config import load_config
+
+    config = load_config(path)
+    click.get_current_context().find_root().obj = config
+    return config
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say what is wrong, and end."""
+    """Say on stderr what is wrong, and end."""
     click.echo(f"framepackd: {message}", err=True)
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""framepackd prepare: its options, its progress and what it says at the end."""
+"""framepackd prepare: its options, its progress bar and its summary."""
 
 import contextlib
 import sys
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from framepackd.cli.options import EXIT_USAGE, config_option, fail, load
+from framepackd.text import path_of, printable
 
 if TYPE_CHECKING:
     from framepackd.prepare.datasets import Writer
@@ -60,8 +61,7 @@ def prepare(
     the columns first_frame and last_frame, frame_0, frame_1 ..., or image; and text. Run it again to go on.
     """
     config = load(config_file)
-    from framepackd.jobs.database import StoreError
-    from framepackd.prepare.items import Options, UsageError
+    from framepackd.prepare.items import Options
     from framepackd.prepare.prepare import find, read_settings
 
     if (save_dataset or push) and asked["dry_run"]:
@@ -73,29 +73,22 @@ def prepare(
         with _writer(source := find(options), save_dataset, push) as writer:
             counts = _work(source, options, config, writer)
             if writer is not None:
-                _give_away(writer, save_dataset, push, private=private)
-    except UsageError as error:
-        fail(str(error), EXIT_USAGE)
-    except StoreError as error:
-        fail(str(error), 1)
-    except OSError as error:
-        fail(f"{error.filename or options.target}: {error.strerror}: put that right and run it again", 1)
+                _save_and_push(writer, save_dataset, push, private=private)
     except KeyboardInterrupt:
         hint = "" if asked["skip_done"] else ", and --skip-done leaves out what a daemon has taken meanwhile"
-        fail(f"interrupted: the same command goes on{hint}", EXIT_INTERRUPTED)
+        fail(f"interrupted: run the same command to resume{hint}", EXIT_INTERRUPTED)
     sys.exit(1 if counts["bad"] else 0)
 
 
 def _work(
     source: "ItemStream", options: "Options", config: "Config", writer: "Writer | None"
 ) -> Counter[str]:
-    """Prepare everything, with a bar that shows how far it is, and say what became of it."""
+    """Prepare everything with a progress bar; print how many were prepared or left out, and the errors."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from framepackd.prepare import items
     from framepackd.prepare import prepare as preparing
-    from framepackd.text import printable
 
     counts: Counter[str] = Counter()
     bad: list[ItemResult] = []
@@ -108,7 +101,7 @@ def _work(
             if result.error is not None:
                 bad.append(result)
             if options.dry_run:
-                click.echo(_told(result))
+                click.echo(_in_words(result))
             progress.advance(bar)
     for outcome in items.ItemOutcome:
         if counts[outcome]:
@@ -120,18 +113,16 @@ def _work(
     return counts
 
 
-def _told(result: "ItemResult") -> str:
-    from framepackd.text import printable
-
+def _in_words(result: "ItemResult") -> str:
     item = result.item
-    path = f"{item.folder}/{item.name}" if item.folder else item.name
     differences = "".join(f" {each:.4f}" for each in result.differences)
+    path = path_of(item.folder, item.name)
     return printable(f"{path}: would be {result.outcome}{': difference' if differences else ''}{differences}")
 
 
 @contextlib.contextmanager
 def _writer(source: "ItemStream", save: Path | None, push: str | None) -> Iterator["Writer | None"]:
-    """Give what collects a data set, if one is wanted; all that can be wrong with the wish shows now."""
+    """Open the writer of a data set, if one is wanted; mistakes in its options show before any work."""
     from framepackd.prepare.items import UsageError
 
     if save is None and push is None:
@@ -150,7 +141,7 @@ def _writer(source: "ItemStream", save: Path | None, push: str | None) -> Iterat
         yield datasets.Writer(source.endings, Path(folder))
 
 
-def _give_away(writer: "Writer", save: Path | None, push: str | None, *, private: bool) -> None:
+def _save_and_push(writer: "Writer", save: Path | None, push: str | None, *, private: bool) -> None:
     if not writer.count:
         fail("there is nothing for a data set: none was written", 1)
     rows = writer.finish()
@@ -160,7 +151,7 @@ def _give_away(writer: "Writer", save: Path | None, push: str | None, *, private
     if push is not None:
         try:
             writer.push(rows, push, private=private)
-        except Exception as error:  # whatever the network, the hub or its library comes up with
+        except Exception as error:  # of the network, the hub or its library
             kept = f"it is in {save}" if save else "run it again with --save-dataset DIR to keep it"
             fail(f"{push} could not be pushed ({error}): {kept}", 1)
         click.echo(f"{writer.count} rows pushed to {push}")

@@ -1,1 +1,1 @@
-"""Ask a daemon, or do it oneself."""
+"""Sends commands to a daemon, or performs them where none runs."""

@@ -6,32 +6,44 @@ Imports stand where they are needed: a command answers in half a second.
 import os
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from framepackd.control import socket
 from framepackd.jobs import lock as control_lock
+from framepackd.problems import CommandError
 from framepackd.settings.config import Config
+
+if TYPE_CHECKING:
+    from framepackd.control.commands import Answer, Result
+    from framepackd.jobs.report import DaemonReport, Record, Report
 
 EXIT_DIED, EXIT_NOT_RUNNING, EXIT_UNKNOWN = 1, 3, 4  # of status, as service managers have it
 STARTING_SECONDS = 3.0
-PART_SECONDS = 1.0  # of many jobs so many are asked for at once as this takes: the loop hears others between
+PART_SECONDS = 1.0  # that a part of a command on many jobs takes: the loop answers others in between
 FIRST_PART, LARGEST_PART = 10, 100  # jobs
 
 
-def report(config: Config) -> tuple[dict[str, Any], int]:
-    """Ask the daemon what is going on or, where none runs, look ourselves; with the exit code."""
-    stopped: dict[str, Any] = dict.fromkeys(("pid", "since", "model", "device", "hardware", "paused"))
+def report(config: Config) -> "tuple[Report, int]":
+    """Ask the daemon for its snapshot, or take one where none runs; with the exit code of ``status``."""
     try:
         answer = ask(config, {"command": "status"})
-        return (answer, 0) if answer is not None else _look(config, stopped)
-    except Exception as error:  # whatever it is: it cannot be told
-        daemon = {**stopped, "state": "unknown", "error": f"cannot tell: {config.state_dir}: {error}"}
-        nothing: dict[str, Any] = {"eta_seconds": None, "jobs": [], "waiting": [], "problems": []}
-        return {"daemon": daemon, "counts": {}, **nothing}, EXIT_UNKNOWN
+        return (cast("Report", answer), 0) if answer is not None else _take_snapshot(config)
+    except Exception as error:  # whatever it is: nothing is known
+        daemon = _without_daemon("unknown")
+        daemon["error"] = f"cannot tell: {config.state_dir}: {error}"
+        return {
+            "daemon": daemon,
+            "counts": {},
+            "eta_seconds": None,
+            "finishes_at": None,
+            "jobs": [],
+            "waiting": [],
+            "problems": [],
+        }, EXIT_UNKNOWN
 
 
 def ask(config: Config, request: dict[str, Any]) -> dict[str, Any] | None:
-    """Ask the daemon; None if none runs.
+    """Send a request to the daemon and give its answer; None if none runs.
 
     Raises:
         OSError: one runs and does not answer, or answers that it cannot.
@@ -43,7 +55,7 @@ def ask(config: Config, request: dict[str, Any]) -> dict[str, Any] | None:
         except (FileNotFoundError, ConnectionError):
             if time.monotonic() > deadline:
                 raise
-            time.sleep(0.05)  # it is just starting, or just ending
+            time.sleep(0.05)  # it is starting, or ending
         else:
             if "error" in answer:
                 raise OSError(f"the daemon: {answer['error']}")
@@ -51,20 +63,31 @@ def ask(config: Config, request: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def change(config: Config, request: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
-    """Have the daemon do it or, where none runs, do it ourselves; gives the results part by part.
+def change(config: Config, request: dict[str, Any]) -> "Iterator[list[Result]]":
+    """Send a command to the daemon, or perform it if none runs; gives the results part by part.
 
     Raises:
-        OSError: one runs and does not answer, or answers that it cannot; what was given before is done.
-        AlreadyRunningError, LookupError, StoreError: as ``do_without_daemon``.
+        OSError: a daemon runs and does not answer, or answers that it cannot; the parts before are done.
+        AlreadyRunningError: none ran, and one has just been started.
+        CommandError: none runs, and there cannot be such a job, or the database cannot be used.
     """
     for part in _parts(request):
-        answer = ask(config, part) or do_without_daemon(config, part)
-        yield answer["results"]
+        yield perform(config, part)
+
+
+def perform(config: Config, request: dict[str, Any]) -> "list[Result]":
+    """Send a command to the daemon, or perform it if none runs; gives the results.
+
+    Raises:
+        OSError, CommandError: as ``change``.
+    """
+    answer = ask(config, request) or _perform_here(config, request)
+    results: list[Result] = answer["results"]
+    return results
 
 
 def _parts(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Ask for many jobs in parts; the first that are to go to the top come last."""
+    """Split a command on many jobs; ``top`` begins with the last, so that the first end up in front."""
     if "jobs" not in request:
         yield request
         return
@@ -79,7 +102,7 @@ def _parts(request: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def device_in_use(config: Config) -> str | None:
-    """Say why the GPU may not be used beside a daemon, and what to do; None if it may.
+    """Say why a daemon keeps this process from using the GPU, and what to do; None if none does.
 
     Raises:
         OSError: a daemon runs and does not answer.
@@ -94,20 +117,14 @@ def device_in_use(config: Config) -> str | None:
     return None
 
 
-def do_without_daemon(config: Config, request: dict[str, Any]) -> dict[str, Any]:
-    """Do what the daemon would, where none runs.
-
-    Raises:
-        AlreadyRunningError: one has just been started.
-        LookupError: there cannot be such a job.
-        StoreError, OSError: the database or a folder cannot be used.
-    """
+def _perform_here(config: Config, request: dict[str, Any]) -> "Answer":
+    """Perform a command as the daemon would, under its lock."""
     from framepackd import files, rights
     from framepackd.control import commands
     from framepackd.jobs.store import JobStore
 
     if not config.database.exists() and "jobs" in request:
-        raise LookupError(f"no job {request['jobs'][0]!r}: nothing was ever run on {config.state_dir}")
+        raise CommandError(f"no job {request['jobs'][0]!r}: nothing was ever run on {config.state_dir}")
     files.make_folder(config.jobs_dir, rights.PRIVATE)
     lock = control_lock.Lock(config.state_dir)
     before = os.umask(rights.UMASK)
@@ -118,16 +135,37 @@ def do_without_daemon(config: Config, request: dict[str, Any]) -> dict[str, Any]
         lock.release()
 
 
-def find(config: Config, job: str) -> dict[str, Any] | None:
-    """Give the record of a job, where no daemon runs; None if there is none."""
+def show(config: Config, job: str) -> "tuple[Record | None, bool]":
+    """Give the record of a job, None if there is none, and whether a daemon runs that was asked.
+
+    Raises:
+        OSError: one runs and does not answer, or answers that it cannot.
+        StoreError: none runs, and the database cannot be used.
+    """
+    answer = ask(config, {"command": "show", "job": job})
+    if answer is not None:
+        return answer["job"], True
     from framepackd.jobs.described import whole
     from framepackd.jobs.store import JobStore
 
     found = JobStore(config.database, read_only=True).find(job) if config.database.exists() else None
-    return whole(found, config) if found else None
+    return whole(found, config) if found else None, False
 
 
-def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]:
+def _without_daemon(state: str, paused: str | None = None) -> "DaemonReport":
+    return {
+        "state": state,
+        "pid": None,
+        "since": None,
+        "model": None,
+        "device": None,
+        "hardware": None,
+        "paused": paused,
+    }
+
+
+def _take_snapshot(config: Config) -> "tuple[Report, int]":
+    """Take the snapshot from the database and the inbox, as no daemon runs."""
     from framepackd import folders
     from framepackd.control.status import snapshot
     from framepackd.inbox.forgotten import forgotten
@@ -144,7 +182,7 @@ def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]
         inbox = Inbox(config.inbox, settle_seconds=0, prompted="prompt" in config.defaults)
         scan = inbox.scan(store.taken_as) if store else inbox.scan()
         waiting, problems = scan.waiting, forgotten(scan.parts, config, store)
-    except FileNotFoundError:  # a daemon makes it
+    except FileNotFoundError:  # a daemon will make it
         pass
     except OSError as error:
         problems = [trouble(config.inbox, error)]
@@ -152,7 +190,6 @@ def _look(config: Config, stopped: dict[str, Any]) -> tuple[dict[str, Any], int]
         if obstacle := folders.trouble(key, config):
             problems.append(Problem(key, f"{key} {obstacle}"))
     left = store.in_state(State.RUNNING) if store else []
-    died = any(job.delivery is None for job in left)  # one with a delivery waits for the outbox, no more
-    state = {"state": "died" if died else "stopped", "paused": store.paused() if store else None}
-    report = snapshot(store, waiting, {**stopped, **state}, problems)
-    return report, EXIT_DIED if died else EXIT_NOT_RUNNING
+    died = any(job.delivery is None for job in left)  # one with a delivery only waits for the outbox
+    daemon = _without_daemon("died" if died else "stopped", store.paused() if store else None)
+    return snapshot(store, waiting, daemon, problems), EXIT_DIED if died else EXIT_NOT_RUNNING

@@ -1,12 +1,12 @@
 """Performs retry, cancel, top, pause, resume and accept-folders on the queue.
 
-The daemon's loop does it while one runs; else the command itself, which then holds the lock.
+The daemon's loop calls this while a daemon runs; else the command does, holding the lock.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 from framepackd import folders
 from framepackd.delivery.deliveries import settle
@@ -31,18 +31,20 @@ POSSIBLE = {
     "cancel": (State.QUEUED, State.RUNNING),
     "top": (State.QUEUED,),
 }
-# Where a command cannot do anything: what can be done instead.
+# What to do instead, where a command can do nothing in a job's state.
+ONCE_MORE = {
+    State.DONE: "to make it once more, drop its files from the outbox into the inbox",
+    State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+}
 INSTEAD = {
     "retry": {
         State.QUEUED: "it runs when its turn comes; framepackd top lets it run next",
         State.RUNNING: "framepackd cancel stops it",
-        State.DONE: "to make it once more, drop its files from the outbox into the inbox",
-        State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+        **ONCE_MORE,
     },
     ANEW: {
         State.RUNNING: "framepackd pause puts it back into the queue: begin it anew then, and resume",
-        State.DONE: "to make it once more, drop its files from the outbox into the inbox",
-        State.SKIPPED: 'to make it all the same, set on_duplicate = "run" and drop its files again',
+        **ONCE_MORE,
     },
     "cancel": {State.DONE: "its video is in the outbox"},
     "top": {State.RUNNING: "there is nothing to move"},
@@ -54,15 +56,15 @@ class PassedOver(Protocol):
     """The jobs that the daemon passes over."""
 
     def forget(self, job_id: str) -> None:
-        """Have a job be looked at again."""
+        """Consider a job again."""
 
 
 class Running(Protocol):
-    """What the commands tell whatever runs the jobs of a daemon."""
+    """What the commands need of the part of a daemon that runs the jobs."""
 
     @property
     def passed_over(self) -> PassedOver:
-        """The jobs that are passed over."""
+        """The jobs that the daemon passes over."""
 
     @property
     def busy(self) -> bool:
@@ -72,7 +74,7 @@ class Running(Protocol):
         """Say whether a job runs."""
 
     def cancel(self, how: str) -> None:
-        """Leave the running job for good."""
+        """Have the running job stop at its next step, cancelled."""
 
 
 @dataclass(frozen=True)
@@ -85,19 +87,26 @@ class Queue:
     deliveries: "Deliveries | None" = None
 
     def at_failed(self, task: Callable[[], Made]) -> Made:
-        """Do something with the failed folder.
+        """Run a task that uses the failed folder, in that folder's thread where there is a daemon.
 
         Raises:
-            OSError: it cannot be done, or takes too long to wait for.
+            OSError: it fails, or takes too long to wait for.
         """
         return task() if self.deliveries is None else self.deliveries.at_failed(task)
 
 
-def perform(request: dict[str, Any], queue: Queue) -> dict[str, Any]:
-    """Do what is asked.
+class Result(TypedDict):
+    """What a command did about a job, or about the queue."""
 
-    Answers ``results``: for each job asked for whether it was done, and a line that says what.
-    """
+    done: bool
+    message: str
+
+
+Answer = dict[Literal["results"], list[Result]]
+
+
+def perform(request: dict[str, Any], queue: Queue) -> Answer:
+    """Perform a command; one result for each job that it names."""
     store, runner = queue.store, queue.runner
     command = request["command"]
     if command == "pause":
@@ -110,13 +119,13 @@ def perform(request: dict[str, Any], queue: Queue) -> dict[str, Any]:
         return _answer((True, "the queue goes on" if was_paused else "the queue was not paused"))
     if command == "accept_folders":
         return _accept_folders(queue)
-    # The first named shall be the first in the queue.
+    # The job that is named first is to be the first of the queue.
     wanted = request["jobs"] if command != "top" else reversed(request["jobs"])
     results = [_perform_on(job, request, queue) for job in wanted]
     return _answer(*(results if command != "top" else reversed(results)))
 
 
-def _accept_folders(queue: Queue) -> dict[str, Any]:
+def _accept_folders(queue: Queue) -> Answer:
     results = []
     for key in ("inbox", *folders.MARKED):
         path = getattr(queue.config, key)
@@ -130,7 +139,7 @@ def _accept_folders(queue: Queue) -> dict[str, Any]:
     return _answer(*results)
 
 
-def _answer(*results: tuple[bool, str]) -> dict[str, Any]:
+def _answer(*results: tuple[bool, str]) -> Answer:
     return {"results": [{"done": done, "message": message} for done, message in results]}
 
 
@@ -149,15 +158,15 @@ def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[boo
 
 
 def _choose(command: str, wanted: str, queue: Queue) -> tuple[Job | None, str]:
-    """Find the job that is meant among those the command can do something with, or say why there is none."""
+    """Find the job that is meant, among those the command can act on; else give None and the reason."""
     found = queue.store.matching(wanted)
     if not found:
         return None, f"no job {wanted!r}: framepackd status lists them"
     possible = POSSIBLE[command]
     if command == ANEW and queue.runner is None:
-        possible += (State.RUNNING,)  # its daemon is dead, whatever its state says
+        possible += (State.RUNNING,)  # its daemon died
     fitting = [job for job in found if job.state in possible and _is_free(job, command, queue)]
-    # Of several results of one name the last is meant; of several in the queue it cannot be told which.
+    # Of several results of one name the last is meant; of several jobs in the queue none is guessed.
     by_name = wanted in (fitting[0].name, fitting[0].path) if fitting else False
     if len(fitting) == 1 or (fitting and command == "retry" and by_name):
         return fitting[0], ""
@@ -183,7 +192,7 @@ _PARTICIPLES = {
 
 
 def _is_free(job: Job, command: str, queue: Queue) -> bool:
-    """Say whether a job is not on its way already; one whose files cannot be moved may be cancelled."""
+    """Say whether a job can be changed: its end is not decided, or its files wait and it is cancelled."""
     if job.delivery is None:
         return True
     moving = queue.deliveries is not None and queue.deliveries.is_moving(job.id)
@@ -191,7 +200,7 @@ def _is_free(job: Job, command: str, queue: Queue) -> bool:
 
 
 def _begin_anew(job: Job, queue: Queue) -> tuple[bool, str]:
-    """Have a job of the queue begin at its beginning when its turn comes."""
+    """Have a queued job start from its beginning when its turn comes."""
     name = f"job {job.id} ({job.path})"
     if job.cancel is not None:
         return False, f"{name} is cancelled, and waits for a daemon to write what exists of its video"
@@ -207,15 +216,17 @@ def _begin_anew(job: Job, queue: Queue) -> tuple[bool, str]:
 
 
 def _retry(job: Job, queue: Queue, *, anew: bool) -> tuple[bool, str]:
-    name = f"job {job.id} ({job.path})"
+    name, config = f"job {job.id} ({job.path})", queue.config
     try:
-        obstacle = queue.at_failed(partial(_obstacle, job, queue.config))
+        obstacle = queue.at_failed(
+            lambda: folders.trouble("failed", config) or take_back.obstacle(job, config)
+        )
     except OSError as error:
-        obstacle, _ = folders.why(error, "failed", queue.config)
+        obstacle, _ = folders.why(error, "failed", config)
     if obstacle is not None:
         return False, f"{name} cannot be tried again: {obstacle}"
-    work = queue.config.jobs_dir / job.id
-    if work.exists():  # its files had been delivered, and a crash came before it was removed
+    work = config.jobs_dir / job.id
+    if work.exists():  # a crash came between the delivery and its removal
         clear_work_folder(work, State(job.state))
     if anew:
         try:
@@ -230,15 +241,10 @@ def _retry(job: Job, queue: Queue, *, anew: bool) -> tuple[bool, str]:
     return _settled(job, f"{name} is in the queue again{begins}", queue)
 
 
-def _obstacle(job: Job, config: Config) -> str | None:
-    found = folders.trouble("failed", config)
-    return found or take_back.obstacle(job, config)
-
-
 def _cancel(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
     config, store, runner = queue.config, queue.store, queue.runner
     name = f"job {job.id} ({job.path})"
-    runs = runner is not None and runner.runs(job.id)  # else its daemon is dead, whatever its state says
+    runs = runner is not None and runner.runs(job.id)  # else its daemon died, even if its state is running
     if not runs and not (config.jobs_dir / job.id / CHECKPOINT).exists():
         how = "discard"
     store.cancel(job.id, how)
@@ -254,7 +260,7 @@ def _cancel(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
 
 
 def _cancel_delivery(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
-    """Cancel a job whose files cannot be moved to where they were to go."""
+    """Cancel a job whose delivery cannot be made."""
     if not queue.store.cancel_delivery(job.id, how):
         return False, f"job {job.id} ({job.path}) has ended meanwhile: framepackd show tells how"
     return _settled(job, f"job {job.id} ({job.path}) is cancelled", queue)

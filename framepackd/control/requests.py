@@ -1,4 +1,4 @@
-"""Hands requests of other commands to the daemon's loop, which alone changes anything."""
+"""Passes commands from the socket's threads to the daemon's loop, which alone changes jobs."""
 
 import logging
 import queue
@@ -10,19 +10,19 @@ from framepackd.jobs.database import StoreError
 
 log = logging.getLogger(__name__)
 
-WAIT_SECONDS = 8.0  # for the loop to come to a request; who asked waits longer
+WAIT_SECONDS = 8.0  # for the loop to come to a request; the command that asks waits longer
 
 
 class Requests:
-    """Threads that talk to commands put requests in; the loop answers them one by one."""
+    """A queue of requests: the socket's threads put them in, the loop answers them one by one."""
 
     def __init__(self, nudge: Callable[[], None]) -> None:
-        """Have none yet; ``nudge`` has the loop go round."""
+        """Begin empty; ``nudge`` wakes the loop."""
         self._nudge = nudge
         self._waiting: queue.SimpleQueue[tuple[dict[str, Any], Future[Any]]] = queue.SimpleQueue()
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """Hand a request to the loop and wait for its answer."""
+        """Pass a request to the loop and wait for its answer."""
         answer: Future[Any] = Future()
         self._waiting.put((request, answer))
         self._nudge()
@@ -33,14 +33,14 @@ class Requests:
             return {"error": f"it is busy: {then}"}
 
     def empty(self) -> bool:
-        """Whether nobody waits for the loop."""
+        """Whether no request waits for the loop."""
         return self._waiting.empty()
 
     def answer_next(self, perform: Callable[[dict[str, Any]], Any]) -> None:
-        """Do what is asked for longest, unless nobody waits for it any more.
+        """Answer the oldest request, unless its sender has stopped waiting.
 
         Raises:
-            StoreError: the database cannot be used; who asked is told, too.
+            StoreError: the database cannot be used; the sender gets this answer too.
         """
         request, answer = self._waiting.get()
         if not answer.set_running_or_notify_cancel():

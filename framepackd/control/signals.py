@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 @contextmanager
 def hearing_signals(stop: Callable[[], None], reload: Callable[[], None]) -> Iterator[None]:
-    """Have SIGTERM, SIGINT and SIGHUP set the flags the loop looks at."""
+    """Have SIGTERM, SIGINT and SIGHUP call these inside the block; they set flags that the loop reads."""
     in_terminal = os.isatty(2)
 
     def hang_up(*_: object) -> None:
         if in_terminal and not os.isatty(2):
-            stop()  # its window was closed
+            stop()  # the terminal's window was closed
         else:
             reload()
 

@@ -1,4 +1,4 @@
-"""The socket by which commands ask a daemon: the server and the client."""
+"""The Unix socket between commands and the daemon: its server and its client."""
 
 import json
 import os
@@ -16,7 +16,7 @@ MAX_REQUEST_BYTES = 1 << 20
 
 
 class _Handler(socketserver.StreamRequestHandler):
-    """One line of JSON in, one out."""
+    """Reads one line of JSON and answers with one."""
 
     timeout = ANSWER_SECONDS
     server: "_Server"
@@ -42,7 +42,7 @@ class _Server(socketserver.ThreadingUnixStreamServer):
 
 @contextmanager
 def serve(state_dir: Path, answer: Callable[[Any], Any]) -> Iterator[None]:
-    """Answer requests on the socket, in threads, inside the block; only for the holder of the lock."""
+    """Answer requests in threads inside the block; for the holder of the state folder's lock alone."""
     with _socket_address(state_dir) as address:
         (state_dir / SOCKET).unlink(missing_ok=True)
         with _Server(address, _Handler) as server:
@@ -58,7 +58,7 @@ def serve(state_dir: Path, answer: Callable[[Any], Any]) -> Iterator[None]:
 
 
 def ask(state_dir: Path, request: Any) -> Any:
-    """Ask the daemon.
+    """Send a request to the daemon and give its answer.
 
     Raises:
         OSError: nobody answers.
@@ -76,7 +76,7 @@ def ask(state_dir: Path, request: Any) -> Any:
 
 @contextmanager
 def _socket_address(state_dir: Path) -> Iterator[str]:
-    """Give the socket's path by way of the folder's descriptor: a socket's path has room for 108 bytes."""
+    """Give the socket's path through the folder's descriptor: the path of a socket has room for 108 bytes."""
     descriptor = os.open(state_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}/{SOCKET}"

@@ -5,14 +5,15 @@ Made by the daemon when it is asked, and by the command itself from the database
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import MappingProxyType
 
 from framepackd.inbox.scan import Waiting
-from framepackd.jobs.described import described, running_in
-from framepackd.jobs.job import ENDED, Job, State
+from framepackd.jobs.described import described, note, progress, stage
+from framepackd.jobs.job import Job, State, as_recorded
+from framepackd.jobs.report import DaemonReport, DeliveryReport, JobReport, Report, running_in
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
-from framepackd.text import as_utf8, percent, printable, size_text
+from framepackd.text import as_utf8, clock, path_of, percent, printable
 
 LAST_RESULTS = 100
 
@@ -20,22 +21,22 @@ LAST_RESULTS = 100
 def snapshot(
     store: JobStore | None,
     waiting: tuple[Waiting, ...],
-    daemon: dict[str, Any],
+    daemon: DaemonReport,
     problems: Iterable[Problem] = (),
     *,
-    delivery: Callable[[Job], dict[str, Any] | None] = lambda job: described(job),
-    passed_over: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
-    """Gather it; ``store`` is None where there is no database yet.
+    delivery: Callable[[Job], DeliveryReport | None] = described,
+    passed_over: Mapping[str, str] = MappingProxyType({}),
+) -> Report:
+    """Take the snapshot; ``store`` is None where there is no database yet.
 
     ``delivery`` says how the files of a job stand, ``passed_over`` why some jobs, by id, cannot run just now.
     """
-    passed_over = passed_over or {}
+    now = datetime.now(UTC)
     active = store.in_state(State.RUNNING, State.QUEUED) if store else []
     active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
     ended = store.last_ended(LAST_RESULTS) if store else []
     counts = store.counts() if store else {state.value: 0 for state in State}
-    remaining = _estimate(active, ended)
+    remaining = _estimate(active, ended, now)
     to_come = [
         seconds
         for job, seconds in zip(active, remaining, strict=True)
@@ -43,25 +44,31 @@ def snapshot(
     ]
     known = [seconds for seconds in to_come if seconds is not None]
     foreseeable = to_come and len(known) == len(to_come) and daemon["paused"] is None
+    eta = sum(known) if foreseeable else None
+    jobs = [
+        _summary(
+            job,
+            delivery=delivery(job),
+            passed_over=passed_over.get(job.id),
+            eta=None if job.id in passed_over else seconds,
+            now=now,
+        )
+        for job, seconds in zip([*active, *ended], [*remaining, *[None] * len(ended)], strict=True)
+    ]
     return {
         "daemon": daemon,
         "counts": {"waiting": len(waiting), **counts},
-        "eta_seconds": round(sum(known), 1) if foreseeable else None,
-        "jobs": [
-            *(
-                _summary(job, None if job.id in passed_over else eta, delivery(job), passed_over.get(job.id))
-                for job, eta in zip(active, remaining, strict=True)
-            ),
-            *(_summary(job, None, None) for job in ended),
-        ],
+        "eta_seconds": None if eta is None else round(eta, 1),
+        "finishes_at": _after(eta, now),
+        "jobs": jobs,
         "waiting": [entry.as_json() for entry in waiting],
         "problems": [{"code": problem.code, "text": as_utf8(problem.text)} for problem in problems],
     }
 
 
 def _summary(
-    job: Job, eta: float | None, delivery: dict[str, Any] | None, note: str | None = None
-) -> dict[str, Any]:
+    job: Job, *, delivery: DeliveryReport | None, passed_over: str | None, eta: float | None, now: datetime
+) -> JobReport:
     return {
         "id": job.id,
         "name": job.name,
@@ -75,95 +82,56 @@ def _summary(
         "step": job.step,
         "steps": job.steps,
         "frames": job.frames,
-        "progress": _progress(job),
-        "stage": _stage(job),
+        "progress": progress(job),
+        "stage": stage(job),
         "eta_seconds": None if eta is None else round(eta, 1),
+        "finishes_at": _after(eta, now),
         "error": job.error or (job.delivery["error"] if job.delivery else None),
         "output": job.output,
         "quality": job.quality,
         "warnings": job.warnings,
-        "note": note or _note(job, delivery),
+        "note": note(job, delivery, passed_over),
         "delivery": delivery,
         "finished_at": job.finished_at,
     }
 
 
-def _progress(job: Job) -> float | None:
-    """Give how much of the steps of the job that is made is done, 0 to 1; None for any other job."""
-    if job.state != State.RUNNING or job.delivery is not None:
-        return None
-    done = max(job.section - 1, 0) * job.steps + job.step
-    return round(done / max(job.sections * job.steps, 1), 4)
+def _after(seconds: float | None, now: datetime) -> str | None:
+    return None if seconds is None else as_recorded(now + timedelta(seconds=seconds))
 
 
-def _stage(job: Job) -> list[str]:
-    """Say in words where the job that is made is: which clip of a chain, which section of it, which step."""
-    if job.state != State.RUNNING or job.delivery is not None:
-        return []
-    if not job.section:
-        return ["loading the model"]
-    sections = job.sections // job.clips
-    before, section = divmod(job.section - 1, sections)
-    return [
-        *([f"clip {before + 1}/{job.clips}"] if job.clips > 1 else []),
-        f"section {section + 1}/{sections}",
-        "decoding" if job.step == job.steps else f"step {job.step}/{job.steps}",
-    ]
-
-
-def in_one_line(report: dict[str, Any], now: datetime) -> str:
+def in_one_line(report: Report, now: datetime) -> str:
     """Say what runs, when it ends and how much waits, as ``systemctl status`` shows it."""
     counts = report["counts"]
     running = running_in(report)
     if running is None:
         paused = report["daemon"]["paused"]
-        words = [f"paused: {printable(str(paused))}" if paused else "idle"]
+        words = [f"paused: {printable(paused)}" if paused else "idle"]
     else:
-        words = [_where(running), _clock(running["eta_seconds"], now)]
+        share = f"{percent(running['progress'] or 0.0)} %, " if running["section"] else ""
+        path = printable(path_of(running["folder"], running["name"]))
+        words = [f"{path}: {share}{', '.join(running['stage'])}", _done(running["finishes_at"], now)]
     queue = [f"{counts[state]} {state}" for state in ("queued", "waiting", "failed") if counts[state]]
     if counts["queued"]:
-        queue.insert(1, _clock(report["eta_seconds"], now, "all done"))
+        queue.insert(1, _done(report["finishes_at"], now, "all done"))
     if problems := len(report["problems"]):
         queue.append(f"{problems} problem{'' if problems == 1 else 's'}")
     return "; ".join(", ".join(filter(None, part)) for part in (words, queue) if any(part))
 
 
-def _where(job: dict[str, Any]) -> str:
-    path = printable("/".join(filter(None, (job["folder"], job["name"]))))
-    share = f"{percent(job['progress'])} %, " if job["section"] else ""
-    return f"{path}: {share}{', '.join(job['stage'])}"
+def _done(when: str | None, now: datetime, what: str = "done") -> str:
+    """Say when something ends: unlike a span, a time stays true while nobody asks again."""
+    return f"{what} {clock(when, now)}" if when else ""
 
 
-def _clock(seconds: float | None, now: datetime, what: str = "done") -> str:
-    """Give the time at which something ends: unlike a span it stays true while nobody asks again."""
-    if seconds is None:
-        return ""
-    end = (now + timedelta(seconds=seconds)).astimezone()
-    day = "" if end.date() == now.astimezone().date() else f"{end:%a} "
-    return f"{what} {day}{end:%H:%M}"
-
-
-def _note(job: Job, delivery: dict[str, Any] | None) -> str | None:
-    """Point out what a person should know of a job that is not done."""
-    if delivery is not None:
-        if delivery["reason"]:
-            return f"its files cannot be moved: {delivery['reason']}"
-        moved = f": {size_text(delivery['bytes_moved'])} of {size_text(delivery['bytes'])}"
-        return f"its files are being moved{moved if delivery['bytes'] else ''}"
-    if job.cancel is not None and job.state not in ENDED:
-        return "is being cancelled"
-    if job.state == State.QUEUED and job.stalled_deaths >= 1 and job.resumes >= 1:
-        return f"the daemon ended {job.stalled_deaths} times under it before a step was done"
-    return None
-
-
-def _estimate(active: list[Job], ended: list[Job]) -> list[float | None]:
-    """Estimate the seconds each active job still takes, by its own pace or that of the last one like it."""
+def _estimate(active: list[Job], ended: list[Job], now: datetime) -> list[float | None]:
+    """Estimate the seconds that each active job still takes, by its own pace or that of the last like it."""
     paces: dict[object, Job] = {}  # the first of each model
     for job in filter(_is_paced, (*active, *ended)):
         paces.setdefault(job.settings.get("model"), job)
     return [
-        _remaining(job, job if _is_paced(job) else paces.get(job.settings.get("model"))) for job in active
+        _remaining(job, job if _is_paced(job) else paces.get(job.settings.get("model")), now)
+        for job in active
     ]
 
 
@@ -171,7 +139,7 @@ def _is_paced(job: Job) -> bool:
     return job.step_seconds is not None and bool(job.work_units)
 
 
-def _remaining(job: Job, pace: Job | None) -> float | None:
+def _remaining(job: Job, pace: Job | None, now: datetime) -> float | None:
     if job.delivery is not None or pace is None or pace.step_seconds is None or not job.sections:
         return None
     scale = job.work_units / pace.work_units
@@ -179,13 +147,12 @@ def _remaining(job: Job, pace: Job | None) -> float | None:
     steps_done = max(job.section - 1, 0) * job.steps + job.step
     steps = (job.steps_total - steps_done) * pace.step_seconds * scale
     decodes = (job.sections - sections_done) * (pace.decode_seconds or 0.0) * scale
-    return max(steps + decodes - _since(job.progress_at, job), 0.0)
+    return max(steps + decodes - _since_progress(job, now), 0.0)
 
 
-def _since(progress_at: str | None, job: Job) -> float:
-    """Give the seconds since the last sign of life of a running job, at most those of what it is doing."""
-    if job.state != State.RUNNING or progress_at is None or job.step_seconds is None:
+def _since_progress(job: Job, now: datetime) -> float:
+    """Give the seconds since the running job last reported, at most those that its step or decode takes."""
+    if job.state != State.RUNNING or job.progress_at is None or job.step_seconds is None:
         return 0.0
     at_hand = (job.decode_seconds or 0.0) if job.step == job.steps else job.step_seconds
-    then = datetime.fromisoformat(progress_at)
-    return min((datetime.now(UTC) - then).total_seconds(), at_hand)
+    return min((now - datetime.fromisoformat(job.progress_at)).total_seconds(), at_hand)

@@ -19,6 +19,7 @@ from framepackd.folders import FolderError, why
 from framepackd.inbox.forgotten import left_in
 from framepackd.jobs.described import described
 from framepackd.jobs.job import Job, State
+from framepackd.jobs.report import DeliveryReport
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.settings.config import Config
@@ -254,7 +255,7 @@ class Deliveries:
         """Say whether the files of a job are being moved right now."""
         return any(way.job is not None and way.job.id == job_id for way in self._ways.values())
 
-    def of(self, job: Job) -> dict[str, Any] | None:
+    def of(self, job: Job) -> DeliveryReport | None:
         """Report how the files of a job stand; None for a job whose end is not decided."""
         if job.delivery is None:
             return None

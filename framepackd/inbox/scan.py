@@ -38,6 +38,7 @@ from framepackd.inbox.naming import (
     why_unread,
 )
 from framepackd.jobs import embedded
+from framepackd.jobs.report import WaitingReport
 from framepackd.problems import Problem
 from framepackd.settings.job_settings import read_settings_file
 from framepackd.text import LAST, as_utf8
@@ -58,13 +59,14 @@ class Waiting:
     missing: str  # the name of a missing file, or a sentence that says what is in the way
     since: str
 
-    def as_json(self) -> dict[str, object]:
+    def as_json(self) -> WaitingReport:
         """Give it as ``status --json`` has it."""
         return {
             "name": self.name,
             "folder": self.folder,
             "files": list(self.files),
             "missing": self.missing,
+            "note": self.missing if " " in self.missing else f"missing: {self.missing}",
             "since": self.since,
         }
 

@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool, StaticPool
 from framepackd import files
 from framepackd.files import filesystem_type
 from framepackd.jobs.job import Base
+from framepackd.problems import CommandError
 from framepackd.text import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
@@ -78,7 +79,7 @@ DAMAGED = (
 )
 
 
-class StoreError(Exception):
+class StoreError(CommandError):
     """The database cannot be used; the text says why and what to do."""
 
 

@@ -1,31 +1,47 @@
-"""Describes one job as JSON, for show, hooks and the page."""
+"""Describes a job for people: progress, stage, note and delivery, once for all who draw them."""
 
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from types import MappingProxyType
 
 from framepackd.jobs.folder import PREVIEW
-from framepackd.jobs.job import Job, State
+from framepackd.jobs.job import ENDED, Job, State, as_recorded
+from framepackd.jobs.report import DeliveryReport, Record
 from framepackd.moving import Progress
 from framepackd.settings.config import Config
+from framepackd.text import size_text
 
 
-def whole(job: Job, config: Config, delivery: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Give one job whole, as ``show --json`` prints it; while it lasts, with what exists to look at.
+def whole(
+    job: Job,
+    config: Config,
+    delivery: DeliveryReport | None = None,
+    passed_over: Mapping[str, str] = MappingProxyType({}),
+) -> Record:
+    """Give one job whole, as ``show --json`` prints it.
 
-    ``preview`` is the video so far, ``preview_picture`` the section being sampled; ``delivery`` says how its
-    files stand once its end is decided.
+    ``preview`` is the video so far and ``preview_picture`` the section being sampled, while they exist;
+    ``delivery`` says how its files stand once its end is decided, ``passed_over`` why jobs, by id, cannot run
+    just now.
     """
     video = config.jobs_dir / job.id / PREVIEW
     previews = {"preview": video, "preview_picture": video.with_suffix(".png")}
     there = {key: str(path) if path.exists() else None for key, path in previews.items()}
-    return job.record() | there | {"delivery": delivery or described(job)}
+    delivery = delivery or described(job)
+    told = {
+        "progress": progress(job),
+        "stage": stage(job),
+        "note": note(job, delivery, passed_over.get(job.id)),
+        "delivery": delivery,
+    }
+    return job.record() | there | told
 
 
 def described(
     job: Job, reason: str | None = None, again: float | None = None, moved: Progress | None = None
-) -> dict[str, Any] | None:
-    """Say of a job whose end is decided what it is to be, why its files are not there yet, and the next try.
+) -> DeliveryReport | None:
+    """Give what a job is to become, why its files are not there yet, and the next try.
 
     ``again`` is on the monotonic clock, ``moved`` how much of it was copied so far. None for a job whose end
     is not decided.
@@ -35,7 +51,7 @@ def described(
     next_try = None
     if again is not None:
         left = timedelta(seconds=max(again - time.monotonic(), 0.0))
-        next_try = f"{datetime.now(UTC) + left:%Y-%m-%dT%H:%M:%SZ}"
+        next_try = as_recorded(datetime.now(UTC) + left)
     return {
         "state": job.delivery["state"],
         "reason": reason,
@@ -45,8 +61,42 @@ def described(
     }
 
 
-def running_in(report: dict[str, Any]) -> dict[str, Any] | None:
-    """Give the job that is being made; not one whose files are only still to be moved."""
-    return next(
-        (job for job in report["jobs"] if job["state"] == State.RUNNING and not job["delivery"]), None
-    )
+def progress(job: Job) -> float | None:
+    """Give the share of its steps that the running job has done, 0 to 1; None for any other job."""
+    if job.state != State.RUNNING or job.delivery is not None:
+        return None
+    done = max(job.section - 1, 0) * job.steps + job.step
+    return round(done / max(job.sections * job.steps, 1), 4)
+
+
+def stage(job: Job) -> list[str]:
+    """Say where the running job is: which clip of a chain, which section of it, which step; else []."""
+    if job.state != State.RUNNING or job.delivery is not None:
+        return []
+    if not job.section:
+        return ["loading the model"]
+    sections = job.sections // job.clips
+    before, section = divmod(job.section - 1, sections)
+    return [
+        *([f"clip {before + 1}/{job.clips}"] if job.clips > 1 else []),
+        f"section {section + 1}/{sections}",
+        "decoding" if job.step == job.steps else f"step {job.step}/{job.steps}",
+    ]
+
+
+def note(job: Job, delivery: DeliveryReport | None, passed_over: str | None = None) -> str | None:
+    """Say what a person should know of a job that has not ended; ``passed_over``: why it cannot run now."""
+    if passed_over is not None:
+        return passed_over
+    if delivery is not None:
+        if delivery["reason"]:
+            return f"its files cannot be moved: {delivery['reason']}"
+        moved = f": {size_text(delivery['bytes_moved'])} of {size_text(delivery['bytes'])}"
+        return f"its files are being moved{moved if delivery['bytes'] else ''}"
+    if job.cancel is not None and job.state not in ENDED:
+        return "is being cancelled"
+    if job.state != State.QUEUED:
+        return None
+    if job.stalled_deaths >= 1 and job.resumes >= 1:
+        return f"the daemon ended {job.stalled_deaths} times under it before a step was done"
+    return f"attempt {job.attempts + 1}" if job.attempts else None

@@ -188,5 +188,10 @@ class MemoryRung(Base):
 
 
 def utc_now() -> str:
-    """Give the time as it is recorded: UTC, ISO 8601, to the second."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    """Give the time as it is recorded."""
+    return as_recorded(datetime.now(UTC))
+
+
+def as_recorded(when: datetime) -> str:
+    """Give a time of UTC as it is recorded: in ISO 8601, to the second."""
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from framepackd.problems import CommandError
+
 LOCK = "lock"
 LOCK_RETRY_SECONDS = 1.0  # is_held takes the lock for a moment
 
 
-class AlreadyRunningError(Exception):
+class AlreadyRunningError(CommandError):
     """Another daemon holds the state folder."""
+
+    exit_code = 75  # EX_TEMPFAIL
 
 
 class Lock:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import framepackd
+from framepackd.problems import CommandError
 from framepackd.settings.config import Config, load_config
 
 DEVICES = "framepackd-nvidia.service"  # which makes them, for all services of the machine
@@ -15,7 +16,7 @@ _HERE = Path(framepackd.__file__).parent
 UNITS = next(folder for folder in (_HERE / "systemd", _HERE.parent / "systemd") if folder.is_dir())
 
 
-class ServiceError(Exception):
+class ServiceError(CommandError):
     """The service cannot be put in place; the text says why and what to do."""
 
 

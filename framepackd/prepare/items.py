@@ -11,13 +11,16 @@ from pathlib import Path, PurePosixPath
 
 from framepack_core.media.pictures import Picture
 from framepackd.inbox.naming import MAX_NAME, group_files
+from framepackd.problems import CommandError
 from framepackd.text import as_utf8
 
 LONGEST_ENDING = len("_first_frame.png")
 
 
-class UsageError(Exception):
-    """The command cannot be carried out; the text says why and what to do."""
+class UsageError(CommandError):
+    """What was asked for cannot be done; the text says why and what to do."""
+
+    exit_code = 2
 
 
 class ItemOutcome(StrEnum):

@@ -32,9 +32,10 @@ from framepackd.jobs import lock as control_lock
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.described import whole
 from framepackd.jobs.job import ENDED, Job, State
+from framepackd.jobs.report import Record
 from framepackd.jobs.store import JobStore
+from framepackd.problems import CommandError
 from framepackd.settings.config import Config
-from framepackd.settings.secret_files import SecretError
 from framepackd.settings.tables import NotifyConfig
 
 log = logging.getLogger(__name__)
@@ -47,8 +48,10 @@ LOOK_SECONDS = 0.1  # how often a command that runs looks whether this process i
 QUEUE_EMPTY = "queue_empty"
 
 
-class NotifyError(Exception):
+class NotifyError(CommandError):
     """Nothing can be told; the text says why and what to do."""
+
+    exit_code = 2
 
 
 class _FailedError(Exception):
@@ -60,7 +63,7 @@ class Event:
     """What is told."""
 
     event: str
-    job: dict[str, Any] | None  # whole, as `framepackd show --json` has it; None: the queue is empty
+    job: Record | None  # whole, as `framepackd show --json` has it; None: the queue is empty
 
     def variables(self) -> dict[str, str]:
         """Give what a command finds in its environment."""
@@ -87,10 +90,11 @@ def run(config: Config) -> None:
 
     Raises:
         NotifyError: there is nobody to tell, or what was told cannot be read.
+        SecretError: the webhook's address cannot be read.
         AlreadyRunningError: another process tells for this state folder.
         OSError: the state folder cannot be written.
     """
-    told = _with_webhook(config.notify)
+    told = config.notify.model_copy(update={"webhook": config.notify.read_webhook(), "webhook_file": None})
     tells: dict[str, Tell] = {}
     if told.command:
         tells["command"] = lambda event, stop: _call(told, event, stop)
@@ -117,14 +121,6 @@ def run(config: Config) -> None:
                 ended.result()
     finally:
         lock.release()
-
-
-def _with_webhook(settings: NotifyConfig) -> NotifyConfig:
-    """Read the webhook's address where a file holds it."""
-    try:
-        return settings.model_copy(update={"webhook": settings.read_webhook(), "webhook_file": None})
-    except SecretError as error:
-        raise NotifyError(str(error)) from error
 
 
 @contextmanager

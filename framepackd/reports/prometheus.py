@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select, true
 
 from framepackd.apart import within
 from framepackd.files import PART_PREFIX
 from framepackd.jobs.database import StoreUnavailableError
-from framepackd.jobs.described import running_in
 from framepackd.jobs.job import ENDED, Job, State
+from framepackd.jobs.report import JobReport, Report, running_in
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import Config
 from framepackd.text import as_utf8
@@ -36,9 +36,7 @@ WRITE_SECONDS = 15.0  # without any, the file is written this often: its age tel
 class Metrics:
     """Writes the file from the rounds of the daemon's loop; whatever fails here, the loop goes on."""
 
-    def __init__(
-        self, config: Callable[[], Config], store: JobStore, look: Callable[[], dict[str, Any]]
-    ) -> None:
+    def __init__(self, config: Callable[[], Config], store: JobStore, look: Callable[[], Report]) -> None:
         """Take what gives the configuration as it is now, and what ``status --json`` prints."""
         self._config = config
         self._store = store
@@ -96,9 +94,10 @@ class Metrics:
             _replace(file, families, str(self._config().state_dir))
             self._written, self._file, self._next_write = going_on, file, now + WRITE_SECONDS
 
-    def _of_the_daemon(self, report: dict[str, Any], *, up: bool) -> "Iterator[Metric]":
+    def _of_the_daemon(self, report: Report, *, up: bool) -> "Iterator[Metric]":
         daemon = report["daemon"]
         yield _gauge("up", "Whether the daemon runs.", up)
+        assert daemon["since"] is not None, "it runs"
         since = datetime.fromisoformat(daemon["since"]).timestamp()
         yield _gauge("start_time_seconds", "When the daemon was started, in Unix time.", since)
         held = daemon["paused"] is not None
@@ -112,7 +111,7 @@ class Metrics:
                 free |= {} if room is None else {name: room.free}
         yield _gauge("disk_free_bytes", "Free on the disk of a folder.", free, "folder")
 
-    def _of_the_jobs(self, report: dict[str, Any], running: dict[str, Any] | None) -> "Iterator[Metric]":
+    def _of_the_jobs(self, report: Report, running: JobReport | None) -> "Iterator[Metric]":
         yield _gauge("jobs", "Jobs by state; waiting: files that miss a partner.", report["counts"], "state")
         moving = [job["delivery"] for job in report["jobs"] if job["delivery"]]
         stuck = Counter(delivery["reason"] for delivery in moving if delivery["reason"])
@@ -128,7 +127,7 @@ class Metrics:
             yield _gauge("queue_eta_seconds", "Until all that is queued is done.", report["eta_seconds"])
         if running is None:
             return
-        ratio = running["progress"]
+        ratio = running["progress"] or 0.0
         yield _gauge("running_progress_ratio", "How much of the running job's steps is done.", ratio)
         pace = self._store.get(running["id"]).step_seconds
         if pace is not None:

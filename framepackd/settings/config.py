@@ -26,6 +26,7 @@ from framepack_core.errors import RequestError
 from framepack_core.mistakes import closest, explain, shown
 from framepack_core.models.registry import BUILT_IN, ModelSpec
 from framepackd import files
+from framepackd.problems import CommandError
 from framepackd.settings.decoding import as_text
 from framepackd.settings.job_settings import OTHER_NAMES, JobSettings, parse_settings, refuse_shared
 from framepackd.settings.secret_files import locate
@@ -39,8 +40,10 @@ EVENT_VARIABLES = tuple(f"FRAMEPACKD_{name}" for name in ("EVENT", "JOB", "NAME"
 UNWATCHED_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "vboxsf", "ceph")
 
 
-class ConfigError(Exception):
+class ConfigError(CommandError):
     """The configuration cannot be read; the text says where and why."""
+
+    exit_code = 2
 
 
 class Config(BaseSettings):

@@ -6,14 +6,17 @@ import stat
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from framepackd.problems import CommandError
 from framepackd.settings.decoding import other_unicode
 
 CREDENTIALS = "CREDENTIALS_DIRECTORY"  # set by systemd for a unit with LoadCredential=
 MAX_BYTES = 4096
 
 
-class SecretError(Exception):
+class SecretError(CommandError):
     """A secret cannot be read; the text says why and what to do, and never the secret."""
+
+    exit_code = 2
 
 
 def locate(file: Path, base: Path) -> Path:

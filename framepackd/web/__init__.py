@@ -1,4 +1,4 @@
-"""The page and the API of FramePack's demo: they drop files into the inbox and look at what becomes of them.
+"""The page and the API of FramePack's demo: they drop files into the inbox and follow the jobs.
 
-Needs the extra ``web``. No model is loaded here; written are ``inbox/web``, and uploads in the state folder.
+Needs the extra ``web``. Loads no model; writes only to ``inbox/web``, and uploads to the state folder.
 """

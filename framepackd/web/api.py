@@ -15,14 +15,13 @@ from pydantic import ValidationError
 from framepack_core.errors import RequestError
 from framepack_core.mistakes import shown
 from framepackd.control import client
-from framepackd.jobs.database import StoreError
-from framepackd.jobs.lock import AlreadyRunningError
+from framepackd.problems import CommandError
 from framepackd.settings.config import Config
-from framepackd.web.drop import FOLDER, Look, drop, look
+from framepackd.web.drop import FOLDER, Look, Setting, drop, look
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 0.5  # between two looks at a job
+LOOK_SECONDS = 0.5  # from one look at a job to the next
 ALONE_SECONDS = 60.0  # without a daemon; one that is updated is back by then
 Yielded = tuple[dict[str, Any] | None, str]
 Calls = dict[str | None, set[str]]  # NAMEs that are waited for, by the session of the client
@@ -38,14 +37,14 @@ class Upload(FileData):
             return super().model_validate(obj, **how)
         except ValidationError as error:
             form = 'handle_file("cat.png")'
-            raise _told(f"a picture must be a file, as {form} gives it, got {shown(obj)}") from error
+            raise _error(f"a picture must be a file, as {form} gives it, got {shown(obj)}") from error
 
 
 def add_endpoints(config: Config) -> None:
-    """Add the endpoints to the page that is being built; nothing of them is seen."""
+    """Add the endpoints, invisible, to the page that is being built."""
     calls: Calls = defaultdict(set)
     with gr.Row(visible=False):
-        # In the order of the demo's function, for scripts that name nothing; what it has not comes behind.
+        # In the order of the demo's function, for scripts that name no parameter; our own come after them.
         fields = [
             image := gr.File(label="input_image", type="filepath"),
             gr.Textbox(label="prompt"),
@@ -66,7 +65,7 @@ def add_endpoints(config: Config) -> None:
             inputs=fields,
             outputs=results,
             api_name="process",
-            concurrency_limit=None,  # they wait, no more
+            concurrency_limit=None,  # calls only wait
         )
         gr.Button().click(
             make_end_process(config, calls),
@@ -77,7 +76,7 @@ def add_endpoints(config: Config) -> None:
 
 
 def make_process(config: Config, calls: Calls) -> Callable[..., AsyncIterator[Yielded]]:
-    """Give the function behind the endpoint; it yields progress, and at last the video."""
+    """Give the function of the endpoint; it yields progress, and at last the video."""
 
     async def process(
         input_image: str,
@@ -99,7 +98,7 @@ def make_process(config: Config, calls: Calls) -> Callable[..., AsyncIterator[Yi
         request: gr.Request | None = None,
     ) -> AsyncIterator[Yielded]:
         if not input_image:
-            raise _told('input_image is missing: give a picture, as handle_file("cat.png")')
+            raise _error('input_image is missing: give a picture, as handle_file("cat.png")')
         asked = {
             "n_prompt": n_prompt or None,
             "seed": seed,
@@ -127,16 +126,16 @@ def make_process(config: Config, calls: Calls) -> Callable[..., AsyncIterator[Yi
             mine.discard(name)
         assert found.job is not None
         if found.job["output"] is None:
-            raise _told(found.text)
+            raise _error(found.text)
         yield {"video": file_record(Path(found.job["output"])), "subtitles": None}, found.text
 
     return process
 
 
 async def _dropped(
-    config: Config, picture: str, end_picture: str | None, prompt: str, settings: dict[str, Any]
+    config: Config, picture: str, end_picture: str | None, prompt: str, settings: dict[str, Setting]
 ) -> str:
-    """Drop a job's files and give its NAME; what is wrong with them is told."""
+    """Drop a job's files and give its NAME; mistakes in them become the endpoint's error."""
     try:
         return await asyncio.to_thread(
             drop,
@@ -147,14 +146,14 @@ async def _dropped(
             settings=settings,
         )
     except (RequestError, OSError) as error:
-        raise _told(str(error)) from error
+        raise _error(str(error)) from error
     except Exception as error:
         log.exception("a call of /process")
-        raise _own(error) from error
+        raise _own_error(error) from error
 
 
 def make_end_process(config: Config, calls: Calls) -> Callable[..., Any]:
-    """Give the function that ends what the same client is waiting for, and nobody else's."""
+    """Give the function that cancels the jobs that the same client waits for, and no others."""
 
     async def end_process(request: gr.Request) -> str:
         names = sorted(calls.get(request.session_hash, ()))
@@ -169,29 +168,25 @@ def make_end_process(config: Config, calls: Calls) -> Callable[..., Any]:
 
 
 async def _end(config: Config, name: str) -> str:
-    """Cancel a job, as soon as it is one; what exists of its video is kept."""
+    """Cancel a dropped job as soon as it is in the queue; what exists of its video is kept."""
     async for found in _watched(config, name):
         if found.job is not None:
             break
     asked = {"command": "cancel", "jobs": [found.job["id"]], "keep": True} if found.job else {}
     try:
-        answer = await asyncio.to_thread(_perform, config, asked)
-    except (AlreadyRunningError, StoreError, LookupError, OSError) as error:
-        raise _told(str(error.args[0] if error.args else error)) from error
-    return str(answer["results"][0]["message"])
+        results = await asyncio.to_thread(client.perform, config, asked)
+    except (CommandError, OSError) as error:
+        raise _error(str(error)) from error
+    return str(results[0]["message"])
 
 
-def _perform(config: Config, asked: dict[str, Any]) -> dict[str, Any]:
-    return client.ask(config, asked) or client.do_without_daemon(config, asked)
-
-
-def _told(text: str) -> gr.Error:
-    """Make an error that reaches the script in these words; it is no fault of the page's, and not logged."""
+def _error(text: str) -> gr.Error:
+    """Make an error whose text reaches the script; it is no fault of the page, so it is not logged."""
     return gr.Error(text, print_exception=False)
 
 
-def _own(error: Exception) -> gr.Error:
-    return _told(f"an error of framepackd's own ({type(error).__name__}: {error}): please report it")
+def _own_error(error: Exception) -> gr.Error:
+    return _error(f"an error of framepackd's own ({type(error).__name__}: {error}): please report it")
 
 
 async def _watched(config: Config, name: str) -> AsyncIterator[Look]:
@@ -208,7 +203,7 @@ async def _watched(config: Config, name: str) -> AsyncIterator[Look]:
         elif alone_since is None:
             alone_since = time.monotonic()
         elif time.monotonic() - alone_since >= ALONE_SECONDS:
-            raise _told(
+            raise _error(
                 f"{found.text}; it is {FOLDER}/{name}, and its video will be in {config.outbox / FOLDER}. "
                 "Do not ask for it again"
             )
@@ -225,7 +220,7 @@ async def _looks(config: Config, name: str) -> AsyncIterator[Look]:
 
 
 def _whole(value: Any) -> Any:
-    """Have whole numbers be integers: a form knows of floats only."""
+    """Turn whole floats into integers: a form sends floats only."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

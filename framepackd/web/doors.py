@@ -1,4 +1,4 @@
-"""ASGI middleware in front of a page and its API: refuses what must not reach them. It knows only HTTP."""
+"""ASGI middleware in front of the page and its API: refuses requests that must not reach them."""
 
 import asyncio
 import contextlib
@@ -17,11 +17,8 @@ from framepackd.web.uploads import UploadError, Uploads
 log = logging.getLogger(__name__)
 
 READING = ("GET", "HEAD", "OPTIONS")
-OWN_SITES = (
-    "same-origin",
-    "none",
-)  # none: typed in, or a bookmark. Another port of this machine is same-site.
-BODY_BYTES = 1 << 20  # of what is no upload: it is read whole, and looked through
+OWN_SITES = ("same-origin", "none")  # none: typed in, or a bookmark. Other ports of this machine: same-site.
+BODY_BYTES = 1 << 20  # of a request that is no upload: it is read whole, and searched
 DRAIN_SECONDS = 10.0  # most programs read no answer before they have sent everything
 POLICY_VIOLATION = 1008  # how a websocket is refused
 FILE_KEYS = ("path", "url")
@@ -31,10 +28,10 @@ WRONG_PASSWORD = (400, 401, 403)
 
 
 class RefusedError(Exception):
-    """A request is not let in; the text tells its sender why."""
+    """A request is refused; the text tells its sender why."""
 
     def __init__(self, status: int, text: str, *headers: tuple[bytes, bytes], drain: bool = False) -> None:
-        """Take the answer; ``drain``: what still comes is received, so that the answer is read at all."""
+        """Take the answer; ``drain``: receive the rest of the request, or its sender reads no answer."""
         super().__init__(text)
         self.status = status
         self.headers = headers
@@ -42,7 +39,7 @@ class RefusedError(Exception):
 
 
 class Doors:
-    """Lets requests through that come by a name of this server, from its own page or a program, in bounds."""
+    """Lets requests through that use a name of this server, from its page or a program, within limits."""
 
     def __init__(
         self,
@@ -55,7 +52,7 @@ class Doors:
         login: str,
         changing: Collection[str] = (),
     ) -> None:
-        """Take what is behind, and how the paths end that upload, log in, or change something on GET."""
+        """Take the app behind, and the ends of the paths that upload, log in, or change something on GET."""
         self._app = app
         self._hosts = hosts
         self._uploads = uploads
@@ -66,7 +63,7 @@ class Doors:
         self._one_login = asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or have it answered."""
+        """Refuse a request, or pass it to the app."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -98,7 +95,7 @@ class Doors:
     def _check_origin(self, scope: Scope, host: Authority) -> None:
         """Refuse what other pages send.
 
-        What they only read is refused too if it has an Origin: gradio would let many of them see the answer.
+        Reading is refused too if the request has an Origin: gradio would show the answer to many pages.
         """
         for origin in _values(scope, b"origin"):
             if not self._hosts.owns(origin, host, scope["scheme"].replace("ws", "http")):
@@ -137,9 +134,9 @@ class Doors:
             await self._app(scope, replayed, send)
 
     def _refuse_addresses(self, body: bytes, kind: str, host: Authority) -> None:
-        """Refuse files that would have to be fetched, before whoever reads the body does it."""
+        """Refuse files that would have to be fetched, before gradio reads the body and fetches them."""
 
-        def look(pairs: list[tuple[str, Any]]) -> None:  # all of them: of two of one name readers differ
+        def look(pairs: list[tuple[str, Any]]) -> None:  # also of two of one name: readers take either
             for key, value in pairs:
                 if key in FILE_KEYS and isinstance(value, str) and not self._is_here(key, value, host):
                     elsewhere.append(value)
@@ -189,20 +186,20 @@ class Doors:
         except UploadError as error:
             refused = error
         except Exception:
-            if refused is None:  # else what became of our own
+            if refused is None:  # else it comes from our own
                 raise
         if refused is not None and not started:
             raise RefusedError(refused.status, str(refused), drain=True)
 
     async def _let_log_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Have passwords looked at one by one: else many are tried before the first is known to be wrong."""
+        """Have passwords checked one at a time: else many are tried before the first is known to be wrong."""
         address = str((scope.get("client") or ("unknown",))[0])
         async with self._one_login:
             wait = self._tries.wait(address)
             if wait:
                 raise RefusedError(
                     429,
-                    f"There were wrong passwords: the next is looked at in {wait:.0f} s.",
+                    f"There were wrong passwords: the next is checked in {wait:.0f} s.",
                     (b"retry-after", str(int(wait) + 1).encode()),
                 )
             status = 0
@@ -228,7 +225,7 @@ def _values(scope: Scope, name: bytes) -> list[str]:
 
 
 def _is_at(scope: Scope, end: str) -> bool:
-    """Say whether a path ends so, whatever a proxy puts before it."""
+    """Say whether a path has this end; a proxy may put anything before it."""
     return str(scope["path"]).rstrip("/").endswith(end)
 
 
@@ -259,7 +256,7 @@ async def _read(scope: Scope, receive: Receive) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Give a body that was read once more, and after it what comes."""
+    """Give a ``receive`` that repeats a body that was read, and then goes on."""
     messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
@@ -269,7 +266,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def _unsniffed(send: Send) -> Send:
-    """Have browsers believe the content type: a picture that holds a script stays a picture."""
+    """Have browsers trust the content type: a picture that holds a script stays a picture."""
 
     async def marked(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -281,13 +278,13 @@ def _unsniffed(send: Send) -> Send:
 
 
 def _invalid(text: str) -> str:
-    """Say what is wrong with an input in the form that gradio's client and page tell people."""
+    """Give an error of an input in the form that gradio's client and page show to people."""
     detail = {"__type__": "validate", "is_valid": False, "parameter_name": "file", "message": text}
     return json.dumps({"detail": [detail]})
 
 
 async def _refuse(refused: RefusedError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer, and close the connection: what else comes over it is not read."""
+    """Answer, and close the connection: nothing else is read from it."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.close", "code": POLICY_VIOLATION})

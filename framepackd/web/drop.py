@@ -1,4 +1,4 @@
-"""Turns the page's form into files in the inbox, and follows what becomes of them."""
+"""Turns the page's form into files in the inbox, and says where their job stands."""
 
 import contextlib
 import json
@@ -8,7 +8,6 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from framepack_core.errors import RequestError
 from framepack_core.media import heif
@@ -16,6 +15,7 @@ from framepackd import files, folders
 from framepackd.control import client
 from framepackd.inbox.naming import is_picture, picture_types
 from framepackd.jobs.job import ENDED
+from framepackd.jobs.report import Record
 from framepackd.settings.config import Config
 from framepackd.settings.decoding import MAX_PROMPT_BYTES
 from framepackd.settings.job_settings import MAX_SETTINGS_BYTES, parse_settings
@@ -24,15 +24,20 @@ FOLDER = "web"  # below the inbox, and so below the outbox
 MAX_WORDS = 40  # characters of the prompt in a NAME
 UNFINISHED = f"{files.PART_PREFIX}drop-"  # the daemon hides files of its own in the same folder
 UNFINISHED_SECONDS = 3600  # nobody copies a picture for longer
+Setting = str | float | bool
 
 
 def drop(
-    config: Config, *, picture: Path, prompt: str, settings: dict[str, Any], end_picture: Path | None = None
+    config: Config,
+    *,
+    picture: Path,
+    prompt: str,
+    settings: dict[str, Setting],
+    end_picture: Path | None = None,
 ) -> str:
-    """Put a job's files into the inbox, as anybody would; gives its NAME, which no other job has.
+    """Put a job's files into the inbox, all or none; gives its NAME, which no other job has.
 
-    ``settings`` are those of ``NAME.toml``; the daemon checks them again with everything else. If anything
-    fails, nothing is left in the inbox.
+    ``settings`` are those of ``NAME.toml``; the daemon checks them again, with everything else.
 
     Raises:
         RequestError: a setting or the prompt is wrong, or a picture is of a kind that is not read.
@@ -58,9 +63,9 @@ def drop(
 
 
 def _content(
-    name: str, picture: Path, end_picture: Path | None, prompt: str, settings: dict[str, Any]
+    name: str, picture: Path, end_picture: Path | None, prompt: str, settings: dict[str, Setting]
 ) -> dict[str, Path | bytes]:
-    """Check all that a job consists of; gives what its files hold, the one that completes it last."""
+    """Check the parts of a job; gives the contents of its files, with the one that completes it last."""
     parse_settings(settings, "the settings")
     text = _as_utf8(prompt, "the prompt")
     if len(text) > MAX_PROMPT_BYTES:
@@ -69,7 +74,7 @@ def _content(
         raise RequestError("the prompt holds a null character: leave it out")
     empty = not prompt.removeprefix("\ufeff").strip()
     if empty:
-        settings = {**settings, "prompt": ""}  # an empty text would be taken for a mistake
+        settings = {**settings, "prompt": ""}  # an empty text file would be a mistake
     toml = _as_utf8(_as_toml(settings), "the settings")
     if len(toml) > MAX_SETTINGS_BYTES:
         raise RequestError(
@@ -117,7 +122,7 @@ def _put(folder: Path, content: dict[str, Path | bytes]) -> None:
 
 
 def remove_unfinished(config: Config) -> None:
-    """Remove from the inbox what a page that was killed was dropping."""
+    """Remove from the inbox the unfinished files of a page that was killed."""
     oldest = time.time() - UNFINISHED_SECONDS
     for part in (config.inbox / FOLDER).glob(f"{UNFINISHED}*.part"):
         with contextlib.suppress(OSError):
@@ -126,7 +131,7 @@ def remove_unfinished(config: Config) -> None:
 
 
 def _new_name(prompt: str) -> str:
-    """Make up a NAME that people recognize and nobody else has.
+    """Make a NAME from the prompt that no other job has.
 
     >>> _new_name("The girl dances, gracefully!")[:-8]
     'the-girl-dances-gracefully-'
@@ -143,7 +148,7 @@ def _suffix(picture: Path) -> str:
     return suffix
 
 
-def _as_toml(settings: dict[str, Any]) -> str:
+def _as_toml(settings: dict[str, Setting]) -> str:
     """Write flat settings; JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
     lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
     return "".join(lines).replace("\x7f", "\\u007f")
@@ -153,9 +158,9 @@ def _as_toml(settings: dict[str, Any]) -> str:
 class Look:
     """Where a dropped job stands."""
 
-    job: dict[str, Any] | None  # as ``framepackd show --json`` has it; None: not taken in yet
+    job: Record | None  # as ``framepackd show --json`` has it; None: not taken in yet
     text: str  # the same for people
-    alone: bool = False  # no daemon runs, which could do anything about it
+    alone: bool = False  # no daemon runs
 
     @property
     def ended(self) -> bool:
@@ -164,31 +169,24 @@ class Look:
 
 
 def look(config: Config, name: str) -> Look:
-    """Look what has become of a dropped job; does not tell of trouble that may pass, but in words."""
-    wanted = {"command": "show", "job": f"{FOLDER}/{name}"}
+    """Say where a dropped job stands; trouble that may pass raises no error, only the text names it."""
     try:
-        answer = client.ask(config, wanted)
-        job = answer["job"] if answer is not None else client.find(config, wanted["job"])
-    except Exception as error:  # a daemon that is just ending, a database that is locked
-        return Look(None, f"cannot tell just now: {error}")
-    if answer is None and (job is None or job["state"] not in ENDED):
+        job, answered = client.show(config, f"{FOLDER}/{name}")
+    except Exception as error:  # a daemon that is ending, a database that is locked
+        return Look(None, f"not known at the moment: {error}")
+    if not answered and (job is None or job["state"] not in ENDED):
         return Look(job, "no daemon runs: the job waits until framepackd run is started", alone=True)
     return Look(job, describe(job) if job else "in the inbox: taken as soon as it has settled")
 
 
-def describe(job: dict[str, Any]) -> str:
-    """Say in a line where a job stands."""
+def describe(job: Record) -> str:
+    """Say where a job stands, in one line."""
     if job["state"] == "done":
         seconds = job["frames"] / job["fps"]
         return (
             f"done: {job['frames']} frames, {seconds:.2f} s"
-            + (f", but looks {job['quality']}" if job.get("quality") else "")
+            + (f", but looks {job['quality']}" if job["quality"] else "")
             + "".join(f"; {warning}" for warning in job.get("warnings", ()))
         )
-    if job["state"] != "running":
-        return f"{job['state']}: {job['error']}" if job.get("error") else f"{job['state']}"
-    if not job["section"]:
-        return "running: loading the model"
-    steps = job["steps"]
-    where = "decoding" if job["step"] == steps else f"step {job['step']}/{steps}"
-    return f"running: section {job['section']}/{job['sections']}, {where}"
+    words = job["error"] or ", ".join(job.get("stage") or ()) or job.get("note")
+    return f"{job['state']}: {words}" if words else str(job["state"])

@@ -1,4 +1,4 @@
-"""Decides by which names the server answers, and whether a request comes from its own page."""
+"""Decides to which names the server answers, and whether a request comes from its own page."""
 
 import ipaddress
 from collections.abc import Iterable
@@ -50,20 +50,20 @@ def is_loopback(host: str) -> bool:
 
 
 class Hosts:
-    """The names by which this server answers.
+    """The names to which this server answers.
 
-    A page of somebody else may have its own name point to 127.0.0.1 once it is loaded: the browser then takes
-    this server for that page's own. The name in the request gives it away.
+    Another page may make its own name point to 127.0.0.1 once it is loaded (DNS rebinding): the browser then
+    takes this server for that page's own. Only the name in the request shows it.
     """
 
     def __init__(self, server: str, named: Iterable[str], *, others: bool) -> None:
-        """Take the address that is listened on, the names in the config, and whether others get this far."""
+        """Take the address to listen on, the names in the config, and whether other machines reach it."""
         self._named = [parsed for name in named if (parsed := parse_authority(name))]
         self._server = parse_authority(f"[{server}]" if ":" in server.strip("[]") else server)
         self._any = others and not self._named
 
     def answers(self, host: Authority) -> bool:
-        """Say whether a request that calls the server so is answered."""
+        """Say whether the server answers to this name."""
         return (
             self._any
             or is_loopback(host.host)
@@ -72,10 +72,9 @@ class Hosts:
         )
 
     def owns(self, origin: str, host: Authority, scheme: str) -> bool:
-        """Say whether an ``Origin`` is this server's page, which was asked for as ``host`` over ``scheme``.
+        """Say whether an ``Origin`` is this server's page, which was requested as ``host`` over ``scheme``.
 
-        A proxy may hide from us that the page came over https, and what its own name is: then that name has
-        to be in the config.
+        A proxy may hide its own name, and that the page came over https: its name has to be in the config.
         """
         sent_over, _, rest = origin.partition("://")
         sender = parse_authority(rest)

@@ -12,14 +12,13 @@ from starlette.types import ASGIApp
 
 from framepack_core.errors import RequestError
 from framepackd.control import client
-from framepackd.jobs.database import StoreError
-from framepackd.jobs.described import running_in
 from framepackd.jobs.folder import PREVIEW
-from framepackd.jobs.lock import AlreadyRunningError
+from framepackd.jobs.report import running_in
+from framepackd.problems import CommandError
 from framepackd.settings.config import Config
 from framepackd.web import words
 from framepackd.web.api import add_endpoints
-from framepackd.web.drop import drop
+from framepackd.web.drop import Setting, drop
 
 REFRESH_SECONDS = 2.0
 LATENT_PREVIEW = "preview.png"  # in a job's folder
@@ -47,12 +46,12 @@ ACTIVE, ENDED = ("running", "queued"), ("done", "failed", "cancelled", "skipped"
 
 
 def theme() -> gr.themes.Base:
-    """Give the look; with fonts that are on every machine: nothing is fetched from anywhere."""
+    """Give the look, with fonts that are on every machine: nothing is fetched from elsewhere."""
     return gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 def guarded(guard: Callable[[ASGIApp], ASGIApp]) -> App:
-    """Give the app that gradio is to serve the page with: nothing of it is reached but through ``guard``."""
+    """Give the app with which gradio serves the page; every request to it goes through ``guard``."""
 
     class Guarded(App):
         def build_middleware_stack(self) -> ASGIApp:
@@ -62,10 +61,8 @@ def guarded(guard: Callable[[ASGIApp], ASGIApp]) -> App:
 
 
 def build(config: Config, copies: Path) -> gr.Blocks:
-    """Build the page and the endpoint of scripts; copies of what changes while it is shown go to a folder."""
-    gr.set_static_paths(
-        [config.outbox, copies]
-    )  # served as they are: copied, they would use up the uploads' quota
+    """Build the page and the endpoints; ``copies`` is a folder for files that would change while shown."""
+    gr.set_static_paths([config.outbox, copies])  # copied, they would use up the uploads' quota
     shown = _Shown(config, copies)
     page: gr.Blocks
     with gr.Blocks(title="framepackd", delete_cache=CACHE_SECONDS, analytics_enabled=False) as page:
@@ -151,12 +148,12 @@ def _form(config: Config) -> None:
 
 
 def _leave_as_uploaded(picture: gr.Image) -> None:
-    """Have a picture come as its file: gradio opens it with Pillow, which refuses some that are read here."""
+    """Pass a picture on as its file: gradio's Pillow refuses some that the daemon reads."""
     picture.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign] # as said
 
 
-def given(keys: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
-    """Give the settings that a form sets; what is empty, and what is not ticked, is not set."""
+def given(keys: Iterable[str], values: Iterable[Any]) -> dict[str, Setting]:
+    """Give the settings that a form sets: not those that are empty or not ticked."""
     return {
         key: value
         for key, value in zip(keys, values, strict=True)
@@ -165,7 +162,7 @@ def given(keys: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
 
 
 def _more_settings() -> dict[str, gr.components.Component]:
-    """Lay out what is seldom changed."""
+    """Lay out the settings that are seldom changed."""
     return {
         "steps": gr.Slider(1, 100, 25, step=1, label="Steps: changing this is not recommended"),
         "gs": gr.Slider(1, 32, 10, step=0.1, label="Distilled guidance scale"),
@@ -229,7 +226,7 @@ def _lists(config: Config) -> tuple[list[Any], Any, list[Any]]:
 
 
 def _asking(config: Config, command: str) -> Callable[..., None]:
-    """Have the daemon, or nobody else if none runs, do what a button says."""
+    """Give the function of a button: it sends a command to the daemon, or performs it if none runs."""
 
     def ask(job: str | None = None) -> None:
         if command in ("cancel", "top", "retry", "retry --anew") and not job:
@@ -237,12 +234,12 @@ def _asking(config: Config, command: str) -> Callable[..., None]:
         name, _, anew = command.partition(" --")
         request: dict[str, Any] = {"command": name, **({"jobs": [job]} if job else {}), "anew": bool(anew)}
         try:
-            answer = client.ask(config, request) or client.do_without_daemon(config, request)
-        except (AlreadyRunningError, StoreError, LookupError, OSError) as error:
-            raise gr.Error(html.escape(str(error.args[0] if error.args else error))) from error
-        for told in answer["results"]:
-            text = html.escape(told["message"])
-            if not told["done"]:
+            results = client.perform(config, request)
+        except (CommandError, OSError) as error:
+            raise gr.Error(html.escape(str(error))) from error
+        for result in results:
+            text = html.escape(result["message"])
+            if not result["done"]:
                 raise gr.Error(text)
             gr.Info(text)
 
@@ -254,9 +251,8 @@ def _showing(config: Config) -> Callable[[str | None], tuple[Any, Any]]:
         if not job:
             return gr.update(visible=False), gr.update(visible=False)
         try:
-            answer = client.ask(config, {"command": "show", "job": job})
-            record = answer["job"] if answer is not None else client.find(config, job)
-        except (StoreError, OSError) as error:
+            record, _ = client.show(config, job)
+        except (CommandError, OSError) as error:
             raise gr.Error(html.escape(str(error)), print_exception=False) from error
         output = Path(record["output"]) if record and record["output"] else None
         there = output is not None and output.exists()
@@ -268,7 +264,7 @@ def _showing(config: Config) -> Callable[[str | None], tuple[Any, Any]]:
 
 
 class _Shown:
-    """What is on the page; only what has changed is sent, so that nobody is disturbed."""
+    """The contents of the page; only what has changed is sent, so that nothing flickers."""
 
     def __init__(self, config: Config, copies: Path) -> None:
         self._config = config
@@ -285,8 +281,7 @@ class _Shown:
             "preview": self._copy(folder and folder / LATENT_PREVIEW),
             "growing": self._copy(folder and folder / PREVIEW),
             "queue": [
-                [words.path(job), job["state"], words.progress(job), words.clock(job["eta_seconds"])]
-                for job in active
+                [words.path(job), job["state"], words.progress(job), words.ends(job)] for job in active
             ],
             "choice": [(words.path(job), job["id"]) for job in active],
             "waiting": words.waiting(report["waiting"]),
@@ -311,7 +306,7 @@ class _Shown:
         return contents, *updates.values()
 
     def _copy(self, path: Path | None) -> str | None:
-        """Give a copy of a file that is replaced at any time, under a name for each of its versions."""
+        """Copy a file that may be replaced at any time, under a name of its own for each version."""
         if path is None:
             return None
         try:

@@ -1,4 +1,4 @@
-"""Slows down who guesses passwords: each address, and all of them together."""
+"""Slows down the guessing of passwords: from each address, and from all together."""
 
 import ipaddress
 import time
@@ -14,7 +14,7 @@ MOST_ADDRESSES = 4096  # remembered; more than can go wrong in FORGOTTEN_AFTER
 
 
 class Tries:
-    """The wrong passwords of late."""
+    """Counts recent wrong passwords."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Take a clock that never jumps."""
@@ -23,7 +23,7 @@ class Tries:
         self._all: deque[float] = deque(maxlen=MOST_A_MINUTE)
 
     def wait(self, address: str) -> float:
-        """Give the seconds until a password from an address is looked at; 0: now."""
+        """Give the seconds until a password from an address is checked; 0: now."""
         now = self._clock()
         count, last = self._wrong.get(_network(address), (0, now))
         if now - last > FORGOTTEN_AFTER:
@@ -33,7 +33,7 @@ class Tries:
         return max(last + own - now, self._all[0] + MINUTE - now if full else 0.0, 0.0)
 
     def wrong(self, address: str) -> int:
-        """Take note of a wrong password; gives how many there were in a row."""
+        """Count a wrong password; gives how many there were in a row."""
         now, network = self._clock(), _network(address)
         count, last = self._wrong.pop(network, (0, now))
         count = 1 if now - last > FORGOTTEN_AFTER else count + 1
@@ -44,12 +44,12 @@ class Tries:
         return count
 
     def right(self, address: str) -> None:
-        """Take note of a right password: whoever knows it may mistype it again."""
+        """Forget the wrong passwords of an address that gave the right one."""
         self._wrong.pop(_network(address), None)
 
 
 def _network(address: str) -> str:
-    """Give what one person has: an IPv4 address, or the 2^64 addresses of an IPv6 network.
+    """Give the addresses that one person has: an IPv4 address, or an IPv6 network of 2^64.
 
     >>> _network("192.0.2.7"), _network("2001:db8::7")
     ('192.0.2.7', '2001:db8::/64')

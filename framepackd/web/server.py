@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from framepackd.problems import CommandError
 from framepackd.settings.config import Config
-from framepackd.settings.secret_files import SecretError
 from framepackd.web.drop import remove_unfinished
 from framepackd.web.origins import Hosts, is_loopback
 from framepackd.web.uploads import Uploads, own_folder, received, shown, temporary
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
     from framepackd.web.doors import Doors
 
 
-class WebError(Exception):
+class WebError(CommandError):
     """The page cannot be served; the text says why and what to do."""
+
+    exit_code = 2
 
 
 USER = "framepackd"
 WELCOME = f"The user is {USER}. After three wrong passwords the next ones have to wait, up to a minute."
 MB = 10**6
-# Not needed, and ways round the doors: tools for language models, records on the hub, a second server.
+# Not needed, and they bypass the doors: tools for language models, records on the hub, a second server.
 OFF = ("GRADIO_ANALYTICS_ENABLED", "GRADIO_MCP_SERVER", "GRADIO_RUN_HISTORY", "GRADIO_SSR_MODE")
 
 
 def serve(config: Config, server: str, port: int, *, share: bool = False) -> None:
-    """Serve the page until interrupted or told to end.
+    """Serve the page until SIGTERM or Ctrl-C.
 
     Raises:
+        SecretError: the password cannot be read.
         WebError: gradio is not installed, or the address is open to others without a password.
         OSError: the address cannot be listened on.
     """
-    try:
-        password = config.web.read_password()
-    except SecretError as error:
-        raise WebError(str(error)) from error
+    password = config.web.read_password()
     if not password and (share or not is_loopback(server)):
         raise WebError(
             f"{'--share' if share else server} lets others in: set a password "
@@ -80,7 +80,7 @@ def serve(config: Config, server: str, port: int, *, share: bool = False) -> Non
             raise OSError(
                 f"{server}:{port} cannot be listened on ({error}): choose another with --port"
             ) from error
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does: nothing stays behind
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
         print(f"framepackd's page: {page.local_url}", flush=True)
         if share:
             print(f"for others: {page.share_url}", flush=True)
@@ -88,7 +88,7 @@ def serve(config: Config, server: str, port: int, *, share: bool = False) -> Non
 
 
 def _settle_in(private: Path) -> None:
-    """Have this process, and gradio, which reads these when imported, write into a folder on a disk."""
+    """Have this process write to a folder on a disk, and gradio too, which reads these when imported."""
     tempfile.tempdir = str(temporary(private))
     os.environ |= dict.fromkeys(OFF, "False") | {
         "GRADIO_NUM_WORKERS": "0",
@@ -99,7 +99,7 @@ def _settle_in(private: Path) -> None:
 
 
 def _doors(app: "ASGIApp", config: Config, hosts: Hosts, private: Path) -> "Doors":
-    """Put the doors before gradio, which logs out and writes a link to what is on the page on GET."""
+    """Put the doors before gradio, which on GET logs out, and writes links to the state of the page."""
     from framepackd.web.doors import Doors
     from framepackd.web.passwords import Tries
 

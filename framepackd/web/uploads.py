@@ -1,4 +1,4 @@
-"""Keeps uploads until they are dropped into the inbox, and bounds how much may lie there."""
+"""Keeps uploads until they are dropped into the inbox, and limits their size."""
 
 import asyncio
 import contextlib
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 
 RAM_DISKS = ("tmpfs", "ramfs")
 KEPT_SECONDS = 1800  # as long as somebody may take to write a prompt for a picture
-LEAST_BYTES = 1 << 16  # what any file counts for: a flood of tiny ones ends too
+LEAST_BYTES = 1 << 16  # that any file counts for: this limits tiny ones too
 SPARE_BYTES = 256 * 10**6  # of the disk, which the job store needs too
 PREFIX = "web-"
 
 
 class UploadError(Exception):
-    """An upload is not taken; the text says why."""
+    """An upload is refused; the text says why."""
 
     def __init__(self, status: int, text: str) -> None:
         """Take the status of the answer, and the reason."""
@@ -36,23 +36,23 @@ class UploadError(Exception):
 
 
 class Uploads:
-    """Counts what is uploaded into a folder and removes it when it is old."""
+    """Counts the uploads in a folder and removes old ones."""
 
     def __init__(self, folder: Path, *, limit: int, quota: int) -> None:
-        """Take the folder, the bytes that one upload may have, and those that may lie in the folder."""
+        """Take the folder, and the bytes that one upload and all in the folder may have."""
         self._folder = folder
         self._limit = limit
         self._quota = quota
         self._lying = 0
         self._received = 0  # since the start
-        self._coming = 0  # how many uploads
+        self._coming = 0  # uploads under way
 
     @asynccontextmanager
     async def coming(self, declared: int) -> AsyncIterator[Callable[[int], None]]:
-        """Let an upload in that says how long it is; gives what its bytes are told to as they come.
+        """Admit an upload of a declared size; gives the function that counts its bytes as they come.
 
         Raises:
-            UploadError: there is no room for it; the function that counts raises it too.
+            UploadError: there is no room for it; that function raises it too.
         """
         self._check_size(declared)
         self._coming += 1
@@ -105,7 +105,7 @@ class Uploads:
             )
 
     def sweep(self) -> int:
-        """Remove what is old; gives the bytes that lie there."""
+        """Remove old files; gives the bytes of the others."""
         lying, oldest = 0, time.time() - KEPT_SECONDS
         for root, folders, files in os.walk(self._folder, topdown=False):
             for name in (*files, *folders):
@@ -120,7 +120,7 @@ class Uploads:
         return lying
 
     def _remove_unfinished(self) -> None:
-        """Remove what broke off: finished ones lie in folders of their own."""
+        """Remove uploads that broke off; finished ones lie in folders of their own."""
         with contextlib.suppress(OSError):
             for entry in os.scandir(received(self._folder)):
                 if entry.is_file(follow_symlinks=False):
@@ -128,7 +128,7 @@ class Uploads:
 
 
 def received(folder: Path) -> Path:
-    """Give the folder of what is uploaded."""
+    """Give the folder of the uploads."""
     return folder / "uploads"
 
 
@@ -138,13 +138,13 @@ def temporary(folder: Path) -> Path:
 
 
 def shown(folder: Path) -> Path:
-    """Give the folder of the copies that are shown."""
+    """Give the folder of the copies that the page shows."""
     return folder / "shown"
 
 
 @contextmanager
 def own_folder(config: Config) -> Iterator[Path]:
-    """Make a folder on a disk for this process, as long as it runs; remove those of processes that died.
+    """Make a folder on a disk for this process, as long as it runs; remove those of dead processes.
 
     Raises:
         OSError: there is no place where this user may write.
@@ -198,7 +198,7 @@ def _base(config: Config) -> Path:
 def _locked(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: then nothing is taken for dead
+        with contextlib.suppress(OSError):  # a file system without locks: then no process counts as dead
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,17 +1,19 @@
-"""Folders of a daemon's own in a test; the power that goes at a line; a rename that crosses file systems."""
+"""A daemon's folders in a test, a power cut at any line, and renames that cross file systems."""
 
+import ctypes
 import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from framepackd import files, moving
+from framepackd import files
 from framepackd.delivery import deliver as delivery
 from framepackd.inbox.scan import Inbox
 from framepackd.intake import take as intake
@@ -22,11 +24,11 @@ from framepackd.settings.config import Config, load_config
 
 
 class Died(Exception):  # noqa: N818 - not an error: the power went
-    """Stands for the end of the process at a line."""
+    """Simulates the end of the process at a line."""
 
 
 def cross(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every rename between two folders cross to another file system."""
+    """Make every rename between two folders fail as between two file systems."""
     rename = files.rename_new
 
     def refuse(source: Path, target: Path) -> None:
@@ -37,9 +39,19 @@ def cross(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "rename_new", refuse)
 
 
+def without_renameat2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have renameat2 fail as on network file systems that cannot refuse to replace a file."""
+
+    def unknown(*_: object) -> int:
+        ctypes.set_errno(errno.ENOSYS)
+        return -1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda *_, **__: SimpleNamespace(renameat2=unknown))
+
+
 @contextmanager
 def dying_at(module: Any, name: str, path: Path) -> Iterator[None]:
-    """Have the process die when a function is called for a path."""
+    """Have the process die where a function is called for a path."""
     call = getattr(module, name)
 
     def die(first: Path, *others: Any, **named: Any) -> Any:
@@ -56,7 +68,7 @@ def dying_at(module: Any, name: str, path: Path) -> Iterator[None]:
 def at_every_call(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], check: Callable[[], None], *, every: int = 1
 ) -> int:
-    """Run again and again, dying at a later one of the calls that change files each time; say how many."""
+    """Run repeatedly, each time dying at a later call that changes files; gives how many runs it took."""
     for number in range(1, 500, every):
         with monkeypatch.context() as patched:
             calls = itertools.count(1)
@@ -76,7 +88,7 @@ def at_every_call(
                 patched.setattr(Path, name, dying(getattr(Path, name)))
             patched.setattr(files, "copy", dying(files.copy))
             patched.setattr(files, "sync_folder", dying(files.sync_folder))
-            patched.setattr(moving, "_write_all", dying(moving._write_all))
+            patched.setattr(os, "write", dying(os.write))
             patched.setattr("shutil.rmtree", dying(__import__("shutil").rmtree))
             try:
                 run()

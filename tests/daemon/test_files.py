@@ -1,4 +1,4 @@
-"""Moving and delivering: whole or not at all, never over something, and again after a crash at any line."""
+"""Moving and delivering: whole or not at all, over nothing, and resumed after a crash at any line."""
 
 import errno
 import json
@@ -10,10 +10,11 @@ import pytest
 from framepackd import files, moving
 from framepackd.delivery import target_names
 from framepackd.inbox.scan import Inbox
-from framepackd.intake import claiming, resolve
+from framepackd.intake import claiming
 from framepackd.intake import take as intake
 from framepackd.jobs.job import State
-from tests.daemon.place import DELIVERED, Died, Place, at_every_call
+from framepackd.settings.config import Config
+from tests.daemon.place import DELIVERED, Died, Place, at_every_call, without_renameat2
 
 
 def test_a_move_never_overwrites(tmp_path: Path) -> None:
@@ -150,10 +151,10 @@ def test_a_name_taken_after_the_file_was_copied_is_no_endless_loop(
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_move_works_and_overwrites_nothing_where_the_kernels_own_way_is_unknown(
+def test_a_move_works_and_overwrites_nothing_where_renameat2_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
-    monkeypatch.setattr(files, "rename_new", files._rename_new_by_other_means)
+    without_renameat2(monkeypatch)
     if not links:
 
         def refuse(*_: object) -> None:
@@ -180,7 +181,7 @@ def test_a_file_that_changes_between_scan_and_taking_is_left_where_it_is(tmp_pat
     assert len(list(place.config.inbox.iterdir())) == 2
 
 
-def test_the_nearest_wish_for_a_size_counts(tmp_path: Path) -> None:
+def test_the_size_that_is_set_nearest_to_the_job_wins(tmp_path: Path) -> None:
     place = Place(tmp_path / "place")
     place.drop()
     (place.config.inbox / "_defaults.toml").write_text("width = 64\nheight = 64\n")
@@ -213,7 +214,7 @@ def test_an_error_of_our_own_fails_the_job_and_stops_nothing(
     def fail(*_: object) -> None:
         raise KeyError("what a fuzzed file may lead to")
 
-    monkeypatch.setattr(resolve, "_resolve", fail)
+    monkeypatch.setattr(Config, "spec", fail)
     place.take()
     place.deliver()
     assert "KeyError" in (place.config.failed / "cat.error.txt").read_text()

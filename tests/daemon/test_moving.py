@@ -1,4 +1,4 @@
-"""Copying to another file system: stopped, cut off and gone on with; the rights of a file that is moved."""
+"""Copying to another file system: stopped, cut off, resumed; the rights of a file that is moved."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from framepackd import files, moving
-from tests.daemon.place import Died, dying_at
+from tests.daemon.place import Died, dying_at, without_renameat2
 
 BLOCK, DURABLE = 10, 40  # bytes
 CONTENT = bytes(range(256)) + b"end"
@@ -61,17 +61,17 @@ def move(tmp_path: Path) -> Move:
 def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Count the bytes that are copied from now on, by block."""
     sizes: list[int] = []
-    write_all = moving._write_all
+    write = os.write
 
-    def counting(file: object, block: bytes) -> None:
+    def counting(descriptor: int, block: bytes) -> int:
         sizes.append(len(block))
-        write_all(file, block)  # type: ignore[arg-type] # passed on as it came
+        return write(descriptor, block)
 
-    monkeypatch.setattr(moving, "_write_all", counting)
+    monkeypatch.setattr(os, "write", counting)
     return sizes
 
 
-def test_a_copy_that_is_stopped_goes_on_from_what_is_durable_of_its_part(
+def test_a_stopped_copy_resumes_from_the_durable_bytes_of_its_part(
     move: Move, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     move.interrupted(blocks=9)
@@ -147,7 +147,7 @@ HARMS = (
 
 
 @pytest.mark.parametrize("harm", HARMS, ids=[harm.__name__ for harm in HARMS])
-def test_whatever_became_of_a_part_what_is_delivered_is_whole(
+def test_a_delivered_file_is_whole_whatever_happened_to_its_part(
     move: Move, harm: Callable[[Move], None]
 ) -> None:
     move.interrupted()
@@ -164,7 +164,7 @@ def test_whatever_became_of_a_part_what_is_delivered_is_whole(
 
 
 def test_the_source_is_there_until_the_file_has_its_name(move: Move) -> None:
-    """So that a share that goes away meanwhile takes no only copy with it."""
+    """Else a share that goes away meanwhile would take the only copy with it."""
     with dying_at(files, "rename_new", move.part):
         move.go()
     assert move.source.read_bytes() == move.part.read_bytes() == CONTENT
@@ -192,13 +192,7 @@ def test_a_crash_within_a_rename_in_two_steps_leaves_neither_a_second_nor_an_emp
     move: Move, monkeypatch: pytest.MonkeyPatch, links: bool
 ) -> None:
     """Without the kernel's own way the new name is a link first or, where there are none, an empty file."""
-    rename, link = files.rename_new, os.link
-
-    def by_other_means(source: Path, target: Path) -> None:
-        if source == move.part:
-            files._rename_new_by_other_means(source, target)
-        else:
-            rename(source, target)
+    link = os.link
 
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, "no links here")
@@ -211,7 +205,7 @@ def test_a_crash_within_a_rename_in_two_steps_leaves_neither_a_second_nor_an_emp
         raise Died
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "rename_new", by_other_means)
+        without_renameat2(patched)
         patched.setattr(os, "link", link_and_die if links else refuse)
         if not links:
             replace = Path.replace
@@ -285,7 +279,7 @@ def test_a_file_has_the_group_and_the_acl_of_the_folder_it_is_put_into(
 
 @pytest.mark.parametrize(("folder", "mode"), [(0o755, 0o644), (0o700, 0o600), (0o777, 0o644)])
 @pytest.mark.usefixtures("umask")
-def test_in_a_folder_that_is_not_shared_a_file_can_be_read_by_who_can_read_the_folder(
+def test_in_a_folder_that_is_not_shared_a_file_is_as_readable_as_the_folder(
     move: Move, monkeypatch: pytest.MonkeyPatch, folder: int, mode: int
 ) -> None:
     monkeypatch.undo()

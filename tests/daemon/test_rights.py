@@ -1,4 +1,4 @@
-"""Who may drop can do no more: tried as users who are in the group, and who are not."""
+"""People who may drop files can do no more: tried as users inside and outside the group."""
 
 import faulthandler
 import fcntl
@@ -12,9 +12,10 @@ import subprocess
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from click.testing import CliRunner
@@ -154,7 +155,7 @@ def forbidden(state: Path, cache: Path) -> dict[str, Callable[[], Any]]:
 
 
 def attempts(user: User, state: Path, cache: Path) -> dict[str, Any]:
-    """Have a user try all of that; gives what came of it."""
+    """Have a user try all of that; gives the outcomes."""
 
     def attempt(action: Callable[[], Any]) -> Any:
         try:
@@ -172,18 +173,21 @@ left_open: list[sqlite3.Connection] = []
 
 
 def live(config: Config, mask: int, private: str) -> str:
-    """Make what a daemon makes, where nothing is, under this umask."""
+    """Make all that a new daemon makes, under this umask."""
     os.umask(mask)
     make_folders(config)
     lock = control_lock.Lock(config.state_dir)
     rights.put_right(config)
     store = JobStore(config.database)
-    left_open.append(database._connect(config.database, "rw"))  # so that its log stays
+    left_open.append(sqlite3.connect(config.database))  # so that its log stays
     left_open[0].execute("SELECT * FROM meta").fetchall()
-    database._back_up(config.database, 1)
+    with closing(sqlite3.connect(config.database)) as older:
+        older.execute("PRAGMA user_version = 1")
+    with mock.patch.dict(database.MIGRATIONS, dict.fromkeys(database.MIGRATIONS, ())):
+        JobStore(config.database)  # an update, before which a copy is kept
     files.make_folder(config.state_dir / hooks.FOLDER, rights.PRIVATE)
     (config.jobs_dir / "x").mkdir()
-    compiling._own_folder(config.cache_dir / "compiled")
+    compiling.own_folder(config.cache_dir / "compiled")
     (config.cache_dir / "triton").mkdir()
     rights.put_right(config)
     store.pause()
@@ -195,7 +199,7 @@ def live(config: Config, mask: int, private: str) -> str:
 
 @as_root
 @pytest.mark.parametrize("mask", [0o000, 0o007, 0o022, 0o077])
-def test_who_is_in_the_group_may_drop_and_collect_and_nothing_else(
+def test_members_of_the_group_may_drop_and_collect_and_nothing_else(
     config: Config, base: Path, mask: int
 ) -> None:
     made = SERVICE.do(lambda: live(config, mask, str(base / "var/socket")))
@@ -219,7 +223,7 @@ def test_who_is_in_the_group_may_drop_and_collect_and_nothing_else(
 
 
 def old(config: Config) -> str:
-    """Leave what an earlier version left under the umask of its unit."""
+    """Make what an earlier version left, under the umask of its unit."""
     os.umask(0o007)
     state, cache = config.state_dir, config.cache_dir
     for folder in ("inbox", "outbox", "failed", "loras", "jobs/x", "compiled", "notify"):
@@ -234,7 +238,7 @@ def old(config: Config) -> str:
 
 
 @as_root
-def test_an_installation_of_an_earlier_version_is_put_right_at_the_start_and_that_is_said_once(
+def test_an_installation_of_an_earlier_version_is_corrected_at_the_start_and_logged_once(
     config: Config, base: Path
 ) -> None:
     assert SERVICE.do(lambda: old(config)) == "left"
@@ -266,7 +270,9 @@ def test_an_installation_of_an_earlier_version_is_put_right_at_the_start_and_tha
 
 
 @as_root
-def test_what_is_not_the_services_is_told_with_the_command_that_puts_it_right(config: Config) -> None:
+def test_a_file_that_is_not_the_services_is_reported_with_the_command_that_corrects_it(
+    config: Config,
+) -> None:
     assert SERVICE.do(lambda: old(config)) == "left"
     os.chown(config.inbox, 0, 0)
     config.inbox.chmod(0o777)
@@ -306,7 +312,7 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 
 
 @as_root
-def test_files_on_an_overlay_are_put_right_and_a_folder_that_is_mounted_there_is_not(overlay: Path) -> None:
+def test_files_on_an_overlay_are_corrected_and_a_folder_that_is_mounted_there_is_not(overlay: Path) -> None:
     path = overlay / "config.toml"
     path.write_text(f'state_dir = "{overlay}/state"\n')
     config = load_config(path)
@@ -343,7 +349,7 @@ def test_nothing_is_opened_to_a_group_that_everybody_is_in(
     assert [mode(config.state_dir), mode(config.inbox)] == [0o700, 0o700]
 
 
-def test_looking_at_the_rights_does_not_take_longer_with_more_jobs(
+def test_checking_the_rights_does_not_take_longer_with_more_jobs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_in(tmp_path)
@@ -371,18 +377,21 @@ def test_a_folder_below_a_shared_one_is_as_open_whatever_the_umask(tmp_path: Pat
     assert mode(tmp_path / "d") == PRIVATE
 
 
-def test_the_results_page_is_read_by_who_may_collect(tmp_path: Path) -> None:
-    outbox = tmp_path / "outbox"
+def test_the_results_page_is_readable_for_those_who_may_collect(tmp_path: Path) -> None:
+    outbox, failed = tmp_path / "outbox", tmp_path / "failed"
     outbox.mkdir()
     outbox.chmod(SHARED)
+    failed.mkdir()
+    (failed / "cat.error.txt").write_text("steps must be 1 to 100, got 0")
+    page = results_page.ResultsPage(lambda: None)
     strip = tmp_path / "strip.jpg"
     strip.write_bytes(b"x")
     with umask(0o077):
-        results_page._replace(outbox / "index.html", "page")
+        page.update(outbox, failed)
         results.keep_strip(strip, outbox, "20260101-000000-abcdef")
         assert mode(outbox / "index.html") == 0o640
         (outbox / "index.html").chmod(0o600)  # as a crash before would leave it
-        results_page._replace(outbox / "index.html", "page")
+        page.update(outbox, failed)
     assert mode(outbox / "index.html") == 0o640
     assert mode(outbox / results.FOLDER) == SHARED
     assert mode(outbox / results.FOLDER / "20260101-000000-abcdef.jpg") == 0o640
@@ -409,7 +418,7 @@ def test_the_daemon_and_the_commands_that_stand_in_for_it_write_for_themselves_a
 
 
 @as_root
-def test_who_may_not_ask_is_told_who_may(config: Config) -> None:
+def test_a_user_who_may_not_ask_learns_who_may(config: Config) -> None:
     assert SERVICE.do(lambda: live(config, 0o007, str(config.state_dir.parent / "socket"))) == "made"
     report, code = MEMBER.do(lambda: client.report(config))
     assert code == client.EXIT_UNKNOWN == 4
@@ -422,10 +431,10 @@ def test_compiled_code_of_another_user_is_not_run(base: Path) -> None:
         (base / name).mkdir()
         os.chown(base / name, owner.number, owner.number)
         (base / name).chmod(0o777)
-    assert SERVICE.do(lambda: compiling._own_folder(base / "own")) == base / "own"
+    assert SERVICE.do(lambda: compiling.own_folder(base / "own")) == base / "own"
     assert mode(base / "own") == 0o700
     for name in ("foreign", "none"):  # the second cannot be made
-        instead = SERVICE.do(lambda name=name: compiling._own_folder(base / name))
+        instead = SERVICE.do(lambda name=name: compiling.own_folder(base / name))
         assert instead != base / name
         assert mode(instead) == 0o700
         instead.rmdir()

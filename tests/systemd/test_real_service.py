@@ -193,7 +193,7 @@ def test_who_may_drop_can_do_no_more(service: Machine) -> None:
     )
     service.run(f"runuser -u bob -- sh -c 'flock --nonblock {state}/lock true && touch {state}/jobs/x'")
     service.run("systemctl start framepackd")
-    said = service.run("journalctl -u framepackd --no-pager -o cat | grep 'rights put right'")
+    said = service.run("journalctl -u framepackd --no-pager -o cat | grep 'rights corrected'")
     for word in ("jobs 0770 to 0700", "lock 0660 to 0600", "loras 0770 to 2770", "compiled removed"):
         assert word in said.splitlines()[-1], said
     service.run(f"find {state} {cache} -maxdepth 1 -printf '%m %u %g %p\\n'")

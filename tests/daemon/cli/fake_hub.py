@@ -1,4 +1,4 @@
-"""A hub on this machine: as much of the Hugging Face hub's protocol as fetching models takes."""
+"""A hub on this machine: the part of the Hugging Face hub's protocol that fetches models."""
 
 import hashlib
 import json
@@ -87,7 +87,7 @@ class FakeHub:
 
 
 def etag(file: Path) -> str:
-    """Give what the hub calls a file's content: SHA-256 in LFS, else git's SHA-1."""
+    """Give the hub's hash of a file: SHA-256 in LFS, else git's SHA-1."""
     content = file.read_bytes()
     if file.suffix == ".safetensors":
         return hashlib.sha256(content).hexdigest()

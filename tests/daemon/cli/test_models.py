@@ -30,7 +30,7 @@ Models = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[FakeHub]:
-    """Serve a copy of the tiny model; of its base much is not used."""
+    """Serve a copy of the tiny model; much of its base is not used."""
     published = tmp_path / "published"
     shutil.copytree(TINY_MODELS, published)
     for name in UNUSED:
@@ -43,7 +43,7 @@ def hub(tmp_path: Path) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """Configure a model of one's own, from that hub."""
+    """Configure a model of the user's, from that hub."""
     file = tmp_path / "config.toml"
     file.write_text(
         f'state_dir = "state"\nmodel = "mine"\n[models.mine]\nkind = "framepack"\nrevision = "{COMMIT}"\n'
@@ -89,7 +89,7 @@ def mine(models: Models, *words: str) -> dict[str, Any]:
     return next(model for model in listed["models"] if model["name"] == "mine")
 
 
-def test_what_is_used_is_fetched_and_nothing_else_and_its_size_is_told_before(
+def test_only_needed_files_are_fetched_and_their_size_is_said_before(
     models: Models, hub: FakeHub, config: Path
 ) -> None:
     before = mine(models)
@@ -109,7 +109,7 @@ def test_what_is_used_is_fetched_and_nothing_else_and_its_size_is_told_before(
     assert not hub.fetched, "what is here is not fetched again"
 
 
-def test_a_connection_that_breaks_off_is_taken_up_again(models: Models, hub: FakeHub) -> None:
+def test_a_download_resumes_after_its_connection_broke_off(models: Models, hub: FakeHub) -> None:
     hub.break_off[SHARD] = 1000
     fetched = models("download")
     assert fetched.returncode == 0, fetched.stderr
@@ -117,9 +117,7 @@ def test_a_connection_that_breaks_off_is_taken_up_again(models: Models, hub: Fak
     assert models("verify").returncode == 0
 
 
-def test_a_download_that_is_killed_goes_on_within_the_file_where_it_was(
-    models: Models, hub: FakeHub, config: Path
-) -> None:
+def test_a_killed_download_resumes_inside_its_file(models: Models, hub: FakeHub, config: Path) -> None:
     shard = hub.repositories["me/mine"] / SHARD
     padding = {"padding": np.zeros(24_500_000, np.uint8)}  # the client writes 10 MiB at a time
     save_file(load_file(shard) | padding, shard)
@@ -154,7 +152,7 @@ def parts(config: Path) -> list[Path]:
     return list(config.parent.glob("hf/hub/*/blobs/*.part"))
 
 
-def test_weights_that_arrive_damaged_are_not_taken(models: Models, hub: FakeHub, config: Path) -> None:
+def test_weights_that_arrive_damaged_are_refused(models: Models, hub: FakeHub, config: Path) -> None:
     assert models("download").returncode == 0
     blob = (config.parent / "hf/hub/models--me--mine/snapshots" / COMMIT / SHARD).resolve()
     content = blob.read_bytes()
@@ -169,7 +167,7 @@ def test_weights_that_arrive_damaged_are_not_taken(models: Models, hub: FakeHub,
     assert blob.read_bytes() == content
 
 
-def test_what_other_programs_left_of_a_download_is_cleared(models: Models, config: Path) -> None:
+def test_leftovers_of_downloads_by_other_programs_are_removed(models: Models, config: Path) -> None:
     blobs = config.parent / "hf/hub/models--me--mine/blobs"
     blobs.mkdir(parents=True)
     (config.parent / "hf/hub/.locks/models--me--mine").mkdir(parents=True)
@@ -181,7 +179,7 @@ def test_what_other_programs_left_of_a_download_is_cleared(models: Models, confi
     assert not left.exists()
 
 
-def test_verify_names_what_is_damaged_and_missing_and_the_command_that_mends_it(
+def test_verify_names_damaged_and_missing_files_and_the_command_that_mends_them(
     models: Models, hub: FakeHub, config: Path
 ) -> None:
     assert models("download").returncode == 0
@@ -215,7 +213,7 @@ def test_verify_names_what_is_damaged_and_missing_and_the_command_that_mends_it(
     assert etag(shard) == shard.readlink().name
 
 
-def test_offline_nothing_is_asked_and_what_is_missing_is_told(models: Models, hub: FakeHub) -> None:
+def test_offline_the_hub_is_not_asked_and_missing_files_are_listed(models: Models, hub: FakeHub) -> None:
     for words, variables in ((("--offline",), {}), ((), {"HF_HUB_OFFLINE": "1"})):
         refused = models("download", *words, **variables)
         assert refused.returncode == 1
@@ -229,7 +227,7 @@ def test_offline_nothing_is_asked_and_what_is_missing_is_told(models: Models, hu
     assert (whole.returncode, whole.stdout) == (0, "every file is here\n")
 
 
-def test_what_does_not_fit_on_the_disk_is_refused_before_anything_is_fetched(
+def test_a_download_that_does_not_fit_on_the_disk_is_refused_before_it_begins(
     models: Models, hub: FakeHub, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (hub.repositories["me/mine"] / SHARD).open("ab") as shard:
@@ -241,7 +239,7 @@ def test_what_does_not_fit_on_the_disk_is_refused_before_anything_is_fetched(
     assert not hub.fetched
 
 
-def test_a_folder_of_ones_own_is_held_against_the_lengths_in_its_headers(
+def test_the_users_own_folder_is_compared_with_the_lengths_in_its_headers(
     models: Models, config: Path
 ) -> None:
     folders = config.parent / "published"
@@ -268,7 +266,7 @@ image_encoder = "{folders}/flux_redux"
 """
 
 
-def test_a_file_of_ones_own_is_listed_and_held_against_the_model(models: Models, config: Path) -> None:
+def test_the_users_own_file_is_listed_and_compared_with_the_model(models: Models, config: Path) -> None:
     """A file may be as long as its header says and still not fit."""
     folders = config.parent / "published"
     tensors = load_file(folders / "framepack-f1" / "diffusion_pytorch_model.safetensors")

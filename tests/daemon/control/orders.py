@@ -1,4 +1,4 @@
-"""Gives commands to a daemon's folders, without a daemon."""
+"""Performs commands on a daemon's folders where no daemon runs."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def settle(place: Place) -> None:
 
 
 def failed_place(root: Path, text: str = "pan left", settings: str = "") -> Place:
-    """Bring a job to the failed folder: for its settings, if there are any, else after it ran."""
+    """Bring a job to the failed folder: because of its settings, if given, else after it ran."""
     place = Place(root)
     place.drop()
     (place.config.inbox / "cat.txt").write_text(text)

@@ -1,4 +1,4 @@
-"""Retry, cancel, top, pause: what becomes of a job and its files, dying at every line too."""
+"""Retry, cancel, top, pause: where a job and its files end up, also after a crash at any line."""
 
 import itertools
 import json
@@ -114,7 +114,7 @@ def test_files_that_are_not_what_they_were_are_named_and_nothing_is_touched(tmp_
     assert names(place.config.failed) == before
 
 
-def test_a_job_that_failed_its_checks_may_be_put_right_where_it_lies(tmp_path: Path) -> None:
+def test_a_job_that_failed_its_checks_can_be_corrected_in_the_failed_folder(tmp_path: Path) -> None:
     place = failed_place(tmp_path / "place", settings="steps = 0")
     ((done, message),) = do(place, "retry", "cat")
     assert not done
@@ -178,7 +178,7 @@ def test_a_cancelled_job_lies_in_the_failed_folder_and_can_be_retried(tmp_path: 
 
 
 @pytest.mark.parametrize(("how", "delivered"), [("keep", True), ("discard", False)])
-def test_what_exists_of_a_cancelled_job_is_delivered_only_if_that_is_wished(
+def test_the_unfinished_video_of_a_cancelled_job_is_delivered_only_with_keep(
     tmp_path: Path, how: str, delivered: bool
 ) -> None:
     place = Place(tmp_path / "place")
@@ -233,7 +233,7 @@ def test_a_running_job_of_a_daemon_that_is_dead_is_cancelled_at_once(tmp_path: P
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED])
-def test_a_failed_job_keeps_for_some_days_what_was_set_aside_too(
+def test_a_failed_job_keeps_checkpoints_that_were_set_aside_for_some_days(
     tmp_path: Path, state: State, old: bool
 ) -> None:
     work = tmp_path / "job"
@@ -281,7 +281,7 @@ def test_top_lets_jobs_run_next_in_the_order_given_but_after_an_interrupted_one(
         ("top", State.RUNNING, "nothing to move"),
     ],
 )
-def test_what_cannot_be_done_in_a_state_is_said_with_what_can(
+def test_a_command_that_a_state_does_not_allow_names_one_that_it_does(
     tmp_path: Path, command: str, state: State, said: str
 ) -> None:
     place = Place(tmp_path / "place")

@@ -1,20 +1,36 @@
-"""What status says of a queue: how far, until when, and in words that harm no terminal."""
+"""The snapshot: progress, finish times and notes, which terminal, page and metrics show alike."""
 
-from datetime import UTC, datetime
+import re
+import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from framepackd.control.status import in_one_line, snapshot
 from framepackd.inbox.scan import Waiting
+from framepackd.jobs.described import described, whole
 from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.report import DaemonReport, Report
 from framepackd.jobs.store import JobStore
+from framepackd.reports.prometheus import Metrics
+from framepackd.settings.config import Config
+from framepackd.text import clock
 from framepackd.web import words as of_the_page
+from framepackd.web.drop import describe
 from tests.daemon.control.drawing import drawn
 
-DAEMON = {"state": "running", "pid": 1, "since": utc_now(), "model": "demo", "device": "cpu"}
-DAEMON |= {"hardware": None, "paused": None}
+DAEMON: DaemonReport = {
+    "state": "running",
+    "pid": 1,
+    "since": utc_now(),
+    "model": "demo",
+    "device": "cpu",
+    "hardware": None,
+    "paused": None,
+}
 NOTHING: tuple[Waiting, ...] = ()
 
 
@@ -59,7 +75,7 @@ def test_a_job_ends_when_its_steps_and_decodes_are_done_and_the_queue_after_it(s
     assert "35 %" in shown
 
 
-def test_while_a_section_is_decoded_that_is_said_and_its_time_counted(store: JobStore) -> None:
+def test_a_decode_is_shown_and_its_time_counts(store: JobStore) -> None:
     add(store, "cat")
     store.claim()
     for section in range(1, 5):
@@ -72,7 +88,7 @@ def test_while_a_section_is_decoded_that_is_said_and_its_time_counted(store: Job
     assert "section 4/4  decoding" in drawn(report)
 
 
-def test_results_come_last_first_and_a_suspect_one_is_marked(store: JobStore) -> None:
+def test_the_newest_result_comes_first_and_a_suspect_one_is_marked(store: JobStore) -> None:
     for name in ("cat", "dog"):
         add(store, name)
         store.finish(f"id-{name}", State.DONE, error=None, output=f"/out/{name}.mp4")
@@ -107,7 +123,7 @@ def test_in_80_columns_names_are_whole_and_reasons_below_them(store: JobStore) -
     assert reason in " ".join(" ".join(lines).split())
 
 
-def test_names_do_not_speak_to_the_terminal(store: JobStore) -> None:
+def test_names_cannot_control_the_terminal(store: JobStore) -> None:
     add(store, "evil\x1b[31m\nname [bold]x[/]")
     waiting = (Waiting("", "a\x1b]0;title\x07", ("a\x1b]0;title\x07.png",), "a\x1b[2J.txt", utc_now()),)
     shown = drawn(snapshot(store, waiting, DAEMON))
@@ -146,23 +162,115 @@ def test_a_running_job_that_is_to_be_cancelled_is_marked(store: JobStore) -> Non
     assert "is being cancelled" in drawn(report)
 
 
-def test_how_far_a_job_is_is_said_alike_wherever_it_is_told(store: JobStore) -> None:
+def figures_of(report: Report, store: JobStore, folder: Path) -> str:
+    """Give the file for Prometheus, without the label that names the daemon."""
+    config: Any = SimpleNamespace(metrics_file=folder / "figures", folders={}, state_dir=folder)
+    Metrics(lambda: config, store, lambda: report).round()
+    return re.sub(r',?state_dir="[^"]*"', "", config.metrics_file.read_text()).replace("{}", "")
+
+
+def test_a_running_chain_reads_the_same_on_terminal_page_metrics_and_in_systemds_line(
+    store: JobStore, tmp_path: Path
+) -> None:
     """The page knew no chains, and said of its section 3 of 4 what is section 1 of clip 2."""
     job = add(store, "cat", frames=3)
     store.claim()
-    said = snapshot(store, NOTHING, DAEMON)
-    assert said["jobs"][0]["stage"] == ["loading the model"]
+    assert snapshot(store, NOTHING, DAEMON)["jobs"][0]["stage"] == ["loading the model"]
     for section, steps in ((1, 25), (2, 25), (3, 8)):
         for step in range(1, steps + 1):
-            store.step(job.id, section=section, step=step, seconds=1.0)
+            store.step(job.id, section=section, step=step, seconds=90.0)
         if steps == 25:
             store.decoded(job.id, seconds=1.0)
-    said = snapshot(store, NOTHING, DAEMON)
-    running = said["jobs"][0]
+    report, now = snapshot(store, NOTHING, DAEMON), datetime.now(UTC)
+    running = report["jobs"][0]
     assert (running["progress"], running["stage"]) == (0.58, ["clip 2/2", "section 1/2", "step 8/25"])
-    assert "58 %, clip 2/2, section 1/2, step 8/25" in in_one_line(said, datetime.now(UTC))
-    assert "58 %, clip 2/2, section 1/2, step 8/25" in of_the_page.now(said, running)
+    assert running["eta_seconds"] is not None
+    assert running["finishes_at"] is not None
+    then = now + timedelta(seconds=running["eta_seconds"])
+    assert abs(datetime.fromisoformat(running["finishes_at"]) - then) < timedelta(seconds=5)
+    ends = clock(running["finishes_at"], now)
+    assert f"58 %, clip 2/2, section 1/2, step 8/25, done {ends}" in in_one_line(report, now)
+    assert f"58 %, clip 2/2, section 1/2, step 8/25, done {ends}" in of_the_page.now(report, running)
     assert of_the_page.progress(running) == "clip 2/2, section 1/2, step 8/25"
-    assert "58 %  clip 2/2  section 1/2  step 8/25" in drawn(said)
-    older = [{key: value for key, value in running.items() if key not in ("progress", "stage")}]
-    assert "0 %" in drawn(said | {"jobs": older}), "a daemon that still runs after an update"
+    assert of_the_page.ends(running) == ends
+    assert "58 %  clip 2/2  section 1/2  step 8/25  in" in drawn(report)
+    assert f", at {ends}" in drawn(report)
+    assert "running_progress_ratio 0.58\n" in figures_of(report, store, tmp_path)
+    recorded = whole(store.get(job.id), Config(state_dir=tmp_path))
+    assert {key: recorded[key] for key in ("progress", "stage", "note")} == {
+        key: running.get(key) for key in ("progress", "stage", "note")
+    }
+    assert describe(recorded) == "running: clip 2/2, section 1/2, step 8/25", "what the API tells a script"
+    older: Any = {
+        key: value for key, value in running.items() if key not in ("progress", "stage", "finishes_at")
+    }
+    assert "0 %" in drawn(report | {"jobs": [older]}), "a daemon that still runs after an update"
+    assert "done …" in of_the_page.now(report, older)
+
+
+def test_a_job_of_the_queue_reads_the_same_on_terminal_page_and_metrics(
+    store: JobStore, tmp_path: Path
+) -> None:
+    add(store, "cat")
+    add(store, "dog")
+    store.claim()
+    store.step("id-cat", section=1, step=1, seconds=9.0)
+    store.step("id-cat", section=1, step=2, seconds=9.0)
+    store.count_attempt("id-cat", "the worker was killed", max_attempts=3)
+    reason = "the model demo is not here: framepackd models download demo"
+    report = snapshot(store, NOTHING, DAEMON, passed_over={"id-dog": reason})
+    cat, dog = report["jobs"]
+    assert (cat["note"], dog["note"]) == ("attempt 2", reason)
+    assert dog["finishes_at"] is None
+    assert report["finishes_at"] == cat["finishes_at"] is not None
+    for job, said in ((cat, "attempt 2"), (dog, reason)):
+        assert of_the_page.progress(job) == said
+        assert said in drawn(report)
+    ends = clock(cat["finishes_at"], datetime.now(UTC))
+    assert of_the_page.ends(cat) == ends
+    assert f"all done {ends}" in in_one_line(report, datetime.now(UTC))
+    assert f"all done {ends}" in of_the_page.now(report, None)
+    assert f", at {ends}" in drawn(report)
+    figures = figures_of(report, store, tmp_path)
+    assert 'jobs{state="queued"} 2.0' in figures
+    assert f"queue_eta_seconds {report['eta_seconds']}" in figures
+
+
+def test_a_job_whose_delivery_waits_reads_the_same_on_terminal_page_and_metrics(
+    store: JobStore, tmp_path: Path
+) -> None:
+    add(store, "cat")
+    store.claim()
+    store.decide("id-cat", State.DONE)
+    again = time.monotonic() + 30
+    stands = described(store.get("id-cat"), "outbox /o is full: make room", again)
+    report = snapshot(store, NOTHING, DAEMON, delivery=lambda job: stands)
+    (job,) = report["jobs"]
+    assert job["note"] == "its files cannot be moved: outbox /o is full: make room"
+    assert stands is not None
+    assert stands["next_try"] is not None
+    at = clock(stands["next_try"], datetime.now(UTC), seconds=True)
+    assert of_the_page.progress(job) == f"{job['note']}; tried again at {at}"
+    shown = drawn(report)
+    assert f"to be done  tried again at {at}" in shown
+    assert job["note"] in shown
+    figures = figures_of(report, store, tmp_path)
+    assert 'undelivered_jobs{reason="outbox /o is full: make room"} 1.0' in figures
+    then = float(figures.split("delivery_next_try_time_seconds ")[-1].split("\n")[0])
+    assert then == datetime.fromisoformat(stands["next_try"]).timestamp()
+    assert (
+        describe(whole(store.get("id-cat"), Config(state_dir=tmp_path), stands)) == f"running: {job['note']}"
+    )
+
+
+def test_files_that_wait_read_the_same_on_terminal_and_page(store: JobStore) -> None:
+    late = "its job was taken already: drop it again with the picture"
+    waiting = (
+        Waiting("pets", "cat", ("cat.png",), "cat.txt", utc_now()),
+        Waiting("", "dog", ("dog.toml",), late, utc_now()),
+    )
+    report = snapshot(store, waiting, DAEMON)
+    assert [entry["note"] for entry in report["waiting"]] == ["missing: cat.txt", late]
+    for entry in report["waiting"]:
+        assert f"{entry['name']}: {entry['note']}" in of_the_page.waiting(report["waiting"])
+        assert entry["note"] in drawn(report)

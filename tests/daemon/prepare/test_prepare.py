@@ -232,8 +232,8 @@ def test_an_interrupted_run_says_how_to_resume(place: Place, tmp_path: Path) -> 
     _, told = running.communicate()
     assert running.returncode == 130
     assert told.decode() == (
-        "framepackd: interrupted: the same command goes on, and --skip-done leaves out what a daemon has "
-        "taken meanwhile\n"
+        "framepackd: interrupted: run the same command to resume, and --skip-done leaves out what a daemon "
+        "has taken meanwhile\n"
     )
     assert not [path for path in place.config.inbox.iterdir() if path.name.startswith(".")]
 

@@ -151,7 +151,7 @@ def test_the_job_is_told_as_framepackd_show_prints_it(
     jobs.add("cat")
     jobs.end("cat")
     follower.look()
-    assert receiver.heard[0]["job"] == client.find(config, "cat")
+    assert receiver.heard[0]["job"] == client.show(config, "cat")[0]
 
 
 def test_only_the_events_asked_for_are_told(tmp_path: Path, jobs: Queue, receiver: Receiver) -> None:

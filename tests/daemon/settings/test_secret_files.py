@@ -7,10 +7,9 @@ from click.testing import CliRunner
 
 from framepackd.cli.main import main
 from framepackd.reports import hooks
-from framepackd.reports.hooks import NotifyError
 from framepackd.settings.config import Config, ConfigError, load_config
 from framepackd.settings.secret_files import SecretError
-from framepackd.web.server import WebError, serve
+from framepackd.web.server import serve
 
 SECRET = "hush-0123"  # noqa: S105 - of nothing
 HOOK = f"https://example.org/hooks/{SECRET}"
@@ -79,11 +78,11 @@ def test_an_unusable_secret_file_is_an_error_only_for_the_command_that_needs_it(
     if content is not None:
         secret_file(tmp_path, content, mode)
     found = config(tmp_path, '[web]\npassword_file = "secret"\n[notify]\nwebhook_file = "secret"\n')
-    with pytest.raises(WebError, match="password_file: ") as told:
+    with pytest.raises(SecretError, match="password_file: ") as told:
         serve(found, "0.0.0.0", 7860)  # noqa: S104 - it is refused
     assert words in str(told.value)
     assert SECRET not in str(told.value)
-    with pytest.raises(NotifyError, match="webhook_file: ") as told_too:
+    with pytest.raises(SecretError, match="webhook_file: ") as told_too:
         hooks.run(found)
     assert words in str(told_too.value)
     code, output = check(tmp_path)

@@ -65,7 +65,7 @@ def test_end_process_ends_what_this_client_waits_for_and_nothing_else(
     assert "nothing to end" in client.predict(api_name="/end_process")
 
 
-def test_end_process_ends_a_job_that_is_still_to_be_taken_in(
+def test_end_process_ends_a_job_that_is_not_in_the_queue_yet(
     tiny_daemon: Daemon, client: Client, cat: Any
 ) -> None:
     waiting = client.submit(
@@ -91,7 +91,7 @@ def test_end_process_ends_a_job_that_is_still_to_be_taken_in(
         ({"prompt": "x" * 70_000}, "the prompt has 70000 bytes"),
     ],
 )
-def test_what_is_wrong_reaches_the_script_in_words(
+def test_a_mistake_reaches_the_script_as_a_sentence(
     client: Client, cat: Any, asked: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(AppError) as told:
@@ -111,7 +111,7 @@ def test_a_picture_that_cannot_be_read_reaches_the_script_in_words_and_the_log_w
     assert "Traceback" not in web.log.read_text()[logged:]
 
 
-def test_a_script_is_told_that_no_daemon_runs_and_its_job_stays(
+def test_a_script_hears_that_no_daemon_runs_and_its_job_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It waited without a word, for ever."""

@@ -71,7 +71,7 @@ def pauses(url: str) -> str:
 
 
 @in_a_browser
-def test_a_page_whose_name_was_turned_here_reads_nothing_and_pauses_nothing(
+def test_a_page_that_rebinds_its_name_to_this_machine_reads_nothing_and_pauses_nothing(
     tiny_daemon: Daemon, web: Web
 ) -> None:
     port = urlsplit(web.url).port
@@ -158,7 +158,7 @@ def called(web: Web, picture: str, prompt: str) -> str:
     return httpx.get(f"{url}/{event}", timeout=60).text
 
 
-def test_what_is_wrong_with_a_drop_is_told_to_the_script_and_nothing_is_left(
+def test_a_mistake_in_a_drop_reaches_the_script_and_leaves_nothing(
     tiny_daemon: Daemon, web: Web, tmp_path: Path
 ) -> None:
     before = inbox(tiny_daemon)
@@ -225,7 +225,9 @@ def form(size: int) -> tuple[bytes, dict[str, str]]:
     return head + b"x" * size + b"\r\n--x--\r\n", {"content-type": "multipart/form-data; boundary=x"}
 
 
-def test_uploads_are_bound_as_they_come_and_together(tiny_daemon: Daemon, logged_in: httpx.Client) -> None:
+def test_uploads_are_limited_while_they_arrive_and_together(
+    tiny_daemon: Daemon, logged_in: httpx.Client
+) -> None:
     before = len(lying(tiny_daemon))  # of the other page
     content, headers = form(1_500_000)
     pieces = (content[start : start + 50_000] for start in range(0, len(content), 50_000))
@@ -242,7 +244,7 @@ def test_uploads_are_bound_as_they_come_and_together(tiny_daemon: Daemon, logged
     assert len(lying(tiny_daemon)) == before + 3
 
 
-def test_with_a_password_nothing_is_told_without_it(guarded: Web) -> None:
+def test_without_the_password_nothing_is_shown(guarded: Web) -> None:
     port = urlsplit(guarded.url).port
     for path in ("config", "gradio_api/info", "gradio_api/queue/status"):
         assert status(f"http://127.0.0.1:{port}/{path}") == 401

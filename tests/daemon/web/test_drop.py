@@ -1,4 +1,4 @@
-"""A drop is in the inbox whole, or not at all and the caller is told why."""
+"""A drop is in the inbox whole, or not at all, and then the caller learns why."""
 
 import errno
 import os
@@ -55,7 +55,7 @@ def dropped(config: Config) -> list[str]:
         ({"picture": Path("cat.png\0")}, "png"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_written(
+def test_mistakes_are_reported_before_anything_is_written(
     config: Config, cat: Path, asked: dict[str, Any], told: str
 ) -> None:
     whole: dict[str, Any] = {"picture": cat, "prompt": "pan left", "settings": {}, "end_picture": cat} | asked
@@ -65,7 +65,7 @@ def test_what_is_wrong_is_told_before_anything_is_written(
 
 
 class Fails:
-    """Has a function fail at its n-th call, as on a disk that is full."""
+    """Makes a function fail at its n-th call, as on a full disk."""
 
     def __init__(self, function: Callable[..., Any], call: int) -> None:
         self.function = function
@@ -150,7 +150,7 @@ def test_what_the_form_sets_to_0_is_set() -> None:
     assert given(["use_teacache"], [False]) == {"use_teacache": False}
 
 
-def test_what_a_killed_page_was_dropping_is_removed_and_nothing_of_the_daemon(config: Config) -> None:
+def test_unfinished_drops_of_a_killed_page_are_removed_and_no_file_of_the_daemon(config: Config) -> None:
     folder = config.inbox / "web"
     folder.mkdir()
     (old, new, daemons) = (
@@ -170,13 +170,13 @@ def test_what_a_killed_page_was_dropping_is_removed_and_nothing_of_the_daemon(co
     assert [path.exists() for path in (old, new, daemons)] == [False, True, True]
 
 
-def test_a_video_of_which_a_person_should_know_something_is_done_and_says_it() -> None:
+def test_a_video_with_warnings_is_done_and_says_them() -> None:
     job = {"state": "done", "frames": 145, "fps": 30, "quality": None, "warnings": ["prompt is cut: …"]}
     assert dropping.describe(job) == "done: 145 frames, 4.83 s; prompt is cut: …"
     assert dropping.describe(job | {"quality": "frozen"}).endswith(", but looks frozen; prompt is cut: …")
 
 
-def test_the_page_notes_it_too() -> None:
+def test_the_page_shows_warnings_too() -> None:
     from framepackd.web.words import note  # here: the page takes seconds to import
 
     job = {"error": None, "quality": "frozen", "warnings": ["prompt is cut: …"]}

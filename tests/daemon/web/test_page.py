@@ -19,7 +19,7 @@ PATIENCE = 90_000  # ms
 
 @pytest.fixture
 def page(web: Web) -> Iterator[Page]:
-    """Open the page; whatever it asks for from elsewhere, and every error in it, fails the test."""
+    """Open the page; every request to elsewhere, and every error in it, fails the test."""
     elsewhere: list[str] = []
     errors: list[str] = []
     with sync_playwright() as playwright:
@@ -103,7 +103,7 @@ def test_others_are_let_in_with_a_password_only(tiny_daemon: Daemon, options: li
     assert "Traceback" not in done.stderr
 
 
-def test_a_port_that_is_taken_is_told_in_a_line(tiny_daemon: Daemon) -> None:
+def test_a_port_that_is_taken_is_a_one_line_error(tiny_daemon: Daemon) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = tiny_daemon.command("web", "--port", str(port))

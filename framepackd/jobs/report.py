@@ -1,0 +1,100 @@
+"""The types of ``status --json``, which control fills in and terminal, page, metrics and systemd draw.
+
+Times are UTC in ISO 8601, to the second. A daemon of an older version, which may still run after an update,
+leaves out keys that came later: readers ask for those with ``get``.
+"""
+
+from typing import Any, NotRequired, TypedDict
+
+from framepackd.jobs.job import State
+
+
+class DeliveryReport(TypedDict):
+    """How the files of a job stand whose end is decided."""
+
+    state: str  # what the job is to become
+    reason: str | None  # why its files cannot be moved
+    next_try: str | None
+    bytes_moved: int | None
+    bytes: int | None
+
+
+class JobReport(TypedDict):
+    """One job of the queue, or one that has ended."""
+
+    id: str
+    name: str
+    folder: str
+    state: str
+    attempts: int
+    resumes: int
+    section: int
+    sections: int
+    clips: int
+    step: int
+    steps: int
+    frames: int
+    progress: float | None  # 0 to 1
+    stage: list[str]
+    eta_seconds: float | None
+    finishes_at: str | None  # eta_seconds from now
+    error: str | None
+    output: str | None
+    quality: str | None
+    warnings: list[str]
+    note: str | None  # what a person should know of a job that is not done
+    delivery: DeliveryReport | None
+    finished_at: str | None
+
+
+class WaitingReport(TypedDict):
+    """Files in the inbox that are not a job yet."""
+
+    name: str
+    folder: str
+    files: list[str]
+    missing: str  # the file that is missing, or what is in the way
+    note: str  # the same in words
+    since: str
+
+
+class ProblemReport(TypedDict):
+    """Something that a person should put right: a fixed word for programs, and a text."""
+
+    code: str
+    text: str
+
+
+class DaemonReport(TypedDict):
+    """The daemon; where none runs, ``state`` says so and most else is None."""
+
+    state: str  # running, stopping, stopped, died or unknown
+    pid: int | None
+    since: str | None
+    model: str | None
+    device: str | None
+    hardware: str | None
+    paused: str | None  # why no job is started
+    error: NotRequired[str]  # why nothing is known
+
+
+class Report(TypedDict):
+    """The whole snapshot."""
+
+    daemon: DaemonReport
+    counts: dict[str, int]  # jobs by state, and groups of files that wait
+    eta_seconds: float | None  # until the queue is done
+    finishes_at: str | None
+    jobs: list[JobReport]  # the running one, the queue in its order, the last results
+    waiting: list[WaitingReport]
+    problems: list[ProblemReport]
+
+
+Record = dict[str, Any]  # one job whole, as ``show --json`` prints it
+
+
+def running_in(report: Report) -> JobReport | None:
+    """Give the job that is being generated; not one whose files are still to be moved."""
+    return next(
+        (job for job in report["jobs"] if job["state"] == State.RUNNING and not job["delivery"]), None
+    )
