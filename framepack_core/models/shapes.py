@@ -1,6 +1,6 @@
 """Derives the shapes of a model's weights from its config.json. No torch here.
 
-The libraries' classes say the same when they are built; but that takes torch, and seconds.
+Building the libraries' classes would give the same shapes, but needs torch and takes seconds.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]  # of each weight, by its name in the model
 
-# What the published transformers' config.json says: for a file of weights that comes without one.
+# The config.json of the published transformers, for a file of weights that comes without one.
 TRANSFORMER_CONFIG: dict[str, Any] = {
     "_class_name": "HunyuanVideoFramepackTransformer3DModel",
     "attention_head_dim": 128,
@@ -40,10 +40,10 @@ def expected(part: str, config: Mapping[str, Any]) -> Shapes:
 
     Args:
         part: transformer, text_encoder, text_encoder_2, image_encoder or vae.
-        config: what its config.json says; what is left out there has the class's default.
+        config: the content of its config.json; missing entries have the class's default.
 
     Raises:
-        ValueError, TypeError, KeyError: the config makes no sense.
+        ValueError, TypeError, KeyError: the config is invalid.
     """
     return _FORMULAS[part](config)
 
@@ -53,7 +53,7 @@ def _linear(name: str, out: int, into: int, *, bias: bool = True) -> Shapes:
 
 
 def _affine(name: str, shape: Shape, *, bias: bool = True) -> Shapes:
-    """Give a weight, and the bias that goes with its first dimension."""
+    """Give the shapes of a weight and of its bias, which has the weight's first dimension."""
     return {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if bias else {})
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from framepack_core.prompts import Cut
+from framepack_core.request import Cut
 
 
 def recorded(settings: Mapping[str, Any], cuts: Iterable[Cut]) -> list[dict[str, Any]]:

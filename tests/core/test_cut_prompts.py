@@ -12,8 +12,13 @@ from framepack_core.conditioning import Encoders
 from framepack_core.engine import Engine
 from framepack_core.models.registry import BUILT_IN, find
 from framepack_core.networks import encoders as conditioning
-from framepack_core.networks.encoders import MAX_POOLED_TOKENS, MAX_PROMPT_TOKENS, cut_clip, cut_llama
-from framepack_core.prompts import first_words
+from framepack_core.networks.encoders import (
+    MAX_POOLED_TOKENS,
+    MAX_PROMPT_TOKENS,
+    cut_clip,
+    cut_llama,
+    first_words,
+)
 from tests.conftest import tiny_spec
 from tests.core.requests import request_for
 
@@ -84,7 +89,7 @@ def test_clip_takes_75_and_the_words_told_are_those_of_the_prompt(base: str, sen
     tokenizer = clip(base)
 
     def tokens(text: str) -> int:
-        ids: list[int] = tokenizer(conditioning._clean_for_clip(text), verbose=False)["input_ids"]
+        ids: list[int] = tokenizer(conditioning.clean_for_clip(text), verbose=False)["input_ids"]
         return len(ids) - 2
 
     words = [word for _ in range(30) for word in sentence.split()]
@@ -113,7 +118,7 @@ def test_the_prompt_the_negative_and_the_timed_ones_are_told_each_and_once(tmp_p
     request = request_for(
         tmp_path, prompt=long["cat"], negative_prompt=long["cow"], prompts=timed, seconds=2, true_cfg_scale=2
     )
-    encoders = Encoders(engine.models, engine._places)
+    encoders = Encoders(engine.models, engine.places)
     for _ in range(2):  # encoded, and as it was kept
         cuts = encoders.encode(request).cuts
         assert [(cut.text, cut.encoder) for cut in cuts] == [

@@ -275,8 +275,8 @@ def test_teacache(case: Case, tiny_engine: TinyEngine) -> None:
     sigmas = unipc.flow_sigmas(p["steps"], unipc.schedule_mu(tokens))
     steps = transformer.timesteps(sigmas, torch.float32)
     guidance = transformer.guidance(p["gs"], torch.float32)
-    tables = engine.embedders.tables(text, t["image_embeddings"], steps, guidance, nothing_to_move)
-    context = engine.core.look_back(*look_back(t))
+    tables = engine.embedders.precompute(text, t["image_embeddings"], steps, guidance, nothing_to_move)
+    context = engine.core.history_tokens(*look_back(t))
 
     def sample(cache: StepCache | None) -> torch.Tensor:
         denoiser = unipc.Denoiser(

@@ -15,9 +15,8 @@ from pydantic import ValidationError
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import RequestError
 from framepack_core.mistakes import explain
-from framepack_core.prompts import TimedPrompt, sections_of
-from framepack_core.request import Request
-from framepack_core.sections import frame_count, section_count
+from framepack_core.request import Request, TimedPrompt
+from framepack_core.sections import frame_count, section_count, sections_of
 from tests.core.requests import GUIDED, everything, request_for
 
 TinyEngine = Callable[[str], Engine]
@@ -48,14 +47,14 @@ def test_from_is_included_and_to_is_not() -> None:
 
 def test_the_length_that_was_asked_for_may_be_named_though_the_video_is_shorter() -> None:
     assert acting([(3.6, 5.0)], asked=5.0) == [[3]]
-    with pytest.raises(RequestError, match=r"to = 5.1 ends behind the video, which has 4.83 s"):
+    with pytest.raises(RequestError, match=r"to = 5.1 ends after the video, which has 4.83 s"):
         acting([(3.6, 5.1)], asked=5.0)
 
 
 def test_what_is_there_already_comes_first() -> None:
     assert acting([(4.8, 6.1)], before=4.8, sections=2) == [[0]]
     with pytest.raises(
-        RequestError, match=r"from = 0, to = 3 acts in no section: what is made lies from 4\.80"
+        RequestError, match=r"from = 0, to = 3 acts in no section: sections of 1\.20 s are made from 4\.80"
     ):
         acting([(0, 3)], before=4.8, sections=2)
 
@@ -170,13 +169,13 @@ def test_tables_are_those_of_one_text_at_a_time_and_made_again_only_for_another(
     """At full size those of one text take 100 MB on the device."""
     engine = tiny_engine("framepack-f1")
     made: list[Any] = []
-    tables = engine._tables
+    precompute = engine.embedders.precompute
 
-    def noting(*args: Any) -> Any:
-        made.append(args[-1])
-        return tables(*args)
+    def noting(text: Any, *args: Any) -> Any:
+        made.append(text.pooled_prompt_embeds)
+        return precompute(text, *args)
 
-    monkeypatch.setattr(engine, "_tables", noting)
+    monkeypatch.setattr(engine.embedders, "precompute", noting)
     spans = [timed(0, 0.8), timed(0.8, 1.2, "a bird")]  # then the job's own
     request = request_for(tmp_path, seconds=1.6, prompts=spans, true_cfg_scale=2.0)
     conditioned = engine.encode(request)
@@ -184,7 +183,10 @@ def test_tables_are_those_of_one_text_at_a_time_and_made_again_only_for_another(
     assert sum(isinstance(event, Step) for event in events) == 12
     dog, bird = conditioned.timed
     expected = [dog, conditioned.negative, bird, conditioned.positive]
-    assert [id(text) for text in made] == [id(text) for text in expected]
+    assert len(made) == len(expected)
+    for text, wanted in zip(made, expected, strict=True):
+        assert wanted is not None
+        assert torch.equal(text, wanted.pooled_prompt_embeds)
 
 
 def test_each_text_is_encoded_once(tiny_engine: TinyEngine, tmp_path: Path) -> None:

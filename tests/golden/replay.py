@@ -98,9 +98,9 @@ def velocity_of(case: Case, core: Core, embedders: Embedders) -> torch.Tensor:
     mask = t["encoder_attention_mask"].bool().to(weight.device)
     text = TextConditioning(there("encoder_hidden_states"), mask, there("pooled_projections"))
     steps, scale = (t[name].to(weight.device) for name in ("timestep", "guidance"))
-    tables = embedders.tables(text, there("image_embeddings"), steps, scale, nothing_to_move)
+    tables = embedders.precompute(text, there("image_embeddings"), steps, scale, nothing_to_move)
     section, history = look_back(t)
-    context = core.look_back(
+    context = core.history_tokens(
         section, HistoryContext(*(part.to(weight.device, weight.dtype) for part in history))
     )
     velocity: torch.Tensor = core(there("hidden_states"), tables, 0, context, None)

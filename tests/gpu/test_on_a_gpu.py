@@ -58,9 +58,9 @@ def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: 
     for tiling in (True, False):
         engine = Engine.load(tiny_spec(), device="cuda", tiling=tiling)
         made = []
-        for number, rung in enumerate(engine.rungs):
-            if rung.tile != 128:
-                engine.take_rung(number)
+        for number, level in enumerate(engine.levels):
+            if level.tile != 128:
+                engine.take_level(number)
                 *_, clip = engine.generate(request)
                 assert isinstance(clip, Clip)
                 made.append(clip.latents)
@@ -77,9 +77,9 @@ def test_merged_loras_reach_the_gpu_wherever_weights_live(image: Path, tmp_path:
     for precision in ("exact", "fp8"):
         engine = Engine.load(tiny_spec(), device="cuda", precision=precision)
         made = []
-        for number, rung in enumerate(engine.rungs):
-            if rung.tile != 128:
-                engine.take_rung(number)
+        for number, level in enumerate(engine.levels):
+            if level.tile != 128:
+                engine.take_level(number)
                 for request in (plain, merged, plain, merged):
                     *_, clip = engine.generate(request)
                     assert isinstance(clip, Clip)
@@ -118,7 +118,7 @@ def test_multiplied_in_8_bits_a_layer_is_as_near_as_on_the_cpu(length: int, colu
 def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
     engine = Engine.load(tiny_spec(), device="cuda")
     expected = last_clip(image, "cuda", "auto").latents
-    engine.take_rung(len(engine.rungs) - 2)
+    engine.take_level(len(engine.levels) - 2)
     assert all(weight.is_pinned() for weight in engine.core.blocks.parameters())
     assert engine.models.text_encoder.layers[0].mlp.up_proj.weight.device.type == "cpu"
     request = Request(

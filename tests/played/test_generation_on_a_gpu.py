@@ -11,7 +11,6 @@ import torch
 
 from framepack_core import engine
 from framepack_core.networks import loading
-from framepack_core.progress import HostCopy
 from framepackd.worker.generation import Engines
 from framepackd.worker.messages import (
     Again,
@@ -28,7 +27,7 @@ from tests.daemon.worker.jobs import made, run, told_steps, work_in
 from tests.played.cards import H100_80
 from tests.played.gpu import PlayedGpu
 from tests.played.models import played
-from tests.played.streams import PLAYING, Stream
+from tests.played.streams import PLAYING, Event, Stream
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
@@ -90,7 +89,7 @@ def test_where_memory_runs_out_at_every_rung_the_last_one_makes_the_same_video(
     gpu: PlayedGpu, work: Work, on_the_cpu: dict[str, bytes]
 ) -> None:
     """Which part of the way it is that wants too much: in turn."""
-    for within in ("tables", "_sample_section", "_decode", "_decode", "_sample_section"):
+    for within in ("precompute", "sample_unipc", "decode", "decode", "sample_unipc"):
         gpu.fail(OUT_OF_MEMORY, within)
     answer, messages = run(work, Engines())
     assert isinstance(answer, Finished)
@@ -101,7 +100,7 @@ def test_where_memory_runs_out_at_every_rung_the_last_one_makes_the_same_video(
 
 
 def test_where_the_last_rung_is_not_enough_the_job_fails_with_the_reason(gpu: PlayedGpu, work: Work) -> None:
-    gpu.fail(OUT_OF_MEMORY, "_decode", times=99)
+    gpu.fail(OUT_OF_MEMORY, "decode", times=99)
     answer, messages = run(work, Engines())
     assert lowered(messages) == [*LADDER[1:]]
     assert isinstance(answer, Failed)
@@ -109,7 +108,7 @@ def test_where_the_last_rung_is_not_enough_the_job_fails_with_the_reason(gpu: Pl
     assert "make the video smaller" in answer.error
 
 
-@pytest.mark.parametrize(("error", "within"), [(CUBLAS, "_sample_section"), (CUDNN, "_decode")])
+@pytest.mark.parametrize(("error", "within"), [(CUBLAS, "sample_unipc"), (CUDNN, "decode")])
 def test_what_a_library_cannot_allocate_is_a_rung_down_in_another_process(
     work: Work, on_the_cpu: dict[str, bytes], error: Exception, within: str
 ) -> None:
@@ -128,7 +127,7 @@ def test_what_a_library_cannot_allocate_is_a_rung_down_in_another_process(
     assert made(work) == on_the_cpu
 
 
-@pytest.mark.parametrize("within", ["_encode_prompts", "_sample_section", "_decode"])
+@pytest.mark.parametrize("within", ["_encode_prompts", "sample_unipc", "decode"])
 def test_a_broken_context_fails_the_job_for_now_and_another_process_goes_on(
     work: Work, on_the_cpu: dict[str, bytes], within: str
 ) -> None:
@@ -144,7 +143,7 @@ def test_a_broken_context_fails_the_job_for_now_and_another_process_goes_on(
         assert not gpu.faults
     assert isinstance(answer, Finished)
     assert made(work) == on_the_cpu
-    if within == "_decode":
+    if within == "decode":
         assert messages[0] == Resumed(len(done))
 
 
@@ -167,7 +166,7 @@ def test_a_copy_to_the_host_that_is_not_waited_for_would_be_told(
     gpu: PlayedGpu, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what is saved beside the sampling, in a thread."""
-    monkeypatch.setattr(HostCopy, "wait", lambda self: self._progress)
+    monkeypatch.setattr(Event, "synchronize", lambda _: None)
     run(work, Engines())
     assert any("the host uses what" in fault and "checkpoint" in fault for fault in gpu.faults)
 

@@ -68,9 +68,9 @@ def test_what_a_model_that_goes_backward_made_can_be_gone_on_with(
 def test_latents_whose_extension_is_in_capitals_are_no_video(tiny_engine: TinyEngine, tmp_path: Path) -> None:
     latents = kept(tmp_path / "CAT.LATENTS.SAFETENSORS", torch.zeros(1, 16, 4, 4, 6))
     request = request_for(tmp_path, continue_from=latents)
-    before = tiny_engine("framepack-f1").encode(request).before
-    assert before is not None
-    assert torch.equal(before.latents, torch.zeros(1, 16, 4, 4, 6))
+    existing = tiny_engine("framepack-f1").encode(request).existing
+    assert existing is not None
+    assert torch.equal(existing.latents, torch.zeros(1, 16, 4, 4, 6))
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 7])
@@ -159,7 +159,7 @@ def film_of(path: Path, frames: int) -> Path:
 
 def test_a_model_that_goes_backward_refuses(tiny_engine: TinyEngine, tmp_path: Path) -> None:
     latents = kept(tmp_path / "a.safetensors", torch.zeros(1, 16, 4, 4, 6))
-    with pytest.raises(RequestError, match="framepack-i2v generates backward and cannot go on with a video"):
+    with pytest.raises(RequestError, match="framepack-i2v generates backward and cannot extend a video"):
         tiny_engine("framepack-i2v").encode(request_for(tmp_path, continue_from=latents))
 
 
@@ -209,7 +209,7 @@ def test_latents_are_read_and_numbers_that_are_none_refused(tiny_engine: TinyEng
         6,
     )
     spoilt = kept(tmp_path / "b.safetensors", torch.full((1, 16, 3, 4, 6), torch.nan))
-    with pytest.raises(RequestError, match=r"b\.safetensors holds numbers that are none"):
+    with pytest.raises(RequestError, match=r"b\.safetensors holds numbers that are not finite"):
         tiny_engine("framepack-f1").encode(request_for(tmp_path, continue_from=spoilt))
 
 

@@ -84,10 +84,10 @@ def test_other_formats_are_not_even_tried(tmp_path: Path, monkeypatch: pytest.Mo
     """To read EPS Pillow starts Ghostscript."""
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png", "EPS")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("opened")
 
-    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile._open", fail)
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile.__init__", fail)
     with pytest.raises(RequestError, match="is not a picture"):
         open_picture(tmp_path / "picture.png")
 

@@ -120,7 +120,7 @@ def test_a_profile_that_does_not_fit_is_passed_over_and_said(
     plain, _ = read(saved(tmp_path / "b", image, form))
     if said:
         assert len(told) == 1
-        assert told[0].startswith(f"a: its colour profile is passed over: {said}")
+        assert told[0].startswith(f"a: its colour profile is ignored: {said}")
         assert np.array_equal(picture, plain)
     assert picture_size(tmp_path / "a", told.append) == (12, 10), "looked at as it is read"
 
@@ -313,7 +313,7 @@ def test_a_large_profile_counts_and_one_without_end_is_passed_over(tmp_path: Pat
     (tmp_path / "a.png").write_bytes(with_chunks(chunk(b"iCCP", b"x\0\0" + zeros(200))))
     picture, told = read(tmp_path / "a.png")
     assert np.array_equal(picture, NOISE)
-    assert told == ["a.png: its colour profile is passed over: it has more than 16 MiB"]
+    assert told == ["a.png: its colour profile is ignored: it has more than 16 MiB"]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_profile_that_cannot_be_unpacked_is_passed_over_and_said(tmp_path: Pat
     (tmp_path / "a.png").write_bytes(with_chunks(chunk(b"iCCP", content)))
     picture, told = read(tmp_path / "a.png")
     assert np.array_equal(picture, NOISE)
-    assert "a.png: its colour profile is passed over: it is damaged" in told[0]
+    assert "a.png: its colour profile is ignored: it is damaged" in told[0]
 
 
 def test_a_length_that_is_a_lie_asks_for_no_memory(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     kernel.write_text("6.8.0-45-generic\n")
     monkeypatch.setattr(before_torch, "CARDS", tmp_path / "gpus")
     monkeypatch.setattr(before_torch, "KERNEL", kernel)
-    monkeypatch.setattr(before_torch, "_seen", {})
+    monkeypatch.setattr(before_torch, "names_here", {})
     return tmp_path / "gpus"
 
 

@@ -33,7 +33,7 @@ def test_a_card_without_bfloat16_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 ) -> None:
     said = told(monkeypatch, capability)
-    assert f"RTX 2080 Ti has compute capability {capability[0]}.{capability[1]}, and bfloat16 comes" in said
+    assert f"RTX 2080 Ti has compute capability {capability[0]}.{capability[1]}, and bfloat16 needs" in said
     assert 'dtype = "float32"' in said
     assert told(monkeypatch, capability, dtype=torch.float32) == "", "it does what is said"
 
@@ -54,7 +54,7 @@ def test_a_cudnn_that_torch_does_without_is_named_with_the_remedy(
     said = told(monkeypatch, cudnn=version)
     assert bool(said) == bool(named)
     if named:
-        assert f"cuDNN {named} has 3D convolutions" in said
+        assert f"cuDNN {named} computes 3D convolutions" in said
         assert "pip install 'nvidia-cudnn-cu13>=9.15'" in said
 
 

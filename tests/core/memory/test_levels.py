@@ -35,7 +35,7 @@ def first_section(engine: Engine, request: Request) -> tuple[torch.Tensor, int]:
 
 def test_tiles_save_memory_and_moving_and_streaming_change_no_bit(request_: Request) -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    assert [(rung.tile, rung.placement) for rung in engine.rungs] == [
+    assert [(level.tile, level.placement) for level in engine.levels] == [
         (None, "all"),
         (256, "all"),
         (256, "core"),
@@ -44,13 +44,13 @@ def test_tiles_save_memory_and_moving_and_streaming_change_no_bit(request_: Requ
         (128, "streamed"),
     ]
     made = []
-    for number in range(len(engine.rungs)):
-        engine.take_rung(number)
+    for number in range(len(engine.levels)):
+        engine.take_level(number)
         made.append(first_section(engine, request_))
     latents, peaks = zip(*made, strict=True)
     assert all(torch.equal(latents[0], others) for others in latents[1:])
     assert peaks[1] < peaks[0] * 0.8
     assert peaks[5] < peaks[1] * 0.8
-    engine.take_rung(0)
+    engine.take_level(0)
     again, _ = first_section(engine, request_)
     assert torch.equal(again, latents[0]), "what was streamed can stay again"

@@ -62,7 +62,7 @@ def test_what_nf4_is_scaled_by_goes_with_the_copy_and_the_hosts_own_stays(
 ) -> None:
     """After a visit the host's weights had theirs on the card, which never left it, and could not compute."""
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
-    quantization._to_nf4(model, torch.float32)
+    quantization.reduce(model, "nf4", torch.float32)  # type: ignore[arg-type] # as much of blocks as it takes
     states = [layer.weight.quant_state for layer in model]
     if refused:
         monkeypatch.setattr(torch.Tensor, "to", refuse)
@@ -133,7 +133,7 @@ def test_a_module_that_could_only_be_moved_half_way_is_whole_in_host_memory() ->
 
 def test_what_stays_on_the_device_is_taken_there_once_and_dropped_without_copying_back() -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    places = engine._places
+    places = engine.places
     places.device = DEVICE
     vae = engine.models.vae
     with Bus() as bus:
@@ -143,16 +143,16 @@ def test_what_stays_on_the_device_is_taken_there_once_and_dropped_without_copyin
         assert bus.to_device == sum(tensor.nbytes for tensor in tensors(vae))
         assert vae.device == DEVICE
         places.device = torch.device("cpu")  # to which hooks can be put
-        engine.take_rung(len(engine.rungs) - 1)
+        engine.take_level(len(engine.levels) - 1)
     assert vae.device == torch.device("cpu")
     assert bus.to_host == 0
 
 
 def test_on_the_rungs_between_the_sampling_loop_and_the_vae_stay_and_the_rest_visits() -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    engine.take_rung(2)
-    assert engine.rungs[2].placement == "core"
-    places, models = engine._places, engine.models
+    engine.take_level(2)
+    assert engine.levels[2].placement == "core"
+    places, models = engine.places, engine.models
     places.device = DEVICE
     for module in (engine.core, models.vae, models.text_encoder_2, models.image_encoder):
         with places.on_device(module):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from framepack_core.memory.footprint import SLOTS
-from framepack_core.memory.streaming import PIECE, Streamer, _evenly
+from framepack_core.memory.streaming import PIECE, Streamer, choose_staying
 from tests.played.gpu import PlayedGpu
 from tests.played.streams import Event, Stream
 from tests.played.tensors import CUDA, play
@@ -137,7 +137,7 @@ def test_what_the_kernel_does_not_lock_comes_by_way_of_page_locked_memory(
     assert same(streamed.passes(), expected)
     assert len(sizes) == 3 + SLOTS
     assert [record.message for record in caplog.records] == [
-        "0 MiB of memory cannot be page-locked (CUDA error 2): weights come to the GPU slower"
+        "0 MiB of memory cannot be page-locked (CUDA error 2): weights are copied to the GPU slower"
     ]
 
 
@@ -207,7 +207,7 @@ def test_where_a_streamed_parameter_is_fetched_from_can_be_written(gpu: PlayedGp
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(0, 800))
 def test_as_many_layers_stay_as_there_is_room_for_far_from_each_other(sizes: list[int], room: int) -> None:
-    chosen = _evenly([size * PIECE for size in sizes], room * PIECE)
+    chosen = choose_staying([size * PIECE for size in sizes], room * PIECE)
     assert sum(sizes[number] for number in chosen) <= room
     if sum(sizes) <= room:
         assert chosen == [*range(len(sizes))]

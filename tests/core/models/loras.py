@@ -174,7 +174,7 @@ def by_hand(base: Weights, *added: tuple[float, Weights]) -> dict[str, torch.Ten
 def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
     """Give a copy of every weight that the transformer computes with now, by its name in the files."""
     weights = dict[str, torch.Tensor]()
-    for name, layer in engine.merger._layers.items():
+    for name, layer in engine.merger.layers.items():
         weights[f"{name}.weight"] = layer.weight.data.clone()
         if isinstance(layer, Fp8Linear):
             weights[f"{name}.scale"] = layer.scale.data.clone()
@@ -205,4 +205,4 @@ def latents(engine: Engine, request: Request) -> torch.Tensor:
 
 def merge(engine: Engine, *loras: Lora) -> None:
     """Have just these merged."""
-    engine.merger.merge(loras, engine._places)
+    engine.merger.merge(loras, engine.places)

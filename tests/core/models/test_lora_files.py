@@ -178,7 +178,7 @@ def test_keys_for_text_encoders_are_ignored_and_those_of_no_block_counted(
     matched = 2 * len(found.parts)
     assert found.counts == {"matched": matched, "unmatched": 2, "keys": matched + 4}
     assert found.text == (
-        f"matched {matched} of {matched + 4} keys, 2 belong nowhere (bundle_emb, whatever), "
+        f"matched {matched} of {matched + 4} keys, 2 match no weight (bundle_emb, whatever), "
         "2 for text encoders are ignored"
     )
 
@@ -199,7 +199,7 @@ def test_one_of_which_a_block_lacks_is_refused_unless_that_is_allowed(
     file = tmp_path / "a.safetensors"
     added = make_lora(file, "kohya-hunyuan", base, only="linear2", extra={strange: torch.ones(1, 1)})
     keys = 2 * len(added)
-    told = f"a.safetensors fits the model only in part: it matched {keys} of {keys + 1} keys, and of the keys"
+    told = f"a.safetensors fits the model only in part: {keys} of {keys + 1} keys matched, and some keys of"
     with pytest.raises(RequestError, match=told) as refused:
         fit_of(file)
     assert f"({strange}): use one that was made for this model, or write allow_partial = true" in str(
@@ -373,12 +373,12 @@ Q = "transformer.transformer_blocks.0.attn.to_q"
 WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
     "of another model": (
         lambda width: {f"down_blocks.0.{side}": tensor for side, tensor in matrices(width, width).items()},
-        r"none of its 2 keys does \(down_blocks.0.lora_A.weight, down_blocks.0.lora_B.weight\)",
+        r"none of its 2 keys matches \(down_blocks.0.lora_A.weight, down_blocks.0.lora_B.weight\)",
     ),
-    "empty": (lambda _: {}, "none of its 0 keys does"),
+    "empty": (lambda _: {}, "none of its 0 keys matches"),
     "of another width": (
         lambda width: {f"{Q}.{side}": tensor for side, tensor in matrices(width, width + 8).items()},
-        rf"{Q}.lora_B.weight \(\d+, 2\) times {Q}.lora_A.weight \(2, \d+\) is to change "
+        rf"{Q}.lora_B.weight \(\d+, 2\) times {Q}.lora_A.weight \(2, \d+\) cannot change "
         r"transformer_blocks.0.attn.to_q \(\d+, \d+\)",
     ),
     "of two ranks": (
@@ -403,14 +403,14 @@ WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
         lambda width: {
             f"{Q}.{side}": tensor.to(torch.int8) for side, tensor in matrices(width, width).items()
         },
-        rf"{Q}.lora_(A|B|up|down).weight holds numbers of kind I8",
+        rf"{Q}.lora_(A|B|up|down).weight holds numbers of type I8",
     ),
     "of an alpha that is no number": (
         lambda width: {
             **{f"{Q}.{side}": tensor for side, tensor in matrices(width, width).items()},
             f"{Q}.alpha": torch.tensor(True),
         },
-        f"{Q}.alpha holds numbers of kind BOOL",
+        f"{Q}.alpha holds numbers of type BOOL",
     ),
     "fp8 with a scale beside it": (
         lambda width: {
@@ -434,7 +434,7 @@ WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
             **{f"{Q}.{side}": tensor for side, tensor in matrices(width, width).items()},
             f"{Q}.lora_A.other.weight": torch.ones(RANK, width),
         },
-        rf"holds {Q}.lora_A.*weight and {Q}.lora_A.*weight, which are the same",
+        rf"holds {Q}.lora_A.*weight and {Q}.lora_A.*weight for the same weight",
     ),
     "one weight under two names": (
         lambda width: {
@@ -477,7 +477,7 @@ def test_files_that_are_gone_changed_or_something_else_are_refused(
     known = Lora(file=file, sha256=lora_files.sha256(file))
     merge(engine)
     make_lora(file, "diffusers", base, seed=2)
-    with pytest.raises(RequestError, match=r"a.safetensors is not the file any more that it was"):
+    with pytest.raises(RequestError, match=r"a.safetensors has changed since the job was taken in"):
         merge(engine, known)
     file.unlink()
     with pytest.raises(RequestError, match=r"a.safetensors cannot be read \(No such file or directory\)"):

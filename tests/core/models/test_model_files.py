@@ -73,7 +73,7 @@ def test_a_key_that_is_no_weight_is_said_and_the_model_loaded(
 ) -> None:
     place = LAYOUTS["a key too many"](tmp_path)
     layouts.load(place)
-    assert f"{place} has 1 key that is no weight of the model (pos_embed_cache): passed over" in caplog.text
+    assert f"{place} has 1 key that is no weight of the model (pos_embed_cache): ignored" in caplog.text
 
 
 def test_fp8_gives_the_bits_of_casting_up_first(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_what_is_scaled_must_have_its_scale(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="without the scale that others have"):
         model_files.read(one_file(tmp_path, stored), "transformer")
     stored[gone] = torch.ones(7)
-    with pytest.raises(ModelError, match=r"scale_weight \(F32, 7\), which is not read"):
+    with pytest.raises(ModelError, match=r"scale_weight \(F32, 7\), which is not supported"):
         model_files.read(one_file(tmp_path, stored), "transformer")
 
 
@@ -142,8 +142,8 @@ KINDS = {
         "is a Git LFS pointer.*: run git lfs pull",
     ),
     "a page": (b"\n<!DOCTYPE html><html>", "is an HTML page: download the file itself; .*/resolve/"),
-    "an answer": (b'{"error":"Repository not found"}', "is a text: most likely what a server answered"),
-    "a sentence": (b"Invalid username or password.", "is a text: most likely what a server answered"),
+    "an answer": (b'{"error":"Repository not found"}', "is a text: most likely an error message of a server"),
+    "a sentence": (b"Invalid username or password.", "is a text: most likely an error message of a server"),
     "an archive": (b"PK\3\4" + bytes(100), "is a pickle, which can run code: and is never read"),
     "a pickle": (b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is a pickle, which can run code"),
     "empty": (b"", "is empty: download it again"),
@@ -182,7 +182,7 @@ def test_what_lies_there_in_place_of_weights_is_named_with_what_is_wanted(tmp_pa
 def test_of_a_folder_of_transformers_without_a_config_the_file_is_asked_for(tmp_path: Path) -> None:
     one_file(tmp_path, weights())
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ModelError, match=rf"config.json is missing: .*\({layouts.FILE} lies there"):
+    with pytest.raises(ModelError, match=rf"config.json is missing: .*\({layouts.FILE} is there"):
         registry.find(spec_of(tmp_path))
 
 
@@ -231,11 +231,11 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     ),
     "something beside a weight": (
         lambda held: held.update({"proj_out.weight.absmax": torch.zeros(1)}),
-        "packed in a way that is not read",
+        "packed in an unsupported way",
     ),
     "whole numbers": (
         lambda held: held.update({"proj_out.weight": held["proj_out.weight"].to(torch.int8)}),
-        r"numbers of the kind I8 \(proj_out.weight\)",
+        r"numbers of type I8 \(proj_out.weight\)",
     ),
     "another shape": (
         lambda held: held.update({"proj_out.weight": torch.zeros(1, 32)}),
@@ -256,7 +256,7 @@ def test_weights_that_do_not_make_the_model_are_refused_by_name(tmp_path: Path, 
 def test_of_several_sets_of_weights_none_is_taken_by_chance(tmp_path: Path) -> None:
     file = one_file(tmp_path, weights(), "a.safetensors")
     shutil.copy(file, tmp_path / "b.safetensors")
-    said = r"several sets of weights \(a.safetensors, b.safetensors\): leave the one there .*or give its file"
+    said = r"several sets of weights \(a.safetensors, b.safetensors\): keep only the one .*or give its file"
     with pytest.raises(ModelError, match=said):
         model_files.look(spec_of(tmp_path))
     assert model_files.read(file, "transformer").tensors

@@ -7,7 +7,7 @@ import torch
 
 from framepack_core.history import HistoryContext
 from framepack_core.networks.encoders import TextConditioning, pad_prompt_embeds
-from framepack_core.networks.transformer import Tables, guidance, timesteps
+from framepack_core.networks.transformer import Precomputed, guidance, timesteps
 
 WINDOW, HEIGHT, WIDTH = 3, 8, 12
 
@@ -29,10 +29,10 @@ def inputs(config: Any, dtype: torch.dtype) -> Given:
     return latents, text, random(1, 4, config.image_proj_dim), history
 
 
-def compute_tables(embedders: Any, given: Given, scale: float, dtype: torch.dtype) -> Tables:
+def compute_tables(embedders: Any, given: Given, scale: float, dtype: torch.dtype) -> Precomputed:
     _, text, image_embeds, _ = given
     steps = timesteps(SIGMAS, dtype)
-    tables: Tables = embedders.tables(
+    tables: Precomputed = embedders.precompute(
         text, image_embeds, steps, guidance(scale, dtype), lambda _: nullcontext()
     )
     return tables

@@ -100,7 +100,7 @@ def test_where_something_is_lacking_nothing_is_compiled_and_it_is_named_with_wha
     """Only a compiler and triton were looked for: without Python's headers, often missing, jobs failed."""
     take_away, said = LACKING[lacking]
     take_away(tools, tmp_path)
-    compiling._tell.cache_clear()
+    compiling.warn_once.cache_clear()
     for _ in range(2):
         assert not compiling.decide("auto", GPU, 50, dtype=BF16)
     (record,) = caplog.records  # once
@@ -166,7 +166,7 @@ def test_compiled_blocks_compute_the_same_within_rounding(
     assert (merged - compiled).abs().max() > 1e-3
     assert torch.equal(latents(48), compiled)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "merging compiles nothing anew"
-    engine.take_rung(len(engine.rungs) - 1)
+    engine.take_level(len(engine.levels) - 1)
     assert torch.equal(latents(48), compiled), "streamed as well"
     engine.compiled.on = False
     assert torch.equal(latents(48), eager)

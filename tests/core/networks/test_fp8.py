@@ -14,8 +14,8 @@ from framepack_core.engine import Engine
 from framepack_core.models.registry import ModelSpec
 from framepack_core.networks import fp8, loading, quantization
 from framepack_core.networks.fp8 import FP8, Fp8Linear
-from framepack_core.networks.merging import _put
-from framepack_core.networks.transformer import take_apart
+from framepack_core.networks.lora import put
+from framepack_core.networks.transformer import split_transformer
 from framepack_core.request import Lora
 from tests.conftest import tiny_spec
 from tests.core.models import layouts
@@ -123,7 +123,7 @@ def test_who_multiplies_in_8_bits(
     capability: tuple[int, int], dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(fp8, "_tried", lambda _: True)
+    monkeypatch.setattr(fp8, "has_kernel", lambda _: True)
     device = torch.device("cuda")
     assert fp8.multiplies(device, dtype) is expected
     assert fp8.manner(device, dtype).startswith("weights and" if expected else "weights, scaled")
@@ -134,11 +134,11 @@ def test_it_is_tried_first_and_a_card_without_a_kernel_is_no_fault(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cpu = torch.device("cpu")
-    assert fp8._tried.__wrapped__(cpu)
+    assert fp8.has_kernel.__wrapped__(cpu)
 
     refused = NotImplementedError("Rowwise scaling is not currently supported on your device")
     monkeypatch.setattr(fp8, "scaled_mm", mock.Mock(side_effect=refused))
-    assert not fp8._tried.__wrapped__(cpu)
+    assert not fp8.has_kernel.__wrapped__(cpu)
     assert "cannot multiply in 8 bits on cpu" in caplog.text
 
 
@@ -215,9 +215,9 @@ def test_a_lora_is_merged_into_weight_and_scale_and_taken_out_without_a_trace(
 def test_what_is_fetched_to_a_card_gets_both() -> None:
     _, small = layer(multiplies=False)
     hosts = {id(part): torch.zeros_like(part.data) for part in (small.weight, small.scale)}
-    places = SimpleNamespace(fetched_from=lambda part: hosts[id(part)])
+    places = SimpleNamespace(home=lambda part: hosts[id(part)])
     for part in (small.weight, small.scale):
-        _put(part, part.data, places)  # type: ignore[arg-type] # as much of places as it takes
+        put(part, part.data, places)  # type: ignore[arg-type] # as much of places as it takes
         assert torch.equal(hosts[id(part)].float(), part.float())
 
 
@@ -228,7 +228,7 @@ def test_at_full_shape_every_layer_is_one_that_cards_multiply() -> None:
     with torch.device("meta"):
         one_of_each = FULL | {"num_layers": 1, "num_single_layers": 1}
         transformer = HunyuanVideoFramepackTransformer3DModel(**one_of_each).to(BF16)
-    blocks = take_apart(transformer)[0].blocks
+    blocks = split_transformer(transformer)[0].blocks
     quantization.reduce(blocks, "fp8", BF16)
     found = fp8.layers(blocks)
     assert not [part for part in blocks.modules() if isinstance(part, nn.Linear)]

@@ -14,7 +14,7 @@ from framepack_core.errors import ModelError
 from framepack_core.models.registry import BUILT_IN
 from framepack_core.networks import loading, quantization
 from framepack_core.networks.fp8 import FP8
-from framepack_core.networks.transformer import Blocks, take_apart
+from framepack_core.networks.transformer import Blocks, split_transformer
 from tests.conftest import tiny_spec
 from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, compute_tables, inputs
 from tests.core.networks.precisions import BOTH, needs_bitsandbytes
@@ -24,7 +24,7 @@ from tests.core.requests import everything, request_for
 def test_at_full_shape_fp8_takes_nine_gigabytes() -> None:
     with torch.device("meta"):
         transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
-    core, _ = take_apart(transformer)
+    core, _ = split_transformer(transformer)
     quantization.reduce(core.blocks, "fp8", torch.bfloat16)
     assert weight_bytes(core) == pytest.approx(9.1e9, rel=0.01)
 
@@ -36,10 +36,10 @@ def test_at_full_shape_fp8_takes_nine_gigabytes() -> None:
 def test_fewer_bits_give_a_velocity_nearby(reduced: quantization.Precision, off_by: float) -> None:
     dtype = torch.float32
     transformer = loading.load(BUILT_IN["demo"], dtype=dtype, encoder_dtype=dtype).transformer
-    core, embedders = take_apart(transformer)
+    core, embedders = split_transformer(transformer)
     given = inputs(transformer.config, dtype)
     tables = compute_tables(embedders, given, 6.0, dtype)
-    look_back = core.look_back(sections.plan("framepack", 3, WINDOW)[1], given[-1])
+    look_back = core.history_tokens(sections.plan("framepack", 3, WINDOW)[1], given[-1])
     exact = core(given[0], tables, len(SIGMAS) - 2, look_back, None)
     quantization.reduce(core.blocks, reduced, dtype)
     near = core(given[0], tables, len(SIGMAS) - 2, look_back, None)

@@ -132,13 +132,13 @@ with zipfile.ZipFile(OTHER_ARCHIVE, "w") as archive:
         (
             "taehv.ckpt",
             b"",
-            "is neither .safetensors nor .pth: take taehv.safetensors or taehv.pth from https",
+            "is neither .safetensors nor .pth: use taehv.safetensors or taehv.pth from https",
         ),
-        ("taehv.pth", None, "cannot be read (No such file or directory): take"),
+        ("taehv.pth", None, "cannot be read (No such file or directory): use"),
         ("taehv.safetensors", None, "or correct the path"),
-        ("taehv.safetensors", b"<html>", "is damaged (it is an HTML page): take"),
+        ("taehv.safetensors", b"<html>", "is damaged (it is an HTML page): use"),
         ("taehv.safetensors", cut_off({}, ".safetensors"), "is damaged (no safetensors file, or cut off)"),
-        ("taehv.pth", b"<html>", "is damaged (no archive of torch's, or cut off): take"),
+        ("taehv.pth", b"<html>", "is damaged (no archive of torch's, or cut off): use"),
         (
             "taehv.pth",
             cut_off({"a": torch.ones(9999)}, ".pth"),
@@ -161,10 +161,10 @@ def test_a_file_that_is_none_is_refused_with_what_to_do(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"decoder__16__conv__2__bias": None}, "(it has no decoder.16.conv.2.bias): take"),
+        ({"decoder__16__conv__2__bias": None}, "(it has no decoder.16.conv.2.bias): use"),
         (
             {"decoder__1__weight": torch.zeros(256, 32, 3, 3)},
-            "(decoder.1.weight has the shape (256, 32, 3, 3), not (256, 16, 3, 3)): take",
+            "(decoder.1.weight has the shape (256, 32, 3, 3), not (256, 16, 3, 3)): use",
         ),
     ],
 )

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.transformer import weight_bytes
 from framepack_core import sections
 from framepack_core.networks import loading
-from framepack_core.networks.transformer import guidance, take_apart, timesteps
+from framepack_core.networks.transformer import guidance, split_transformer, timesteps
 from tests.conftest import KINDS, tiny_spec
 from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, Given, compute_tables, inputs
 
@@ -53,9 +53,9 @@ def test_rows_computed_before_give_the_same_bits(name: str, dtype: torch.dtype) 
     section = sections.plan(KINDS[name], 3, WINDOW)[1]
     given = inputs(transformer.config, dtype)
     expected = [whole_forward(transformer, given, step, 6.0, dtype, section) for step in range(3)]
-    core, embedders = take_apart(transformer)
+    core, embedders = split_transformer(transformer)
     tables = compute_tables(embedders, given, 6.0, dtype)
-    look_back = core.look_back(section, given[-1])
+    look_back = core.history_tokens(section, given[-1])
     for step in (2, 0, 1):
         assert torch.equal(core(given[0], tables, step, look_back, None), expected[step])
 
@@ -64,7 +64,7 @@ def test_the_loop_holds_seven_tenths_of_the_weights_at_full_shape() -> None:
     with torch.device("meta"):
         transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
     whole = weight_bytes(transformer)
-    core, embedders = take_apart(transformer)
+    core, embedders = split_transformer(transformer)
     assert whole == pytest.approx(25.75e9, rel=1e-3)
     assert weight_bytes(core) <= 18.2e9
     assert weight_bytes(core) + weight_bytes(embedders) == whole
@@ -88,9 +88,9 @@ def test_a_step_takes_a_tenth_fewer_operations_at_full_depth() -> None:
     given = inputs(transformer.config, dtype)
     with Operations() as whole:
         whole_forward(transformer, given, 1, 6.0, dtype, section)
-    core, embedders = take_apart(transformer)
+    core, embedders = split_transformer(transformer)
     tables = compute_tables(embedders, given, 6.0, dtype)
-    look_back = core.look_back(section, given[-1])
+    look_back = core.history_tokens(section, given[-1])
     with Operations() as ours:
         core(given[0], tables, 1, look_back, None)
     assert ours.count / whole.count <= 0.91, (ours.count, whole.count)

@@ -18,7 +18,7 @@ from framepack_core.memory.footprint import GIB, PUBLISHED, Video
 from framepack_core.memory.planning import Card, Host
 from framepack_core.models import tensor_files
 from framepack_core.models.registry import BUILT_IN
-from framepack_core.networks import loading, merging
+from framepack_core.networks import loading, quantization
 from framepack_core.networks.quantization import Precision
 from framepack_core.request import Lora, Request
 from tests.conftest import tiny_spec
@@ -109,7 +109,7 @@ def test_they_are_merged_before_the_weights_are_quantized(reduced: Precision, tm
     exact, small = Engine.load(spec, device="cpu"), Engine.load(spec, device="cpu", precision=reduced)
     for engine in (exact, small):
         merge(engine, Lora(file=tmp_path / "a.safetensors"))
-    merging.quantization.reduce(exact.core.blocks, reduced, torch.float32)
+    quantization.reduce(exact.core.blocks, reduced, torch.float32)
     exact.merger.follow(exact.core.blocks)
     assert not differing(weights_of(exact), weights_of(small))
     assert {tensor.dtype for tensor in weights_of(small).values()} > {torch.float32}
@@ -143,7 +143,7 @@ def test_a_switch_reads_only_what_it_changes_and_moves_nothing_else(
     in_q = make_lora(tmp_path / "q.safetensors", "diffusers", base, only="attn.to_q").keys()
     in_k = make_lora(tmp_path / "k.safetensors", "diffusers", base, only="attn.to_k").keys()
     engine = Engine.load(spec, device="cpu")
-    layers = engine.merger._layers
+    layers = engine.merger.layers
     addresses = {f"{name}.weight": layer.weight.data_ptr() for name, layer in layers.items()}
     monkeypatch.setattr(loading, "load", None)
     monkeypatch.setattr(tensor_files, "safe_open", CountedFile)
@@ -173,16 +173,16 @@ def test_wherever_the_weights_live_the_video_is_the_same(
             clone = tensor.data.clone()
         return nn.Parameter(clone, requires_grad=False) if isinstance(tensor, nn.Parameter) else clone
 
-    monkeypatch.setattr(devices, "_copy", copy)
+    monkeypatch.setattr(devices, "copy_to", copy)
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
     plain = request_for(tmp_path, steps=1)
     merged = request_for(tmp_path, steps=1, loras=[{"file": tmp_path / "a.safetensors"}])
     resident, engine = (Engine.load(tiny_spec(), device="cpu") for _ in range(2))
     latents(engine, merged)  # what is placed has a LoRA in it
-    engine.take_rung(next(n for n, rung in enumerate(engine.rungs) if rung.placement == placement))
+    engine.take_level(next(n for n, level in enumerate(engine.levels) if level.placement == placement))
     for request in (merged, plain, merged, plain):
         assert torch.equal(latents(engine, request), latents(resident, request))
-    engine.take_rung(len(engine.rungs) - 1)
+    engine.take_level(len(engine.levels) - 1)
     assert torch.equal(latents(engine, plain), latents(resident, plain)), "the host has none of it either"
 
 
@@ -203,18 +203,16 @@ def test_what_is_fetched_to_the_gpu_has_the_loras_merged(
     monkeypatch.setattr(streaming, "page_locked", lambda size, _: torch.empty(size, dtype=torch.uint8))
     added = make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
     expected, engine = (Engine.load(tiny_spec(), device="cpu", precision=precision) for _ in range(2))
-    places = engine._places
+    places = engine.places
     places.device = torch.device("cuda")
-    engine.take_rung(len(engine.rungs) - 1)
+    engine.take_level(len(engine.levels) - 1)
     places.device = torch.device("cpu")  # where there is something to merge with
-    blocks = {f"{name}.weight": layer.weight for name, layer in engine.merger._layers.items()}
+    blocks = {f"{name}.weight": layer.weight for name, layer in engine.merger.layers.items()}
     for loras in ([Lora(file=tmp_path / "a.safetensors")], []):
         merge(engine, *loras)
         merge(expected, *loras)
         wanted = weights_of(expected)
-        fetched = {
-            name: home for name, weight in blocks.items() if (home := places.fetched_from(weight)) is not None
-        }
+        fetched = {name: home for name, weight in blocks.items() if (home := places.home(weight)) is not None}
         assert len(fetched.keys() & added.keys()) > 15
         assert not differing(fetched, {name: wanted[name] for name in fetched})
         assert all(blocks[name].data_ptr() == home.data_ptr() for name, home in fetched.items())
@@ -222,12 +220,12 @@ def test_what_is_fetched_to_the_gpu_has_the_loras_merged(
 
 def test_only_what_holds_a_changed_layer_leaves_the_device() -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    places, projection = engine._places, engine.embedders.image_projection
+    places, projection = engine.places, engine.embedders.image_projection
     for module in (engine.core, engine.models.vae, projection):
         with places.on_device(module):
             pass
     places.leave(engine.core.blocks.transformer_blocks[0].attn.to_q)
-    assert list(places._stays) == [engine.models.vae, projection]
+    assert list(places.staying) == [engine.models.vae, projection]
 
 
 def test_one_that_breaks_off_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -239,7 +237,7 @@ def test_one_that_breaks_off_half_way_leaves_nothing_behind(tmp_path: Path) -> N
         "transformer.x_embedder.proj.lora_B.weight": torch.ones(len(embedder), RANK),
     }
     make_lora(tmp_path / "a.safetensors", "diffusers", base, extra=broken)
-    said = "a.safetensors makes x_embedder.proj.weight something that is no number"
+    said = "a.safetensors makes numbers in x_embedder.proj.weight infinite or NaN"
     with pytest.raises(RequestError, match=said):
         merge(engine, Lora(file=tmp_path / "a.safetensors"))
     assert differing(weights_of(engine), before), "it had begun"
