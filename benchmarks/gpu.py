@@ -26,7 +26,6 @@ from framepack_core import sections
 from framepack_core.history import HistoryContext
 from framepack_core.memory import devices
 from framepack_core.networks import compiling, vae
-from framepack_core.networks.attention import use_attention
 from framepack_core.networks.compiling import CompiledBlocks
 from framepack_core.networks.encoders import pad_prompt_embeds
 from framepack_core.networks.fp8 import multiplies
@@ -187,9 +186,9 @@ def resident() -> Iterator[Row]:
     eager = seconds(step.whole)
     if DEVICE.type == "cuda":
         for backend in BACKENDS:
-            use_attention(step.transformer, backend)
+            step.transformer.set_attention_backend(backend)
             yield Row(f"diffusers' forward, {backend}", seconds(step.whole), eager, "s", "attention backends")
-        use_attention(step.transformer, "native")
+        step.transformer.set_attention_backend("native")
     before = step.whole()
     core, ours = step.take_apart()
     same = torch.equal(ours(), before)

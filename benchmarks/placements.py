@@ -85,7 +85,7 @@ class Model:
 
     @property
     def level(self) -> MemoryLevel:
-        """Give where on the ladder the engine is."""
+        """Give the memory level of the engine."""
         return self.engine.levels[self.engine.level]
 
     def predicted(self) -> int:

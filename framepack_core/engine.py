@@ -21,7 +21,7 @@ from framepack_core.memory.placement import Places
 from framepack_core.memory.planning import Plan, PlanError
 from framepack_core.models.registry import ModelSpec, find
 from framepack_core.networks import loading, vae
-from framepack_core.networks.attention import AUTO, choose_attention, use_attention
+from framepack_core.networks.attention import AUTO, choose_attention
 from framepack_core.networks.compiling import CompiledBlocks
 from framepack_core.networks.encoders import TextConditioning
 from framepack_core.networks.lora import Merger
@@ -110,7 +110,7 @@ class Engine:
         self.core, self.embedders = split_transformer(models.transformer)
         blocks = self.core.blocks
         self.compiled = CompiledBlocks(*blocks.transformer_blocks, *blocks.single_transformer_blocks)
-        use_attention(models.transformer, attention)
+        models.transformer.set_attention_backend(attention)
         reduce(self.core.blocks, precision, models.dtype, device)
         self.merger.follow(self.core.blocks)
         self._planner = planner

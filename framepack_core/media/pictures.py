@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from framepack_core.errors import RequestError
 from framepack_core.media import heif, png, profiles
@@ -23,17 +23,7 @@ Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
 log = logging.getLogger(__name__)
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")  # no others: some of Pillow's readers start programs
-# EXIF orientation -> how to turn the picture upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-FIRST_SIDEWAYS = 5  # from this orientation on, height and width are exchanged
+FIRST_SIDEWAYS = 5  # from this EXIF orientation on, height and width are exchanged
 BAND_PIXELS = 1 << 20  # converted at once
 FEW_BITS = {"L;2": 85, "L;4": 17}  # Pillow scales samples of few bits by this, but not the transparent colour
 
@@ -56,8 +46,12 @@ def open_picture(path: Path, background: str = WHITE, tell: Callable[[str], obje
         picture = np.empty((found.image.height, found.image.width, 3), np.uint8)
         for top, band in _bands(path, found, background, tell):
             picture[top : top + band.height] = np.asarray(band)
-        turn = UPRIGHT.get(_orientation(found.image))
-        return picture if turn is None else np.array(Image.fromarray(picture).transpose(turn))
+        orientation = _orientation(found.image)
+        if orientation == 1:
+            return picture
+        turned = Image.fromarray(picture)
+        turned.getexif()[ExifTags.Base.Orientation] = orientation
+        return np.array(ImageOps.exif_transpose(turned))
 
 
 def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Size:
@@ -208,7 +202,7 @@ def _orientation(image: Image.Image) -> int:
         said = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # damaged EXIF is ignored, as viewers do
         return 1
-    return said if said in UPRIGHT else 1
+    return said if said in range(1, 9) else 1
 
 
 def crop_to(picture: Picture, size: Size) -> Picture:

@@ -12,7 +12,13 @@ def warnings(device: torch.device, dtype: torch.dtype) -> list[str]:
     """List a device's weaknesses for a transformer of a dtype, each with what to set or install."""
     if device.type != "cuda":
         return []
-    return [*_of_card(device, dtype), *_of_dtype(dtype), *_of_cudnn()]
+    found = [*_of_card(device, dtype), *_of_cudnn()]
+    if dtype == torch.float16:
+        found.append(
+            'dtype = "float16" makes black videos with the published models (diffusers issue 11830): '
+            'set "auto"'
+        )
+    return found
 
 
 def _of_card(device: torch.device, dtype: torch.dtype) -> list[str]:
@@ -25,14 +31,6 @@ def _of_card(device: torch.device, dtype: torch.dtype) -> list[str]:
         "8.0 (RTX 30): it is emulated, and PyTorch's attention takes much more memory with it. Expect steps "
         'that take several times as long, or too little memory. dtype = "float32" is not emulated and takes '
         "twice the memory: try it with framepackd sanity-check"
-    ]
-
-
-def _of_dtype(dtype: torch.dtype) -> list[str]:
-    if dtype != torch.float16:
-        return []
-    return [
-        'dtype = "float16" makes black videos with the published models (diffusers issue 11830): set "auto"'
     ]
 
 

@@ -115,9 +115,8 @@ def make_plan(
     levels = memory_levels(tiling, video, streamable=item_bytes.streamable)
     peaks = [peak_vram(weights, level, video, item_bytes) for level in levels]
     left = vram_beside_streaming(weights, video, free, item_bytes)
-    core, a_block = (
-        int(count * item_bytes.core) for count in (weights.core.parameters, weights.core.largest)
-    )
+    core = int(weights.core.parameters * item_bytes.core)
+    a_block = int(weights.core.largest * item_bytes.core)
     room = min(int(left * MARGIN), core)
     fitting = [
         number
@@ -237,10 +236,7 @@ def _places(
         "vae": stays if placement == "core" else "on the GPU while it decodes",
     }
     return {
-        name: (
-            int(part.parameters * item_bytes(name)),
-            stays if placement == "all" else where[name],
-        )
+        name: (int(part.parameters * item_bytes(name)), stays if placement == "all" else where[name])
         for name, part in parts(weights)
     }
 

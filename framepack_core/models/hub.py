@@ -132,9 +132,8 @@ def _snapshot(source: Source) -> Path:
 def _cached_listing(source: Source) -> dict[str, int] | None:
     """List a repository's files as the cache remembers them; None if it does not."""
     try:
-        return {
-            file.path: file.size for file in get_cached_repo_tree(source.location, revision=source.revision)
-        }
+        files = get_cached_repo_tree(source.location, revision=source.revision)
+        return {file.path: file.size for file in files}
     except CachedRepoTreeNotFoundError:
         return None
 
@@ -216,12 +215,7 @@ def _fetch(source: Source, name: str) -> None:
             if begun > size:
                 begun = file.truncate(file.seek(0))
             http_get(
-                url,
-                file,
-                resume_size=begun,
-                headers=headers,
-                expected_size=size,
-                displayed_filename=name,
+                url, file, resume_size=begun, headers=headers, expected_size=size, displayed_filename=name
             )
         with part.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()

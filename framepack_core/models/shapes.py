@@ -76,10 +76,8 @@ def _transformer(config: Mapping[str, Any]) -> Shapes:
     """FramePack's; ``Packed`` in the published config is the reference's name for the same class."""
     config = {**TRANSFORMER_CONFIG, "has_clean_x_embedder": False, "has_image_proj": False} | dict(config)
     head = config["attention_head_dim"]
-    inner, mlp = (
-        config["num_attention_heads"] * head,
-        int(config["num_attention_heads"] * head * config["mlp_ratio"]),
-    )
+    inner = config["num_attention_heads"] * head
+    mlp = int(inner * config["mlp_ratio"])
     latents, patch = config["in_channels"], (config["patch_size_t"], *[config["patch_size"]] * 2)
     text, pooled, timestep = config["text_embed_dim"], config["pooled_projection_dim"], 256
     found = _affine("x_embedder.proj", (inner, latents, *patch))
@@ -103,10 +101,8 @@ def _transformer(config: Mapping[str, Any]) -> Shapes:
     found |= _embedding("time_text_embed.text_embedder", inner, pooled)
     if config["guidance_embeds"]:
         found |= _embedding("time_text_embed.guidance_embedder", inner, timestep)
-    own, added = (
-        ("to_q", "to_k", "to_v", "to_out.0"),
-        ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    )
+    own = ("to_q", "to_k", "to_v", "to_out.0")
+    added = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     for layer in range(config["num_layers"]):
         block = f"transformer_blocks.{layer}"
         found |= _all(f"{block}.attn", own + added, inner, inner)
@@ -127,14 +123,8 @@ def _transformer(config: Mapping[str, Any]) -> Shapes:
 
 def _llama(config: Mapping[str, Any]) -> Shapes:
     """``LlamaModel``, without a head."""
-    inner, mlp, heads = (
-        config.get(key, usual)
-        for key, usual in (
-            ("hidden_size", 4096),
-            ("intermediate_size", 11008),
-            ("num_attention_heads", 32),
-        )
-    )
+    inner, mlp = config.get("hidden_size", 4096), config.get("intermediate_size", 11008)
+    heads = config.get("num_attention_heads", 32)
     head = config.get("head_dim") or inner // heads
     keys = (config.get("num_key_value_heads") or heads) * head
     bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)

@@ -1,14 +1,9 @@
 """Chooses the library that computes attention, half of a step's time at resolution 640."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
 from framepack_core.errors import ModelError
-
-if TYPE_CHECKING:
-    from diffusers import HunyuanVideoFramepackTransformer3DModel
 
 # PyTorch chooses among its own backends by the device: on Hopper cuDNN's, from torch 2.11 on.
 AUTO = "native"
@@ -44,8 +39,3 @@ def choose_attention(name: str, device: torch.device) -> str:
             f'attention = "{name}" cannot be used ({type(error).__name__}: {error}): '
             'install what is missing, or set attention = "auto"'
         ) from error
-
-
-def use_attention(transformer: "HunyuanVideoFramepackTransformer3DModel", name: str) -> None:
-    """Set the attention backend of a transformer's blocks, by a name from :func:`choose_attention`."""
-    transformer.set_attention_backend(name)

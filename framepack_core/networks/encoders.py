@@ -69,10 +69,7 @@ def encode_prompt(
     ids, mask = tokenize_llama(prompt, tokenizer)
     valid = int(mask.sum())
     output = text_encoder(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        output_hidden_states=True,
-        use_cache=False,
+        input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
     )
     embeds = output.hidden_states[TEXT_LAYER][:, TEMPLATE_TOKENS:valid]
     pooled = text_encoder_2(tokenize_clip(prompt, tokenizer_2).to(device)).pooler_output

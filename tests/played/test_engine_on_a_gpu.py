@@ -1,4 +1,4 @@
-"""The engine over CUDA, on a GPU that is none: the bits are the CPU's, and nothing is done out of order."""
+"""The engine on a played GPU: the bits of the CPU, and no operation out of order."""
 
 from collections.abc import Callable
 from functools import cache
@@ -57,7 +57,7 @@ def request_for(folder: Path, **settings: Any) -> Request:
 
 
 class Made:
-    """Videos made on the CPU in the dtypes of a GPU, each once."""
+    """Videos made on the CPU in the dtypes of a GPU, each made once."""
 
     def __init__(self) -> None:
         self._engines: dict[tuple[str, Precision], Engine] = {}
@@ -104,7 +104,7 @@ def assert_same(made: Run, expected: Clip) -> None:
 
 @pytest.fixture(scope="module")
 def streamed() -> Callable[[str], tuple[PlayedGpu, Engine]]:
-    """Give a GPU, and an engine whose weights are streamed to it; each once a model."""
+    """Give a played GPU and an engine whose weights are streamed to it, one per model."""
 
     @cache
     def made(kind: str) -> tuple[PlayedGpu, Engine]:
@@ -117,7 +117,7 @@ def streamed() -> Callable[[str], tuple[PlayedGpu, Engine]]:
 @pytest.mark.parametrize(
     ("kind", "levels"), [(KINDS[0], [*range(len(LEVELS)), 0]), (KINDS[1], [CORE, CORE + 1, STREAMED])]
 )
-def test_a_video_is_the_same_to_the_bit_on_every_rung_of_the_ladder(
+def test_every_level_gives_the_same_bits(
     folder: Path, on_the_cpu: Made, kind: str, levels: list[int]
 ) -> None:
     request = request_for(folder, steps=2)
@@ -130,7 +130,7 @@ def test_a_video_is_the_same_to_the_bit_on_every_rung_of_the_ladder(
     assert not gpu.faults
 
 
-def test_while_a_section_is_sampled_nothing_of_the_decoded_one_lies_on_the_card(folder: Path) -> None:
+def test_during_sampling_the_card_holds_nothing_of_the_decoded_section(folder: Path) -> None:
     live = []
     with PlayedGpu(H100_80) as gpu:
         engine, request = engine_for(CUDA, level=STREAMED), request_for(folder, steps=2)
@@ -146,7 +146,7 @@ def test_while_a_section_is_sampled_nothing_of_the_decoded_one_lies_on_the_card(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_caches_guidance_and_an_end_frame_change_nothing_of_that(
+def test_caches_guidance_and_an_end_frame_give_the_same_bits_on_every_level(
     folder: Path,
     on_the_cpu: Made,
     streamed: Callable[[str], tuple[PlayedGpu, Engine]],
@@ -165,7 +165,7 @@ def test_caches_guidance_and_an_end_frame_change_nothing_of_that(
     assert not gpu.faults
 
 
-def test_going_on_from_a_progress_in_host_memory_gives_the_same_bits(
+def test_resuming_from_a_progress_in_host_memory_gives_the_same_bits(
     folder: Path, on_the_cpu: Made, streamed: Callable[[str], tuple[PlayedGpu, Engine]]
 ) -> None:
     gpu, engine = streamed("framepack-i2v")
@@ -206,7 +206,7 @@ def test_loras_are_merged_and_switched_as_on_the_cpu(folder: Path, level: int) -
 
 
 @PLACEMENTS
-def test_reduced_weights_give_the_same_bits_wherever_they_are(
+def test_reduced_weights_give_the_same_bits_on_every_level(
     folder: Path, on_the_cpu: Made, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The CPU has the product in 8 bits too, which it is not asked for otherwise.
@@ -219,7 +219,7 @@ def test_reduced_weights_give_the_same_bits_wherever_they_are(
 
 
 @pytest.mark.parametrize("level", range(1, STREAMED))
-def test_where_memory_runs_out_the_next_rung_goes_on_to_the_same_bits(
+def test_after_memory_runs_out_the_next_level_continues_with_the_same_bits(
     folder: Path, on_the_cpu: Made, level: int
 ) -> None:
     request = request_for(folder, steps=2)

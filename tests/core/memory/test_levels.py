@@ -1,4 +1,4 @@
-"""The ladder that is gone down when the device has too little memory."""
+"""Memory levels: each takes less memory than the one before."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def request_(tmp_path: Path) -> Request:
 
 
 def first_section(engine: Engine, request: Request) -> tuple[torch.Tensor, int]:
-    """Generate a section; gives its last step's latents and the most that was held."""
+    """Generate a section; give its last step's latents and the peak of memory."""
     conditioned = engine.encode(request)
     with LimitedMemory() as memory:
         for event in engine.sample(request, conditioned):
@@ -33,7 +33,7 @@ def first_section(engine: Engine, request: Request) -> tuple[torch.Tensor, int]:
     return latents, memory.peak
 
 
-def test_tiles_save_memory_and_moving_and_streaming_change_no_bit(request_: Request) -> None:
+def test_each_level_takes_less_memory_and_placement_changes_no_bit(request_: Request) -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
     assert [(level.tile, level.placement) for level in engine.levels] == [
         (None, "all"),

@@ -1,4 +1,4 @@
-"""What will live where, for the cards and hosts that people have."""
+"""Memory plans for the cards and hosts that people have."""
 
 import json
 import math
@@ -42,7 +42,7 @@ VIDEO = Video(640, 608)
     ],
 )
 @pytest.mark.parametrize("host", [128, 64, 32, 16, 8])
-def test_each_card_keeps_as_much_as_it_holds_whatever_the_host(
+def test_each_card_gets_the_first_level_that_fits_whatever_the_host(
     card: int, level: MemoryLevel, most: float, host: int
 ) -> None:
     plan = make_plan(PUBLISHED, Card.assumed(card), Host.assumed(host), VIDEO)
@@ -98,7 +98,7 @@ def test_four_bit_weights_stay_on_the_card_or_are_refused() -> None:
     assert 'set precision = "exact" or "fp8"' in plan.shortage
 
 
-def test_what_others_have_on_the_card_can_be_ended() -> None:
+def test_memory_of_other_programs_on_the_card_is_not_hopeless() -> None:
     card = replace(Card.assumed(24), free=3 * GIB)
     plan = make_plan(PUBLISHED, card, Host.assumed(32), VIDEO)
     assert plan.shortage is not None
@@ -115,7 +115,7 @@ def test_too_small_a_host_is_refused() -> None:
     assert not make_plan(PUBLISHED, Card.assumed(24), occupied, VIDEO).hopeless
 
 
-def test_what_is_kept_free_for_others_is_not_planned_with() -> None:
+def test_memory_to_keep_free_is_not_planned() -> None:
     card, host = Card.assumed(24), Host.assumed(32)
     plan = make_plan(PUBLISHED, card, host, VIDEO, keep_free=6 * GIB)
     assert plan.levels[plan.level].placement == "partly"
@@ -140,7 +140,7 @@ def test_tiles_are_as_the_reference_has_them_unless_set() -> None:
     assert 'set vae_tiling = "auto"' in refused.shortage
 
 
-def test_every_rung_saves_more_than_the_one_above() -> None:
+def test_every_level_takes_less_memory_than_the_one_before() -> None:
     for tiling in ("auto", True, False):
         peaks = [peak_vram(PUBLISHED, level, Video(640, 640)) for level in memory_levels(tiling, VIDEO)]
         assert peaks == sorted(peaks, reverse=True)
@@ -151,7 +151,7 @@ def test_every_rung_saves_more_than_the_one_above() -> None:
     [(Video(640, 608), 1.93), (Video(320, 320), 0.54)],
 )
 def test_activations_are_as_they_were_measured(video: Video, gib: float) -> None:
-    """Against the live tensors at the transformer's peak, at full shape; with a prompt of 96 tokens."""
+    """Compared with the live tensors at the transformer's peak, at full shape, with a prompt of 96 tokens."""
     without = replace(PUBLISHED, core=replace(PUBLISHED.core, parameters=0, largest=0))
     streamed = MemoryLevel(128, "streamed")
     longest_text = (256 - 96) * 113_200
@@ -191,10 +191,10 @@ def test_sizes_are_read_from_the_files_of_the_model() -> None:
     assert found.vae.stored_bytes == found.vae.parameters * found.vae.item_bytes
 
 
-def test_what_is_planned_by_files_of_the_published_shape_is_what_is_planned_without(
+def test_files_of_the_published_shape_give_the_published_plan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Modulations move one by one, however their names begin: as one they were 2.3 of 3.8 billion numbers."""
+    """Modulations move one by one: counted as one component they were 2.3 of 3.8 billion parameters."""
     found = {
         part: SimpleNamespace(
             tensors={
@@ -230,7 +230,7 @@ def test_the_published_sizes_stand_in_for_a_model_that_is_not_here(tmp_path: Pat
     )
 
 
-def test_what_is_converted_counts_as_ram_and_what_is_not_as_mapped() -> None:
+def test_converted_weights_count_as_ram_and_others_as_mapped() -> None:
     card, host = Card.assumed(80), Host.assumed(128)
     as_stored = make_plan(PUBLISHED, card, host, VIDEO)
     in_float32 = make_plan(PUBLISHED, card, host, VIDEO, item_bytes=ItemBytes(4, 4, 4))
@@ -277,7 +277,7 @@ def test_fewer_bits_keep_the_sampling_loop_on_a_smaller_card() -> None:
 
 
 def test_frames_too_large_for_the_kernels_are_decoded_in_tiles_whatever_the_card() -> None:
-    """The largest tensor of the decoder may not hold 2^31 numbers: 704x640 is the first size that does."""
+    """The decoder's largest tensor must hold less than 2^31 numbers: 704x640 is the first size with more."""
     card, host = Card.assumed(140), Host.assumed(128)
     assert make_plan(PUBLISHED, card, host, Video(656, 656)).levels[0].tile is None
     large = make_plan(PUBLISHED, card, host, Video(704, 640))
@@ -290,7 +290,7 @@ def test_frames_too_large_for_the_kernels_are_decoded_in_tiles_whatever_the_card
     )
 
 
-def test_below_where_a_prediction_was_wrong_half_of_the_blocks_stay() -> None:
+def test_after_a_wrong_prediction_half_of_the_blocks_stay() -> None:
     """A card on which "core" was to fit, and did not: with the same prediction all blocks would stay."""
     plan = make_plan(PUBLISHED, Card.assumed(24), Host.assumed(64), VIDEO)
     assert plan.levels[plan.level].placement == "core"

@@ -1,4 +1,4 @@
-"""What a transformer is given, made up."""
+"""Random inputs of a transformer."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -17,7 +17,7 @@ Given = tuple[torch.Tensor, TextConditioning, torch.Tensor, HistoryContext]
 
 
 def inputs(config: Any, dtype: torch.dtype) -> Given:
-    """Make up latents, text, image embeds and history."""
+    """Draw latents, text, image embeds and history."""
     generator = torch.Generator().manual_seed(7)
 
     def random(*shape: int) -> torch.Tensor:

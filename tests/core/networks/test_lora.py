@@ -1,4 +1,4 @@
-"""LoRAs switched without a trace, in every precision, wherever the weights live."""
+"""LoRAs are merged and removed without a trace, in every precision and on every memory level."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -35,7 +35,7 @@ MODES: list[Any] = [
 ]
 
 
-def test_what_was_read_as_fp8_takes_a_lora_as_what_was_reduced_later(
+def test_a_lora_gives_weights_read_as_fp8_the_bits_of_weights_reduced_after_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = stored(tiny_spec())
@@ -53,7 +53,7 @@ def test_what_was_read_as_fp8_takes_a_lora_as_what_was_reduced_later(
     assert all(torch.equal(read[name].float(), tensor.float()) for name, tensor in reduced.items())
 
 
-def test_loras_are_merged_into_scaled_fp8_with_a_prefix_as_into_what_it_stands_for(tmp_path: Path) -> None:
+def test_loras_are_merged_into_scaled_fp8_with_a_prefix_as_into_the_converted_weights(tmp_path: Path) -> None:
     scaled = layouts.scaled_fp8(layouts.weights())
     file = layouts.one_file(tmp_path / "scaled", layouts.prefixed(scaled))
     meant = dict(layouts.load(file))
@@ -103,7 +103,7 @@ def test_whatever_was_merged_before_leaves_no_trace(precision: Precision, dtype:
 
 
 @pytest.mark.parametrize("reduced", ["fp8", pytest.param("nf4", marks=needs_bitsandbytes)])
-def test_they_are_merged_before_the_weights_are_quantized(reduced: Precision, tmp_path: Path) -> None:
+def test_loras_are_merged_before_the_weights_are_quantized(reduced: Precision, tmp_path: Path) -> None:
     spec = BUILT_IN["demo"]
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(spec))
     exact, small = Engine.load(spec, device="cpu"), Engine.load(spec, device="cpu", precision=reduced)
@@ -135,7 +135,7 @@ class CountedFile:
         return tensor
 
 
-def test_a_switch_reads_only_what_it_changes_and_moves_nothing_else(
+def test_switching_loras_reads_and_replaces_only_the_changed_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = BUILT_IN["demo"]
@@ -164,11 +164,11 @@ def test_a_switch_reads_only_what_it_changes_and_moves_nothing_else(
 
 
 @pytest.mark.parametrize("placement", ["all", "core", "streamed"])
-def test_wherever_the_weights_live_the_video_is_the_same(
+def test_a_lora_gives_the_same_video_on_every_memory_level(
     placement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copy(tensor: torch.Tensor, _: torch.device) -> torch.Tensor:
-        """Copy, as to a GPU: what stays there does not see what is done to the host's."""
+        """Copy as if to a GPU: later changes of the original do not change the copy."""
         with torch.inference_mode(mode=False):
             clone = tensor.data.clone()
         return nn.Parameter(clone, requires_grad=False) if isinstance(tensor, nn.Parameter) else clone
@@ -186,7 +186,7 @@ def test_wherever_the_weights_live_the_video_is_the_same(
     assert torch.equal(latents(engine, plain), latents(resident, plain)), "the host has none of it either"
 
 
-def test_another_process_goes_on_with_the_same_loras_to_the_bit(tmp_path: Path) -> None:
+def test_another_process_resumes_with_the_same_loras_and_bits(tmp_path: Path) -> None:
     make_lora(tmp_path / "a.safetensors", "diffusers", stored(tiny_spec()))
     request = request_for(tmp_path, loras=[{"file": tmp_path / "a.safetensors", "weight": 0.8}])
     events = list(Engine.load(tiny_spec(), device="cpu").generate(request))
@@ -197,7 +197,7 @@ def test_another_process_goes_on_with_the_same_loras_to_the_bit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("precision", ["exact", "fp8"])
-def test_what_is_fetched_to_the_gpu_has_the_loras_merged(
+def test_streamed_weights_have_the_loras_merged(
     precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "page_locked", lambda size, _: torch.empty(size, dtype=torch.uint8))
@@ -218,7 +218,7 @@ def test_what_is_fetched_to_the_gpu_has_the_loras_merged(
         assert all(blocks[name].data_ptr() == home.data_ptr() for name, home in fetched.items())
 
 
-def test_only_what_holds_a_changed_layer_leaves_the_device() -> None:
+def test_only_modules_with_a_changed_layer_leave_the_device() -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
     places, projection = engine.places, engine.embedders.image_projection
     for module in (engine.core, engine.models.vae, projection):
@@ -228,7 +228,7 @@ def test_only_what_holds_a_changed_layer_leaves_the_device() -> None:
     assert list(places.staying) == [engine.models.vae, projection]
 
 
-def test_one_that_breaks_off_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_merge_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
     engine, base = Engine.load(tiny_spec(), device="cpu"), stored(tiny_spec())
     before = weights_of(engine)
     embedder = base["x_embedder.proj.weight"]
@@ -245,8 +245,8 @@ def test_one_that_breaks_off_half_way_leaves_nothing_behind(tmp_path: Path) -> N
     assert not differing(weights_of(engine), before)
 
 
-def test_merged_weights_are_counted_where_they_are_not_locked_anyway() -> None:
-    """They are no pages of a file any more, which the kernel could drop."""
+def test_merged_weights_count_as_ram_unless_blocks_are_page_locked_anyway() -> None:
+    """They are not pages of a file any more, which the kernel could drop."""
     card, video = {gib: Card.assumed(gib) for gib in (6, 24)}, Video(640, 608)
     core = PUBLISHED.core.parameters
 
@@ -259,7 +259,7 @@ def test_merged_weights_are_counted_where_they_are_not_locked_anyway() -> None:
     assert ram(6, {"core": core, "embedders": GIB}) - ram(6, {}) == pytest.approx(2, abs=0.01)
 
 
-def test_what_a_lora_changes_is_told_by_part(tmp_path: Path) -> None:
+def test_the_parameters_that_a_lora_changes_are_counted_by_part(tmp_path: Path) -> None:
     base = stored(tiny_spec())
     added = make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base)
     told = footprint.changed([Lora(file=tmp_path / "a.safetensors")], tiny_spec())

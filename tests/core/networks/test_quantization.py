@@ -33,7 +33,7 @@ def test_at_full_shape_fp8_takes_nine_gigabytes() -> None:
     ("reduced", "off_by"), [("fp8", 0.1), pytest.param("nf4", 0.3, marks=needs_bitsandbytes)]
 )
 @torch.inference_mode()
-def test_fewer_bits_give_a_velocity_nearby(reduced: quantization.Precision, off_by: float) -> None:
+def test_reduced_blocks_give_nearly_the_same_velocity(reduced: quantization.Precision, off_by: float) -> None:
     dtype = torch.float32
     transformer = loading.load(BUILT_IN["demo"], dtype=dtype, encoder_dtype=dtype).transformer
     core, embedders = split_transformer(transformer)
@@ -47,8 +47,8 @@ def test_fewer_bits_give_a_velocity_nearby(reduced: quantization.Precision, off_
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_is_read_as_fp8_has_the_bits_of_what_is_reduced_later(dtype: torch.dtype) -> None:
-    """Else a file of fp8 takes 26 GB of memory before it is 13 GB again."""
+def test_weights_read_as_fp8_have_the_bits_of_weights_reduced_after_loading(dtype: torch.dtype) -> None:
+    """Otherwise an fp8 file of 13 GB would take 26 GB of memory while it is loaded."""
     at_once = loading.load(tiny_spec(), dtype=dtype, encoder_dtype=dtype, precision="fp8").transformer
     later = loading.load(tiny_spec(), dtype=dtype, encoder_dtype=dtype).transformer
     kinds = {name: tensor.dtype for name, tensor in at_once.state_dict().items()}
@@ -61,7 +61,9 @@ def test_what_is_read_as_fp8_has_the_bits_of_what_is_reduced_later(dtype: torch.
 
 
 @pytest.mark.parametrize("reduced", BOTH)
-def test_a_video_in_fewer_bits_is_resumed_to_the_bit(reduced: quantization.Precision, tmp_path: Path) -> None:
+def test_a_video_with_reduced_weights_resumes_with_the_same_bits(
+    reduced: quantization.Precision, tmp_path: Path
+) -> None:
     engine = Engine.load(BUILT_IN["demo"], device="cpu", precision=reduced)
     request = request_for(tmp_path)
     events = list(engine.generate(request))
@@ -70,7 +72,7 @@ def test_a_video_in_fewer_bits_is_resumed_to_the_bit(reduced: quantization.Preci
     assert everything(list(engine.generate(request, resume=third.progress))) == everything(events[3:])
 
 
-def test_without_the_library_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bitsandbytes_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
     with pytest.raises(ModelError, match=r'pip install "framepackd\[nf4\]"'):

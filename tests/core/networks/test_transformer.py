@@ -1,4 +1,4 @@
-"""The transformer taken apart computes what diffusers' own forward does, to the bit, with less."""
+"""The split transformer computes the bits of diffusers' own forward, with fewer operations."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ FULL_DEPTH = FULL | {
 def whole_forward(
     transformer: Any, given: Given, step: int, scale: float, dtype: torch.dtype, section: sections.Section
 ) -> torch.Tensor:
-    """Call diffusers' own forward, which does all of it anew in every step."""
+    """Call diffusers' own forward, which computes everything again in each step."""
     latents, text, image_embeds, history = given
     indices = {name: run for name, run in vars(section).items() if name.startswith("indices_")}
     velocity: torch.Tensor = transformer(
@@ -48,7 +48,7 @@ def whole_forward(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", sorted(KINDS))
 @torch.inference_mode()
-def test_rows_computed_before_give_the_same_bits(name: str, dtype: torch.dtype) -> None:
+def test_precomputed_rows_give_the_same_bits(name: str, dtype: torch.dtype) -> None:
     transformer = loading.load(tiny_spec(name), dtype=dtype, encoder_dtype=torch.float32).transformer
     section = sections.plan(KINDS[name], 3, WINDOW)[1]
     given = inputs(transformer.config, dtype)
@@ -60,7 +60,7 @@ def test_rows_computed_before_give_the_same_bits(name: str, dtype: torch.dtype) 
         assert torch.equal(core(given[0], tables, step, look_back, None), expected[step])
 
 
-def test_the_loop_holds_seven_tenths_of_the_weights_at_full_shape() -> None:
+def test_at_full_shape_the_core_holds_seven_tenths_of_the_weights() -> None:
     with torch.device("meta"):
         transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
     whole = weight_bytes(transformer)
@@ -71,7 +71,7 @@ def test_the_loop_holds_seven_tenths_of_the_weights_at_full_shape() -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Counts what the device has to compute: no views."""
+    """Counts the operations that the device computes, without views."""
 
     count = 0
 
