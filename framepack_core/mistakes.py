@@ -77,8 +77,9 @@ def explain(
             found[key].append(text)
     mistakes = [" or ".join(texts) + ends[key] for key, texts in found.items()]
     more_than = len(mistakes) - MAX_MISTAKES
-    told = [*mistakes[:MAX_MISTAKES], f"and {more_than} more mistakes"]
-    return "; ".join(told if more_than > 0 else mistakes)
+    if more_than > 0:
+        mistakes = [*mistakes[:MAX_MISTAKES], f"and {more_than} more mistakes"]
+    return "; ".join(mistakes)
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,9 @@ def first_words(text: str, start: int) -> str:
     start = len(text) - len(text[start:].lstrip())  # tokens begin with the space in front of their word
     begun = re.search(rf"(?<!\S)\S{{1,{LONGEST_WORD}}}\Z", text[:start])
     words = text[begun.start() if begun and text[start:] else start :].split()
-    told = " ".join(words[:MAX_DROPPED_WORDS])
-    return told if len(words) <= MAX_DROPPED_WORDS and len(told) <= MAX_DROPPED else told[:MAX_DROPPED] + "…"
+    quoted = " ".join(words[:MAX_DROPPED_WORDS])
+    whole = len(words) <= MAX_DROPPED_WORDS and len(quoted) <= MAX_DROPPED
+    return quoted if whole else quoted[:MAX_DROPPED] + "…"
 
 
 # Unicode blocks of which the tokenizer of transformers 4 treated each character as a word.

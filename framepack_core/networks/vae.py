@@ -153,7 +153,7 @@ def join(
     if edge is None:
         joined = decoded
     else:
-        edge = edge.to(decoded.device)  # of a video that is gone on with it comes from a file
+        edge = edge.to(decoded.device)  # the edge of an extended video comes from a file
         own = overlap + 3  # frames of the section, behind those that it shares with the edge
         joined = blend(edge, decoded, decoded.shape[2] - own) if forward else blend(decoded, edge, overlap)
     if is_last:

@@ -24,7 +24,7 @@ SOLVER_ORDER = 3
 
 
 def schedule_mu(tokens: int) -> float:
-    """Give the logarithm of the schedule's shift for a section of so many latent tokens.
+    """Give the logarithm of the schedule's shift for a section of ``tokens`` latent tokens.
 
     >>> round(schedule_mu(4096), 6), schedule_mu(13680) == math.log(7)
     (1.15, True)

@@ -23,10 +23,10 @@ from tests.golden import CASES, TINY_MODELS, Case, group, worst
 from tests.golden.replay import (
     conditioned,
     history_of,
-    look_back,
     nothing_to_move,
     recorded_frequencies,
     request_of,
+    section_and_history,
     sha256,
     velocity_of,
 )
@@ -275,12 +275,14 @@ def test_teacache(case: Case, tiny_engine: TinyEngine) -> None:
     sigmas = unipc.flow_sigmas(p["steps"], unipc.schedule_mu(tokens))
     steps = transformer.timesteps(sigmas, torch.float32)
     guidance = transformer.guidance(p["gs"], torch.float32)
-    tables = engine.embedders.precompute(text, t["image_embeddings"], steps, guidance, nothing_to_move)
-    context = engine.core.history_tokens(*look_back(t))
+    precomputed = engine.embedders.precompute(text, t["image_embeddings"], steps, guidance, nothing_to_move)
+    context = engine.core.history_tokens(*section_and_history(t))
 
     def sample(cache: StepCache | None) -> torch.Tensor:
         denoiser = unipc.Denoiser(
-            lambda latents, step, _: engine.core(latents, tables, step, context, cache), sigmas, cache=cache
+            lambda latents, step, _: engine.core(latents, precomputed, step, context, cache),
+            sigmas,
+            cache=cache,
         )
         *_, last = unipc.sample_unipc(denoiser, t["noise"], sigmas)
         return last.denoised[-1]

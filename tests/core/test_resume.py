@@ -37,7 +37,7 @@ def test_resuming_after_any_event_gives_the_same_bits(
     if "cached" in mode or mode == "scheduled":
         assert not all(event.computed for event in whole if isinstance(event, Step)), "the cache is at work"
     for number, event in enumerate(whole):
-        # What follows depends on the progress alone, which is compared too: three events stand for the rest.
+        # What follows depends on the progress alone, which is compared too: three events are enough.
         following = list(islice(engine.sample(request, conditioned, resume=event.progress), 3))
         assert everything(following) == everything(whole[number + 1 : number + 4]), f"after event {number}"
     third = whole[len(whole) // 3]

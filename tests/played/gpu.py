@@ -150,7 +150,7 @@ class PlayedGpu:
         return self.blocks.get(body_of(tensor).untyped_storage()._cdata)
 
     def allocate(self, body: torch.Tensor) -> bool:
-        """Have a tensor's storage lie on the card; says whether it did not yet."""
+        """Put a tensor's storage on the card; return whether it was not there yet."""
         storage: Any = body.untyped_storage()
         if storage._cdata in self.blocks:
             return False
@@ -251,7 +251,7 @@ class PlayedGpu:
                 self._broken = failure.error
             raise failure.error
 
-    # What stands for torch.cuda.
+    # Replacements of torch.cuda's functions.
 
     @property
     def current(self) -> Stream:

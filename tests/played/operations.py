@@ -208,7 +208,7 @@ class Operations:
         body = body_of(source)
         up = source.device.type == "cpu" and target.type == "cuda"
         if source.is_cuda and target.type == "cpu" and body.device.type == "meta":
-            copy = torch.zeros(body.shape, dtype=options["dtype"])  # what the host goes on with
+            copy = torch.zeros(body.shape, dtype=options["dtype"])  # the host continues with this
         elif body.device.type == "meta" or (up and self.gpu.full and body.numel() > KEPT):
             copy = torch.empty_like(body, device="meta", **options)
         else:

@@ -1,7 +1,7 @@
 """Streams and events of the played GPU: the order of operations, and when each is done.
 
 Operations are numbered, whatever stream they are in. A stream, an event and the host each know up to which
-number of every stream they come after; what they do not know of may still be going on.
+number of every stream they come after; any other operation may still be running.
 """
 
 import itertools
@@ -85,7 +85,7 @@ class Event:
         (stream or playing().current).wait_event(self)
 
     def synchronize(self) -> None:
-        if self.order:  # else it was never recorded, and nobody waits for it
+        if self.order:  # an event that was never recorded is done
             playing().host_waits("event.synchronize", self.order, self.until)
 
     def query(self) -> bool:

@@ -152,7 +152,7 @@ def test_an_event_is_done_at_its_time() -> None:
         copied.synchronize()
         assert copied.query()
         assert gpu.counts["-"]["host waits"] == 1
-        assert torch.cuda.Event().query(), "nobody waits for what was never recorded"
+        assert torch.cuda.Event().query(), "an event that was never recorded is done"
 
 
 def test_out_of_memory_is_what_torch_raises_and_the_rest_can_be_used() -> None:

@@ -115,7 +115,7 @@ def test_without_a_uuid_the_number_is_used(set_up: SetUp, cards: Path, uuid: str
         ("2,0", "cuda:2", "2,0"),
         (f"{THIRD}, {FIRST}", "cuda:1", FIRST),
         ("MIG-0a1b2c3d-1,MIG-0a1b2c3d-2", "cuda:1", "MIG-0a1b2c3d-2"),
-        ("0,-1,1", "cuda:1", "0,-1,1"),  # what stands behind -1 is hidden
+        ("0,-1,1", "cuda:1", "0,-1,1"),  # entries after -1 are hidden
         ("", "cuda:0", ""),
     ],
 )

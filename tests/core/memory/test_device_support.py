@@ -35,7 +35,7 @@ def test_a_card_without_bfloat16_gets_a_warning(
     said = told(monkeypatch, capability)
     assert f"RTX 2080 Ti has compute capability {capability[0]}.{capability[1]}, and bfloat16 needs" in said
     assert 'dtype = "float32"' in said
-    assert told(monkeypatch, capability, dtype=torch.float32) == "", "it does what is said"
+    assert told(monkeypatch, capability, dtype=torch.float32) == "", "float32 is not emulated"
 
 
 def test_float16_which_makes_black_videos_gets_a_warning_on_any_card(

@@ -16,7 +16,7 @@ from framepack_core.networks import quantization
 from tests.conftest import tiny_spec
 from tests.core.networks.precisions import needs_bitsandbytes
 
-DEVICE = torch.device("meta")  # stands for a GPU: copying off it is an error, and here it is counted as well
+DEVICE = torch.device("meta")  # replaces a GPU: copying from it is an error, and is counted here
 
 
 class Bus(TorchDispatchMode):

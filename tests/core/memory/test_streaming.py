@@ -112,7 +112,7 @@ def test_streaming_holds_two_slots_and_the_staying_layers_however_far_the_host_r
         before = gpu.memory.live
         streamed.passes(stay * PIECE)
         slots = SLOTS * 2 * SIZE  # the largest layer's
-        assert gpu.memory.peak_held - before <= slots + stay * SIZE + 4096, "beside activations"
+        assert gpu.memory.peak_held - before <= slots + stay * SIZE + 4096, "without activations"
         assert gpu.memory.live == before
 
 

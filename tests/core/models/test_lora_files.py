@@ -338,7 +338,7 @@ def test_a_lora_of_another_family_is_refused_although_it_fits(
         {"modelspec.architecture": "framepack/lora", "ss_network_module": "networks.lora_framepack"},
         {"modelspec.architecture": "hunyuan-video/lora", "ss_base_model_version": "hunyuan_video"},
         {"modelspec.architecture": "HunyuanVideo-I2V", "modelspec.title": "flux capacitor"},
-        {"modelspec.architecture": "swan/lora"},  # holds the name of a family and is none
+        {"modelspec.architecture": "swan/lora"},  # contains the name of a family without being one
         {"modelspec.architecture": ""},
     ],
 )

@@ -29,10 +29,10 @@ def inputs(config: Any, dtype: torch.dtype) -> Given:
     return latents, text, random(1, 4, config.image_proj_dim), history
 
 
-def compute_tables(embedders: Any, given: Given, scale: float, dtype: torch.dtype) -> Precomputed:
+def precompute(embedders: Any, given: Given, scale: float, dtype: torch.dtype) -> Precomputed:
     _, text, image_embeds, _ = given
     steps = timesteps(SIGMAS, dtype)
-    tables: Precomputed = embedders.precompute(
+    precomputed: Precomputed = embedders.precompute(
         text, image_embeds, steps, guidance(scale, dtype), lambda _: nullcontext()
     )
-    return tables
+    return precomputed

@@ -16,7 +16,7 @@ from framepack_core.networks import loading, quantization
 from framepack_core.networks.fp8 import FP8
 from framepack_core.networks.transformer import Blocks, split_transformer
 from tests.conftest import tiny_spec
-from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, compute_tables, inputs
+from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, inputs, precompute
 from tests.core.networks.precisions import BOTH, needs_bitsandbytes
 from tests.core.requests import everything, request_for
 
@@ -38,11 +38,11 @@ def test_reduced_blocks_give_nearly_the_same_velocity(reduced: quantization.Prec
     transformer = loading.load(BUILT_IN["demo"], dtype=dtype, encoder_dtype=dtype).transformer
     core, embedders = split_transformer(transformer)
     given = inputs(transformer.config, dtype)
-    tables = compute_tables(embedders, given, 6.0, dtype)
-    look_back = core.history_tokens(sections.plan("framepack", 3, WINDOW)[1], given[-1])
-    exact = core(given[0], tables, len(SIGMAS) - 2, look_back, None)
+    precomputed = precompute(embedders, given, 6.0, dtype)
+    tokens = core.history_tokens(sections.plan("framepack", 3, WINDOW)[1], given[-1])
+    exact = core(given[0], precomputed, len(SIGMAS) - 2, tokens, None)
     quantization.reduce(core.blocks, reduced, dtype)
-    near = core(given[0], tables, len(SIGMAS) - 2, look_back, None)
+    near = core(given[0], precomputed, len(SIGMAS) - 2, tokens, None)
     assert 0 < (near - exact).norm() / exact.norm() < off_by
 
 

@@ -12,7 +12,7 @@ from framepack_core import sections
 from framepack_core.networks import loading
 from framepack_core.networks.transformer import guidance, split_transformer, timesteps
 from tests.conftest import KINDS, tiny_spec
-from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, Given, compute_tables, inputs
+from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, Given, inputs, precompute
 
 FULL_DEPTH = FULL | {
     "num_attention_heads": 2,
@@ -54,10 +54,10 @@ def test_precomputed_rows_give_the_same_bits(name: str, dtype: torch.dtype) -> N
     given = inputs(transformer.config, dtype)
     expected = [whole_forward(transformer, given, step, 6.0, dtype, section) for step in range(3)]
     core, embedders = split_transformer(transformer)
-    tables = compute_tables(embedders, given, 6.0, dtype)
-    look_back = core.history_tokens(section, given[-1])
+    precomputed = precompute(embedders, given, 6.0, dtype)
+    tokens = core.history_tokens(section, given[-1])
     for step in (2, 0, 1):
-        assert torch.equal(core(given[0], tables, step, look_back, None), expected[step])
+        assert torch.equal(core(given[0], precomputed, step, tokens, None), expected[step])
 
 
 def test_at_full_shape_the_core_holds_seven_tenths_of_the_weights() -> None:
@@ -89,8 +89,8 @@ def test_a_step_takes_a_tenth_fewer_operations_at_full_depth() -> None:
     with Operations() as whole:
         whole_forward(transformer, given, 1, 6.0, dtype, section)
     core, embedders = split_transformer(transformer)
-    tables = compute_tables(embedders, given, 6.0, dtype)
-    look_back = core.history_tokens(section, given[-1])
+    precomputed = precompute(embedders, given, 6.0, dtype)
+    tokens = core.history_tokens(section, given[-1])
     with Operations() as ours:
-        core(given[0], tables, 1, look_back, None)
+        core(given[0], precomputed, 1, tokens, None)
     assert ours.count / whole.count <= 0.91, (ours.count, whole.count)
