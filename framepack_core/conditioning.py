@@ -95,7 +95,7 @@ class Encoders:
         prompts = [request.prompt, *(timed.text for timed in request.prompts)]
         if request.true_cfg_scale != 1:
             prompts.append(request.negative_prompt)
-        digests = [_digest(picture) for picture in pictures]
+        digests = [f"{picture.shape} {hashlib.sha256(picture.tobytes()).hexdigest()}" for picture in pictures]
         named = {f"{self.tile} {digest}": picture for digest, picture in zip(digests, pictures, strict=True)}
         named_texts = {prompt: prompt for prompt in prompts}
         texts = dict(zip(named_texts, self._texts.all(named_texts, self._encode_prompts), strict=True))
@@ -167,10 +167,6 @@ def continued_latents(path: Path) -> torch.Tensor:
     if not latents.isfinite().all():
         raise RequestError(f"{path.name} holds numbers that are not finite: {extend.NO_LATENTS}")
     return latents
-
-
-def _digest(picture: Picture) -> str:
-    return f"{picture.shape} {hashlib.sha256(picture.tobytes()).hexdigest()}"
 
 
 class SectionTexts:

@@ -141,7 +141,8 @@ def _at_30_fps(frames: Iterable[VideoFrame], untagged: Colours | None) -> Iterat
             yield current
             given += 1
         if given <= tick:
-            current = _upright(frame, untagged)
+            rgb = to_rgb(frame, untagged)
+            current = np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
     if current is not None:
         yield current
 
@@ -149,11 +150,6 @@ def _at_30_fps(frames: Iterable[VideoFrame], untagged: Colours | None) -> Iterat
 def _ticks(seconds: Fraction) -> int:
     """Give the first 30th of a second at which a frame is shown; tolerates rounded times."""
     return math.ceil(seconds * FPS - Fraction(1, 20))
-
-
-def _upright(frame: VideoFrame, untagged: Colours | None) -> Picture:
-    turned: Picture = np.ascontiguousarray(np.rot90(to_rgb(frame, untagged), round(frame.rotation / 90)))
-    return turned
 
 
 def last_frames(path: Path, size: Size) -> Frames:

@@ -77,10 +77,7 @@ def uuids() -> list[str | None]:
         if facts.get("GPU Excluded", "No") == "No":
             location = facts.get("Bus Location", file.parent.name)
             uuid = facts.get("GPU UUID", "")
-            found.append((_bus_numbers(location), uuid if _UUID.fullmatch(uuid) else None))
+            # domain:bus:device.function, in hexadecimal
+            numbers = [int(part, 16) for part in re.findall(r"[0-9a-fA-F]+", location)]
+            found.append((numbers, uuid if _UUID.fullmatch(uuid) else None))
     return [uuid for _, uuid in sorted(found, key=lambda card: card[0])]
-
-
-def _bus_numbers(location: str) -> list[int]:
-    """Parse a bus location, domain:bus:device.function in hexadecimal, to sort by it."""
-    return [int(part, 16) for part in re.findall(r"[0-9a-fA-F]+", location)]

@@ -133,7 +133,11 @@ def make_plan(
         vram = max(vram, free - left + room)
     placed = _placed(weights, levels, chosen, vram, room, host, item_bytes, changed)
     if tiling is False and not video.decodable_whole:
-        return replace(placed, shortage=_too_large_to_decode_whole(video), hopeless=True)
+        short = (
+            f"frames of {video.width}x{video.height} are too large to be decoded whole, whatever the card: "
+            'set vae_tiling = "auto", or a smaller resolution'
+        )
+        return replace(placed, shortage=short, hopeless=True)
     if not fitting:
         short = _short_of_vram(weights, card, video, tiling, keep_free, peaks[-1], item_bytes)
         return replace(placed, shortage=short, hopeless=peaks[-1] > card.total)
@@ -293,13 +297,6 @@ def _cpu_plan(
         placed,
         places={name: (size, "in RAM") for name, (size, _) in placed.places.items()},
         speed="days a video for the full models: a GPU is needed",
-    )
-
-
-def _too_large_to_decode_whole(video: Video) -> str:
-    return (
-        f"frames of {video.width}x{video.height} are too large to be decoded whole, whatever the card: "
-        'set vae_tiling = "auto", or a smaller resolution'
     )
 
 

@@ -11,12 +11,12 @@ from framepack_core.errors import ModelError
 from framepack_core.models.headers import Tensor
 
 
-class TensorFiles:
-    """Files that stay open while tensors are read from them."""
+class TensorFiles(ExitStack):
+    """Files that stay open inside the block, while tensors are read from them."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        """Begin without open files; ``stack`` will close them."""
-        self._stack = stack
+    def __init__(self) -> None:
+        """Begin without open files."""
+        super().__init__()
         self._opened = dict[Path, Any]()
 
     def read(self, file: Path, key: str) -> torch.Tensor:
@@ -27,7 +27,7 @@ class TensorFiles:
         """
         try:
             if file not in self._opened:
-                self._opened[file] = self._stack.enter_context(safe_open(file, framework="pt"))
+                self._opened[file] = self.enter_context(safe_open(file, framework="pt"))
             tensor: torch.Tensor = self._opened[file].get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file} cannot be read ({error}): get it again") from error

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,7 @@ def _weights(found: Stored, dtype: torch.dtype, in_fp8: Collection[str] = ()) ->
     The weights of layers ``in_fp8`` are reduced at once, and come with their scales.
     """
     weights = dict[str, torch.Tensor]()
-    with ExitStack() as stack:
-        files = TensorFiles(stack)
+    with TensorFiles() as files:
         for name, tensor in found.tensors.items():
             layer, _, kind = name.rpartition(".")
             if kind == "weight" and layer in in_fp8:

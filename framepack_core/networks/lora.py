@@ -6,7 +6,6 @@ So the result does not depend on what was merged before, and no second copy of t
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -80,8 +79,7 @@ class Merger:
         base = model_files.read_transformer(self._spec).tensors
         self._merged = None
         places.leave(*(self._layer(name) for name in sources.keys() | self._changed))
-        with ExitStack() as stack:
-            files = TensorFiles(stack)
+        with TensorFiles() as files:
             for name in sorted(sources.keys() | self._changed):
                 layer, own = self._layer(name), base[name]
                 if name not in sources and isinstance(layer, fp8.Fp8Linear):
