@@ -182,14 +182,24 @@ def hidden_part(path: Path) -> Path:
     return path.with_name(f"{PART_PREFIX}{path.name}.part")
 
 
-def write_bytes(path: Path, content: bytes, *, named: bool = True) -> None:
-    """Write a file whole or not at all; durable when it returns, its name only if ``named``."""
-    part = path.with_name(f"{PART_PREFIX}{path.name}.part")
-    part.write_bytes(content)
+@contextmanager
+def written_aside(path: Path, *, named: bool = True) -> Iterator[Path]:
+    """Give the hidden name to write a file under; after the block the file is durable and has its own name.
+
+    The name is durable only if ``named``. If the block fails, what it wrote keeps the hidden name.
+    """
+    part = hidden_part(path)
+    yield part
     sync_file(part)
     part.replace(path)
     if named:
         sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes, *, named: bool = True) -> None:
+    """Write a file whole or not at all; durable when it returns, its name only if ``named``."""
+    with written_aside(path, named=named) as part:
+        part.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:

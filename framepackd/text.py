@@ -7,10 +7,7 @@ import os
 import re
 import shlex
 import unicodedata
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 LAST = "\U0010ffff"  # sorts behind every other character
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
@@ -89,11 +86,6 @@ def _on_windows(name: str) -> str:
     held = end + "_" * (len(held) - len(end))
     first, point, rest = held.partition(".")
     return f"{first}_{point}{rest}" if RESERVED.fullmatch(first.rstrip()) else held
-
-
-def taken_name(entry: dict[str, Any]) -> str:
-    """Give the name that a file of a manifest has in the work folder: a keyframe may have had another."""
-    return str(entry.get("file") or entry["path"].rpartition("/")[2])
 
 
 def printable_json(value: object) -> str:

@@ -14,7 +14,7 @@ from framepackd.cli.options import EXIT_USAGE, config_option, fail, load
 
 if TYPE_CHECKING:
     from framepackd.prepare.datasets import Writer
-    from framepackd.prepare.items import Options, Result, Source
+    from framepackd.prepare.items import ItemResult, ItemStream, Options
     from framepackd.settings.config import Config
 
 EXIT_INTERRUPTED = 130  # as shells have it
@@ -86,7 +86,9 @@ def prepare(
     sys.exit(1 if counts["bad"] else 0)
 
 
-def _work(source: "Source", options: "Options", config: "Config", writer: "Writer | None") -> Counter[str]:
+def _work(
+    source: "ItemStream", options: "Options", config: "Config", writer: "Writer | None"
+) -> Counter[str]:
     """Prepare everything, with a bar that shows how far it is, and say what became of it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -96,7 +98,7 @@ def _work(source: "Source", options: "Options", config: "Config", writer: "Write
     from framepackd.text import printable
 
     counts: Counter[str] = Counter()
-    bad: list[Result] = []
+    bad: list[ItemResult] = []
     columns = (TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = options.dry_run or not sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), disable=hidden) as progress:
@@ -108,9 +110,9 @@ def _work(source: "Source", options: "Options", config: "Config", writer: "Write
             if options.dry_run:
                 click.echo(_told(result))
             progress.advance(bar)
-    for outcome in items.Outcome:
+    for outcome in items.ItemOutcome:
         if counts[outcome]:
-            where = f" in {options.target}" if outcome is items.Outcome.PREPARED else ""
+            where = f" in {options.target}" if outcome is items.ItemOutcome.PREPARED else ""
             would = "would be " if options.dry_run else ""
             click.echo(printable(f"{counts[outcome]} {would}{outcome}{where}"))
     for result in bad:
@@ -118,7 +120,7 @@ def _work(source: "Source", options: "Options", config: "Config", writer: "Write
     return counts
 
 
-def _told(result: "Result") -> str:
+def _told(result: "ItemResult") -> str:
     from framepackd.text import printable
 
     item = result.item
@@ -128,7 +130,7 @@ def _told(result: "Result") -> str:
 
 
 @contextlib.contextmanager
-def _writer(source: "Source", save: Path | None, push: str | None) -> Iterator["Writer | None"]:
+def _writer(source: "ItemStream", save: Path | None, push: str | None) -> Iterator["Writer | None"]:
     """Give what collects a data set, if one is wanted; all that can be wrong with the wish shows now."""
     from framepackd.prepare.items import UsageError
 

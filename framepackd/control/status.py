@@ -78,7 +78,7 @@ def _summary(
         "progress": _progress(job),
         "stage": _stage(job),
         "eta_seconds": None if eta is None else round(eta, 1),
-        "error": job.error or (job.delivery or {}).get("error"),
+        "error": job.error or (job.delivery["error"] if job.delivery else None),
         "output": job.output,
         "quality": job.quality,
         "warnings": job.warnings,

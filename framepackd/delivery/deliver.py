@@ -1,9 +1,9 @@
 """Moves a job's files to the outbox or the failed folder: complete, under a free name, never half.
 
-First a plan is written: what goes where, and from where in the work folder it comes. Then the files are
-gathered, the name is chosen, and they are moved. A delivery can be repeated after a crash at any line: a file
-of the plan that is not in the work folder any more has been delivered, whatever has become of it since. Where
-the plan was made for another end, the files are taken back first.
+First a plan is written: which file of the work folder goes where. Then the files are gathered in one folder,
+a name is chosen, and they are moved. After a crash at any line the delivery is repeated: a file of the plan
+that is not in the work folder any more has been delivered, whatever became of it since. If the plan was made
+for another end of the job, the files are taken back first.
 """
 
 import contextlib
@@ -43,16 +43,16 @@ VIDEO = ".mp4"
 
 
 @dataclass
-class Plan:
+class DeliveryPlan:
     """What is delivered where, as ``delivery.json`` in the work folder has it."""
 
     state: str
     root: str  # the outbox or the failed folder
     files: dict[str, str | None]  # NAME.mp4 -> result/.mp4 in the work folder; None: written for the delivery
-    elsewhere: list[str] = field(default_factory=list)  # what had been delivered when it was planned anew
-    folder: str = ""  # below the root, as it can be called there
-    name: str = ""  # what NAME can be called there
-    stem: str = ""  # that, with a number where it was taken; empty until all is gathered
+    elsewhere: list[str] = field(default_factory=list)  # files that were delivered by an earlier plan
+    folder: str = ""  # below the root, under a name that the file system can hold
+    name: str = ""  # NAME, or what stands for it on this file system
+    stem: str = ""  # that, with a number if it was taken; empty until all files are gathered
 
     @property
     def target(self) -> Path:
@@ -60,21 +60,15 @@ class Plan:
         return Path(self.root, self.folder)
 
     def write(self, work: Path) -> None:
-        """Write it down, durable when this returns."""
+        """Write the plan into a work folder, durable when this returns."""
         files.write_json(work / PLAN, asdict(self))
 
 
-def deliver(
-    job: Job,
-    config: Config,
-    store: JobStore,
-    *,
-    progress: Progress | None = None,
-) -> None:
-    """Move the files of a job whose end is decided to where they belong, and end it.
+def deliver(job: Job, config: Config, store: JobStore, *, progress: Progress | None = None) -> None:
+    """Move the files of a job whose end is decided to the outbox or the failed folder, and end it.
 
     Raises:
-        StoppedError: ``progress.stop`` said so; the next call goes on.
+        StoppedError: ``progress.stop`` said so; the next call resumes.
         OSError: the target cannot be written (full, read-only, gone); nothing is lost, try again later.
     """
     assert job.delivery is not None
@@ -97,14 +91,17 @@ def deliver(
     log.log(level, "job %s: %s: %s", job.id, state.value, output or job.delivery["error"] or plan.target)
 
 
-def _plan(job: Job, state: State, config: Config, work: Path) -> Plan:
-    """Give the plan for the end that is decided; what was gathered for another one is taken back.
+def _plan(job: Job, state: State, config: Config, work: Path) -> DeliveryPlan:
+    """Read or make the plan for the decided end; take back what was gathered for another end.
 
     Raises:
         OSError: a video that was made is not there, or the work folder cannot be written.
     """
     root = str(getattr(config, state.folder))
-    plan = _written_plan(work) or _plan_of_older_version(job, state, config, work)
+    try:
+        plan: DeliveryPlan | None = DeliveryPlan(**json.loads((work / PLAN).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        plan = _plan_of_older_version(job, state, config, work)
     if plan is not None and (plan.state, plan.root) == (state, root):
         return plan
     if state is State.DONE and not work.exists():
@@ -113,20 +110,13 @@ def _plan(job: Job, state: State, config: Config, work: Path) -> Plan:
         )
     files.make_folder(work)
     elsewhere = _take_back(job, plan, work) if plan else []
-    plan = Plan(state, root, _files(job, state, work), elsewhere)
+    plan = DeliveryPlan(state, root, _files(job, state, work), elsewhere)
     plan.write(work)
     return plan
 
 
-def _written_plan(work: Path) -> Plan | None:
-    try:
-        return Plan(**json.loads((work / PLAN).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-
-
 def _files(job: Job, state: State, work: Path) -> dict[str, str | None]:
-    """Say what is to be delivered under which name, and where it is."""
+    """Give what is to be delivered, by its name, and where in the work folder it is."""
     rests = {
         entry["file"]: name_of_input(job, role, entry["file"], state) for role, entry in job.inputs.items()
     }
@@ -140,19 +130,19 @@ def _files(job: Job, state: State, work: Path) -> dict[str, str | None]:
 
 
 def _shown(folder: Path) -> Iterator[Path]:
-    """List a folder of the work folder without what is half written."""
+    """List a folder of the work folder, without hidden files of ours."""
     return (path for path in folder.glob("*") if not path.name.startswith(files.PART_PREFIX))
 
 
 def _text_name(job: Job, state: State) -> str:
-    """Name what is written for the delivery: the record, or the reason why there is none."""
+    """Name the text that is written for the delivery: the record, or why there is no video."""
     if state in (State.DONE, State.SKIPPED):
         return f"{job.name}.json"
     return f"{job.name}.{'error' if state is State.FAILED else state.value}.txt"
 
 
-def _gather(job: Job, plan: Plan, work: Path) -> None:
-    """Gather what is to be delivered, and choose the name it goes under."""
+def _gather(job: Job, plan: DeliveryPlan, work: Path) -> None:
+    """Gather what is to be delivered in one folder, and choose a free name."""
     outgoing = work / OUTGOING
     outgoing.mkdir(exist_ok=True)
     for path in outgoing.iterdir():
@@ -169,7 +159,7 @@ def _gather(job: Job, plan: Plan, work: Path) -> None:
     plan.write(work)
 
 
-def _write_text(job: Job, plan: Plan, path: Path) -> None:
+def _write_text(job: Job, plan: DeliveryPlan, path: Path) -> None:
     if path.suffix == ".txt":
         files.write_text(path, _reason(job, plan))
         return
@@ -180,8 +170,8 @@ def _write_text(job: Job, plan: Plan, path: Path) -> None:
     files.write_json(path, final_record(job) | replaced)
 
 
-def _choose(job: Job, plan: Plan, names: list[str]) -> tuple[str, str]:
-    """Choose what NAME is called in the target, and with which number.
+def _choose(job: Job, plan: DeliveryPlan, names: list[str]) -> tuple[str, str]:
+    """Choose what NAME is called in the target, and the free stem.
 
     Raises:
         OSError: the target cannot be written.
@@ -190,7 +180,7 @@ def _choose(job: Job, plan: Plan, names: list[str]) -> tuple[str, str]:
     known = stand_ins(job.name)
     folder, stem = where(job)
     if job.stem and folder == plan.folder and _missing(job, plan):
-        known = list(dict.fromkeys((stem, *known)))  # the rest of its files lie there still
+        known = list(dict.fromkeys((stem, *known)))  # the rest of its files are still there
     if plan.name in known:
         known = known[known.index(plan.name) :]
     for name in known[:-1]:
@@ -201,20 +191,20 @@ def _choose(job: Job, plan: Plan, names: list[str]) -> tuple[str, str]:
     return known[-1], target_names.free_stem(known[-1], rests, plan.target, plan.stem or None)
 
 
-def _missing(job: Job, plan: Plan) -> list[str]:
+def _missing(job: Job, plan: DeliveryPlan) -> list[str]:
     """Name the dropped files that are not in the work folder to be delivered."""
     planned = plan.files.values()
     return [file for entry in job.inputs.values() if f"{INPUTS}/{(file := entry['file'])}" not in planned]
 
 
-def _take_back(job: Job, plan: Plan, work: Path) -> list[str]:
-    """Bring what was gathered for another end back to where it was; names what was delivered already."""
+def _take_back(job: Job, plan: DeliveryPlan, work: Path) -> list[str]:
+    """Move what was gathered for another end back; gives the files that were delivered already."""
     outgoing = work / OUTGOING
     elsewhere = list(plan.elsewhere)
     for name, origin in plan.files.items():
         source, target = outgoing / name, plan.target / (plan.stem + rest_of_name(name, job.name))
         part = _part(job, name)
-        with contextlib.suppress(OSError):  # in doubt it was not delivered: better twice than not at all
+        with contextlib.suppress(OSError):  # if in doubt deliver it again: better twice than never
             if source.exists() and moving.was_moved(source, target, part=part, note=work / MOVING):
                 files.sync_folder(target.parent)
                 source.unlink()
@@ -233,8 +223,8 @@ def _take_back(job: Job, plan: Plan, work: Path) -> list[str]:
     return elsewhere
 
 
-def _plan_of_older_version(job: Job, state: State, config: Config, work: Path) -> Plan | None:
-    """Make the plan of what a version without plans has gathered; None if it has not begun to."""
+def _plan_of_older_version(job: Job, state: State, config: Config, work: Path) -> DeliveryPlan | None:
+    """Make a plan of what a version without plans has gathered; None if it gathered nothing."""
     outgoing, staging = work / OUTGOING, work / f"{files.PART_PREFIX}{OUTGOING}"
     stem = work / "stem"
     if staging.exists() and not outgoing.exists():
@@ -243,7 +233,7 @@ def _plan_of_older_version(job: Job, state: State, config: Config, work: Path) -
     if not outgoing.exists():
         return None
     state = _end_of_older_version(job, state, {path.name for path in outgoing.iterdir()})
-    plan = Plan(
+    plan = DeliveryPlan(
         state, str(getattr(config, state.folder)), _files(job, state, work), folder=job.folder, name=job.name
     )
     plan.stem = stem.read_text(encoding="utf-8") if stem.exists() else ""
@@ -261,7 +251,7 @@ def _plan_of_older_version(job: Job, state: State, config: Config, work: Path) -
 
 
 def _end_of_older_version(job: Job, state: State, names: set[str]) -> State:
-    """Tell from its names for which end something was gathered: the job may have been cancelled since."""
+    """Infer from the names for which end files were gathered: the job may have been cancelled since."""
     for end in (State.FAILED, State.CANCELLED):
         if _text_name(job, end) in names:
             return end
@@ -271,8 +261,8 @@ def _end_of_older_version(job: Job, state: State, names: set[str]) -> State:
     return state
 
 
-def _bring_home(job: Job, plan: Plan, outgoing: Path) -> None:
-    """Bring back what an older version had copied and removed from the work folder, but not named yet."""
+def _bring_home(job: Job, plan: DeliveryPlan, outgoing: Path) -> None:
+    """Bring back files that an older version had copied and removed here, but not yet renamed there."""
     prefix, suffix = f"{files.PART_PREFIX}{job.id}-", ".part"
     for part in plan.target.glob(f"{prefix}*{suffix}"):
         home = outgoing / part.name.removeprefix(prefix).removesuffix(suffix)
@@ -286,7 +276,7 @@ def _bring_home(job: Job, plan: Plan, outgoing: Path) -> None:
 
 
 def name_of_input(job: Job, role: str, file: str, state: State) -> str:
-    """Say what follows NAME where an input is delivered: a video that was made longer gives its name away."""
+    """Give what follows NAME when an input is delivered: an extended video becomes NAME.source.mp4."""
     rest = rest_of_name(file, job.name)
     if role not in OF_A_VIDEO or state is State.FAILED or (state is State.CANCELLED and job.cancel != "keep"):
         return rest
@@ -294,11 +284,11 @@ def name_of_input(job: Job, role: str, file: str, state: State) -> str:
 
 
 def _part(job: Job, name: str) -> str:
-    """Name the hidden copy of a file; without NAME, so that any file system can hold it."""
+    """Name the hidden copy of a file, without NAME so that any file system can hold it."""
     return f"{job.id}-.{rest_of_name(name, job.name)}"
 
 
-def _move_all(job: Job, plan: Plan, work: Path, progress: Progress) -> None:
+def _move_all(job: Job, plan: DeliveryPlan, work: Path, progress: Progress) -> None:
     # The video last: where it is, everything is.
     waiting = sorted(_shown(work / OUTGOING), key=lambda path: (path.suffix == VIDEO, path.name))
     progress.total = sum(path.stat().st_size for path in waiting)
@@ -309,43 +299,43 @@ def _move_all(job: Job, plan: Plan, work: Path, progress: Progress) -> None:
         try:
             moving.move(path, target, part=part, note=work / MOVING, progress=progress)
             del waiting[0]
-        except FileExistsError:  # somebody took the name since it was chosen: the rest goes under another
+        except FileExistsError:  # the name was taken since it was chosen: the rest gets another one
             plan.name, plan.stem = _choose(job, plan, [path.name for path in waiting])
             plan.write(work)
             if (text := work / OUTGOING / _text_name(job, State(plan.state))).exists():
                 _write_text(job, plan, text)
 
 
-def _reason(job: Job, plan: Plan) -> str:
+def _reason(job: Job, plan: DeliveryPlan) -> str:
     """Say why there is no video, where its files are, and what can be done."""
     assert job.delivery is not None
-    told = f"{job.delivery['error']}\n\n{job.path} (job {job.id}) was not made into a video. "
-    absent = [] if job.stem or plan.elsewhere else _missing(job, plan)
+    error, who = job.delivery["error"], f"{job.path} (job {job.id})"
     if plan.elsewhere:
-        told = f"{job.delivery['error']}\n\nOf {job.path} (job {job.id}) this had been delivered before:\n"
-        told += (
-            "".join(f"{printable(path)}\n" for path in plan.elsewhere) + "\nWhat is left lies beside this.\n"
+        before = "".join(f"{printable(path)}\n" for path in plan.elsewhere)
+        return (
+            f"{error}\n\nOf {who} this had been delivered before:\n{before}\nWhat is left lies beside this.\n"
         )
-    elif absent:
-        told += (
+    absent = [] if job.stem else _missing(job, plan)
+    if absent:
+        remedy = (
             f"What was dropped for it was not in its work folder and is not here: {', '.join(absent)}. "
-            "To have it made, drop the files into the inbox again.\n"
+            "To have it made, drop the files into the inbox again."
         )
     elif job.settings:
-        told += (
+        remedy = (
             "Its files lie beside this one. To make it as it was asked for, with the same seed: "
-            f"framepackd retry {job.id}. To change anything, drop the files into the inbox again.\n"
+            f"framepackd retry {job.id}. To change anything, drop the files into the inbox again."
         )
     else:
-        told += (
+        remedy = (
             "Its files lie beside this one: put right what is wrong and drop them into the inbox again, or "
-            f"leave them here and run: framepackd retry {job.id}\n"
+            f"leave them here and run: framepackd retry {job.id}"
         )
-    return told
+    return f"{error}\n\n{who} was not made into a video. {remedy}\n"
 
 
 def final_record(job: Job) -> dict[str, Any]:
-    """Give the job as it will stand when it is delivered."""
+    """Give the job's record as it will be once it is delivered."""
     assert job.delivery is not None
     ended = {"state": job.delivery["state"], "error": job.delivery["error"], "finished_at": utc_now()}
     return {key: value for key, value in (job.record() | ended).items() if key != "output"}

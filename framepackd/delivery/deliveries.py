@@ -1,6 +1,6 @@
-"""Moves the files of jobs whose end is decided, in threads of their own: the loop waits for no disk.
+"""Moves the files of jobs whose end is decided, in two threads: the daemon's loop waits for no disk.
 
-One thread moves to the outbox, one to and from the failed folder: where one of them hangs, the other goes on.
+One thread moves to the outbox, the other to and from the failed folder: if one hangs, the other still works.
 """
 
 import logging
@@ -25,47 +25,47 @@ from framepackd.settings.config import Config
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 30.0  # before what could not be moved is tried again
-PATIENCE_SECONDS = 0.5  # what is moved within this time has its outcome in the same round
-REACH_SECONDS = 5.0  # a command waits so long for the failed folder
+RETRY_SECONDS = 30.0  # before a failed move is tried again
+PATIENCE_SECONDS = 0.5  # a round waits this long for moves to end
+REACH_SECONDS = 5.0  # a command waits this long for the failed folder
 WAYS = {key: [state for state in State if state.folder == key] for key in folders.MARKED}
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why files could not be moved, and when it is tried again on the monotonic clock."""
+    """Why files could not be moved, and when they are tried again on the monotonic clock."""
 
     reason: str
     again: float
-    kind: str = ""  # what it has in common with those of other jobs; nothing to tell of if it is empty
+    kind: str = ""  # the same for like obstacles of other jobs; empty: not to be logged
 
 
 class _Way:
-    """To, or to and from, one folder."""
+    """Moves to, or to and from, one folder, in a thread."""
 
     def __init__(self, key: str, wake: Callable[[], None]) -> None:
         self.key = key
         self.states = WAYS[key]
         self.apart: Apart[Any] = Apart(f"move-{key}", wake)
         self.job: Job | None = None  # whose files are being moved
-        self.obstacle: Obstacle | None = None  # for all of them
+        self.obstacle: Obstacle | None = None  # of the folder
         self.obstacles: dict[str, Obstacle] = {}  # of single jobs, by id
-        self.told: dict[str, int] = {}  # kinds of obstacles that the log has, and of how many jobs
+        self.logged: dict[str, int] = {}  # how many jobs had an obstacle of each kind when it was logged
         self.progress = moving.Progress()
-        self.moved_at = 0.0  # when there was the last sign of bytes that move
+        self.moved_at = 0.0  # when bytes were last moved, on the monotonic clock
 
     def begin(self, task: Callable[[], Any], job: Job | None = None) -> None:
         self.job, self.moved_at = job, time.monotonic()
         self.apart.begin(task)
 
     def again(self, job_id: str) -> float:
-        """Give when a job's turn comes; those that were never tried are the first."""
+        """Give when a job's turn comes, on the monotonic clock; new jobs come first."""
         return self.obstacles[job_id].again if job_id in self.obstacles else -math.inf
 
     @property
     def due(self) -> float:
-        """When there is something to try again; whatever is under way wakes the loop."""
+        """When the next try is due; a move that ends wakes the loop by itself."""
         if self.apart.busy:
             return math.inf
         if self.obstacle is not None:
@@ -74,12 +74,12 @@ class _Way:
 
     @property
     def silent_seconds(self) -> float:
-        """How long nothing has moved although something is under way."""
+        """How long a move that is under way has moved no byte."""
         return min(self.apart.seconds, time.monotonic() - self.moved_at)
 
 
 class Deliveries:
-    """What is on its way to outbox and failed folder, and what is in the way of it."""
+    """Moves files to the outbox and the failed folder, and keeps what prevents that."""
 
     def __init__(
         self,
@@ -94,16 +94,16 @@ class Deliveries:
         Args:
             config: where to.
             store: the jobs.
-            wake: called from the threads, when something has been moved.
-            stop: says whether a copy is to end.
-            bring_back: brings the files of a job back that is to run again, see :func:`settle`.
+            wake: called from the threads when a move has ended.
+            stop: says whether a copy is to stop.
+            bring_back: brings back the files of a job that is to run again, see :func:`settle`.
         """
         self.config = config
         self._store = store
         self._stop = stop
         self._bring_back = bring_back
         self._ways = {key: _Way(key, wake) for key in WAYS}
-        self._left: dict[str, tuple[Problem, ...]] = {}  # what lies in a folder and belongs to no job
+        self._left: dict[str, tuple[Problem, ...]] = {}  # files in a folder that belong to no job
         self._unfinished = False
         self._ended = False
         self.failed = False  # a job has failed, or could not be delivered
@@ -121,7 +121,7 @@ class Deliveries:
         return min(way.due for way in self._ways.values())
 
     def look_for_leftovers(self) -> None:
-        """Look, at the start, for copies in both folders that belong to no job that is known."""
+        """Look for unfinished copies of unknown jobs in both folders; for the start."""
         for way in self._ways.values():
             way.begin(partial(self._look_through, way.key))
 
@@ -130,7 +130,7 @@ class Deliveries:
             self._left[key] = tuple(left_in(getattr(self.config, key), self._store))
 
     def round(self) -> bool:
-        """Take in what was moved and begin with what is next; says whether a job has ended."""
+        """Collect the moves that have ended and begin the next; says whether a job has ended."""
         until = time.monotonic() + PATIENCE_SECONDS
         self._unfinished = False
         for way in self._ways.values():
@@ -141,16 +141,16 @@ class Deliveries:
         return ended
 
     def _move_some(self, way: _Way, until: float) -> None:
-        """Move what is to be moved one after the other, and tell at the end what cannot be."""
+        """Move the files of one job after the other, and log what cannot be moved."""
         now = time.monotonic()
         if way.obstacle is not None and now < way.obstacle.again:
             return
-        waiting = self._store.to_deliver(way.states)  # asked once: there may be thousands
+        waiting = self._store.to_deliver(way.states)  # one query: there may be thousands
         way.obstacles = {job_id: way.obstacles[job_id] for job_id in waiting if job_id in way.obstacles}
         if way.obstacle is not None and not waiting:
-            way.begin(partial(self._look_through, way.key))  # whether the folder can be used again
+            way.begin(partial(self._look_through, way.key))  # to see whether the folder is usable again
             return
-        # Those that were never tried first, then that whose turn was longest ago: none keeps the others back.
+        # New jobs first, then those that have waited longest: no job holds up the others.
         for job_id in sorted(waiting, key=way.again):
             if way.again(job_id) > now:
                 break
@@ -164,77 +164,76 @@ class Deliveries:
                 return
             if way.obstacle is not None:
                 break
-        self._tell(way)
+        self._log(way)
 
-    def _tell(self, way: _Way) -> None:
-        """Log what is in the way: a line for each reason, however many jobs it holds up."""
+    def _log(self, way: _Way) -> None:
+        """Log the obstacles: one line for each kind, however many jobs have it."""
         stuck: dict[str, list[str]] = defaultdict(list)
         for job_id, each in way.obstacles.items():
             if each.kind:
                 stuck[each.kind].append(job_id)
         for kind, jobs in stuck.items():
-            if len(jobs) <= way.told.get(kind, 0) or (way.obstacle is not None and kind in way.told):
+            if len(jobs) <= way.logged.get(kind, 0) or (way.obstacle is not None and kind in way.logged):
                 continue
             whose = f"job {jobs[0]}: its files cannot be moved"
             if len(jobs) > 1:
                 whose = f"the files of {len(jobs)} jobs cannot be moved, those of job {jobs[0]}"
             reason = way.obstacles[jobs[0]].reason
             log.error("%s: %s: tried again every %.0f s", whose, reason, RETRY_SECONDS)
-        way.told = {kind: len(jobs) for kind, jobs in stuck.items()}
+        way.logged = {kind: len(jobs) for kind, jobs in stuck.items()}
 
     def _moving(self, way: _Way, job: Job) -> Callable[[], None]:
-        way.progress = moving.Progress(stop=partial(self._asked, way))
+        def stop() -> bool:  # a copy asks between two blocks, which shows that bytes move
+            way.moved_at = time.monotonic()
+            return self._stop()
+
+        way.progress = moving.Progress(stop=stop)
         return partial(settle, job, self.config, self._store, self._bring_back, progress=way.progress)
 
     def retry_now(self) -> None:
         """Try everything again in the next round."""
         for way in self._ways.values():
             way.obstacle = None
-            way.obstacles = {  # in the order they had
+            way.obstacles = {  # in the same order
                 job_id: replace(each, again=each.again - RETRY_SECONDS)
                 for job_id, each in way.obstacles.items()
             }
 
-    def _asked(self, way: _Way) -> bool:
-        """Answer a copy that asks, between two blocks, whether it is to stop: a sign that bytes move."""
-        way.moved_at = time.monotonic()
-        return self._stop()
-
     def _collect(self, way: _Way, patience: float = 0.0) -> None:
-        """Take in what came of a move, if it is over."""
+        """Take the outcome of a move, if it has ended."""
         if not way.apart.is_done(patience):
             return
         job, way.job = way.job, None
         try:
             way.apart.take()
         except moving.StoppedError:
-            if job is not None:  # the next daemon goes on with it
+            if job is not None:  # the next daemon resumes it
                 way.obstacles[job.id] = Obstacle("stopped with the daemon", math.inf)
             return
         except OSError as error:
-            self._take_failure(way, job, error)
+            self._note_failure(way, job, error)
             return
         way.obstacle = None
         if job is not None:
             way.obstacles.pop(job.id, None)
             self._ended = True
-            self.failed |= (job.delivery or {}).get("state") == State.FAILED
+            self.failed |= job.delivery is not None and job.delivery["state"] == State.FAILED
 
-    def _take_failure(self, way: _Way, job: Job | None, error: OSError) -> None:
+    def _note_failure(self, way: _Way, job: Job | None, error: OSError) -> None:
         reason, for_all = why(error, way.key, self.config)
         obstacle = Obstacle(reason, time.monotonic() + RETRY_SECONDS, error.strerror or reason)
         if job is not None:
             way.obstacles[job.id] = obstacle
-            self.failed = True  # for --once, which does not wait for better times
+            self.failed = True  # for --once, which does not try again
         elif way.obstacle is None:
             log.error("files cannot be moved: %s: tried again every %.0f s", reason, RETRY_SECONDS)
         if for_all:
             way.obstacle = obstacle
 
-    # what others want to know
+    # for commands and status
 
     def at_failed(self, task: Callable[[], Made]) -> Made:
-        """Do something with the failed folder, in its thread, and wait a little for it.
+        """Run a task on the failed folder in its thread, and wait up to REACH_SECONDS.
 
         Raises:
             OSError: it takes longer, or the folder is busy or cannot be used.
@@ -247,16 +246,16 @@ class Deliveries:
             raise FolderError(self.config.failed, "is busy with other files: try again in a moment")
         way.begin(task)
         if not way.apart.is_done(REACH_SECONDS):
-            raise FolderError(self.config.failed, "has not answered yet: what was begun goes on")
+            raise FolderError(self.config.failed, "has not answered yet: what was begun continues")
         made: Made = way.apart.take()
         return made
 
     def is_moving(self, job_id: str) -> bool:
-        """Say whether the files of a job are under way at this moment."""
+        """Say whether the files of a job are being moved right now."""
         return any(way.job is not None and way.job.id == job_id for way in self._ways.values())
 
     def of(self, job: Job) -> dict[str, Any] | None:
-        """Say of a job whose end is decided what it is to be, and what is in the way of its files."""
+        """Report how the files of a job stand; None for a job whose end is not decided."""
         if job.delivery is None:
             return None
         way = self._ways[State(job.delivery["state"]).folder]
@@ -267,7 +266,7 @@ class Deliveries:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """Say which folders cannot be used, and which do not answer."""
+        """Which folders cannot be used or do not answer, and what lies in them that belongs to no job."""
         found = []
         for way in self._ways.values():
             folder = getattr(self.config, way.key)
@@ -288,12 +287,12 @@ def settle(
     *,
     progress: moving.Progress | None = None,
 ) -> None:
-    """Move the files of a job to where it is decided that they belong.
+    """Move the files of a job whose end is decided, or bring them back if it is to run again.
 
     ``bring_back`` takes the same as :func:`framepackd.delivery.deliver.deliver`.
 
     Raises:
-        StoppedError: ``progress.stop`` said so; the next call goes on.
+        StoppedError: ``progress.stop`` said so; the next call resumes.
         OSError: that cannot be done now; nothing is lost, try again later.
     """
     assert job.delivery is not None

@@ -1,7 +1,6 @@
 """Finds the results in the outbox and the failed folder for the results page.
 
-The folders are asked, not the database: what people have moved there is where it is now, what they removed is
-gone.
+It reads the folders, not the database: people move and remove results.
 """
 
 import logging
@@ -23,14 +22,14 @@ from framepackd.text import JOB_ID, rest_of_name
 
 log = logging.getLogger(__name__)
 
-FOLDER = ".framepackd"  # in the outbox: hidden, so that whoever goes through results does not meet it
+FOLDER = ".framepackd"  # in the outbox: hidden, to keep it out of the way of the results
 ERROR = ".error.txt"
-ROLES, PICTURE = {".txt": "prompt", ".toml": "settings"}, "picture"  # of inputs, and what the others are
+ROLES, PICTURE = {".txt": "prompt", ".toml": "settings"}, "picture"  # by type; all others are pictures
 MAX_RECORD_BYTES, MAX_REASON_BYTES = 1 << 20, 2000
 
 
-class Record(BaseModel):
-    """Of a ``NAME.json`` what is shown; anybody may have written it."""
+class ResultRecord(BaseModel):
+    """The part of a ``NAME.json`` that the page shows; it is untrusted."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
@@ -52,27 +51,31 @@ class Record(BaseModel):
     inputs: dict[str, Any] = {}
 
 
+# By path: what tells a file's versions apart, and its record, if it is one.
+RecordsRead = dict[Path, tuple[tuple[int, int], ResultRecord | None]]
+
+
 @dataclass(frozen=True)
 class Result:
-    """A video in the outbox, with what lies beside it; links are relative to the outbox."""
+    """A video in the outbox, with the files that belong to it; links are relative to the outbox."""
 
     path: str  # NAME, or NAME_001 where that was taken, with its folder
-    record: Record
+    record: ResultRecord
     strip: str | None  # link to the picture of its frames
-    inputs: tuple[str, ...]  # what was dropped for it and lies beside it, with the folder
+    inputs: tuple[str, ...]  # the dropped files that lie next to it, with the folder
 
     @property
     def picture(self) -> str | None:
-        """Link to the picture that it was made from."""
+        """The link to the picture that it was made from."""
         return next((link for role, link in self.links if role == PICTURE), None)
 
     @property
     def links(self) -> list[tuple[str, str]]:
-        """Say what each of its inputs is, with a link to it."""
+        """The kind of each input, and a link to it."""
         return [(ROLES.get(Path(path).suffix.lower(), PICTURE), _link(path)) for path in self.inputs]
 
     def link(self, suffix: str) -> str:
-        """Link to one of its files."""
+        """Give the link to one of its files."""
         return _link(self.path + suffix)
 
 
@@ -86,11 +89,11 @@ class Failure:
 
 
 class Outbox:
-    """The results in a folder; what was read once is not read again while it stays the same."""
+    """Reads the results in a folder; each version of a record is read once."""
 
     def __init__(self) -> None:
-        """Know of nothing yet."""
-        self._read: dict[Path, tuple[tuple[int, int], Record | None]] = {}
+        """Read nothing yet."""
+        self._read: RecordsRead = {}
 
     def results(self, outbox: Path) -> list[Result]:
         """Find the videos that have their ``NAME.json``, the newest last.
@@ -113,7 +116,7 @@ class Outbox:
                     found.append(Result(folder + stem, record, link, inputs))
         return sorted(found, key=lambda result: (result.record.finished_at, result.path))
 
-    def _record(self, path: Path, before: dict[Path, tuple[tuple[int, int], Record | None]]) -> Record | None:
+    def _record(self, path: Path, before: RecordsRead) -> ResultRecord | None:
         try:
             status = path.lstat()
             version = (status.st_mtime_ns, status.st_size)
@@ -144,7 +147,7 @@ def failures(failed: Path, limit: int) -> tuple[list[Failure], int]:
 
 
 def keep_strip(strip: Path, outbox: Path, job_id: str) -> None:
-    """Put the picture of a video's frames where the results page looks for it; the video does without."""
+    """Copy a video's filmstrip to where the results page looks for it; an error is only logged."""
     try:
         if strip.exists():
             files.make_folder(outbox / FOLDER)
@@ -156,9 +159,9 @@ def keep_strip(strip: Path, outbox: Path, job_id: str) -> None:
 
 
 def _folders(root: Path) -> Iterator[tuple[str, set[str]]]:
-    """Give the folders below a root, as ``a/b/``, and the names of their files.
+    """Yield the folders below a root, as ``a/b/``, with the names of their files.
 
-    Nothing hidden, no links, nothing that a file server keeps of what was removed.
+    Hidden files, links and recycle bins are left out.
     """
     waiting = [""]
     while waiting:
@@ -184,11 +187,11 @@ def _entries(folder: Path, *, missing_ok: bool) -> list["os.DirEntry[str]"]:
         raise
 
 
-def _inputs(record: Record, folder: str, stem: str, names: set[str]) -> tuple[str, ...]:
-    """Give what was dropped for a video, as far as it lies beside it."""
+def _inputs(record: ResultRecord, folder: str, stem: str, names: set[str]) -> tuple[str, ...]:
+    """Give the dropped files of a video that lie next to it."""
     dropped = []
     for role, entries in record.inputs.items():
-        if role in OF_A_VIDEO:  # it gave its name to the one that was made
+        if role in OF_A_VIDEO:  # delivered as NAME.source.mp4
             continue
         for entry in entries if isinstance(entries, list) else [entries]:
             file = entry.get("file") if isinstance(entry, dict) else None
@@ -197,28 +200,28 @@ def _inputs(record: Record, folder: str, stem: str, names: set[str]) -> tuple[st
 
 
 def _link(path: str) -> str:
-    """Give a link to a file; every byte of its name that could mean something in a URL is escaped."""
+    """Give a link to a file, with every byte escaped that has a meaning in a URL."""
     return quote(os.fsencode(path))
 
 
-def _read_record(path: Path, status: os.stat_result) -> Record | None:
-    """Read a ``NAME.json`` of a video; None if it is something else."""
+def _read_record(path: Path, status: os.stat_result) -> ResultRecord | None:
+    """Read the ``NAME.json`` of a video; None if the file is something else."""
     if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RECORD_BYTES:
         return None
     with files.open_regular(path) as file:
         content = file.read(MAX_RECORD_BYTES)
     try:
-        return Record.model_validate_json(content)
+        return ResultRecord.model_validate_json(content)
     except ValidationError:
         return None
 
 
 def _reason(path: Path) -> str:
-    """Give the first line of what was written beside a failed job's files."""
+    """Give the first line of a failed job's ``NAME.error.txt``."""
     try:
         with files.open_regular(path) as file:
             return file.read(MAX_REASON_BYTES).decode("utf-8", "replace").partition("\n")[0]
-    except OSError:  # tried again meanwhile
+    except OSError:  # the job runs again
         return ""
 
 

@@ -1,7 +1,7 @@
-"""Writes the results page: ``index.html`` in the outbox, for people who look rather than read.
+"""Writes the results page: ``index.html`` in the outbox, with pictures and videos.
 
-Static: works from the disk, from a copy of the folder and behind any web server, without a script and without
-the network. Written by a thread that the loop never waits for; no job depends on it.
+The page is static: it works from the disk, from a copy of the folder and behind any web server, without a
+script or the network. A thread writes it that the loop never waits for; no job depends on it.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from framepackd import files, rights
-from framepackd.delivery.results import FOLDER, Outbox, Record, Result, failures
+from framepackd.delivery.results import FOLDER, Outbox, Result, ResultRecord, failures
 from framepackd.settings.config import Config
 from framepackd.text import JOB_ID, as_utf8, duration, printable
 
@@ -29,48 +29,46 @@ log = logging.getLogger(__name__)
 
 INDEX = "index.html"
 MARK = "<!-- made by framepackd; an index.html without this line is left alone -->"
-MARKED_BYTES = 200  # where the mark is looked for
-# A page that is full does not change by what is made after it; the index has the rest, this many or more.
+MARKED_BYTES = 200  # the mark is within these
+# A full page never changes when results are added; the index has the newest, this many or more.
 PAGE_RESULTS = 100
 PAGE = re.compile(r"page-(?P<number>[1-9][0-9]{0,8})\.html")
 SHOWN_FAILURES = 20
-ORPHAN_SECONDS = 86400  # a strip may lie there before its video does
-PAUSE_SECONDS = (
-    2.0  # before a page: the next job starts first, and of a burst of results each has not its own
-)
+ORPHAN_SECONDS = 86400  # a filmstrip may be there before its video
+PAUSE_SECONDS = 2.0  # before a page is written: the next job starts first, and a burst of results shares one
 CLOSE_SECONDS = 10.0  # for the last page, when the daemon ends
 
-# Nothing is fetched from elsewhere and nothing is run, whatever a name or a prompt might hold.
+# The page fetches nothing from elsewhere and runs nothing, whatever a name or a prompt holds.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' file:; media-src 'self' file:"
 
 
 class ResultsPage:
-    """Keeps the page as the outbox is, in a thread of its own."""
+    """Keeps the page up to date with the outbox, in its own thread."""
 
     def __init__(self, trouble: Callable[[], str | None] = lambda: None) -> None:
-        """Write nothing yet, and nothing while ``trouble`` says why the outbox cannot be used."""
+        """Write nothing yet, and nothing while ``trouble`` says that the outbox cannot be used."""
         self._look_for_trouble = trouble
         self._outbox = Outbox()
-        self._drawn: dict[Path, Any] = {}  # what older pages show
+        self._drawn: dict[Path, Any] = {}  # what the older pages show
         self._due: Config | None = None
         self._closing = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._trouble: str | None = None  # told once
+        self._trouble: str | None = None  # the last one that was logged
 
     def refresh(self, config: Config) -> None:
-        """Have the page written anew, if there is to be one; returns at once."""
+        """Have the page updated, if the config wants one; returns at once."""
         if not config.results_page:
             return
         with self._changed:
             self._due = config
             self._changed.notify()
-        if self._thread is None:  # a daemon thread: an outbox that hangs keeps nobody from ending
+        if self._thread is None:  # a daemon thread, since an outbox that hangs must not keep us from ending
             self._thread = threading.Thread(target=self._go_on, name="results-page", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
-        """Let a page that is due be written, but do not wait for long."""
+        """Write a page that is due, but wait at most CLOSE_SECONDS for it."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -87,16 +85,16 @@ class ResultsPage:
                 return
             try:
                 trouble = self._look_for_trouble() or self.update(config.outbox, config.failed)
-            except Exception as error:  # a page less, whatever it is
+            except Exception as error:  # no error here may matter to a job
                 trouble = f"{type(error).__name__}: {error}"
             if trouble is not None and trouble != self._trouble:
                 log.warning("the results page cannot be written: %s", trouble)
             self._trouble = trouble
 
     def update(self, outbox: Path, failed: Path) -> str | None:
-        """Write the page, and the older ones behind it, as far as they are not like that already.
+        """Write the page and the older ones that it links to, where they have changed.
 
-        Gives what is in its way, if something is. There is no page before there is something to show.
+        Says what prevents it, if something does. There is no page before there is something to show.
 
         Raises:
             OSError: a folder cannot be read or written.
@@ -131,7 +129,7 @@ class ResultsPage:
         if number > 1:
             links["older"] = _name(number - 1)
         drawn = (links, [(result.path, result.record.id, result.strip, result.inputs) for result in results])
-        if self._drawn.get(path) != drawn or not path.exists():  # ten thousand take a second
+        if self._drawn.get(path) != drawn or not path.exists():  # to draw ten thousand takes a second
             _replace(path, _draw(f"page {number}", results, up="../", links=links))
             self._drawn[path] = drawn
 
@@ -149,7 +147,7 @@ def _name(number: int) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a page, unless it is there already."""
+    """Write a page, unless it is unchanged."""
     content = text.encode("utf-8", "replace")
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:
@@ -160,14 +158,14 @@ def _replace(path: Path, text: str) -> None:
         rights.share(path)
     except OSError:
         with contextlib.suppress(OSError):
-            path.with_name(f"{files.PART_PREFIX}{path.name}.part").unlink(missing_ok=True)
+            files.hidden_part(path).unlink(missing_ok=True)
         raise
 
 
 def _clear(folder: Path, shown: set[str], older: int) -> None:
-    """Remove the strips of videos that are gone, and pages that nothing is left for; nothing else."""
+    """Remove the filmstrips of videos that are gone, and pages that are not needed any more."""
     if folder.is_symlink():
-        return  # into a folder that may hold the strips of another outbox
+        return  # it may lead to the filmstrips of another outbox
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_file(follow_symlinks=False) and _is_gone(Path(entry), shown, older):
@@ -175,7 +173,7 @@ def _clear(folder: Path, shown: set[str], older: int) -> None:
 
 
 def _is_gone(path: Path, shown: set[str], older: int) -> bool:
-    """Say whether what a file of ours was made for is no more."""
+    """Say whether a file of ours belongs to nothing any more."""
     if path.suffix == ".jpg":
         orphan = JOB_ID.fullmatch(path.stem) and path.stem not in shown
         return bool(orphan) and time.time() - path.lstat().st_mtime > ORPHAN_SECONDS
@@ -184,7 +182,7 @@ def _is_gone(path: Path, shown: set[str], older: int) -> bool:
 
 
 def _draw(subtitle: str, results: list[Result], *, up: str = "", **shown: Any) -> str:
-    """Fill the template; ``up`` leads from the page to the outbox."""
+    """Fill the template; ``up`` is the path from the page to the outbox."""
     common = {"title": "Results", "mark": Markup(MARK), "policy": Markup(POLICY)}  # noqa: S704 - our own
     return _template().render(common, subtitle=subtitle, results=results, up=up, **shown)
 
@@ -204,11 +202,11 @@ def _template() -> Template:
 
 
 def _shown(text: str) -> str:
-    """Keep control characters, also those that turn the direction of text, from doing anything."""
+    """Escape control characters, also those that turn the direction of text."""
     return "\n".join(printable(as_utf8(line)) for line in text.split("\n"))
 
 
-def _facts(record: Record) -> list[str]:
+def _facts(record: ResultRecord) -> list[str]:
     facts = [f"{record.width}×{record.height}", f"{record.frames / record.fps:.1f} s"]
     if record.seed is not None:
         facts.append(f"seed {record.seed}")

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from framepackd import files
 from framepackd.text import stand_ins
 
-# No matter of names; any other error is one, where another name is taken: exFAT by FUSE says ENOENT.
+# These do not concern the name. Any other error does, and another name is tried: exFAT by FUSE says ENOENT.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -31,10 +31,10 @@ def holds(target: Path, job_id: str, name: str) -> bool:
 
 @contextlib.contextmanager
 def _trial(folder: Path, job_id: str) -> Iterator[Path]:
-    """Make a hidden folder in a folder, for a moment: a name that any file system holds.
+    """Make a hidden folder for a moment, under a name that any file system can hold.
 
     Raises:
-        OSError: it cannot be made, so it is not the name that is refused.
+        OSError: it cannot be made, so no name would do.
     """
     trial = folder / f"{files.PART_PREFIX}{job_id}-names"
     trial.mkdir(exist_ok=True)
@@ -45,12 +45,12 @@ def _trial(folder: Path, job_id: str) -> Iterator[Path]:
 
 
 def make_below(root: Path, folder: str, job_id: str) -> str:
-    """Make a folder below a root, which must be there, and say what it is called where names are refused.
+    """Make a folder below a root, which must exist; gives its path, with stand-ins for refused names.
 
     Raises:
         OSError: it cannot be made.
     """
-    root.stat()  # never made here: it may be a share that is not mounted
+    root.stat()  # it is never made here: its share may not be mounted
     made = PurePosixPath()
     for part in PurePosixPath(folder).parts:
         made /= _make(root / made, stand_ins(part), job_id)
@@ -58,7 +58,7 @@ def make_below(root: Path, folder: str, job_id: str) -> str:
 
 
 def _make(above: Path, names: list[str], job_id: str) -> str:
-    """Make a folder under the first of some names that is not refused."""
+    """Make a folder under the first name that the file system accepts."""
     for name in names[:-1]:
         try:
             files.make_folder(above / name)
@@ -75,8 +75,8 @@ def _make(above: Path, names: list[str], job_id: str) -> str:
 def free_stem(name: str, rests: list[str], target: Path, after: str | None = None) -> str:
     """Find a name under which none of the files exists yet: NAME, NAME_001, NAME_002 ...
 
-    The folder is listed once, if the first name is taken: it may hold the results of years. Whether it tells
-    upper from lower case is found out by looking a name up.
+    If the first name is taken the folder is listed, once: it may hold the results of years. Looking a name up
+    shows whether the file system ignores case.
 
     Raises:
         OSError: the folder cannot be read.
@@ -102,12 +102,12 @@ def free_stem(name: str, rests: list[str], target: Path, after: str | None = Non
 
 
 def _folded(name: str) -> str:
-    """Give what names have in common that some file systems do not tell apart."""
+    """Give a form that is the same for names that some file systems do not distinguish."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
 def _number(name: str, stem: str) -> int:
-    """Give the number behind a name, 0 for the name alone; -1 if it is not that name."""
+    """Give the number that follows a name in a stem: 0 for the name alone, -1 for another name."""
     if stem == name:
         return 0
     number = stem.removeprefix(f"{name}_")

@@ -1,6 +1,6 @@
-"""Recognizes conflict copies that programs make which synchronize folders.
+"""Recognizes the conflict copies of programs that synchronize folders.
 
-The formats are those of the programs' documentation or source.
+The formats are from the programs' documentation or source.
 """
 
 import re
@@ -15,8 +15,8 @@ _MARKS = {
     "ownCloud": r"_conflict(?:_.+)?-[0-9]{8}-[0-9]{6}",
     # ".sync-conflict-20261128-101112-ABCDEFG", before 0.14.41 without the device
     "Syncthing": r"\.sync-conflict-[0-9]{8}-[0-9]{6}(?:-[A-Z0-9]{7})?",
-    # " (Ann's conflicted copy 2026-11-28)", " (In Konflikt stehende Kopie von Ann 2026-11-28)", numbered
-    # where there are several; " (Case Conflict)", " (Unicode Encoding Conflict 1)"
+    # " (Ann's conflicted copy 2026-11-28)", " (In Konflikt stehende Kopie von Ann 2026-11-28)", numbered if
+    # there are several; " (Case Conflict)", " (Unicode Encoding Conflict 1)"
     "Dropbox": rf" \((?:[^()]+ )?(?i:conflicted copy|in Konflikt stehende Kopie)(?: [^()]+)? {_DATE}"
     r"(?: \(?[0-9]+\)?)?\)"
     r"| \((?i:case|unicode encoding|white ?space|selective sync) (?i:conflict)(?: \(?[0-9]+\)?)?\)",
@@ -32,7 +32,7 @@ _COPIES = {
 
 
 class Conflict(NamedTuple):
-    """What the name of a conflict copy says."""
+    """What the name of a conflict copy means."""
 
     original: str  # the name of the file that it is a copy of
     program: str
@@ -44,7 +44,7 @@ def conflict_in(name: str) -> Conflict | None:
     >>> conflict_in("cat.sync-conflict-20261128-101112-ABCDEFG.png")
     Conflict(original='cat.png', program='Syncthing')
     """
-    if "onfli" not in name and "case clash from" not in name:  # nearly all: there may be thousands
+    if "onfli" not in name and "case clash from" not in name:  # quick: there may be thousands
         return None
     composed = unicodedata.normalize("NFC", name)
     for program, pattern in _COPIES.items():

@@ -1,10 +1,10 @@
-"""Finds hidden files of ours that a crash left in a folder, and tells how to remove them."""
+"""Finds hidden files of ours that a crash left in a folder, and says how to remove them."""
 
 import os
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -19,14 +19,14 @@ from framepackd.text import JOB_ID, printable, shell_word
 PART = re.compile(
     rf"{re.escape(PART_PREFIX)}(?:(?:back-)?(?P<job>{JOB_ID.pattern})-)?(?P<name>.+)\.part", re.DOTALL
 )
-ONE_BY_ONE = 3  # of a folder; more are told in one line
+ONE_BY_ONE = 3  # problems for a folder; more files share one
 FOLDERS = 10
-ABANDONED_SECONDS = 86400.0  # before a file that the page was writing counts as forgotten
+ABANDONED_SECONDS = 86400.0  # after these a file that the page was writing counts as forgotten
 
 
 class _Part(NamedTuple):
     path: Path
-    job: str | None  # None: what the page was writing
+    job: str | None  # None: a file that the page was writing
     name: str
     since: float
 
@@ -34,10 +34,10 @@ class _Part(NamedTuple):
 def forgotten(
     parts: Mapping[str, float], config: Config, store: JobStore | None, now: float | None = None
 ) -> list[Problem]:
-    """Tell of the hidden files in the inbox, as a look at it found them, that belong to nothing any more.
+    """Report hidden files in the inbox, as a scan found them, that belong to no job.
 
-    Those of a job that was being taken in do when neither the database nor a work folder knows it: the state
-    folder is another one, or an older one that was brought back. Without a database ``store`` is None.
+    A file of a job that was being taken in belongs to none if neither the database nor a work folder knows
+    the job: the state folder is another one, or an older backup. Without a database ``store`` is None.
 
     Raises:
         StoreError: the database cannot be used.
@@ -47,14 +47,14 @@ def forgotten(
     by_folder: dict[Path, list[_Part]] = defaultdict(list)
     for part in _belonging_to_nothing(parts, config, store, time.time() if now is None else now):
         by_folder[part.path.parent].append(part)
-    told = [text for folder in sorted(by_folder)[:FOLDERS] for text in _tell(folder, by_folder[folder])]
+    texts = [text for folder in sorted(by_folder)[:FOLDERS] for text in _texts(folder, by_folder[folder])]
     if len(by_folder) > FOLDERS:
-        told.append(f"{len(by_folder) - FOLDERS} more folders of {config.inbox} hold such hidden files")
-    return [Problem("forgotten", printable(text)) for text in told]
+        texts.append(f"{len(by_folder) - FOLDERS} more folders of {config.inbox} hold such hidden files")
+    return [Problem("forgotten", printable(text)) for text in texts]
 
 
 def left_in(root: Path, store: JobStore) -> list[Problem]:
-    """Tell of the hidden copies in the outbox or the failed folder that were not finished, of unknown jobs.
+    """Report unfinished hidden copies in the outbox or the failed folder that belong to unknown jobs.
 
     Raises:
         StoreError: the database cannot be used.
@@ -71,10 +71,10 @@ def left_in(root: Path, store: JobStore) -> list[Problem]:
     if not paths:
         return []
     some = " ".join(map(shell_word, paths[:ONE_BY_ONE])) + (" ..." if len(paths) > ONE_BY_ONE else "")
-    files = "a copy that was" if len(paths) == 1 else f"{len(paths)} copies that were"
+    copies = "an unfinished copy" if len(paths) == 1 else f"{len(paths)} unfinished copies"
     text = (
-        f"{root} holds {files} not finished, of jobs that are not known: bring back framepackd.db and jobs/ "
-        f"from a backup, or remove what was copied: rm {some}"
+        f"{root} holds {copies} of unknown jobs: bring back framepackd.db and jobs/ from a backup, or remove "
+        f"what was copied: rm {some}"
     )
     return [Problem("forgotten", printable(text))]
 
@@ -82,51 +82,46 @@ def left_in(root: Path, store: JobStore) -> list[Problem]:
 def _belonging_to_nothing(
     parts: Mapping[str, float], config: Config, store: JobStore | None, now: float
 ) -> Iterator[_Part]:
-    claimed = []
+    left = []
     for path, since in sorted(parts.items()):
         found = PART.fullmatch(name_of(path))
         if found is None:
             continue
         part = _Part(config.inbox / path, found["job"], found["name"], since)
+        # In this order: a job that is taken in gets a work folder, then a row, then has no hidden files.
         if part.job is not None:
-            claimed.append(part)
+            left += [] if os.path.lexists(config.jobs_dir / part.job) else [part]
         elif now - since > ABANDONED_SECONDS:
             yield part
-    yield from _unknown(claimed, config, store)
-
-
-def _unknown(claimed: Iterable[_Part], config: Config, store: JobStore | None) -> Iterator[_Part]:
-    # In this order: a job that is being taken in has a work folder, then a row, and then no hidden files.
-    left = [part for part in claimed if not os.path.lexists(config.jobs_dir / str(part.job))]
     known = store.states() if left and store else {}
     yield from (part for part in left if part.job not in known and os.path.lexists(part.path))
 
 
-def _tell(folder: Path, parts: list[_Part]) -> Iterator[str]:
+def _texts(folder: Path, parts: list[_Part]) -> Iterator[str]:
     if len(parts) <= ONE_BY_ONE:
-        yield from map(_tell_of_one, parts)
+        yield from map(_text, parts)
         return
     yield (
-        f"{folder} holds {len(parts)} hidden files that no job knows any more, since "
+        f"{folder} holds {len(parts)} hidden files of unknown jobs, since "
         f"{_time(min(part.since for part in parts))}: give them their names again to have them taken in, or "
         f"remove them, for example {_remedy(parts[0])}"
     )
 
 
-def _tell_of_one(part: _Part) -> str:
+def _text(part: _Part) -> str:
     if part.job is None:
         return (
             f"{part.path} was left half-written by the page, since {_time(part.since)}: drop the file "
             f"again, and remove this one: {_remedy(part)}"
         )
     return (
-        f"{part.path} was being taken in as job {part.job}, which is not known any more, since "
-        f"{_time(part.since)}: to have it taken in again, give it its name: {_remedy(part)}"
+        f"{part.path} was being taken in as job {part.job}, which is unknown, since {_time(part.since)}: "
+        f"to have it taken in again, give it its name: {_remedy(part)}"
     )
 
 
 def _remedy(part: _Part) -> str:
-    """Give the command, in characters that can be copied whatever the file is called."""
+    """Give the command that removes or renames a file, printable whatever the file is called."""
     path = shell_word(str(part.path))
     if part.job is None:
         return f"rm {path}"

@@ -1,4 +1,4 @@
-"""Lists the files in the inbox: follows no symbolic link, opens none, bounded in memory."""
+"""Lists the files in the inbox: follows no symbolic link, opens no file, uses bounded memory."""
 
 import errno
 import os
@@ -16,8 +16,8 @@ IGNORED = re.compile(
     r"^(desktop\.ini|thumbs\.db(:encryptable)?|ehthumbs(_vista)?\.db|icon[\r\uf00d])\Z|:Zone\.Identifier\Z",
     re.IGNORECASE,
 )
-# Recycle bins, snapshots and what else file servers and systems keep in a share; Windows, macOS and SMB do
-# not tell upper from lower case, Linux does.
+# Recycle bins, snapshots and other folders that servers and systems keep in a share. Windows, macOS and SMB
+# ignore case, Linux does not.
 IGNORED_FOLDERS = re.compile(
     r"^\.|^(?i:"
     r"@eaDir|@tmp|@sharebin|@SynoResource|#recycle|#snapshot|"  # Synology
@@ -27,13 +27,13 @@ IGNORED_FOLDERS = re.compile(
     r"~snapshot"  # NetApp
     r")\Z|^(RECYCLER|lost\+found)\Z"
 )
-MAX_FOLDER = 1024  # bytes of a folder's path in the inbox, of the 4096 there are for a whole one
+MAX_FOLDER = 1024  # bytes of a folder's path in the inbox; Linux allows 4096 for a whole path
 MAX_FILE_BYTES = 256 << 20  # a hundred megapixels take 300 MB as BMP, much less as anything else
 MAX_VIDEO_BYTES = 2 << 30  # 120 s of latents at 640x640 take 370 MB, the video less
 VIDEO_SUFFIXES = (".mp4", ".safetensors")
-MAX_FILES = 50_000  # 130 MB of memory to look at
-MAX_PARTS = 10_000  # hidden files of our own; there are none but after a crash
-CLOSED = "may not be looked into by this user: correct its permissions, or those of a folder above it"
+MAX_FILES = 50_000  # which take 130 MB of memory
+MAX_PARTS = 10_000  # hidden files of our own; only a crash leaves any
+CLOSED = "may not be read by this user: correct its permissions, or those of a folder above it"
 REMEDIES = UNREACHABLE | {
     errno.ENOENT: "is not there: mount its share, or make it again",
     errno.ENOTDIR: "is no folder: move away what lies in its place",
@@ -42,13 +42,13 @@ REMEDIES = UNREACHABLE | {
     errno.ELOOP: "is a symbolic link that leads in a circle: correct it",
     errno.EMFILE: "cannot be opened: too many files are open, raise LimitNOFILE= or ulimit -n",
     errno.ENFILE: "cannot be opened: too many files are open on this machine, raise fs.file-max",
-    errno.EOVERFLOW: f"holds too many files: at most {MAX_FILES} in the inbox are looked at: take some out",
+    errno.EOVERFLOW: f"holds too many files: at most {MAX_FILES} in the inbox are listed: take some out",
     errno.ENAMETOOLONG: f"lies too deep: a folder's path in the inbox may have {MAX_FOLDER} bytes",
 }
 
 
 class Signature(NamedTuple):
-    """What must stand still for a file to count as complete."""
+    """What must stay the same for a file to count as complete."""
 
     size: int
     mtime_ns: int
@@ -59,21 +59,21 @@ class Found(NamedTuple):
     """A file in the inbox."""
 
     signature: Signature
-    arrived: float  # ctime: when it came to have this name here
-    problem: str | None = None  # why it cannot be taken, whatever it is called; folders are listed only so
+    arrived: float  # ctime: when it got this name here
+    problem: str | None = None  # why it cannot be taken; always set for a folder
 
 
 class Listing(NamedTuple):
     """What one walk through the inbox found, by relative path."""
 
     files: dict[str, Found]
-    parts: dict[str, float]  # hidden files of our own, and since when they have their names
+    parts: dict[str, float]  # hidden files of our own, and since when they are there
 
 
 def look_through(root: Path) -> Listing:
-    """List the files below the inbox that are not to be ignored, and our own hidden ones, by relative path.
+    """List the files below the inbox, except ignored ones, and our own hidden files, by relative path.
 
-    A folder is listed whole, or stands for all that is in it with the reason why it is not.
+    A folder that cannot be listed whole is an entry itself, with the reason.
 
     Raises:
         OSError: the inbox itself cannot be read.
@@ -109,9 +109,9 @@ def _list_folder(
             except FileNotFoundError:
                 continue
             except PermissionError:
-                raise  # a folder that gives its names, and lets nobody look closer at what it holds
+                raise  # the folder may be listed, but not its files' status read
             except OSError as error:
-                found[path] = Found(Signature(0, 0, 0), 0.0, f"cannot be looked at ({error.strerror})")
+                found[path] = Found(Signature(0, 0, 0), 0.0, f"cannot be checked ({error.strerror})")
                 continue
             if stat.S_ISDIR(status.st_mode):
                 if not IGNORED_FOLDERS.search(entry.name):
@@ -126,8 +126,8 @@ def _list_folder(
 
 
 def why_not_read(error: OSError) -> str:
-    """Say why a folder cannot be read, and how to put it right, to follow its name."""
-    remedy = f"cannot be looked into ({error.strerror}): correct that"
+    """Say why a folder cannot be read, and what to do; the text follows the folder's name."""
+    remedy = f"cannot be read ({error.strerror}): correct that"
     return REMEDIES.get(error.errno or 0, remedy)
 
 

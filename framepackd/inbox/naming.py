@@ -12,21 +12,21 @@ from framepackd.settings.job_settings import DEFAULTS_FILE
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".avif")
 SAVE_ANEW = "if it is a picture, save it as PNG or JPEG"
-MAX_NAME = 180  # bytes, of the 255 there are: ours get prefixes and suffixes on the way
-# A name may hold line breaks, and end in one.
+MAX_NAME = 180  # bytes, of the 255 that file systems allow: framepackd adds prefixes and suffixes
+# Names may hold line breaks, hence \Z and DOTALL.
 END_FRAME = re.compile(r"(?P<name>.+)(\.end|_end|_last_frame)\Z", re.DOTALL)
 FIRST_FRAME = re.compile(r"(?P<name>.+)_first_frame\Z", re.DOTALL)
 FRAME = re.compile(r"(?P<name>.+)_frame_(?P<number>[0-9]+)\Z", re.DOTALL)  # of a chain
 KEYFRAME = re.compile(r"(?P<name>.+)_section_(?P<number>[0-9]+)\Z", re.DOTALL)
 FRAME_DIFF = re.compile(r"(?P<name>.+)_frame_diff\Z", re.DOTALL)
 SUFFIXES = {END_FRAME: "end", FIRST_FRAME: "image", FRAME: "frame", KEYFRAME: "keyframe"}
-# In the order in which they are told.
+# In the order in which a group lists them.
 ROLES = (
     *("image", "frame", "video", "recipe", "text", "end", "keyframe", "settings", "latents"),
     *("record", "diff", "unknown"),
 )
-# One to be made longer; with it, as they were delivered, NAME.json and the latents. Beside a picture, one of
-# ours is its recipe: it says how it was made.
+# A video to extend; with it may come NAME.json and the latents, as they were delivered. Next to a picture, a
+# video of ours is a recipe: its settings are used.
 VIDEO = ".mp4"
 LATENTS = ".latents"
 OF_A_VIDEO = ("video", "recipe", "latents", "record")
@@ -39,14 +39,12 @@ class Group:
     folder: str
     name: str
     files: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
-    defaults: list[str] = field(
-        default_factory=list
-    )  # _defaults.toml files that hold for it, outermost first
-    keyframes: Mapping[int, str] = field(default_factory=dict)  # files its settings name, by section
-    unread: dict[str, str] = field(
-        default_factory=dict
-    )  # by role, what is called like its files and is not read
-    signatures: dict[str, Signature] = field(default_factory=dict)  # of all of them, when they had settled
+    # The _defaults.toml files that hold for it, outermost first.
+    defaults: list[str] = field(default_factory=list)
+    keyframes: Mapping[int, str] = field(default_factory=dict)  # files that its settings name, by section
+    # By role, files of an unknown type that have the name of one of its files.
+    unread: dict[str, str] = field(default_factory=dict)
+    signatures: dict[str, Signature] = field(default_factory=dict)  # of all its files, when they had settled
 
     @property
     def paths(self) -> list[str]:
@@ -55,7 +53,7 @@ class Group:
 
     @property
     def roles(self) -> list[str]:
-        """Give the roles of its files, the picture first; frames of a chain by their numbers."""
+        """Give the roles of its files, the picture first, frames of a chain by number."""
 
         def place(role: str) -> tuple[int, int]:
             kind, _, number = role.partition("-")
@@ -69,7 +67,7 @@ class Group:
         return [role for role in self.roles if role.startswith("frame-")]
 
     def only(self, role: str) -> str | None:
-        """Give the file of a role that exists once, if at all."""
+        """Give the file of a role that has at most one; None if it has none."""
         paths = self.files.get(role)
         return paths[0] if paths else None
 
@@ -79,8 +77,8 @@ def group_files(
 ) -> list[Group]:
     """Sort files into groups of one NAME each, by the naming rules; ``_defaults.toml`` belongs to none.
 
-    ``keyframes`` are the pictures that settings name, by the settings' paths: those that belong to nothing
-    else go to their NAME. Names are compared as NFC: macOS sends them decomposed.
+    ``keyframes`` are the pictures that settings files name, by the paths of these: a picture that belongs to
+    nothing else joins the group of the settings. Names are compared as NFC: macOS sends them decomposed.
     """
     keyframes = keyframes or {}
     by_folder: dict[str, list[str]] = defaultdict(list)
@@ -109,7 +107,7 @@ def _group_folder(
         claim = named.get(unicodedata.normalize("NFC", name_of(path))) if named else None
         if claim and is_picture(path) and (name not in own_names or (name == claim[0] and "-" in role)):
             name, role = claim
-        # A file of another kind shares its fate with nobody, whatever its name.
+        # A file of unknown type forms its own group and blocks no other.
         group = groups.setdefault((name, role == "unknown"), Group(folder, name))
         group.files[role].append(path)
         if path in keyframes:
@@ -122,7 +120,7 @@ def _group_folder(
 
 
 def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
-    """Say to which NAME a file belongs, and as what."""
+    """Give the NAME that a file belongs to, and its role."""
     stem, suffix = stem_of(path), suffix_of(path)
     if suffix == VIDEO:
         return stem, "video"
@@ -141,8 +139,8 @@ def _owner(path: str, own_names: set[str], videos: set[str]) -> tuple[str, str]:
 
 
 def _role(stem: str, own_names: set[str]) -> tuple[str, str]:
-    """Say to which NAME a picture belongs, and as what."""
-    if stem not in own_names:  # a text of exactly this name wins over the suffixes
+    """Give the NAME that a picture belongs to, and its role."""
+    if stem not in own_names:  # a text of exactly this name overrides the suffixes
         for pattern, role in SUFFIXES.items():
             match = pattern.match(stem)
             if match:
@@ -152,7 +150,7 @@ def _role(stem: str, own_names: set[str]) -> tuple[str, str]:
 
 
 def defaults_by_folder(paths: Iterable[str]) -> dict[str, list[str]]:
-    """Find, of these paths, the ``_defaults.toml`` files, by the folder that they are in."""
+    """Give the ``_defaults.toml`` files among these paths, by folder."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted(path for path in paths if is_defaults(path)):
         found[folder_of(path)].append(path)
@@ -160,7 +158,7 @@ def defaults_by_folder(paths: Iterable[str]) -> dict[str, list[str]]:
 
 
 def defaults_above(folder: str, defaults: Mapping[str, list[str]]) -> list[str]:
-    """List, of ``defaults_by_folder``, the files that hold for a folder, the outermost first.
+    """List those files of ``defaults_by_folder`` that hold for a folder, the outermost first.
 
     >>> found = defaults_by_folder(["_defaults.toml", "a/b/_defaults.TOML", "c/_defaults.toml"])
     >>> defaults_above("a/b", found)
@@ -170,7 +168,7 @@ def defaults_above(folder: str, defaults: Mapping[str, list[str]]) -> list[str]:
 
 
 def folders_above(folder: str) -> list[str]:
-    """List the folders from the inbox itself, which is empty, down to this one.
+    """List the folders from the inbox itself, "", down to this one.
 
     >>> folders_above("a/b")
     ['', 'a', 'a/b']
@@ -208,7 +206,7 @@ def suffix_of(path: str) -> str:
 
 
 def is_picture(path: str) -> bool:
-    """Say whether a file is of a type that pictures have which can be read here."""
+    """Say whether a file has the type of a picture that can be read here."""
     suffix = suffix_of(path)
     return suffix in PICTURES or (suffix in heif.ENDINGS and heif.available())
 
@@ -219,6 +217,6 @@ def picture_types() -> str:
 
 
 def why_unread(path: str) -> str:
-    """Say of a file whose type is not a picture's that it is not, and what to do."""
-    told = f"{name_of(path)} is not of a known type ({picture_types()}, .txt, .toml)"
-    return f"{told}: {heif.NOT_HERE if suffix_of(path) in heif.ENDINGS else SAVE_ANEW}"
+    """Say that a file is of an unknown type, and what to do."""
+    reason = f"{name_of(path)} is not of a known type ({picture_types()}, .txt, .toml)"
+    return f"{reason}: {heif.NOT_HERE if suffix_of(path) in heif.ENDINGS else SAVE_ANEW}"

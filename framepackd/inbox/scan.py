@@ -1,6 +1,6 @@
 """Scans the inbox: which files have settled, which wait and why.
 
-Only looks, never touches. Events of the file system wake a scan; a scan decides.
+A scan changes nothing. Events of the file system wake the loop; only a scan decides.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Waiting:
     folder: str
     name: str
     files: tuple[str, ...]
-    missing: str  # the file that is missing, or what is in the way
+    missing: str  # the name of a missing file, or a sentence that says what is in the way
     since: str
 
     def as_json(self) -> dict[str, object]:
@@ -71,21 +71,21 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Scan:
-    """What one look at the inbox found."""
+    """What one scan of the inbox found."""
 
     ready: tuple[Group, ...]
     waiting: tuple[Waiting, ...]
-    unsettled: bool  # something still moves: look again soon
+    unsettled: bool  # a file is still changing: scan again soon
     parts: Mapping[str, float] = field(default_factory=dict)  # hidden files of our own, and since when
 
 
 def trouble(inbox: Path, error: OSError) -> Problem:
-    """Tell of an inbox that cannot be read."""
-    return Problem("inbox", f"the inbox {inbox} {why_not_read(error)}; what is queued goes on")
+    """Report that the inbox cannot be read."""
+    return Problem("inbox", f"the inbox {inbox} {why_not_read(error)}; queued jobs still run")
 
 
 class Inbox:
-    """Scans the inbox, and remembers between scans since when each file has stood still."""
+    """Scans the inbox, and remembers between scans since when each file is unchanged."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Inbox:
         *,
         prompted: bool = False,
     ) -> None:
-        """Look at ``root``; ``now`` is a clock that never jumps, ``prompted`` if the config has a prompt."""
+        """Scan ``root``; ``now`` is a monotonic clock, ``prompted`` says whether the config has a prompt."""
         self.root = root
         self.prompted = prompted
         self.settle_seconds = settle_seconds
@@ -108,7 +108,7 @@ class Inbox:
         self.held: dict[tuple[str, str], str] = {}  # groups that could not be taken, and why
 
     def scan(self, taken: Callable[[Collection[Name]], Mapping[Name, str]] = lambda _: {}) -> Scan:
-        """Look once. ``taken`` gives, by folder and NAME, the jobs that were taken earlier under these."""
+        """Scan once; ``taken`` gives the ids of jobs that were taken earlier under some folders and NAMEs."""
         found, parts = look_through(self.root)
         moving = self._moving(found)
         self._read = {path: read for path, read in self._read.items() if path in found}
@@ -118,14 +118,14 @@ class Inbox:
         composed = {unicodedata.normalize("NFC", path) for path in found}
         ready: list[Group] = []
         missing: list[tuple[Group, str]] = []
-        late: list[Group] = []  # without a picture: it may have been taken before they came
+        late: list[Group] = []  # without a picture: perhaps it was taken before they came
         unsettled = False
         for whole in group_files(found, self._keyframes(found, moving)):
             defaults = whole.defaults = defaults_above(whole.folder, all_defaults)
             if any(path in moving for path in (*whole.paths, *defaults)):
                 unsettled = True
                 continue
-            for group in self._parted(whole, found):
+            for group in self._split(whole, found):
                 group.signatures = {path: found[path].signature for path in (*group.paths, *defaults)}
                 words = self._missing(group, found, composed, late)
                 if words is None:
@@ -140,7 +140,10 @@ class Inbox:
     def _missed_by(
         self, late: list[Group], taken: Callable[[Collection[Name]], Mapping[Name, str]]
     ) -> dict[int, str]:
-        """Say, by group, which jobs were taken before these came; asked once, of all whose files are new."""
+        """Give, by group, the remark that a job was taken before its files came.
+
+        The database is asked once, and only about groups whose files are new.
+        """
         known = self._missed
         new = [group for group in late if known.get(group.paths[0], ({}, None))[0] != group.signatures]
         jobs = taken({(group.folder, group.name) for group in new}) if new else {}
@@ -149,9 +152,9 @@ class Inbox:
         return {id(group): f" (job {job} was taken before this came)" for group, job in missed if job}
 
     def has_changed(self, group: Group, came: dict[str, list[Came]]) -> bool:
-        """Say whether files came since the last scan that make another group of one that was ready.
+        """Say whether files that came since the last scan change a group that was ready.
 
-        ``came`` keeps them, by folder, as long as they need not be newer; by names alone that is quick.
+        ``came`` caches them by folder, for as long as the caller keeps it. Only names are read: it is quick.
         """
         above = folders_above(group.folder)
         for folder in above:
@@ -169,10 +172,10 @@ class Inbox:
         return not paths.isdisjoint(new) or not paths.issuperset(group.paths)
 
     def _came_to(self, folder: str) -> list[Came]:
-        """List the files of a folder that the last scan has not seen, sorted."""
+        """List the files of a folder that the last scan did not see, sorted."""
         found = []
         with (
-            contextlib.suppress(FileNotFoundError, NotADirectoryError),  # as whoever takes its files will see
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),  # taking its files reports that
             folder_below(self.root, folder) as opened,
             os.scandir(opened) as entries,
         ):
@@ -184,7 +187,7 @@ class Inbox:
         return sorted(found)
 
     def _moving(self, found: dict[str, Found]) -> set[str]:
-        """Remember what has changed, and name the files that have not stood still for long enough."""
+        """Remember what has changed, and give the files that changed less than settle_seconds ago."""
         now = self._now()
         remembered = self._still_since
         self._still_since = {
@@ -195,8 +198,8 @@ class Inbox:
         }
         return {path for path, (_, since) in self._still_since.items() if now - since < self.settle_seconds}
 
-    def _parted(self, group: Group, found: dict[str, Found]) -> list[Group]:
-        """Part a video that is not to become longer from pictures, which are a job without it."""
+    def _split(self, group: Group, found: dict[str, Found]) -> list[Group]:
+        """Split a video that no job is to extend from the pictures of its NAME, which are a job alone."""
         if not group.files.get("video") or not (group.files.get("image") or group.frames):
             return [group]
         said = [self._settings(path, found) for path in (*group.files.get("settings", []), *group.defaults)]
@@ -212,9 +215,9 @@ class Inbox:
     def _missing(
         self, group: Group, found: dict[str, Found], composed: Collection[str], late: list[Group]
     ) -> str | None:
-        """Say what keeps a settled group from being a job; None if nothing does.
+        """Say what keeps a settled group from becoming a job; None if nothing does.
 
-        ``composed``: all paths as NFC. One without a picture is added to ``late``.
+        ``composed``: all paths as NFC. A group without a picture is added to ``late``.
         """
         try:
             return (
@@ -222,8 +225,8 @@ class Inbox:
                 or _in_the_way(group, found)
                 or self._missing_partner(group, found, composed, late)
             )
-        except Exception as error:  # whatever a file can do to us, it must not stop the others
-            log.exception("%s: cannot be looked at", as_utf8(group.name))
+        except Exception as error:  # no file may stop the others, whatever it does to us
+            log.exception("%s: cannot be checked", as_utf8(group.name))
             return f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
 
     def _missing_partner(
@@ -245,7 +248,7 @@ class Inbox:
                 return str(defaults)  # one mistake there must not fail every job below
             prompted |= "prompt" in defaults
             extends |= "more" in defaults
-        # A mistake in the job's own settings: it is taken, and fails with the reason.
+        # With a mistake in its own settings a job is taken, and fails with the reason.
         prompted |= isinstance(settings, RequestError) or "prompt" in settings
         if recipe := group.only("recipe"):
             prompted |= "prompt" in (self._embedded(recipe, found) or {})
@@ -253,24 +256,24 @@ class Inbox:
             return f"more = 3.0 in {group.name}.toml, to make {group.name}.mp4 longer by so many seconds"
         if not prompted:
             return f"{group.name}.txt"
-        # A picture of its name is there; an end frame that cannot be read is not to be left out unsaid.
+        # Its picture is there; but an end frame of an unknown type must not be ignored silently.
         unread = next((path for role, path in group.unread.items() if role != "image"), None)
         return _missing_keyframe(group, composed) if unread is None else why_unread(unread)
 
     def _keyframes(self, found: dict[str, Found], moving: set[str]) -> dict[str, Mapping[int, str]]:
-        """Give the pictures that settings name as keyframes, by the settings' paths."""
+        """Give the pictures that settings files name as keyframes, by the paths of these files."""
         named: dict[str, Mapping[int, str]] = {}
         for path, entry in found.items():
             own = suffix_of(path) == ".toml" and not is_defaults(path) and not conflict_in(name_of(path))
             if own and path not in moving and entry.problem is None and as_utf8(path) == path:
-                with contextlib.suppress(Exception):  # which shows when the group is looked at
+                with contextlib.suppress(Exception):  # it is reported when the group is checked
                     settings = self._settings(path, found)
                     if not isinstance(settings, RequestError) and "keyframes" in settings:
                         named[path] = settings["keyframes"]
         return named
 
     def _embedded(self, path: str, found: dict[str, Found]) -> dict[str, Any] | None:
-        """Give what a video says of how it was made, if it is one of ours; reads each version once."""
+        """Read how a video was made, if framepackd made it; reads each version once."""
         signature = found[path].signature
         if path not in self._recipes or self._recipes[path][0] != signature:
             said = None
@@ -281,7 +284,7 @@ class Inbox:
         return self._recipes[path][1]
 
     def _settings(self, path: str, found: dict[str, Found]) -> dict[str, Any] | RequestError:
-        """Give what a settings file holds, or what is wrong with it; reads each version once."""
+        """Read a settings file, or give what is wrong with it; reads each version once."""
         signature = found[path].signature
         if path not in self._read or self._read[path][0] != signature:
             try:
@@ -296,26 +299,24 @@ class Inbox:
 
 
 def _starting(came: list[Came], start: str) -> list[str]:
-    """Give the paths of those whose names start so, of a sorted list."""
+    """Give the paths whose names start so, of a sorted list."""
     return [path for _, path in came[bisect_left(came, (start,)) : bisect_left(came, (start + LAST,))]]
 
 
 def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
-    """Name what a person has to sort out first."""
+    """Say what a person has to put right first; None if nothing."""
     if conflict := _conflict(group):
         return conflict
     for path in (*group.paths, *group.defaults):
         for part in path.split("/"):
             if part != as_utf8(part):
                 return f"{as_utf8(part)} has a name that is not UTF-8: rename it"
+        name = name_of(path)
         # Either of the two forms may be the longer one.
-        if (
-            max(len(name_of(path).encode()), len(unicodedata.normalize("NFC", name_of(path)).encode()))
-            > MAX_NAME
-        ):
-            return f"{name_of(path)[:20]}… has a name of more than {MAX_NAME} bytes: rename it"
+        if max(len(form.encode()) for form in (name, unicodedata.normalize("NFC", name))) > MAX_NAME:
+            return f"{name[:20]}… has a name of more than {MAX_NAME} bytes: rename it"
         if found[path].problem:
-            return f"{name_of(path)} {found[path].problem}"
+            return f"{name} {found[path].problem}"
     if group.files.get("unknown"):
         return why_unread(group.files["unknown"][0])
     for role in group.roles:
@@ -335,7 +336,7 @@ def _in_the_way(group: Group, found: dict[str, Found]) -> str | None:
 
 
 def _conflict(group: Group) -> str | None:
-    """Name a conflict copy of a file; one that settings name as a keyframe is wanted."""
+    """Report a conflict copy, unless the settings name it as a keyframe."""
     for role in group.roles:
         for name in map(name_of, group.files[role] if not role.startswith("keyframe") else ()):
             if copy := conflict_in(name):
@@ -347,7 +348,7 @@ def _conflict(group: Group) -> str | None:
 
 
 def _missing_picture(group: Group, *, extends: bool = False) -> str | None:
-    """Name what a group is no job without: the picture of its NAME, the next one of its chain, or a video."""
+    """Name the file that a group needs first: its picture, the next frame of its chain, or a video."""
     if group.files.get("video") or extends:
         return None if group.files.get("video") else f"{group.name}{VIDEO}"
     if not group.frames:
@@ -360,7 +361,7 @@ def _missing_picture(group: Group, *, extends: bool = False) -> str | None:
 
 
 def _missing_keyframe(group: Group, composed: Collection[str]) -> str | None:
-    """Name a picture that the group's settings name and that is not there, or somebody else's.
+    """Report a keyframe that the group's settings name and that is missing, or belongs to another group.
 
     ``composed``: all paths in the inbox as NFC.
     """

@@ -1,4 +1,4 @@
-"""Watches the inbox: events wake the loop. They may get lost; scans do not."""
+"""Watches the inbox: events wake the loop. Events may get lost; a regular scan finds what they missed."""
 
 import contextlib
 import logging
@@ -19,10 +19,10 @@ Identity = tuple[int, int, str]  # device, inode, where its file system is mount
 
 
 class Watch:
-    """Watches the folder that stands at a path, and another one as soon as that stands there."""
+    """Watches the folder at a path, and notices when another folder takes its place."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        """Watch nothing yet; ``wake`` is called at each change, from other threads."""
+        """Watch nothing yet; another thread calls ``wake`` at each change."""
         self._wake = wake
         self._observer: BaseObserver | None = None
         self._identity: Identity | None = None
@@ -31,22 +31,22 @@ class Watch:
         """Say whether the folder that is watched is still the one at this path.
 
         Raises:
-            OSError: none is there, or it cannot be looked at.
+            OSError: there is none, or it cannot be read.
         """
         identity = _identity(folder)
         return identity == self._identity and (self._observer is None or _is_watched(identity))
 
     def turn_to(self, folder: Path) -> str | None:
-        """Watch the folder that stands at a path now; says why that cannot be, if so.
+        """Watch the folder that is at a path now; if the kernel refuses, says why.
 
         Raises:
-            OSError: none is there, or it cannot be looked at.
+            OSError: there is none, or it cannot be read.
         """
         self.end()
         identity = _identity(folder)
         observer = Observer()
         observer.schedule(_Waker(self._wake), str(folder), recursive=True)
-        self._identity = identity  # also if it cannot be watched: trying again would not help
+        self._identity = identity  # even if it cannot be watched: another try would not help
         try:
             observer.start()
         except OSError as error:
@@ -58,10 +58,10 @@ class Watch:
         return None
 
     def end(self) -> None:
-        """Watch nothing any more."""
+        """Stop watching."""
         observer, self._observer, self._identity = self._observer, None, None
         if observer is not None:
-            # watchdog 7 calls its own orderly end an error.
+            # watchdog 7 logs its own orderly end as an error.
             logging.getLogger("watchdog").setLevel(logging.CRITICAL)
             observer.stop()
             observer.join(END_SECONDS)
@@ -73,11 +73,11 @@ def _identity(folder: Path) -> Identity:
 
 
 def _is_watched(identity: Identity) -> bool:
-    """Say whether the kernel still watches a folder for us: not once its file system was unmounted.
+    """Say whether the kernel still watches a folder for us, which ends when its file system is unmounted.
 
-    One that is mounted again may look the same in all else, down to its device and inode.
+    Mounted again, the folder may have the same device and inode.
     """
-    device = os.major(identity[0]) << 20 | os.minor(identity[0])  # as the kernel has it
+    device = os.major(identity[0]) << 20 | os.minor(identity[0])  # as the kernel writes it
     wanted = f" ino:{identity[1]:x} sdev:{device:x} "
     for descriptor in Path("/proc/self/fdinfo").iterdir():
         with contextlib.suppress(OSError):  # closed meanwhile
@@ -87,7 +87,7 @@ def _is_watched(identity: Identity) -> bool:
 
 
 class _Waker(FileSystemEventHandler):
-    """Every event means the same: look again."""
+    """Takes every event for a reason to scan."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake

@@ -1,10 +1,11 @@
 """Prepares a job that extends a finished video, by its NAME.json or its frames.
 
-``NAME.mp4`` with ``more`` in ``NAME.toml``: gone on with from its latents if they lie beside it, else from
-its last frames. All of it was dropped by whoever: it is looked at without being trusted.
+It was dropped as ``NAME.mp4`` with ``more`` in ``NAME.toml``. It is extended from its latents if they were
+dropped with it, else from its last frames. None of these files is trusted.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from framepack_core.media.extend import LATENT_PIXELS, Footage
 from framepack_core.media.sizes import Size
 from framepack_core.models.registry import BUNDLED, find
 from framepackd.inbox.inspect import look_at_video
-from framepackd.jobs.job import Job
+from framepackd.jobs import embedded
 from framepackd.settings.config import Config
 from framepackd.settings.job_settings import parse_settings
 
-MAX_RECORD_BYTES = 1 << 18  # a job's record has some 5 KiB, and its prompts
-# What is taken over from NAME.json; the length and the timed prompts are those of the video that is there.
+MAX_RECORD_BYTES = 1 << 18  # a job's record has about 5 KiB besides its prompts
+# The settings used from NAME.json; its length and timed prompts are those of the existing part.
 TAKEN_OVER = (
     *("prompt", "negative_prompt", "seed", "latent_window_size", "steps", "true_cfg_scale", "guidance_scale"),
     *("guidance_rescale", "cache", "crf", "save_section_frames", "keep_latents", "width", "height", "loras"),
@@ -29,20 +30,20 @@ TAKEN_OVER = (
 
 
 @dataclass(frozen=True)
-class Record:
-    """What NAME.json says of a video."""
+class SourceRecord:
+    """What NAME.json says of the video that a job extends."""
 
     settings: dict[str, Any]
     model: str | None = None
-    base: str | None = None  # where its VAE was from
-    pictures: frozenset[str] = frozenset()  # SHA-256 of what it was made from
+    base: str | None = None  # the source of its VAE
+    pictures: frozenset[str] = frozenset()  # SHA-256 of the files it was made from
 
 
-def read_record(path: Path) -> Record:
-    """Read what is known to stand in a NAME.json, and pass over the rest.
+def read_record(path: Path) -> SourceRecord:
+    """Read the known keys of a NAME.json.
 
     Raises:
-        RequestError: it is too large, not JSON, or says something that cannot be.
+        RequestError: it is too large, not JSON, or one of its settings is wrong.
     """
     if path.stat().st_size > MAX_RECORD_BYTES:
         raise RequestError(f"{path.name} has more than {MAX_RECORD_BYTES} bytes: leave it out")
@@ -53,12 +54,12 @@ def read_record(path: Path) -> Record:
     if not isinstance(said, dict):
         raise RequestError(f"{path.name} is not what is delivered beside a video: leave it out")
     known = {key: said[key] for key in TAKEN_OVER if said.get(key) is not None}
-    if isinstance(known.get("loras"), list):  # which tells more than it takes
-        known["loras"] = [_only(entry, ("file", "weight", "allow_partial")) for entry in known["loras"]]
+    if isinstance(known.get("loras"), list):
+        known["loras"] = [embedded.only(entry, embedded.LORA_KEYS) for entry in known["loras"]]
     sources, inputs = said.get("model_sources"), said.get("inputs")
     entries = inputs.values() if isinstance(inputs, dict) else ()
     hashes = (_text(entry.get("sha256")) for entry in entries if isinstance(entry, dict))
-    return Record(
+    return SourceRecord(
         settings=parse_settings(known, path.name),
         model=_text(said.get("model")),
         base=_text(sources.get("base")) if isinstance(sources, dict) else None,
@@ -66,25 +67,21 @@ def read_record(path: Path) -> Record:
     )
 
 
-def _only(entry: object, keys: tuple[str, ...]) -> object:
-    return {key: entry[key] for key in keys if key in entry} if isinstance(entry, dict) else entry
-
-
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def choose_model(named: str | None, otherwise: str, record: Record, config: Config) -> str:
-    """Choose the model to go on with: as the job names it, else one that goes forward and is here.
+def choose_model(named: str | None, otherwise: str, record: SourceRecord, config: Config) -> str:
+    """Choose the model that extends a video: the one that the job names, else one of kind f1 that is here.
 
     Args:
         named: by the job's own settings.
-        otherwise: what would be taken for a picture.
+        otherwise: the model that a job with a picture would use.
         record: of the video.
         config: with the models.
 
     Raises:
-        RequestError: the one that is named goes backward, or there is none.
+        RequestError: no model of kind f1 is here.
     """
     if named is not None:
         return named
@@ -92,7 +89,7 @@ def choose_model(named: str | None, otherwise: str, record: Record, config: Conf
         if name in config.model_names() and config.spec(name).kind == "f1":
             return name
     for name in sorted(config.model_names(), key=lambda name: name not in config.models):
-        # What is bundled is a toy: it goes on with videos of its own, and is no substitute for a model.
+        # The bundled models are toys: they extend their own videos, and substitute for no other model.
         fits = name not in BUNDLED or BUNDLED & {record.model, otherwise}
         if fits and config.spec(name).kind == "f1" and _is_here(name, config):
             return name
@@ -111,52 +108,54 @@ def _is_here(name: str, config: Config) -> bool:
 
 
 @dataclass(frozen=True)
-class Source:
-    """The video that a job goes on with."""
+class SourceVideo:
+    """The video that a job extends."""
 
+    file: str
     video: Footage
-    latents: int | None  # how many of its end are there; None: it is gone on with from its frames
-    size: Size  # of what is added, if it goes on from latents
+    latents: int | None  # how many of its last latents are there; None: it is extended from its frames
+    size: Size  # of what is added, if it is extended from latents
 
-    def decided(self, size: Size, job: Job, own: dict[str, Any]) -> Size:
+    def decided(self, size: Size, own: Collection[str]) -> Size:
         """Give the size of what is added: that of the latents, or else ``size``.
 
         Raises:
-            RequestError: the job's ``own`` settings want another than that of the latents.
+            RequestError: the job's ``own`` settings set another than that of the latents.
         """
         if self.latents is None:
             return size
-        if size != self.size and own.keys() & {"width", "height", "resolution"}:
+        if size != self.size and not {"width", "height", "resolution"}.isdisjoint(own):
             raise RequestError(
-                f"{job.inputs['video']['file']} is of {self.size[1]}x{self.size[0]}, from its latents it "
-                f"cannot go on as {size[1]}x{size[0]}: leave the size out, or leave out the latents"
+                f"{self.file} is of {self.size[1]}x{self.size[0]}, from its latents it "
+                f"cannot be extended at {size[1]}x{size[0]}: leave the size out, or leave out the latents"
             )
         return self.size
 
-    def as_json(self, job: Job) -> dict[str, Any]:
-        """Say in the job's record what it goes on with."""
-        return {**job.inputs["video"], "frames": self.video.frames, "latents": self.latents}
+    @property
+    def facts(self) -> dict[str, int | None]:
+        """What the job's record says of it, besides what it says of each input."""
+        return {"frames": self.video.frames, "latents": self.latents}
 
 
-def look(inputs: Path, job: Job, record: Record, base: str) -> Source:
-    """Look at the video, and at its latents if there are any.
+def read_source(file: Path, latents: Path | None, record: SourceRecord, base: str) -> SourceVideo:
+    """Read the facts of a video and of its latents, if there are any.
 
     Raises:
-        RequestError: it cannot be gone on with, or they are not its latents.
+        RequestError: it cannot be extended, or they are not its latents.
     """
-    name = job.inputs["video"]["file"]
-    video = look_at_video(inputs / name)
-    if "latents" not in job.inputs:
-        return Source(video, None, video.size)
-    file = job.inputs["latents"]["file"]
-    frames, rows, columns = extend.latents_shape(inputs / file)
+    video = look_at_video(file)
+    if latents is None:
+        return SourceVideo(file.name, video, None, video.size)
+    frames, rows, columns = extend.latents_shape(latents)
     size = rows * LATENT_PIXELS, columns * LATENT_PIXELS
     if size != video.size or extend.frames_of(frames) > video.frames:
         raise RequestError(
-            f"{file} is of {extend.frames_of(frames)} frames of {size[1]}x{size[0]}, {name} has "
+            f"{latents.name} is of {extend.frames_of(frames)} frames of {size[1]}x{size[0]}, {file.name} has "
             f"{video.frames} of {video.width}x{video.height}: they do not belong together: "
             f"{extend.NO_LATENTS}"
         )
     if record.base is not None and record.base != base:
-        raise RequestError(f"{file} was made with {record.base}, not with {base}: {extend.NO_LATENTS}")
-    return Source(video, frames, size)
+        raise RequestError(
+            f"{latents.name} was made with {record.base}, not with {base}: {extend.NO_LATENTS}"
+        )
+    return SourceVideo(file.name, video, frames, size)

@@ -4,7 +4,8 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,180 +16,245 @@ from framepack_core.request import WHITE
 from framepack_core.sections import FPS, Kind, frame_count, section_count, sections_of
 from framepackd import files
 from framepackd.inbox.inspect import picture_size, read_comment
-from framepackd.intake.differences import read_differences
-from framepackd.intake.extend import Record, choose_model, look, read_record
+from framepackd.intake.extend import SourceRecord, choose_model, read_record, read_source
 from framepackd.intake.variations import seed_in
 from framepackd.jobs import embedded
 from framepackd.jobs.database import StoreError
-from framepackd.jobs.job import Job, State
+from framepackd.jobs.folder import INPUTS, Manifest
+from framepackd.jobs.job import Decision, Input, State, clips_of
 from framepackd.jobs.store import JobStore
 from framepackd.settings import loras
 from framepackd.settings.config import Config
-from framepackd.settings.decoding import as_text
+from framepackd.settings.decoding import as_text, read_prompt
 from framepackd.settings.job_settings import JobSettings, parse_settings, read_settings_file
-from framepackd.text import printable, taken_name
+from framepackd.text import printable
 
 log = logging.getLogger(__name__)
 
-MAX_TEXT_BYTES = 1 << 16
 ADDED_SETTINGS = ("prompts", "more", "continues")
 MAX_FRAMES = 256  # of a chain; each is decoded once at intake, which takes up to 0.2 s of the daemon's time
+MAX_DIFFERENCES_BYTES = 1 << 13
+LEAST_DIFFERENCE, MOST_DIFFERENCE = -1e-6, 2.0  # 1 - SSIM, which rounding may take below 0
 
 
-class Look(NamedTuple):
-    """What was found of a picture."""
+class PictureRead(NamedTuple):
+    """What reading a picture gave."""
 
     size: Size
     passed_over: list[str]  # in words
 
 
-Looks = dict[str, Look]  # by SHA-256
+PicturesRead = dict[str, PictureRead]  # by SHA-256
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What is to be made of dropped files, as the columns of a job's row hold it."""
+
+    inputs: dict[str, Input]
+    delivery: Decision | None = None  # set if the job is not to run: it has failed, or is skipped
+    settings: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    width: int = 0
+    height: int = 0
+    frames: int = 0
+    sections: int = 0
+    steps_total: int = 0
+    seeds: int = 1  # if more, the job is to become that many; no column
+
+    def columns(self) -> dict[str, Any]:
+        """Give the columns of the job's row, by name."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "seeds"}
+
+
+@dataclass(frozen=True)
+class _Dropped:
+    """The files of a job in its work folder."""
+
+    folder: Path
+    manifest: Manifest
+    inputs: dict[str, Input]
+
+    def file(self, role: str) -> str:
+        """Give the name of the file of a role; empty if there is none."""
+        return self.inputs[role]["file"] if role in self.inputs else ""
+
+    def path(self, role: str) -> Path | None:
+        """Give the path of the file of a role; None if there is none."""
+        return self.folder / self.file(role) if role in self.inputs else None
 
 
 def resolve(
-    job: Job,
-    inputs: Path,
-    manifest: dict[str, Any],
-    config: Config,
-    store: JobStore,
-    looks: Looks | None = None,
-) -> JobSettings | None:
-    """Work out from a job's files what is to be made; if nothing can, its end is decided in ``delivery``.
+    work: Path, manifest: Manifest, config: Config, store: JobStore, pictures: PicturesRead | None = None
+) -> Resolved:
+    """Work out from the files in a work folder what is to be made; if nothing can, ``delivery`` says why.
 
-    Gives the settings, if they can be read: where they ask for several seeds, the job is to become several.
-    ``looks`` are what was found of pictures that were looked at; variations have the same.
+    ``pictures`` are those that were read already and gets those that are read now: variations share them.
+
+    Raises:
+        StoreError: the database cannot be used.
     """
+    inputs: dict[str, Input] = {
+        file.role: {"file": file.taken_name, "sha256": None} for file in manifest.files
+    }
+    dropped = _Dropped(work / INPUTS, manifest, inputs)
     try:
-        settings = _resolve(job, inputs, manifest, config, {} if looks is None else looks)
-        skips = config.on_duplicate == "skip" and settings.seeds == 1
-        earlier = store.find_done(job.fingerprint) if skips else None
-        if earlier is not None:
-            job.delivery = {
-                "state": State.SKIPPED,
-                "error": f"the same as job {earlier.id}: {earlier.output}",
-            }
+        _read_inputs(dropped)
+        resolved = _resolve(dropped, config, {} if pictures is None else pictures)
+        skips = config.on_duplicate == "skip" and resolved.seeds == 1
+        earlier = store.find_done(resolved.fingerprint) if skips else None
     except RequestError as error:
-        job.delivery = {"state": State.FAILED, "error": printable(str(error))}
+        reason = str(error)
     except OSError as error:
-        name = Path(error.filename or inputs).name
+        name = Path(error.filename or dropped.folder).name
         remedy = "correct its permissions and drop the files again"
         reason = f"{name} cannot be read ({error.strerror}): {remedy}"
-        job.delivery = {"state": State.FAILED, "error": printable(reason)}
     except StoreError:
         raise
     except Exception as error:
         # Whatever a file can do to us, it must not stop the queue, now or at the next start.
-        log.exception("job %s: %s cannot be taken in", job.id, job.path)
+        log.exception("job %s: %s cannot be taken in", work.name, printable(manifest.name))
         reason = f"an error of framepackd's own ({type(error).__name__}: {error}): please report it"
-        job.delivery = {"state": State.FAILED, "error": printable(reason)}
     else:
-        return settings
-    return None
+        if earlier is None:
+            return resolved
+        same = f"the same as job {earlier.id}: {earlier.output}"
+        return replace(resolved, delivery={"state": State.SKIPPED, "error": same})
+    return Resolved(inputs, {"state": State.FAILED, "error": printable(reason)})
 
 
-def _resolve(job: Job, inputs: Path, manifest: dict[str, Any], config: Config, looks: Looks) -> JobSettings:
-    _note_inputs(job, inputs, manifest)
-    record = read_record(inputs / job.inputs["record"]["file"]) if "record" in job.inputs else Record({})
-    own = _own_settings(inputs, job)
-    settings, origins = _settings(inputs, manifest, job, config, own, record)
-    settings = _with_seed(settings, manifest, job)
-    with _named(origins.get("model")):
-        spec = config.spec(_choose_model(settings, own, job, record, config))
-    pictures = _pictures_that_count(job, record)
-    keyframes = _keyframes(pictures, job, settings)
-    _refuse_what_the_model_cannot(spec, pictures, job, keyframes, config)
-    for picture in pictures.values():
-        _look_at(inputs, picture, looks)
-    shapes = [looks[picture["sha256"]].size for picture in pictures.values()]
-    source = look(inputs, job, record, str(spec.base)) if "video" in job.inputs else None
-    if source is not None:
-        shapes.insert(0, source.video.size)
-    job.height, job.width = output_size(settings, shapes[0], spec.buckets)
-    if source is not None:
-        job.height, job.width = source.decided((job.height, job.width), job, own)
-    for shape in shapes:
-        covering_size(shape, (job.height, job.width))
-    seconds = settings.seconds if source is None or settings.more is None else settings.more
-    sections = section_count(seconds, settings.latent_window_size)
-    job.sections = job.clips * sections
-    _refuse_keyframes_behind(job.sections, keyframes)
-    # Each clip begins with the frame that the one before ends with.
-    before = source.video.frames - 1 if source else 0
-    job.frames = before + job.clips * (frame_count(sections, settings.latent_window_size) - 1) + 1
-    job.steps_total = job.sections * settings.steps
-    with _named(origins.get("prompts")):
-        prompts = _timed_prompts(settings, spec.kind, sections, job.clips, before / FPS, seconds)
-    with _named(origins.get("loras")):
-        taken = loras.take_in(settings.loras, config.lora_dir, spec)
-    job.settings = settings.model_dump(mode="json", exclude={"seeds"}) | {
-        "model": spec.name,
-        "width": job.width,
-        "height": job.height,
-        "prompts": prompts,
-        "more": settings.more if source else None,  # of a folder's pictures it says nothing
-        "continues": source.as_json(job) if source else None,
-        "keyframes": {str(number): file for number, file in keyframes.items()},
-        "loras": taken,
-    }
-    job.fingerprint = _fingerprint(job)
-    return settings
-
-
-def _look_at(inputs: Path, picture: dict[str, Any], looks: Looks) -> None:
-    """Look at a picture, unless it was, and record what of it is passed over."""
-    sha256 = picture["sha256"]
-    if sha256 not in looks:
-        told: list[str] = []
-        looks[sha256] = Look(picture_size(inputs / picture["file"], told.append), told)
-    for text in looks[sha256].passed_over:
-        log.warning("%s", printable(text))
-    if looks[sha256].passed_over:
-        picture["passed_over"] = [printable(text) for text in looks[sha256].passed_over]
-
-
-def _note_inputs(job: Job, inputs: Path, manifest: dict[str, Any]) -> None:
-    """Note what was dropped, with what it holds."""
-    job.inputs = {entry["role"]: {"file": taken_name(entry), "sha256": None} for entry in manifest["files"]}
-    for entry in job.inputs.values():
-        entry["sha256"] = files.sha256(inputs / entry["file"])
-    if "diff" in job.inputs:
-        job.inputs["diff"]["values"] = read_differences(inputs / job.inputs["diff"]["file"])
-    if job.clips >= MAX_FRAMES:
+def _read_inputs(dropped: _Dropped) -> None:
+    """Hash the files, and read the differences of the pictures."""
+    for entry in dropped.inputs.values():
+        entry["sha256"] = files.sha256(dropped.folder / entry["file"])
+    if differences := dropped.path("diff"):
+        dropped.inputs["diff"]["values"] = _read_differences(differences)
+    frames = clips_of(dropped.inputs) + 1
+    if frames > MAX_FRAMES:
         raise RequestError(
-            f"{job.name} is a chain of {job.clips + 1} frames, of which one may have {MAX_FRAMES}: "
+            f"{dropped.manifest.name} is a chain of {frames} frames, of which one may have {MAX_FRAMES}: "
             "drop it as several, each beginning with the frame that the one before ends with"
         )
 
 
-def _with_seed(settings: JobSettings, manifest: dict[str, Any], job: Job) -> JobSettings:
-    """Fix the seed, unless several jobs are asked for."""
-    # A variation is one, also when it is dropped again with the settings of all.
-    seed = manifest.get("seed", seed_in(job.name) if settings.seeds > 1 else None)
-    if seed is not None:
-        settings = settings.model_copy(update={"seed": seed, "seeds": 1})
-    return settings.with_drawn_seed() if settings.seeds == 1 else settings
+def _read_differences(path: Path) -> list[float]:
+    """Read how much the pictures differ, for a chain one number a pair; an empty list if it is unusable.
+
+    It decides nothing about the video: what is wrong there goes to the log and spoils no job.
+    """
+    with path.open("rb") as file:
+        content = file.read(MAX_DIFFERENCES_BYTES + 1)
+    try:
+        values = [float(word) for word in as_text(content, path.name).split()]
+    except RequestError as error:
+        log.warning("%s; no difference is recorded", error)
+        return []
+    except ValueError:
+        values = []
+    usable = all(LEAST_DIFFERENCE <= value <= MOST_DIFFERENCE for value in values)
+    if not values or len(content) > MAX_DIFFERENCES_BYTES or not usable:
+        log.warning("%s holds no difference (a number from 0 to 2, for a chain one a pair)", path.name)
+        return []
+    return values
+
+
+def _resolve(dropped: _Dropped, config: Config, pictures_read: PicturesRead) -> Resolved:
+    inputs, record_file, video = dropped.inputs, dropped.path("record"), dropped.path("video")
+    record = read_record(record_file) if record_file else SourceRecord({})
+    own_file = dropped.path("settings")
+    own = read_settings_file(own_file, own_file.name) if own_file else {}
+    settings, origins = _settings(dropped, config, own, record)
+    with _named(origins.get("model")):
+        spec = config.spec(_choose_model(settings, own, inputs, record, config))
+    pictures = _pictures_that_count(inputs, record)
+    keyframes = _keyframes(pictures, settings, dropped.manifest.name)
+    _refuse_what_the_model_cannot(spec, inputs, pictures, keyframes, config)
+    shapes = [_read_picture(dropped.folder, picture, pictures_read).size for picture in pictures.values()]
+    source = read_source(video, dropped.path("latents"), record, str(spec.base)) if video else None
+    if source is not None:
+        shapes.insert(0, source.video.size)
+    size = output_size(settings, shapes[0], spec.buckets)
+    if source is not None:
+        size = source.decided(size, own)
+    for shape in shapes:
+        covering_size(shape, size)
+    height, width = size
+    seconds = settings.seconds if source is None or settings.more is None else settings.more
+    sections, clips = section_count(seconds, settings.latent_window_size), clips_of(inputs)
+    _refuse_keyframes_behind(clips * sections, keyframes)
+    # Each clip begins with the frame that the one before ends with.
+    before = source.video.frames - 1 if source else 0
+    with _named(origins.get("prompts")):
+        prompts = _timed_prompts(settings, spec.kind, sections, clips, before / FPS, seconds)
+    with _named(origins.get("loras")):
+        taken = loras.take_in(settings.loras, config.lora_dir, spec)
+    recorded = settings.model_dump(mode="json", exclude={"seeds"}) | {
+        "model": spec.name,
+        "width": width,
+        "height": height,
+        "prompts": prompts,
+        "more": settings.more if source else None,  # of a folder's pictures it says nothing
+        "continues": {**inputs["video"], **source.facts} if source else None,
+        "keyframes": {str(number): file for number, file in keyframes.items()},
+        "loras": taken,
+    }
+    return Resolved(
+        inputs=inputs,
+        settings=recorded,
+        fingerprint=fingerprint(inputs, recorded),
+        width=width,
+        height=height,
+        frames=before + clips * (frame_count(sections, settings.latent_window_size) - 1) + 1,
+        sections=clips * sections,
+        steps_total=clips * sections * settings.steps,
+        seeds=settings.seeds,
+    )
+
+
+def _read_picture(folder: Path, picture: Input, pictures_read: PicturesRead) -> PictureRead:
+    """Read a picture, unless it was, and record what of it is passed over."""
+    sha256 = picture["sha256"]
+    assert sha256 is not None  # all files have been read
+    if sha256 not in pictures_read:
+        passed_over: list[str] = []
+        size = picture_size(folder / picture["file"], passed_over.append)
+        pictures_read[sha256] = PictureRead(size, [printable(text) for text in passed_over])
+    read = pictures_read[sha256]
+    for text in read.passed_over:
+        log.warning("%s", text)
+    if read.passed_over:
+        picture["passed_over"] = read.passed_over
+    return read
 
 
 def _choose_model(
-    settings: JobSettings, own: dict[str, Any], job: Job, record: Record, config: Config
+    settings: JobSettings,
+    own: Mapping[str, Any],
+    roles: Collection[str],
+    record: SourceRecord,
+    config: Config,
 ) -> str:
     name = config.model if settings.model is None else settings.model
     if name not in config.model_names():
         raise RequestError(config.unknown_model(name))
-    return choose_model(own.get("model"), name, record, config) if "video" in job.inputs else name
+    return choose_model(own.get("model"), name, record, config) if "video" in roles else name
 
 
-def _pictures_that_count(job: Job, record: Record) -> dict[str, Any]:
+def _pictures_that_count(inputs: dict[str, Input], record: SourceRecord) -> dict[str, Input]:
     """Give the pictures by role; what a video was made to arrive at says nothing of what is added to it."""
     return {
-        role: job.inputs[role]
-        for role in _pictures(job)
-        if "video" not in job.inputs or role == "image" or job.inputs[role]["sha256"] not in record.pictures
+        role: inputs[role]
+        for role in _pictures(inputs)
+        if "video" not in inputs or role == "image" or inputs[role]["sha256"] not in record.pictures
     }
 
 
 def _refuse_what_the_model_cannot(
-    spec: ModelSpec, pictures: dict[str, Any], job: Job, keyframes: dict[int, str], config: Config
+    spec: ModelSpec,
+    roles: Collection[str],
+    pictures: Collection[str],
+    keyframes: dict[int, str],
+    config: Config,
 ) -> None:
     others = config.specs()
     if "frame-0" in pictures and spec.kind == "f1":
@@ -199,7 +265,7 @@ def _refuse_what_the_model_cannot(
     spec.verify(
         end_image="end" in pictures,
         keyframes=bool(keyframes),
-        continues="video" in job.inputs,
+        continues="video" in roles,
         others=others,
     )
 
@@ -225,50 +291,34 @@ def _timed_prompts(
     ]
 
 
-def _own_settings(inputs: Path, job: Job) -> dict[str, Any]:
-    """Give what NAME.toml sets."""
-    if "settings" not in job.inputs:
-        return {}
-    file = job.inputs["settings"]["file"]
-    return read_settings_file(inputs / file, file)
-
-
-def _embedded(inputs: Path, job: Job) -> dict[str, Any]:
-    """Give what a video of ours, dropped beside the picture, says of how it was made."""
-    if "recipe" not in job.inputs:
-        return {}
-    file = job.inputs["recipe"]["file"]
-    said = embedded.read(read_comment(inputs / file))
-    return embedded.settings_of(said, file) if said is not None else {}
-
-
 def _settings(
-    inputs: Path, manifest: dict[str, Any], job: Job, config: Config, own: dict[str, Any], record: Record
+    dropped: _Dropped, config: Config, own: dict[str, Any], record: SourceRecord
 ) -> tuple[JobSettings, dict[str, str]]:
     """Lay the settings over each other: config, defaults of the folders, the job's own, and its text.
 
-    Gives them, and for each key that is set the name of where.
+    Gives them, the seed chosen if it is one job, and for each key that is set the name of where.
     """
+    name = dropped.manifest.name
     layers = [("[defaults]", config.defaults)]
-    for path in manifest["defaults"]:
+    for path in dropped.manifest.defaults:
         with contextlib.suppress(FileNotFoundError):  # taken away since
-            folder, _, name = path.rpartition("/")
+            folder, _, file = path.rpartition("/")
             with files.folder_below(config.inbox, folder) as opened:
-                layers.append((path, read_settings_file(opened / name, path)))
+                layers.append((path, read_settings_file(opened / file, path)))
     layers += [
-        (_file_of("record", job), record.settings),
-        (_file_of("recipe", job), _embedded(inputs, job)),
-        (_file_of("settings", job), own),
+        (dropped.file("record"), record.settings),
+        (dropped.file("recipe"), _embedded(dropped.path("recipe"))),
+        (dropped.file("settings"), own),
     ]
-    if "text" in job.inputs:
-        prompt = _read_prompt(inputs / job.inputs["text"]["file"])
+    if text := dropped.path("text"):
+        prompt = read_prompt(text)
         if not prompt and "prompt" not in own:
             raise RequestError(
-                f"{job.inputs['text']['file']} is empty: write what is to happen, or, for no prompt at all, "
-                f'put prompt = "" into {job.name}.toml'
+                f"{text.name} is empty: write what is to happen, or, for no prompt at all, "
+                f'put prompt = "" into {name}.toml'
             )
         if prompt:
-            layers.append((_file_of("text", job), {"prompt": prompt}))
+            layers.append((text.name, {"prompt": prompt}))
     merged: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for origin, layer in layers:
@@ -276,14 +326,26 @@ def _settings(
             merged = {key: value for key, value in merged.items() if key not in ("width", "height")}
         merged |= layer
         origins |= dict.fromkeys(layer, origin)
-    settings = JobSettings.model_validate(parse_settings(merged, f"the settings of {job.name} together"))
+    settings = JobSettings.model_validate(parse_settings(merged, f"the settings of {name} together"))
     if settings.prompt is None:
-        raise RequestError(f"{job.name} has no prompt: add {job.name}.txt")
-    return settings, origins
+        raise RequestError(f"{name} has no prompt: add {name}.txt")
+    return _with_seed(settings, dropped.manifest), origins
 
 
-def _file_of(role: str, job: Job) -> str:
-    return str(job.inputs[role]["file"]) if role in job.inputs else ""
+def _with_seed(settings: JobSettings, manifest: Manifest) -> JobSettings:
+    """Fix the seed, unless several jobs are asked for."""
+    seed = manifest.seed
+    if seed is None and settings.seeds > 1:  # a variation that is dropped again with the settings of all
+        seed = seed_in(manifest.name)
+    if seed is not None:
+        settings = settings.model_copy(update={"seed": seed, "seeds": 1})
+    return settings.with_drawn_seed() if settings.seeds == 1 else settings
+
+
+def _embedded(video: Path | None) -> dict[str, Any]:
+    """Give the settings in the metadata of a video of ours that was dropped beside the picture."""
+    said = embedded.read(read_comment(video)) if video else None
+    return embedded.settings_of(said, video.name) if video and said is not None else {}
 
 
 @contextlib.contextmanager
@@ -295,43 +357,37 @@ def _named(origin: str | None) -> Iterator[None]:
         raise RequestError(f"{origin}: {error}" if origin else str(error)) from error
 
 
-def _read_prompt(path: Path) -> str:
-    if path.stat().st_size > MAX_TEXT_BYTES:
-        raise RequestError(f"{path.name} has {path.stat().st_size} bytes: a prompt may have {MAX_TEXT_BYTES}")
-    return as_text(path.read_bytes(), path.name).replace("\r\n", "\n").strip()
-
-
-def _pictures(job: Job) -> list[str]:
+def _pictures(roles: Collection[str]) -> list[str]:
     """Give the roles of a job's pictures; the first one decides the size."""
-    return [role for role in job.inputs if role.startswith(("image", "frame-", "end", "keyframe-"))]
+    return [role for role in roles if role.startswith(("image", "frame-", "end", "keyframe-"))]
 
 
-def _keyframes(pictures: dict[str, Any], job: Job, settings: JobSettings) -> dict[int, str]:
+def _keyframes(pictures: dict[str, Input], settings: JobSettings, name: str) -> dict[int, str]:
     """Give the files of a job's keyframes by section."""
-    files = {
+    found = {
         int(role.removeprefix("keyframe-")): entry["file"]
         for role, entry in pictures.items()
         if role.startswith("keyframe-")
     }
     for number, file in settings.keyframes.items():
-        if number not in files:
+        if number not in found:
             raise RequestError(
-                f"keyframes names {file}, and no such picture came with {job.name}.toml: "
+                f"keyframes names {file}, and no such picture came with {name}.toml: "
                 "correct the name, or drop the picture too"
             )
-    return files
+    return found
 
 
-def _fingerprint(job: Job) -> str:
-    """Hash what decides the result: pictures, prompt, settings and the content of LoRAs."""
-    roles = [*_pictures(job), *(role for role in ("video", "latents") if role in job.inputs)]
-    pictures = {role: job.inputs[role]["sha256"] for role in roles}
-    settings = {key: value for key, value in job.settings.items() if key != "keyframes"}  # only their names
+def fingerprint(inputs: Mapping[str, Input], settings: Mapping[str, Any]) -> str:
+    """Hash what decides a job's result: pictures, prompt, settings and the content of LoRAs."""
+    roles = [*_pictures(inputs), *(role for role in ("video", "latents") if role in inputs)]
+    pictures = {role: inputs[role]["sha256"] for role in roles}
     # What came later counts only where it is used: earlier jobs are still recognised.
-    settings = loras.decisive(settings)
-    settings.pop("embed_metadata")  # the pictures are the same
-    settings = {key: value for key, value in settings.items() if value or key not in ADDED_SETTINGS}
-    if settings.get("background") == WHITE:
-        del settings["background"]
-    decisive = json.dumps([pictures, settings], sort_keys=True)
-    return hashlib.sha256(decisive.encode()).hexdigest()
+    decisive = {
+        key: value
+        for key, value in loras.decisive(settings).items()
+        if key not in ("keyframes", "embed_metadata")  # names of pictures; they are the same with and without
+        and (value or key not in ADDED_SETTINGS)
+        and (key, value) != ("background", WHITE)
+    }
+    return hashlib.sha256(json.dumps([pictures, decisive], sort_keys=True).encode()).hexdigest()

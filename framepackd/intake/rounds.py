@@ -1,6 +1,6 @@
-"""Goes round the inbox: is it there, what has settled, take it.
+"""Goes through the inbox in rounds: checks that it is there, scans it, takes in what has settled.
 
-They run in a thread of their own: the loop waits for no disk.
+A round runs in its own thread: the daemon's loop waits for no disk.
 """
 
 import logging
@@ -24,54 +24,56 @@ from framepackd.settings.config import Config, poll_seconds
 log = logging.getLogger(__name__)
 
 SCAN_SECONDS = 0.25  # at most this often, however many events arrive
-INTAKE_SECONDS = 0.5  # of taking in, before the inbox is looked through again ...
-SCAN_SHARE = 0.25  # ... and until a scan was no more than this much of the work: it grows with the inbox
-LONGEST_INTAKE_SECONDS = 20.0  # on a slow disk; status tells of a round what it came to at its end
-FRESH_SECONDS = 1.0  # before it is looked whether more files came to those that are ready
-TOLD_WAITING = 20  # names, one by one
-RETRY_SECONDS = 30.0  # before something that failed for want of space or rights is tried again
+INTAKE_SECONDS = 0.5  # of taking in, before the next scan ...
+SCAN_SHARE = (
+    0.25  # ... and until the scan, whose time grows with the inbox, was at most this share of the work
+)
+LONGEST_INTAKE_SECONDS = 20.0  # on a slow disk; status shows the outcome of a round only at its end
+FRESH_SECONDS = 1.0  # before the folders are listed again, for files that came since the scan
+MAX_WAITING = 20  # names to log one by one
+RETRY_SECONDS = 30.0  # before another try, if space or rights were missing
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What a round came to."""
+    """The outcome of a round."""
 
     waiting: tuple[Waiting, ...] = ()
     problems: tuple[Problem, ...] = ()
-    idle: bool = False  # nothing is left to take or to wait for
+    idle: bool = False  # nothing is left to take or still changing
     again: float = 0.0  # seconds until the next round
 
     def tell_what_waits(self) -> None:
-        """Log what stays in the inbox, and why: after ``run --once`` no daemon is there to be asked."""
-        for entry in self.waiting[:TOLD_WAITING]:
+        """Log what stays in the inbox, and why: after ``run --once`` there is no daemon to ask."""
+        for entry in self.waiting[:MAX_WAITING]:
             name = f"{entry.folder}/{entry.name}".lstrip("/")
             reason = entry.missing if " " in entry.missing else f"it waits for {entry.missing}"
             log.warning("%s is left in the inbox: %s", name, reason)
-        if len(self.waiting) > TOLD_WAITING:
-            log.warning("%d more are left in the inbox", len(self.waiting) - TOLD_WAITING)
+        if len(self.waiting) > MAX_WAITING:
+            log.warning("%d more are left in the inbox", len(self.waiting) - MAX_WAITING)
 
 
 class Rounds:
-    """Goes through the inbox; one thread at a time."""
+    """Goes through the inbox; only one thread at a time may call it."""
 
     def __init__(self, config: Config, store: JobStore, wake: Callable[[], None]) -> None:
-        """Look at nothing yet; ``wake`` is called at each change in the inbox, from other threads."""
+        """Scan nothing yet; another thread calls ``wake`` at each change in the inbox."""
         self._store = store
         self._inbox = Inbox(config.inbox, config.settle_seconds)
         self._watch = Watch(wake)
         self._mount = ""  # where the inbox's file system is mounted
-        self._adopt_again = 0.0  # when what is half taken in is looked at
-        self._left: tuple[Problem, ...] = ()  # of what is half taken in, or not ours
+        self._adopt_again = 0.0  # when leftovers are adopted again, on the monotonic clock
+        self._left: tuple[Problem, ...] = ()  # leftovers that cannot be adopted
         self._clear_held = 0.0
         self._waiting: tuple[Waiting, ...] = ()
         self._told: str | None = None
 
     def adopt_again(self) -> None:
-        """Have the next round take up what is half taken in."""
+        """Have the next round adopt what is half taken in."""
         self._adopt_again = 0.0
 
     def has_moved(self, config: Config) -> bool:
-        """Say whether another folder stands at the inbox's path than the one that is watched; quick."""
+        """Say whether another folder than the watched one is at the inbox's path; quick."""
         try:
             return not self._watch.is_on(config.inbox)
         except OSError:  # gone: the next round says so
@@ -82,7 +84,7 @@ class Rounds:
         self._watch.end()
 
     def look(self, config: Config, stopping: Callable[[], bool]) -> Looked:
-        """Go through the inbox once, and take of thousands of files as many as are worth a scan.
+        """Go through the inbox once, and take in what is ready, or of thousands as many as justify a scan.
 
         Raises:
             StoreError: the database cannot be used.
@@ -96,7 +98,7 @@ class Rounds:
             scan = self._scan()
             scanned = time.thread_time() - begun
         except OSError as error:
-            # Unmounted or without rights: say so, and touch nothing; what is queued goes on.
+            # Unmounted or closed: report it and touch nothing; queued jobs still run.
             return self._unreadable(config, error)
         self._told = None
         unfinished = self._take(scan, scanned, config, stopping)
@@ -114,7 +116,7 @@ class Rounds:
         return Looked(scan.waiting, problems, idle=quiet, again=again)
 
     def _find(self, config: Config) -> None:
-        """See that the inbox is the one it was, and watch it."""
+        """Check that the inbox is still mounted, and watch it."""
         mount, kind = mount_of(config.inbox)
         if len(mount) < len(self._mount):
             words = f"lay on the disk or share at {self._mount}, which is not mounted now: mount it again"
@@ -123,11 +125,11 @@ class Rounds:
             obstacle = self._watch.turn_to(config.inbox)
             log.info("watching %s (%s)", config.inbox, kind or "unknown")
             if obstacle is not None:
-                log.warning("%s; until then it is looked at every %.0f s", obstacle, poll_seconds(config))
+                log.warning("%s; until then it is scanned every %.0f s", obstacle, poll_seconds(config))
         self._mount = mount
 
     def _adopt(self, config: Config) -> None:
-        """Take up what was half taken in; whole work folders become jobs also while the inbox is away."""
+        """Adopt what was half taken in; complete work folders become jobs even while the inbox is away."""
         now = time.monotonic()
         if now < self._adopt_again:
             return
@@ -142,13 +144,13 @@ class Rounds:
         self._adopt_again = now + RETRY_SECONDS if left else math.inf
 
     def _scan(self) -> Scan:
-        if time.monotonic() >= self._clear_held:  # what could not be moved is tried again now and then
+        if time.monotonic() >= self._clear_held:  # try again what could not be moved
             self._inbox.held.clear()
             self._clear_held = time.monotonic() + RETRY_SECONDS
         return self._inbox.scan(self._store.taken_as)
 
     def _take(self, scan: Scan, scanned: float, config: Config, stopping: Callable[[], bool]) -> bool:
-        """Take what is ready; says whether some of it is left. ``scanned``: what the scan has taken."""
+        """Take in what is ready; says whether some is left. ``scanned``: CPU seconds of the scan."""
         begun, worked = time.monotonic(), time.thread_time()
         fresh_until, came = begun, dict[str, list[Came]]()
         unfinished = False
@@ -176,14 +178,14 @@ class Rounds:
         return unfinished
 
     def _hold(self, group: Group, reason: str) -> None:
-        """Keep from taking a group until everything that is held is tried again."""
+        """Do not take a group until all that are held are tried again."""
         self._inbox.held[group.folder, group.name] = reason
         log.warning("%s", reason)
 
     def _unreadable(self, config: Config, error: OSError) -> Looked:
         problem = trouble(config.inbox, error)
         if isinstance(error, FolderError):
-            problem = Problem("inbox", f"the inbox {error}; what is queued goes on")
+            problem = Problem("inbox", f"the inbox {error}; queued jobs still run")
         if problem.text != self._told:
             log.warning("%s", problem.text)
         self._told = problem.text
@@ -192,7 +194,7 @@ class Rounds:
 
 
 def silent_inbox(config: Config, seconds: float) -> tuple[Problem, ...]:
-    """Say so if the inbox has not answered for long."""
+    """Report an inbox that has not answered for long."""
     if seconds < SILENT_SECONDS:
         return ()
     words = f"the inbox {config.inbox} has not answered for {seconds:.0f} s"

@@ -1,13 +1,11 @@
 """Takes settled files out of the inbox, checks them, and records the job.
 
-Order matters: a manifest says what is to be taken; the files get hidden names in their folder, and are nobody
-else's any more; they are copied, because others may hold a link to one or have it open; the hidden ones are
-removed; the row is written. What a crash leaves in between is finished at the next start.
+The order matters: a manifest names the files; ``claiming`` moves them to the work folder; the job's row is
+written. What a crash leaves in between is finished at the next start.
 """
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import secrets
@@ -16,18 +14,21 @@ import threading
 from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from framepackd import files
 from framepackd.inbox.naming import Group
 from framepackd.intake import variations
 from framepackd.intake.claiming import ChangedError, HalfTakenError, bring_in, put_back, signature_of
-from framepackd.intake.resolve import Looks, resolve
+from framepackd.intake.resolve import PicturesRead, Resolved, resolve
+from framepackd.jobs import job_warnings
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.folder import (
     INPUTS,
     MANIFEST,
-    DamagedError,
+    DamagedFolderError,
+    DroppedFile,
+    Manifest,
     clear_work_folder,
     list_work_folders,
     read_manifest,
@@ -36,20 +37,19 @@ from framepackd.jobs.folder import (
 from framepackd.jobs.job import ENDED, Job, State, utc_now
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
-from framepackd.settings import players
 from framepackd.settings.config import Config
 from framepackd.text import printable
 
 log = logging.getLogger(__name__)
 
-TOLD_FOREIGN = 5  # things that are not ours, one by one
+MAX_FOREIGN = 5  # problems for things that are not ours; more share one
 
-# One at a time: what is just being taken in looks like what a crash has left.
+# One at a time: a job that is being taken in looks like one that a crash has left.
 _taking = threading.Lock()
 
 
 class Leftovers(NamedTuple):
-    """What ``adopt_leftovers`` recorded, and what it could not finish or must not touch."""
+    """The jobs that ``adopt_leftovers`` recorded, and what it could not finish or must not touch."""
 
     jobs: list[Job]
     problems: list[Problem]
@@ -61,13 +61,13 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
     A mistake in the files makes a job that fails with the reason.
 
     Raises:
-        ChangedError: a file has changed since it had settled; nothing is touched.
-        HalfTakenError: it can neither be done nor undone, for now: ``adopt_leftovers`` does either later.
+        ChangedError: a file has changed since it had settled; all are where they were.
+        HalfTakenError: it can be neither done nor undone for now; ``adopt_leftovers`` tries again.
         OSError: the files cannot be moved; they are where they were.
     """
     with _taking:
         for path, settled in group.signatures.items():
-            if signature_of(config.inbox / path) != list(settled):
+            if signature_of(config.inbox / path) != settled:
                 raise ChangedError(path)
         work = config.jobs_dir / _new_id()
         manifest = _manifest(group, config.inbox)
@@ -76,19 +76,20 @@ def take(group: Group, config: Config, store: JobStore) -> list[Job]:
             bring_in(work, manifest, config.inbox)
             return _record(work, manifest, config, store)
         except OSError:
-            _undo(work, manifest, config.inbox)
+            _undo(work, config.inbox)
             raise
 
 
-def _undo(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
+def _undo(work: Path, inbox: Path) -> None:
     """Put everything back.
 
     Raises:
         HalfTakenError: it cannot be done now, and the work folder stays.
     """
     try:
-        if "variations" in manifest:
-            variations.undo(work, manifest, file=MANIFEST)
+        manifest = read_manifest(work)  # by now it may name variations
+        if manifest.variations:
+            variations.undo(work, manifest)
         put_back(work, manifest, inbox)
     except HalfTakenError:
         raise
@@ -99,64 +100,68 @@ def _undo(work: Path, manifest: dict[str, Any], inbox: Path) -> None:
         raise HalfTakenError(errno.EIO, reason) from error
 
 
-def _manifest(group: Group, inbox: Path) -> dict[str, Any]:
-    """Say what is to be taken, as what, and from which inbox."""
+def _manifest(group: Group, inbox: Path) -> Manifest:
+    """Name the files to be taken, their roles and the inbox."""
     roles = {path: role for role in group.files for path in group.files[role]}
-    return {
-        "folder": group.folder,
-        "name": group.name,
-        "defaults": group.defaults,
-        "inbox": inbox.stat().st_ino,  # tells it from the empty folder that its share is mounted on
-        "files": [
-            {"path": path, "role": roles[path], "signature": list(group.signatures[path])}
-            | _name_of_keyframe(group.name, path, roles[path])
+    return Manifest(
+        folder=group.folder,
+        name=group.name,
+        defaults=tuple(group.defaults),
+        inbox=inbox.stat().st_ino,  # tells it from the empty folder that its share is mounted on
+        files=tuple(
+            DroppedFile(
+                path=path,
+                role=roles[path],
+                signature=group.signatures[path],
+                file=_name_of_keyframe(group.name, path, roles[path]),
+            )
             for path in group.paths
-        ],
-    }
+        ),
+    )
 
 
-def _begin(work: Path, manifest: dict[str, Any]) -> None:
+def _begin(work: Path, manifest: Manifest) -> None:
     """Make a work folder with its manifest."""
     try:
         (work / INPUTS).mkdir(parents=True)
-        files.write_json(work / MANIFEST, manifest)
+        manifest.write(work)
         files.sync_folder(work.parent)
     except OSError:
-        with contextlib.suppress(OSError, DamagedError):
-            remove_empty(work)  # a full disk: there would be one more at each try
+        with contextlib.suppress(OSError, DamagedFolderError):
+            remove_empty(work)  # on a full disk each try would leave one
         raise
 
 
-def _name_of_keyframe(name: str, path: str, role: str) -> dict[str, str]:
-    """Have a keyframe travel under NAME, whatever it was called."""
+def _name_of_keyframe(name: str, path: str, role: str) -> str | None:
+    """Name a keyframe after its job, whatever it was called; None for other files."""
     kind, _, number = role.partition("-")
-    return {"file": f"{name}_section_{number}{Path(path).suffix}"} if kind == "keyframe" else {}
+    return f"{name}_section_{number}{Path(path).suffix}" if kind == "keyframe" else None
 
 
 def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
     """Finish what was interrupted between the inbox and the database.
 
-    Can be repeated at any time. What cannot be finished, and what is not ours, stays as it is and is told.
+    It can be called at any time. What cannot be finished or is not ours stays as it is and is reported.
 
     Raises:
         StoreError: the database cannot be used.
         OSError: the work folders cannot be listed.
     """
     with _taking:
-        # Listed before the database is asked: what was recorded meanwhile is known then.
+        # List the folders before asking the database: jobs that are recorded meanwhile are known then.
         names, half_made, foreign = list_work_folders(config.jobs_dir)
         known = store.states()
-        left = Leftovers([], _told_of_foreign(foreign))
-        looks: Looks = {}
+        left = Leftovers([], _foreign(foreign))
+        pictures: PicturesRead = {}
         for hidden in half_made:
             shutil.rmtree(hidden, ignore_errors=True)
         for work in (config.jobs_dir / name for name in names if name not in known):
             try:
-                jobs = _finish(work, config, store, known, looks)
+                jobs = _finish(work, config, store, known, pictures)
             except StoreError:
                 raise
-            except Exception as error:  # one odd folder must not hide the jobs behind it
-                left.problems.append(Problem("intake", printable(_told_of_work_folder(work, error))))
+            except Exception as error:  # one odd folder must not stop the others
+                left.problems.append(Problem("intake", printable(_unfinished(work, error))))
                 continue
             for job in jobs:
                 log.info("job %s: taken in after a crash during its intake", job.id)
@@ -166,7 +171,7 @@ def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
 
 
 def clear_ended(config: Config, store: JobStore) -> None:
-    """Remove what was left of jobs at their end; only at a start, before any files move.
+    """Remove work folders that jobs left at their end; only at a start, before any files move.
 
     Raises:
         StoreError: the database cannot be used.
@@ -182,16 +187,17 @@ def clear_ended(config: Config, store: JobStore) -> None:
                 log.warning("job %s: what is left of it cannot be removed: %s", name, error)
 
 
-def _told_of_foreign(foreign: list[Path]) -> list[Problem]:
-    told = [f"{path} is not framepackd's: move it away" for path in foreign[:TOLD_FOREIGN]]
-    if len(foreign) > TOLD_FOREIGN:
-        rest = len(foreign) - TOLD_FOREIGN
-        told.append(f"{foreign[0].parent} holds {rest} more that are not framepackd's: move them away")
-    return [Problem("foreign", printable(text)) for text in told]
+def _foreign(foreign: list[Path]) -> list[Problem]:
+    texts = [f"{path} is not framepackd's: move it away" for path in foreign[:MAX_FOREIGN]]
+    if len(foreign) > MAX_FOREIGN:
+        rest = len(foreign) - MAX_FOREIGN
+        texts.append(f"{foreign[0].parent} holds {rest} more that are not framepackd's: move them away")
+    return [Problem("foreign", printable(text)) for text in texts]
 
 
-def _told_of_work_folder(work: Path, error: Exception) -> str:
-    if isinstance(error, DamagedError | HalfTakenError):
+def _unfinished(work: Path, error: Exception) -> str:
+    """Say why a work folder's intake cannot be finished, and what to do."""
+    if isinstance(error, DamagedFolderError | HalfTakenError):
         return f"{work} {error.args[-1]}"
     if not isinstance(error, OSError):
         log.error("job %s", work.name, exc_info=error)
@@ -199,30 +205,32 @@ def _told_of_work_folder(work: Path, error: Exception) -> str:
     where = f": {error.filename}" if error.filename else ""
     return (
         f"{work} is of a job whose intake or end cannot be finished ({error.strerror}{where}): put that "
-        "right, and it goes on by itself"
+        "right, and it is finished by itself"
     )
 
 
-def _finish(work: Path, config: Config, store: JobStore, known: dict[str, str], looks: Looks) -> list[Job]:
-    """Finish what was interrupted in one work folder, and give the jobs that are recorded now.
+def _finish(
+    work: Path, config: Config, store: JobStore, known: dict[str, str], pictures: PicturesRead
+) -> list[Job]:
+    """Finish the intake of one work folder, and give the jobs that this records.
 
     Raises:
-        DamagedError: it is not as framepackd leaves a folder.
+        DamagedFolderError: it is not as framepackd leaves a folder.
         OSError: it cannot be finished, for now.
     """
-    if work.name in known:  # a variation's, recorded a moment ago
+    if work.name in known:  # a variation, recorded a moment ago
         return []
     if not os.path.lexists(work / MANIFEST):
         remove_empty(work)
         return []
     manifest = read_manifest(work)
-    if "variations" not in manifest:
+    if not manifest.variations:
         try:
             bring_in(work, manifest, config.inbox)
         except ChangedError:
             put_back(work, manifest, config.inbox)
             return []
-    return _record(work, manifest, config, store, known, looks)
+    return _record(work, manifest, config, store, known, pictures)
 
 
 def _new_id() -> str:
@@ -231,56 +239,49 @@ def _new_id() -> str:
 
 def _record(
     work: Path,
-    manifest: dict[str, Any],
+    manifest: Manifest,
     config: Config,
     store: JobStore,
     known: Collection[str] = (),
-    looks: Looks | None = None,
+    pictures: PicturesRead | None = None,
 ) -> list[Job]:
-    """Check what was taken and write the job's row, or those of its variations, except what is known.
+    """Check the files and write the job's row, or those of its variations, except known ones.
 
     Raises:
         OSError: there is no room for the variations; no row is written.
     """
-    looks = {} if looks is None else looks
-    if "variations" not in manifest:
-        job = _new_job(work, manifest)
-        settings = resolve(job, work / INPUTS, manifest, config, store, looks)
-        if job.delivery is not None or settings is None or settings.seeds == 1:
-            return [_add(job, store)]
-        seeds = variations.choose_seeds(settings.seed, settings.seeds)
-        manifest |= variations.plan(manifest, seeds, [_new_id() for _ in seeds])
-        files.write_json(work / MANIFEST, manifest)
-    variations.spread(work, manifest, known, inputs=INPUTS, file=MANIFEST)
+    pictures = {} if pictures is None else pictures
+    if not manifest.variations:
+        resolved = resolve(work, manifest, config, store, pictures)
+        if resolved.seeds == 1:
+            return [_add(work, manifest, resolved, store)]
+        seeds = variations.choose_seeds(resolved.settings["seed"], resolved.seeds)
+        manifest = variations.plan(manifest, seeds, [_new_id() for _ in seeds])
+        manifest.write(work)
+    variations.spread(work, manifest, known)
     jobs = []
-    for variation in manifest["variations"]:
-        if variation["id"] not in known:
-            folder = config.jobs_dir / variation["id"]
-            own = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            job = _new_job(folder, own)
-            resolve(job, folder / INPUTS, own, config, store, looks)
-            jobs.append(_add(job, store))
+    for variation in manifest.variations:
+        if variation.id not in known:
+            folder = config.jobs_dir / variation.id
+            own = read_manifest(folder)
+            jobs.append(_add(folder, own, resolve(folder, own, config, store, pictures), store))
     return jobs
 
 
-def _new_job(work: Path, manifest: dict[str, Any]) -> Job:
-    return Job(
+def _add(work: Path, manifest: Manifest, resolved: Resolved, store: JobStore) -> Job:
+    job = Job(
         id=work.name,
-        name=manifest["name"],
-        folder=manifest["folder"],
+        name=manifest.name,
+        folder=manifest.folder,
         state=State.QUEUED,
         created_at=utc_now(),
+        **resolved.columns(),
     )
-
-
-def _add(job: Job, store: JobStore) -> Job:
-    decided = job.delivery or {}
-    level = logging.WARNING if decided.get("state") == State.FAILED else logging.INFO
-    log.log(level, "job %s: %s taken in: %s", job.id, job.path, decided.get("error") or _summary(job))
-    for warning in players.of_crf(job.settings or {}):
+    level, words = logging.INFO, f"{job.frames} frames ({job.frames / 30:.2f} s), {job.width}x{job.height}"
+    if resolved.delivery is not None:
+        level = logging.WARNING if resolved.delivery["state"] == State.FAILED else logging.INFO
+        words = resolved.delivery["error"] or words
+    log.log(level, "job %s: %s taken in: %s", job.id, job.path, words)
+    for warning in job_warnings.of_crf(job.settings):
         log.warning("job %s: %s", job.id, warning)
     return store.add(job)
-
-
-def _summary(job: Job) -> str:
-    return f"{job.frames} frames ({job.frames / 30:.2f} s), {job.width}x{job.height}"

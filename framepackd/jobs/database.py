@@ -1,6 +1,6 @@
 """Opens the database: its schema version, migrations, and the settings of every connection.
 
-Power loss safe: WAL with ``synchronous=FULL`` fsyncs every commit; there is one every few seconds.
+It survives a power cut: WAL with ``synchronous=FULL`` fsyncs every commit; there is one every few seconds.
 A file that is not ours, damaged or of a newer version is refused and never written.
 """
 
@@ -27,7 +27,7 @@ from framepackd.text import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
 SCHEMA_VERSION = 4
-# What leads to each version from the one before it; a released one is never changed.
+# The statements that make each version of the one before it; those of a released version never change.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
         "ALTER TABLE job ADD COLUMN cancel VARCHAR",
@@ -45,14 +45,14 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX ix_job_undelivered ON job (position) WHERE delivery IS NOT NULL",
     ),
 }
-# Where several processes cannot share memory, or locks are not to be trusted: WAL needs both.
+# On these, processes cannot share memory or locks are unreliable, and WAL needs both.
 NETWORK_FILESYSTEMS = (
     *("nfs", "cifs", "smb", "ceph", "afs", "lustre", "beegfs", "gpfs"),
     *("fuse.sshfs", "fuse.rclone", "fuse.glusterfs", "fuse.s3fs"),
 )
 BUSY_MILLISECONDS = 5000  # how long to wait for a lock of another program
 KEPT_BACKUPS = 3  # of the database before a migration
-# What may pass by itself: room is made, a lock is let go, a disk comes back.
+# Errors that may pass: room is made, a lock is released, a disk comes back.
 PASSING = (
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
@@ -74,7 +74,7 @@ REMEDY = (
 )
 DAMAGED = (
     "it is damaged: put a backup in its place, or move it away together with its -wal and -shm files and "
-    "start anew: what lies in the work folders (jobs/) is then taken in again"
+    "start again: the files in the work folders (jobs/) are then taken in again"
 )
 
 
@@ -89,11 +89,11 @@ class StoreUnavailableError(StoreError):
 def open_database(path: Path, *, read_only: bool = False) -> Engine:
     """Open the database, create it if it is not there, and bring an older one up to date.
 
-    To write is for the holder of the state folder's lock alone. Who only looks changes nothing: an older
-    database is then brought up to date in memory.
+    Only the holder of the state folder's lock may write. A reader changes nothing: it brings a copy of an
+    older database up to date in memory.
 
     Raises:
-        StoreError: it is damaged, somebody else's, of a newer version, or cannot be opened.
+        StoreError: it is damaged, another program's, of a newer version, or cannot be opened.
     """
     if not read_only and not os.path.lexists(path):
         _create(path)
@@ -104,33 +104,29 @@ def open_database(path: Path, *, read_only: bool = False) -> Engine:
     if version < SCHEMA_VERSION:
         _back_up(path, version)
         _migrate(engine, path, version)
-    with explained(path), engine.begin() as connection:  # whether it can be written shows now
+    with explained(path), engine.begin() as connection:  # fails now if it cannot be written
         connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
     return engine
 
 
 def _create(path: Path) -> None:
-    """Make it aside, so that a half-made one never has its name."""
     _refuse_network(path)
     log = _beside(path, "-wal")
-    if log.exists() and log.stat().st_size:  # it would be played into the new one
+    if log.exists() and log.stat().st_size:  # SQLite would apply it to the new database
         raise StoreError(f"{log} lies there without its database: bring {path.name} back, or move it away")
-    part = path.with_name(f"{files.PART_PREFIX}{path.name}.part")
-    for file in (part, _beside(part, "-wal"), _beside(part, "-shm")):
-        file.unlink(missing_ok=True)
-    _make_private(part)
-    with explained(path), _connect_to(part, mode="rwc").begin() as connection:
-        Base.metadata.create_all(connection)
-        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    files.sync_file(part)
-    part.rename(path)
-    files.sync_folder(path.parent)
+    with files.written_aside(path) as part:
+        for file in (part, _beside(part, "-wal"), _beside(part, "-shm")):
+            file.unlink(missing_ok=True)
+        _make_private(part)
+        with explained(path), _connect_to(part, mode="rwc").begin() as connection:
+            Base.metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
 
 def _make_private(path: Path) -> None:
-    """Make an empty file that only this user reads; SQLite gives what it puts beside it the same mode."""
-    with contextlib.suppress(OSError):  # then SQLite cannot either, and says why
+    """Make an empty file that only this user can read; SQLite gives its -wal and -shm files the same mode."""
+    with contextlib.suppress(OSError):  # then SQLite fails too, and its error says why
         path.touch(0o600, exist_ok=False)
         path.chmod(0o600)  # an ACL of the folder may have opened it
 
@@ -149,7 +145,7 @@ def _refuse_network(path: Path) -> None:
 
 
 def _verify(path: Path) -> int:
-    """Look whether it is ours and whole, and give the version of its schema."""
+    """Check that the file is our database and whole, and give the version of its schema."""
     _refuse_network(path)
     if path.exists() and not path.is_file():
         raise StoreError(f"{path} is not a file: move it away, or set another state_dir")
@@ -172,16 +168,13 @@ def _verify(path: Path) -> int:
 
 
 def _back_up(path: Path, version: int) -> None:
-    """Keep a copy of the database as it was, beside it."""
-    part = path.with_name(f"{files.PART_PREFIX}{path.name}.part")
-    part.unlink(missing_ok=True)
+    """Keep a copy of the database as it was, in the same folder."""
     try:
-        _make_private(part)
-        with closing(_connect(path, "ro")) as source, closing(sqlite3.connect(part)) as copy:
-            source.backup(copy)
-        files.sync_file(part)
-        part.rename(_beside(path, f".schema-{version}"))
-        files.sync_folder(path.parent)
+        with files.written_aside(_beside(path, f".schema-{version}")) as part:
+            part.unlink(missing_ok=True)
+            _make_private(part)
+            with closing(_connect(path, "ro")) as source, closing(sqlite3.connect(part)) as copy:
+                source.backup(copy)
     except (sqlite3.Error, OSError) as error:
         raise StoreError(
             f"{path} cannot be copied before it is brought up to date ({error}): make room beside it"
@@ -191,7 +184,7 @@ def _back_up(path: Path, version: int) -> None:
 
 
 def _backups(path: Path) -> list[Path]:
-    """List the copies that ``_back_up`` made, the oldest first; others may keep theirs beside them."""
+    """List the copies that ``_back_up`` made, the oldest first; no other files."""
     name = re.compile(rf"{re.escape(path.name)}\.schema-([0-9]+)")
     found = [
         (int(match[1]), copy)
@@ -206,7 +199,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _migrate(engine: Engine, path: Path, version: int) -> None:
-    """Go from version to version, each in one transaction: wholly or not at all."""
+    """Bring the schema up to date, one version after the other, each in one transaction."""
     for following in range(version + 1, SCHEMA_VERSION + 1):
         with explained(path), engine.begin() as connection:
             for statement in MIGRATIONS[following]:
@@ -227,7 +220,7 @@ def _copy_in_memory(path: Path, version: int) -> Engine:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors into ones that say what to do."""
+    """Turn SQLite's errors into StoreErrors that say what to do."""
     try:
         yield
     except DatabaseError as error:
@@ -242,16 +235,16 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _connect_to(path: Path, *, mode: str) -> Engine:
-    """Set every connection up; a pragma that does not hold is not passed over, as SQLite would.
+    """Make an engine that sets up every connection; fails if SQLite ignores a pragma, which it does silently.
 
-    ``mode`` is SQLite's: ``ro`` to look, ``rw`` to write, ``rwc`` to create as well.
+    ``mode`` is SQLite's: ``ro`` to read, ``rw`` to write, ``rwc`` to create as well.
     """
     engine = create_engine("sqlite://", creator=lambda: _connect(path, mode), poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, _: Any) -> None:
         connection.isolation_level = None
-        pragmas: dict[str, Any] = {"busy_timeout": BUSY_MILLISECONDS}
+        pragmas: dict[str, str | int] = {"busy_timeout": BUSY_MILLISECONDS}
         if mode != "ro":
             pragmas |= {"journal_mode": "wal", "synchronous": 2}  # 2: FULL
         with closing(connection.cursor()) as cursor:
@@ -266,9 +259,9 @@ def _connect_to(path: Path, *, mode: str) -> Engine:
 
 
 def _begin_ourselves(engine: Engine, statement: str) -> None:
-    """Begin transactions at once.
+    """Begin each transaction at its first statement.
 
-    Left to itself, sqlite3 begins late: two threads could claim one job, and DDL is not rolled back.
+    By default sqlite3 begins later: two threads could claim one job, and DDL would not be rolled back.
     """
 
     @event.listens_for(engine, "begin")

@@ -1,27 +1,27 @@
-"""The pieces of SQL that queries and changes of jobs are made of."""
+"""Builds the pieces of SQL that queries and updates of jobs share."""
 
 import json
 from typing import Any
 
 from sqlalchemy import case, func, literal, select, text
 
-from framepackd.jobs.job import Job, State, utc_now
+from framepackd.jobs.job import Decision, HistoryEntry, Job, State, utc_now
 from framepackd.text import LAST
 
-CANCELLED = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
+CANCELLED: Decision = {"state": State.CANCELLED, "error": "cancelled by framepackd cancel"}
 
 
 def variation_of(name: str) -> Any:
-    """Compare with the names that a job's variations get."""
+    """Match the names of the variations of a job."""
     return starts_with(Job.name, f"{name}_seed_")
 
 
 def starts_with(column: Any, start: str) -> Any:
-    """Compare so that an index helps, which LIKE does not let it."""
+    """Match the start of a column by its index, which LIKE would not use."""
     return (column >= start) & (column < start + LAST)
 
 
-# Unary plus: else SQLite looks for the greatest seq by going backwards through the whole table.
+# Unary plus: else SQLite searches the greatest seq by walking backwards through the whole table.
 TAKEN_AS = text("""
     WITH asked AS (
         SELECT json_extract(value, '$[0]') AS folder, json_extract(value, '$[1]') AS name
@@ -47,26 +47,26 @@ def following(what: Any) -> Any:
     return select(what).where(*RUNNABLE).order_by(*IN_ORDER).limit(1)
 
 
-def unless_cancelled(delivery: dict[str, Any] | None) -> Any:
-    """Decide how a job ends, unless it was cancelled meanwhile."""
+def unless_cancelled(delivery: Decision) -> Any:
+    """Give a decision, or CANCELLED for a job that was cancelled meanwhile."""
     return case((Job.cancel.is_(None), as_json(delivery)), else_=as_json(CANCELLED))
 
 
-def as_json(value: dict[str, Any] | None) -> Any:
-    """Give a value as the column ``delivery`` holds it."""
+def as_json(value: Decision | None) -> Any:
+    """Give a decision as the column ``delivery`` holds it."""
     return literal(value, Job.delivery.type)
 
 
-def entry(state: State, note: str) -> dict[str, str]:
+def entry(state: State, note: str) -> HistoryEntry:
     """Make an entry of a job's history."""
     return {"at": utc_now(), "state": state.value, "note": note}
 
 
 def with_entry(state: State, note: str) -> Any:
-    """Give the history with one more entry."""
+    """Append an entry to the history."""
     return func.json_insert(Job.history, "$[#]", func.json(json.dumps(entry(state, note))))
 
 
 def smoothed(column: Any, seconds: float) -> Any:
-    """Move an average of seconds towards the newest."""
+    """Move the average of a column a fifth of the way to the newest value."""
     return func.coalesce(column + (seconds - column) * 0.2, seconds)

@@ -1,4 +1,4 @@
-"""The lock of a state folder: one daemon, or one command, may write there."""
+"""Locks a state folder: only one daemon, or one command, may write there."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 LOCK = "lock"
-LOCK_RETRY_SECONDS = 1.0  # somebody who only looks holds the lock for a moment
+LOCK_RETRY_SECONDS = 1.0  # is_held takes the lock for a moment
 
 
 class AlreadyRunningError(Exception):
@@ -22,11 +22,11 @@ class Lock:
     """The right to write in a state folder; the kernel takes it back when the process dies."""
 
     def __init__(self, state_dir: Path, *, waiting: Callable[[int], None] | None = None) -> None:
-        """Take it, or say who has it.
+        """Take the lock.
 
-        A daemon that was killed in the middle of a call to a disk that hangs keeps the lock until that call
-        returns. With ``waiting`` such a predecessor is waited for, however long: ``waiting`` is called about
-        every second with its process id.
+        A daemon that was killed while it waits for a disk that hangs keeps the lock until the disk answers.
+        ``waiting`` makes this wait for such a predecessor, however long, and is called about every second
+        with its process id.
 
         Raises:
             AlreadyRunningError: another process holds it.
@@ -55,13 +55,13 @@ class Lock:
         self._file.flush()
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._file.truncate(0)
         self._file.close()
 
 
 def _open_lock(path: Path) -> TextIO:
-    """Open the lock, for this user alone: who can open it can hold it, and stop the service with that."""
+    """Open the lock so that only this user can: whoever can open it can hold it and so stop the service."""
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
 
 
@@ -70,14 +70,14 @@ def _owner(state_dir: Path) -> str:
     try:
         return pwd.getpwuid(user).pw_name
     except KeyError:
-        return f"'#{user}'"  # as sudo takes a number
+        return f"'#{user}'"  # how sudo takes a number
 
 
 def is_held(state_dir: Path) -> bool:
     """Say whether a daemon holds the state folder.
 
     Raises:
-        OSError: it cannot be told.
+        OSError: the lock cannot be read.
     """
     try:
         with (state_dir / LOCK).open() as file:
@@ -105,12 +105,12 @@ def holder(state_dir: Path) -> int | None:
 
 
 def _is_on_its_way_out(pid: int) -> bool:
-    """Say whether a process has been killed and cannot end yet, or is one that systemd has replaced by us."""
+    """Say whether a process was killed and cannot end yet, or systemd has replaced it by this one."""
     process = Path(f"/proc/{pid}")
     try:
         if any(map(_is_killed, process.glob("task/*/status"))):
             return True
-        # A service has one daemon: in our own control group another one is what is left of the last.
+        # A service has one daemon: another one in our control group is its predecessor.
         ours = Path("/proc/self/cgroup").read_text()
         return bool(os.environ.get("NOTIFY_SOCKET")) and (process / "cgroup").read_text() == ours
     except OSError:  # it has ended meanwhile
@@ -118,7 +118,7 @@ def _is_on_its_way_out(pid: int) -> bool:
 
 
 def _is_killed(status: Path) -> bool:
-    """Look into /proc: has this thread ended, or does SIGKILL wait until a call of it returns?"""
+    """Say whether a thread has ended, or ends as soon as its system call returns."""
     facts = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
     pending = int(facts["SigPnd"], 16) | int(facts["ShdPnd"], 16)
     return facts["State"][0] in "ZX" or bool(pending >> (signal.SIGKILL - 1) & 1)

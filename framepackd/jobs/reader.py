@@ -1,28 +1,28 @@
-"""Read-only queries of the jobs, for status, commands and the page."""
+"""Queries the jobs without changing any, for status, commands and the page."""
 
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from sqlalchemy import Engine, String, cast, func, select
+from sqlalchemy import Engine, Select, String, cast, func, select
 from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import explained
 from framepackd.jobs.job import Job, State
-from framepackd.jobs.job_sql import (
-    TAKEN_AS,
-    starts_with,
-    variation_of,
-)
+from framepackd.jobs.job_sql import TAKEN_AS, starts_with, variation_of
 from framepackd.text import LAST
+
+# Select is quoted: SQLAlchemy 2.0 and 2.1 give it other parameters.
+Value = TypeVar("Value")
 
 
 class JobReader:
-    """Looks at the jobs in a database; changes nothing."""
+    """Reads the jobs in a database; changes nothing."""
 
     def __init__(self, path: Path, reader: Engine) -> None:
-        """Look by connections of an engine that only reads."""
+        """Use the connections of an engine that only reads."""
         self.path = path
         self._reader = reader
 
@@ -32,24 +32,37 @@ class JobReader:
         with explained(self.path), Session(self._reader, expire_on_commit=False) as session, session.begin():
             yield session
 
+    def listed(self, statement: "Select[Value]") -> list[Value]:
+        """List what a query for one column, or for whole rows, finds."""
+        with self.looking() as session:
+            return list(session.scalars(statement))
+
+    def first(self, statement: "Select[Value]") -> Value | None:
+        """Give the first that such a query finds; None if it finds nothing."""
+        with self.looking() as session:
+            return session.scalars(statement).first()
+
+    def mapped(self, statement: "Select[str, Value]") -> dict[str, Value]:
+        """Give what a query for two columns finds, the second by the first."""
+        with self.looking() as session:
+            return {row[0]: row[1] for row in session.execute(statement)}
+
     def get(self, job_id: str) -> Job:
         """Give a job by its id.
 
         Raises:
             KeyError: there is none.
         """
-        with self.looking() as session:
-            job = session.scalars(select(Job).where(Job.id == job_id)).one_or_none()
-        if job is None:
+        if (job := self.first(select(Job).where(Job.id == job_id))) is None:
             raise KeyError(job_id)
         return job
 
     def find(self, wanted: str) -> Job | None:
-        """Find a job by its id, by its name, or by the start of its id; of several the latest."""
+        """Find the latest job that ``matching`` lists; None if there is none."""
         return next(iter(self.matching(wanted)), None)
 
     def matching(self, wanted: str) -> list[Job]:
-        """List the jobs with this id; else those of this name, else whose id starts so; the latest first."""
+        """List jobs by id, else by name, start of the id, path, or as variations; the latest first."""
         folder, _, name = wanted.rpartition("/")
         conditions = (
             Job.id == wanted,
@@ -58,17 +71,15 @@ class JobReader:
             (Job.folder == folder) & (Job.name == name),
             (Job.folder == folder) & variation_of(name),
         )
-        with self.looking() as session:
-            for condition in conditions:
-                jobs = list(session.scalars(select(Job).where(condition).order_by(Job.seq.desc())))
-                if jobs:
-                    return jobs
+        for condition in conditions:
+            if jobs := self.listed(select(Job).where(condition).order_by(Job.seq.desc())):
+                return jobs
         return []
 
     def taken_as(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
-        """Give the ids of the latest jobs that were taken from these folders under these names.
+        """Give the id of the latest job, or variation, that was taken in under each folder and name.
 
-        Those of variations too. There may be thousands of names: each costs two looks into an index.
+        There may be thousands of names: each costs two look-ups in an index.
         """
         asked = {"names": json.dumps(list(names)), "after": LAST}
         with self.looking() as session:
@@ -76,35 +87,28 @@ class JobReader:
             return {(row[0], row[1]): row[2] for row in found}
 
     def made_of(self, sha256: str) -> list[Job]:
-        """List the jobs that a file of this content belongs to."""
-        with self.looking() as session:
-            return list(session.scalars(select(Job).where(cast(Job.inputs, String).contains(sha256))))
+        """List the jobs with an input of this content."""
+        return self.listed(select(Job).where(cast(Job.inputs, String).contains(sha256)))
 
     def in_state(self, *states: State) -> list[Job]:
         """List jobs by state, in the order of the queue."""
-        with self.looking() as session:
-            return list(session.scalars(select(Job).where(Job.state.in_(states)).order_by(Job.position)))
+        return self.listed(select(Job).where(Job.state.in_(states)).order_by(Job.position))
 
     def last_ended(self, limit: int) -> list[Job]:
-        """List the jobs that have ended last, the latest first."""
+        """List the jobs that ended last, the latest first."""
         ended = select(Job).where(Job.finished_at.is_not(None))
-        with self.looking() as session:
-            return list(session.scalars(ended.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit)))
+        return self.listed(ended.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit))
 
     def to_deliver(self, states: Collection[State] = tuple(State)) -> list[str]:
-        """Give the ids of the jobs that are decided to end in one of some states, in the queue's order."""
+        """Give the ids of jobs whose decided end is one of these states, in the queue's order."""
         decided = Job.delivery.is_not(None) & func.json_extract(Job.delivery, "$.state").in_(states)
-        with self.looking() as session:
-            return list(session.scalars(select(Job.id).where(decided).order_by(Job.position)))
+        return self.listed(select(Job.id).where(decided).order_by(Job.position))
 
     def counts(self) -> dict[str, int]:
         """Count the jobs in each state."""
-        with self.looking() as session:
-            rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
-        found = {row[0]: row[1] for row in rows}
+        found = self.mapped(select(Job.state, func.count()).group_by(Job.state))
         return {state.value: found.get(state.value, 0) for state in State}
 
     def states(self) -> dict[str, str]:
         """Give the state of every job, by id."""
-        with self.looking() as session:
-            return {row[0]: row[1] for row in session.execute(select(Job.id, Job.state))}
+        return self.mapped(select(Job.id, Job.state))

@@ -1,7 +1,7 @@
 """The queue of jobs: each change of state, each counted attempt is one statement in one transaction.
 
-Who holds the state folder's lock alone writes: the daemon, or a command while none runs. A cancellation that
-is recorded wins: however such a job ends or is interrupted, it ends cancelled, and is never generated again.
+Only the holder of the state folder's lock writes: the daemon, or a command while no daemon runs. A recorded
+cancellation wins: however the job ends or is interrupted, it ends cancelled and is never generated again.
 """
 
 from collections.abc import Collection, Iterator
@@ -13,7 +13,7 @@ from sqlalchemy import case, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import StoreError, explained, open_database
-from framepackd.jobs.job import ENDED, Job, MemoryRung, Meta, State, utc_now
+from framepackd.jobs.job import ENDED, Input, Job, MemoryRung, Meta, State, utc_now
 from framepackd.jobs.job_sql import (
     CANCELLED,
     IN_ORDER,
@@ -25,12 +25,13 @@ from framepackd.jobs.job_sql import (
     unless_cancelled,
     with_entry,
 )
+from framepackd.jobs.job_warnings import CutPrompt
 from framepackd.jobs.reader import JobReader
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 PAUSED = "paused"  # in the table meta: since when
-UNCOMPILED = "uncompiled|"  # there too, before the conditions under which compiling fails: why
-GPU = "gpu"  # there too: when one was first used by the daemon that remembers it
+UNCOMPILED = "uncompiled|"  # there too, followed by the conditions under which compiling fails: why
+GPU = "gpu"  # there too: when a GPU was last seen to compute
 
 
 class JobStore(JobReader):
@@ -40,16 +41,21 @@ class JobStore(JobReader):
         """Open the database, and create it if it is not there.
 
         Raises:
-            StoreError: it is damaged, somebody else's, of a newer version, or cannot be opened.
+            StoreError: it is damaged, another program's, of a newer version, or cannot be opened.
         """
         self._engine = open_database(path, read_only=read_only)
-        # Who looks waits for nobody, and sees what is recorded while nothing can be.
+        # Readers wait for nobody, and still read when nothing can be written.
         super().__init__(path, self._engine if read_only else open_database(path, read_only=True))
 
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with explained(self.path), Session(self._engine, expire_on_commit=False) as session, session.begin():
             yield session
+
+    def _change(self, statement: Any) -> bool:
+        """Execute one statement in a transaction; says whether it changed a row."""
+        with self._session() as session:
+            return _changed(session, statement)
 
     # intake
 
@@ -62,26 +68,23 @@ class JobStore(JobReader):
         return job
 
     def find_done(self, fingerprint: str) -> Job | None:
-        """Give the latest finished job with the same pictures, prompt and settings."""
-        with self.looking() as session:
-            same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
-            return session.scalars(same.order_by(Job.seq.desc())).first()
+        """Give the latest done job with the same pictures, prompt and settings."""
+        same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
+        return self.first(same.order_by(Job.seq.desc()))
 
     # a job's life
 
     def next_queued(self, passed_over: Collection[str] = ()) -> Job | None:
-        """Give the job that is to run next, of those that are not passed over."""
-        with self.looking() as session:
-            return session.scalars(following(Job).where(Job.id.not_in(passed_over))).one_or_none()
+        """Give the first runnable job that is not passed over."""
+        return self.first(following(Job).where(Job.id.not_in(passed_over)))
 
-    def queued_inputs(self) -> list[tuple[str, dict[str, Any]]]:
-        """List the jobs that could run, in the order of the queue: id, and role -> input."""
-        with self.looking() as session:
-            found = session.execute(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
-            return [(row[0], row[1]) for row in found]
+    def queued_inputs(self) -> list[tuple[str, dict[str, Input]]]:
+        """List the runnable jobs in the order of the queue: id, and inputs by role."""
+        found = self.mapped(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
+        return list(found.items())
 
     def claim(self, job_id: str | None = None) -> Job | None:
-        """Start a queued job, the next one unless told which; None if it cannot run any more."""
+        """Start a queued job, by default the next one; None if it cannot run any more."""
         chosen = Job.id == job_id if job_id else Job.seq == following(Job.seq).scalar_subquery()
         statement = (
             update(Job)
@@ -98,7 +101,7 @@ class JobStore(JobReader):
             return session.scalars(statement).one_or_none()
 
     def resumed(self, job_id: str, *, steps: int) -> None:
-        """Note how many steps of a job were found done when it was started, of all its sections."""
+        """Record how many steps of a job, over all its sections, were done already when it started."""
         job = self.get(job_id)
         recorded = max(job.section - 1, 0) * job.steps + job.step
         section = (steps - 1) // job.steps + 1 if steps else 0
@@ -106,66 +109,59 @@ class JobStore(JobReader):
             job_id,
             section=section,
             step=steps - max(section - 1, 0) * job.steps,
-            # The last step before a crash may have become durable without having been told of.
+            # A crash may fall between checkpoint and report: count that step now.
             steps_run=Job.steps_run + max(steps - recorded, 0),
         )
 
     def note(self, job_id: str, note: str) -> None:
-        """Add to the history of a running job what a person should know of it."""
+        """Add a note for people to the history of a running job."""
         self._set_running(job_id, history=with_entry(State.RUNNING, note))
 
-    def cut(self, job_id: str, cuts: list[dict[str, Any]]) -> None:
-        """Note which prompts of a running job are too long."""
+    def cut(self, job_id: str, cuts: list[CutPrompt]) -> None:
+        """Record which prompts of a running job are too long."""
         self._set_running(job_id, cuts=cuts)
 
     def step(self, job_id: str, *, section: int, step: int, seconds: float) -> None:
-        """Count a finished sampling step; ``section`` from 1."""
+        """Record a finished sampling step; ``section`` counts from 1."""
         self._set_running(
             job_id,
             section=section,
             step=step,
             steps_run=Job.steps_run + 1,
-            # The first step warms everything up and would spoil the estimate: the second replaces it.
+            # The first step includes the warm-up: the second one replaces its time.
             step_seconds=seconds if (section, step) == (1, 2) else smoothed(Job.step_seconds, seconds),
             stalled_deaths=0,
         )
 
     def decoded(self, job_id: str, *, seconds: float) -> None:
-        """Note how long a section took to decode."""
+        """Record how long a section took to decode."""
         self._set_running(job_id, decode_seconds=smoothed(Job.decode_seconds, seconds))
 
     def decide(self, job_id: str, state: State, *, error: str | None = None, **made: Any) -> None:
-        """Write down how a job ends, before anything is moved; the delivery can then be taken up again.
+        """Record how a job is to end, before its files move; after a crash the delivery resumes from this.
 
         ``made``: columns that say how it was made: timings, versions, device ...
         """
         values = {"delivery": unless_cancelled({"state": state, "error": error}), **made}
-        with self._session() as session:
-            session.execute(update(Job).where(Job.id == job_id, Job.state.not_in(ENDED)).values(**values))
+        self._change(update(Job).where(Job.id == job_id, Job.state.not_in(ENDED)).values(**values))
 
     def finish(
         self, job_id: str, state: State, *, error: str | None, output: str | None, stem: str | None = None
     ) -> None:
-        """End a job whose files are all in their place, under the name ``stem``."""
-        values = {
-            "delivery": None,
-            "error": error,
-            "output": output,
-            "stem": stem,
-            "finished_at": utc_now(),
-        }
+        """End a job whose files have all been moved, under the name ``stem``."""
+        made = {"error": error, "output": output, "stem": stem, "finished_at": utc_now()}
         with self._session() as session:
-            _move(session, job_id, state, error or "delivered", **values)
+            _move(session, job_id, state, error or "delivered", delivery=None, **made)
 
     def requeue(self, job_id: str, note: str) -> None:
-        """Put a running job back; it was interrupted, which is not its fault."""
+        """Put an interrupted job back into the queue, without counting an attempt."""
         with self._session() as session:
             _put_back(session, job_id, note)
 
     def count_attempt(self, job_id: str, note: str, *, max_attempts: int) -> int:
-        """Put a running job back after its worker died or failed on it; says how often that was.
+        """Put a running job back after its worker died or failed on it; gives how often that has happened.
 
-        After ``max_attempts`` it is decided in the same transaction that the job has failed.
+        At ``max_attempts`` the same transaction decides that the job has failed.
         """
         with self._session() as session:
             _put_back(session, job_id, note, attempts=Job.attempts + 1)
@@ -177,11 +173,10 @@ class JobStore(JobReader):
         return attempts
 
     def recover(self) -> list[Job]:
-        """Put back what a daemon that died left running; only for the holder of the lock."""
+        """Put back the jobs that a dead daemon left running; only the holder of the lock may call this."""
         with self._session() as session:
-            left = list(
-                session.scalars(select(Job).where(Job.state == State.RUNNING, Job.delivery.is_(None)))
-            )
+            undecided = select(Job).where(Job.state == State.RUNNING, Job.delivery.is_(None))
+            left = list(session.scalars(undecided))
             last = session.scalar(select(func.max(Job.position))) or 0
             for job in left:
                 deaths = job.stalled_deaths + 1
@@ -193,38 +188,32 @@ class JobStore(JobReader):
     # what people ask for
 
     def cancel(self, job_id: str, how: str) -> bool:
-        """Record that a job is to end cancelled, ``how`` being ``discard`` or ``keep``.
+        """Record that a job is to end cancelled; ``how`` is ``discard`` or ``keep``.
 
-        A queued job of which nothing is kept is thereby decided; another one when its worker has left it,
-        or has written what exists. Says whether it was queued or running, and not decided otherwise.
+        This decides a queued job of which nothing is kept. Any other is decided when its worker has left it
+        or has written what exists. Says whether it was queued or running, and not decided yet.
         """
         at_once = Job.state == State.QUEUED if how == "discard" else false()
         statement = (
             update(Job)
             .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_(None))
-            .values(
-                cancel=how,
-                delivery=case((at_once, as_json(CANCELLED)), else_=as_json(None)),
-            )
+            .values(cancel=how, delivery=case((at_once, as_json(CANCELLED)), else_=as_json(None)))
         )
-        with self._session() as session:
-            return _changed(session, statement)
+        return self._change(statement)
 
     def cancel_delivery(self, job_id: str, how: str) -> bool:
-        """Decide that a job whose files cannot be moved ends cancelled; says whether it had not ended yet."""
+        """Decide that a job whose files cannot be moved ends cancelled; False if it has ended already."""
         statement = (
             update(Job)
             .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_not(None))
             .values(cancel=how, delivery=CANCELLED)
         )
-        with self._session() as session:
-            return _changed(session, statement)
+        return self._change(statement)
 
     def retry(self, job_id: str) -> bool:
-        """Put a failed or cancelled job at the back of the queue, as soon as its files are brought back.
+        """Put a failed or cancelled job at the back of the queue; it can run once its files are back.
 
-        It keeps its settings, seed and history and starts to count its attempts anew. Says whether it had
-        failed or was cancelled.
+        It keeps its settings, seed and history; attempts count from 0. False if it was neither.
         """
         statement = (
             update(Job)
@@ -238,27 +227,33 @@ class JobStore(JobReader):
                 **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
             )
         )
-        with self._session() as session:
-            return _changed(session, statement)
+        return self._change(statement)
 
     def begin_anew(self, job_id: str) -> None:
-        """Note of a job that has not ended, and does not run, that what was made of it is given up."""
+        """Record for a job that has not ended and does not run that it starts from the beginning."""
         note = with_entry(State.QUEUED, "framepackd retry --anew")
         statement = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED))
-        with self._session() as session:
-            session.execute(statement.values(section=0, step=0, attempts=0, stalled_deaths=0, history=note))
+        self._change(statement.values(section=0, step=0, attempts=0, stalled_deaths=0, history=note))
 
     def brought_back(self, job: Job) -> None:
-        """Let a job whose files are back in its work folder run, or end as ``job.delivery`` has it."""
-        anew = ("inputs", "settings", "fingerprint", "width", "height", "frames", "sections", "steps_total")
-        values = {column: getattr(job, column) for column in (*anew, "delivery")}
-        with self._session() as session:
-            session.execute(update(Job).where(Job.id == job.id).values(**values))
+        """Let a job whose files are back in its work folder run, or end as ``job.delivery`` says."""
+        resolved = (
+            "inputs",
+            "settings",
+            "fingerprint",
+            "width",
+            "height",
+            "frames",
+            "sections",
+            "steps_total",
+        )
+        values = {column: getattr(job, column) for column in (*resolved, "delivery")}
+        self._change(update(Job).where(Job.id == job.id).values(**values))
 
     def move_to_front(self, job_id: str) -> bool:
-        """Let a queued job run next; says whether it was queued.
+        """Let a queued job run next; False if it is not queued.
 
-        A running job that is interrupted still comes before it. Nothing else moves, however long the queue.
+        A running job that is interrupted still comes first. No other position changes.
         """
         with self._session() as session:
             first = session.scalars(select(func.min(Job.position))).one_or_none() or 0
@@ -269,39 +264,35 @@ class JobStore(JobReader):
         return True
 
     def pause(self) -> None:
-        """Record that nothing is to run, until ``resume``, over restarts too."""
+        """Let no job start until ``resume``, also after a restart."""
         if self.paused() is None:
             with self._session() as session:
                 session.add(Meta(key=PAUSED, value=utc_now()))
 
     def resume(self) -> None:
-        """Take the pause back."""
-        with self._session() as session:
-            session.execute(delete(Meta).where(Meta.key == PAUSED))
+        """End the pause."""
+        self._change(delete(Meta).where(Meta.key == PAUSED))
 
     def paused(self) -> str | None:
-        """Say since when the queue is paused, and how it goes on; None if it is not."""
-        with self.looking() as session:
-            since = session.scalars(select(Meta.value).where(Meta.key == PAUSED)).one_or_none()
+        """Say since when the queue is paused, and how to resume it; None if it is not."""
+        since = self.first(select(Meta.value).where(Meta.key == PAUSED))
         return f"by framepackd pause since {since}: framepackd resume goes on" if since else None
 
     # what was learned
 
     def rungs(self) -> dict[str, int]:
-        """Give the rungs of the memory ladder that worked, by device, model and size."""
-        with self.looking() as session:
-            return {row[0]: row[1] for row in session.execute(select(MemoryRung.key, MemoryRung.rung))}
+        """Give the memory levels (rungs) that worked, by device, model and size."""
+        return self.mapped(select(MemoryRung.key, MemoryRung.rung))
 
     def remember_rung(self, key: str, rung: int) -> None:
-        """Remember which rung of the memory ladder worked; ``key`` is ``device|model|WxH``."""
+        """Remember which memory level (rung) worked; ``key`` is ``device|model|WxH``."""
         with self._session() as session:
             session.merge(MemoryRung(key=key, rung=rung))
 
     def uncompiled(self) -> dict[str, str]:
-        """Give why blocks could not be compiled, by the conditions under which they were to be."""
+        """Give why blocks could not be compiled, by the conditions of the attempt."""
         statement = select(Meta.key, Meta.value).where(Meta.key.startswith(UNCOMPILED, autoescape=True))
-        with self.looking() as session:
-            return {row[0].removeprefix(UNCOMPILED): row[1] for row in session.execute(statement)}
+        return {key.removeprefix(UNCOMPILED): reason for key, reason in self.mapped(statement).items()}
 
     def remember_uncompiled(self, key: str, reason: str) -> None:
         """Remember that blocks cannot be compiled; ``key`` as :func:`compiling.conditions` gives it."""
@@ -309,19 +300,17 @@ class JobStore(JobReader):
             session.merge(Meta(key=UNCOMPILED + key, value=reason))
 
     def gpu_used(self) -> bool:
-        """Say whether anything was ever computed on a GPU."""
-        with self.looking() as session:
-            return session.get(Meta, GPU) is not None
+        """Say whether a GPU has ever computed here."""
+        return self.first(select(Meta.key).where(Meta.key == GPU)) is not None
 
     def remember_gpu(self) -> None:
-        """Remember that a GPU computes."""
+        """Remember that a GPU has computed here."""
         with self._session() as session:
             session.merge(Meta(key=GPU, value=utc_now()))
 
     def _set_running(self, job_id: str, **values: Any) -> None:
         statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)
-        with self._session() as session:
-            session.execute(statement.values(progress_at=utc_now(), **values))
+        self._change(statement.values(progress_at=utc_now(), **values))
 
 
 def _changed(session: Session, statement: Any) -> bool:
@@ -329,7 +318,7 @@ def _changed(session: Session, statement: Any) -> bool:
 
 
 def _put_back(session: Session, job_id: str, note: str, **values: Any) -> None:
-    # One of which something is to be kept comes to the worker once more, to write that.
+    # A job cancelled with "keep" runs once more, for the worker to write what exists.
     undecided = case((Job.cancel == "discard", as_json(CANCELLED)), else_=as_json(None))
     _move(session, job_id, State.QUEUED, note, delivery=undecided, **values)
 

@@ -17,9 +17,10 @@ from framepack_core.memory.planning import Card, Host, Plan
 from framepack_core.models import model_files, taehv_files
 from framepackd import folders
 from framepackd.files import filesystem_type
+from framepackd.jobs import job_warnings
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.store import JobStore
-from framepackd.settings import loras, players
+from framepackd.settings import loras
 from framepackd.settings.config import SECRET_KEYS, Config, poll_seconds
 from framepackd.settings.job_settings import JobSettings
 from framepackd.settings.secret_files import SecretError
@@ -40,7 +41,7 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     """Look at everything a run needs; yields each finding as it is made."""
     settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
     yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
-    for warning in players.of_crf(config.defaults):
+    for warning in job_warnings.of_crf(config.defaults):
         yield "warning", "crf", f"[defaults] {warning}"
     yield from _secrets(config)
     for name, path in config.folders.items():

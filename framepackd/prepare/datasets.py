@@ -1,4 +1,4 @@
-"""Reads data sets of Hugging Face's ``datasets`` as items, and writes what was prepared as one.
+"""Reads data sets of Hugging Face's ``datasets`` as items, and writes prepared items as a data set.
 
 The columns are those of FramePack's data scripts: first_frame, last_frame, text and frame_diff, or frame_0,
 frame_1 ... with diff_0_1 ...; an image column alone works too.
@@ -19,20 +19,19 @@ from framepack_core.media import heif
 from framepack_core.media import pictures as media
 from framepack_core.media.pictures import Picture
 from framepackd.inbox.naming import PICTURES, group_files
-from framepackd.prepare.items import Item, Options, Source, UsageError
-from framepackd.prepare.prepared_names import endings_of, safe_name
+from framepackd.prepare.items import Item, ItemStream, Options, UsageError, endings_of, safe_name
 from framepackd.prepare.video_frames import SUFFIXES
 
 TEXT_COLUMNS = ("text", "caption", "prompt")
 NAME_COLUMNS = ("name", "file_name", "__key__")
-ROWS_AT_ONCE = 16  # held in memory while a data set is written; a row has megabytes
-SHARD = "200MB"  # of a data set; about this much is in memory when it is written
+ROWS_AT_ONCE = 16  # in memory while a data set is written; a row has megabytes
+SHARD = "200MB"  # the size of a data set's files, and about the memory that writing takes
 BUFFER_BYTES = 1 << 20
 HUB_FILE = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\Z")
 
 
 def library() -> Any:
-    """Give the library, which is an extra.
+    """Import the library, which is an extra.
 
     Raises:
         UsageError: it is not installed.
@@ -43,8 +42,8 @@ def library() -> Any:
         raise UsageError(
             f"data sets need the library datasets ({error}): pip install 'framepackd[datasets]'"
         ) from error
-    datasets.disable_progress_bars()  # there is one of ours
-    datasets.config.TORCH_AVAILABLE = False  # it would be loaded, for nothing
+    datasets.disable_progress_bars()  # we draw our own
+    datasets.config.TORCH_AVAILABLE = False  # else it would load torch for nothing
     return datasets
 
 
@@ -60,12 +59,12 @@ def _saved(path: Path) -> bool:
 def _parquet_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() == ".parquet" else []
-    # Hidden ones are what macOS leaves beside each.
+    # macOS leaves a hidden file next to each.
     visible = (each for each in path.rglob("*") if not each.name.startswith("."))
     return sorted(each for each in visible if each.suffix.lower() == ".parquet")
 
 
-def read(options: Options) -> Source:
+def read(options: Options) -> ItemStream:
     """Find the rows of a data set.
 
     Raises:
@@ -84,13 +83,13 @@ def read(options: Options) -> Source:
     endings = endings_of(len(pictures), chain=pictures[0] == "frame_0")
     table = _Table(options, pictures, _difference_columns(pictures), endings)
     wanted = {*pictures, *table.differences, *TEXT_COLUMNS, *NAME_COLUMNS}
-    return Source(
+    return ItemStream(
         rows.total, endings, table.items(rows.read([name for name in rows.columns if name in wanted]))
     )
 
 
 class _Saved:
-    """What ``save_to_disk`` wrote."""
+    """A data set that ``save_to_disk`` wrote."""
 
     def __init__(self, options: Options) -> None:
         self._image = library().Image
@@ -112,7 +111,7 @@ class _Saved:
 
 
 class _Parquet:
-    """Files of which a row group is in memory: the library would copy them to a cache, or read far ahead."""
+    """Parquet files, one row group in memory: the library would copy them to a cache, or read far ahead."""
 
     def __init__(self, options: Options) -> None:
         library()
@@ -132,7 +131,7 @@ class _Parquet:
 
     def read(self, columns: list[str]) -> Iterator[dict[str, Any]]:
         for file in self._files:
-            for group in range(file.num_row_groups):  # asked for several, it would hold on to all of them
+            for group in range(file.num_row_groups):  # given several, it would keep them all
                 for batch in file.iter_batches(1, row_groups=[group], columns=columns, use_threads=False):
                     yield from batch.to_pylist()
 
@@ -169,7 +168,7 @@ def _difference_columns(pictures: list[str]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Table:
-    """What is looked for in each row."""
+    """Turns rows into items."""
 
     options: Options
     pictures: list[str]
@@ -195,12 +194,12 @@ class _Table:
             )
 
     def _name(self, row: dict[str, Any]) -> str | None:
-        """Give the name that a row tells, in a column or as the file name of its first picture."""
-        told = next((row[column] for column in NAME_COLUMNS if isinstance(row.get(column), str)), None)
-        if told is None:
+        """Find the name of a row, in a column or as the file name of its first picture."""
+        found = next((row[column] for column in NAME_COLUMNS if isinstance(row.get(column), str)), None)
+        if found is None:
             _, path = _stored(row[self.pictures[0]])
-            told = group_files([PurePosixPath(path).name])[0].name if path else None
-        name = PurePosixPath((told or "").replace("\0", "")).name.lstrip(".")
+            found = group_files([PurePosixPath(path).name])[0].name if path else None
+        name = PurePosixPath((found or "").replace("\0", "")).name.lstrip(".")
         if name.lower().endswith((*PICTURES, *heif.ENDINGS, *SUFFIXES)):
             name = PurePosixPath(name).stem
         return safe_name(name) if name else None
@@ -214,7 +213,7 @@ class _Table:
         return text.replace("\r\n", "\n").strip()
 
     def _recorded(self, row: dict[str, Any]) -> tuple[float, ...] | None:
-        """Give the differences that a row records, if it has all of them."""
+        """Give the recorded differences of a row; None if it does not have all of them."""
         values = [row.get(column) for column in self.differences]
         known = [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
         return tuple(known) if len(known) == len(values) else None
@@ -234,7 +233,7 @@ class _Table:
 
 
 def _stored(value: object) -> tuple[bytes, str]:
-    """Give the content and the path of a picture as it is stored in a row, as far as there are any."""
+    """Give the content and the path of a picture in a row; what is missing is empty."""
     if isinstance(value, dict):
         return value.get("bytes") or b"", value.get("path") or ""
     return value if isinstance(value, bytes) else b"", value if isinstance(value, str) else ""
@@ -248,10 +247,10 @@ def _readable(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 class Writer:
-    """Collects what is prepared as a data set, in a file; a few rows are in memory."""
+    """Collects prepared items as a data set, in a file; only a few rows are in memory."""
 
     def __init__(self, endings: tuple[str, ...], folder: Path) -> None:
-        """Begin, in an empty ``folder`` that goes when this is done with.
+        """Begin in an empty ``folder``, which the caller removes afterwards.
 
         Raises:
             UsageError: the library is not installed.
@@ -287,7 +286,7 @@ class Writer:
         return library().Dataset.from_file(str(self._file))
 
     def save(self, rows: Any, folder: Path) -> None:
-        """Save a data set so that its folder is there when it is whole."""
+        """Save a data set; its folder gets its name when it is complete."""
         part = self._folder / "saved"
         rows.save_to_disk(str(part), max_shard_size=SHARD)
         part.rename(folder)
@@ -298,10 +297,10 @@ class Writer:
 
 
 def check_push(repository: str) -> None:
-    """Look whether a data set could be pushed, before all the work.
+    """Check that a data set could be pushed, before all the work.
 
     Raises:
-        UsageError: there is no token, or the name is none.
+        UsageError: there is no token, or the name is not ORG/NAME.
     """
     library()
     from huggingface_hub import get_token

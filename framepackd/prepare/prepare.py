@@ -1,7 +1,7 @@
-"""framepackd prepare: makes inbox files of videos and data sets.
+"""Makes inbox files of videos and data sets, for framepackd prepare.
 
-One item after the other is made ready in a hidden folder of the target and then gets its names there, the
-picture that a job starts from last: nothing is ever taken half, and whatever ends this, the next run goes on.
+Each item is prepared in a hidden folder of the target. Then its files are moved into the target, the picture
+that a job starts from last, so that no job is taken in half. After an interruption the next run resumes.
 """
 
 import contextlib
@@ -25,10 +25,18 @@ from framepackd.inbox.listing import IGNORED, IGNORED_FOLDERS
 from framepackd.jobs.job import State
 from framepackd.jobs.store import JobStore
 from framepackd.prepare import video_frames
-from framepackd.prepare.items import Item, Options, Outcome, Result, Source, UsageError
-from framepackd.prepare.prepared_names import choose_names, endings_of
+from framepackd.prepare.items import (
+    Item,
+    ItemOutcome,
+    ItemResult,
+    ItemStream,
+    Options,
+    UsageError,
+    choose_names,
+    endings_of,
+)
 from framepackd.settings.config import Config
-from framepackd.settings.decoding import as_text
+from framepackd.settings.decoding import read_prompt
 from framepackd.settings.job_settings import parse_settings
 from framepackd.text import as_utf8
 
@@ -36,19 +44,18 @@ if TYPE_CHECKING:
     from framepackd.prepare.datasets import Writer
 
 STAGING = ".framepackd-prepare"
-MAX_TEXT_BYTES = 1 << 16  # what a prompt may have
-OTHER_ROLES = ("text", "settings", "diff")  # of files that are no pictures
+OTHER_ROLES = ("text", "settings", "diff")  # of files that are not pictures
 DONE = (State.DONE, State.SKIPPED, State.QUEUED, State.RUNNING)
 
 
 def read_settings(pairs: Iterable[str]) -> str:
-    r"""Turn KEY=VALUE into the text of a ``NAME.toml``, checked; what is no TOML value is text.
+    r"""Turn KEY=VALUE pairs into the text of a ``NAME.toml``, and check it; a value that is not TOML is text.
 
     >>> read_settings(["seconds=3", "cache=teacache"])
     'seconds = 3\ncache = "teacache"\n'
 
     Raises:
-        UsageError: it is not of that form, or no setting of a job.
+        UsageError: a pair has another form, or is not a setting of a job.
     """
     lines = []
     for pair in pairs:
@@ -70,11 +77,11 @@ def read_settings(pairs: Iterable[str]) -> str:
     return "".join(lines)
 
 
-def find(options: Options) -> Source:
-    """Find what there is to prepare.
+def find(options: Options) -> ItemStream:
+    """Find the items to prepare.
 
     Raises:
-        UsageError: nothing, or not in this way.
+        UsageError: there are none, or the options do not fit them.
     """
     source = options.source
     if options.prompt is not None and not options.prompt.strip():
@@ -106,7 +113,7 @@ def _list_videos(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in names if not IGNORED.search(name))
 
 
-def _videos(videos: list[Path], options: Options) -> Source:
+def _videos(videos: list[Path], options: Options) -> ItemStream:
     if options.split is not None:
         raise UsageError("--split is for data sets: videos have none")
     root = options.source if options.source.is_dir() else options.source.parent
@@ -124,19 +131,17 @@ def _videos(videos: list[Path], options: Options) -> Source:
         )
         for path, name in names.items()
     ]
-    return Source(len(items), endings, items)
+    return ItemStream(len(items), endings, items)
 
 
 def _text(video: Path, prompt: str | None) -> str:
-    """Give the prompt for all, or the caption beside a video."""
+    """Give the prompt for all videos, or the caption of this one."""
     if prompt is not None:
         return prompt
     captions = [video.with_suffix(suffix) for suffix in (".txt", ".TXT", ".Txt")]
     caption = next((path for path in captions if path.is_file()), captions[0])
     try:
-        if caption.stat().st_size > MAX_TEXT_BYTES:
-            raise RequestError(f"{caption.name} has more than {MAX_TEXT_BYTES} bytes: shorten it")
-        text = as_text(caption.read_bytes(), caption.name).replace("\r\n", "\n").strip()
+        text = read_prompt(caption)
     except FileNotFoundError as error:
         raise RequestError(
             f"has no caption {caption.name}: write it, or give one --prompt for all"
@@ -149,12 +154,12 @@ def _text(video: Path, prompt: str | None) -> str:
 
 
 def prepare(
-    source: Source, options: Options, config: Config, writer: "Writer | None" = None
-) -> Iterator[Result]:
-    """Prepare item after item; what is bad is told and left out. ``writer`` gets all that are good.
+    source: ItemStream, options: Options, config: Config, writer: "Writer | None" = None
+) -> Iterator[ItemResult]:
+    """Prepare one item after the other; a bad one is reported and left out. ``writer`` gets the good ones.
 
     Raises:
-        UsageError: another one is at work on the same target.
+        UsageError: another run works on the same target.
         OSError, StoreError: the target or the database cannot be used; run it again when they can.
     """
     store = None
@@ -165,7 +170,7 @@ def prepare(
             try:
                 yield _prepare(item, options, staging, store, writer)
             except RequestError as error:
-                yield Result(item, Outcome.BAD, str(error))
+                yield ItemResult(item, ItemOutcome.BAD, str(error))
             finally:
                 for path in staging.iterdir():
                     path.unlink()
@@ -173,7 +178,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _staging(options: Options) -> Iterator[Path]:
-    """Give a hidden folder in the target that nobody else uses; it goes when this ends."""
+    """Make a hidden folder in the target that no other run uses, and remove it afterwards."""
     if options.dry_run:
         with tempfile.TemporaryDirectory(prefix="framepackd-") as folder:
             yield Path(folder)
@@ -192,7 +197,7 @@ def _staging(options: Options) -> Iterator[Path]:
                 raise
         staging = options.target / STAGING
         if staging.exists():
-            shutil.rmtree(staging)  # of one that was killed
+            shutil.rmtree(staging)  # left by a run that was killed
         staging.mkdir()
         try:
             yield staging
@@ -208,21 +213,21 @@ def _prepare(
     staging: Path,
     store: JobStore | None,
     writer: "Writer | None",
-) -> Result:
+) -> ItemResult:
     folder = options.target / item.folder
     text = item.text()
     if writer is None and not options.dry_run and _is_there(item, folder, text):
-        return Result(item, Outcome.THERE)
+        return ItemResult(item, ItemOutcome.THERE)
     differences = _stage(item, staging)
     if options.max_difference is not None and any(each >= options.max_difference for each in differences):
-        return Result(item, Outcome.DIFFERENT, differences=differences)
+        return ItemResult(item, ItemOutcome.DIFFERENT, differences=differences)
     pictures = [staging / (item.name + ending) for ending in item.endings]
     if writer is not None:
         writer.add(pictures, text, differences)
     if store is not None and _is_done(pictures, text, store):
-        return Result(item, Outcome.DONE, differences=differences)
+        return ItemResult(item, ItemOutcome.DONE, differences=differences)
     if options.dry_run:
-        return Result(item, Outcome.PREPARED, differences=differences)
+        return ItemResult(item, ItemOutcome.PREPARED, differences=differences)
     beside = {".txt": f"{text}\n"}
     if differences:
         beside["_frame_diff.txt"] = "".join(f"{each}\n" for each in differences)
@@ -230,14 +235,14 @@ def _prepare(
         beside[".toml"] = options.settings
     for ending, content in beside.items():
         (staging / (item.name + ending)).write_text(content, encoding="utf-8")
-    # Without its first picture nothing is a job, and with it everything is there.
+    # The first picture last: without it the files are not a job.
     ordered = [*(staging / (item.name + ending) for ending in beside), *reversed(pictures)]
-    outcome = Outcome.PREPARED if _place(ordered, folder) else Outcome.THERE
-    return Result(item, outcome, differences=differences)
+    outcome = ItemOutcome.PREPARED if _place(ordered, folder) else ItemOutcome.THERE
+    return ItemResult(item, outcome, differences=differences)
 
 
 def _is_there(item: Item, folder: Path, text: str) -> bool:
-    """Say whether an earlier run has finished with it, and nobody had taken it before we looked."""
+    """Say whether an earlier run has finished this item, and its files are still there."""
     if not all((folder / (item.name + ending)).is_file() for ending in (*item.endings, ".txt")):
         return False
     try:
@@ -250,7 +255,7 @@ def _is_there(item: Item, folder: Path, text: str) -> bool:
 
 
 def _stage(item: Item, staging: Path) -> tuple[float, ...]:
-    """Write the pictures, and say how much neighbours differ; two are in memory at a time."""
+    """Write the pictures, and give how much neighbours differ; two are in memory at a time."""
     differences: list[float] = []
     last = None
     for ending, picture in zip(item.endings, item.pictures(), strict=True):
@@ -262,24 +267,24 @@ def _stage(item: Item, staging: Path) -> tuple[float, ...]:
 
 
 def _is_done(pictures: list[Path], text: str, store: JobStore) -> bool:
-    """Say whether a job with just these pictures and this prompt is done, queued or on its way."""
+    """Say whether a job with exactly these pictures and this prompt is done, queued or running."""
     wanted = sorted(files.sha256(path) for path in pictures)
     for job in store.made_of(wanted[0]):
-        its = (entry["sha256"] for role, entry in job.inputs.items() if role not in OTHER_ROLES)
+        its = (str(entry["sha256"]) for role, entry in job.inputs.items() if role not in OTHER_ROLES)
         if sorted(its) == wanted and job.state in DONE and job.settings.get("prompt") == text.strip():
             return True
     return False
 
 
 def _place(staged: list[Path], folder: Path) -> bool:
-    """Give files their names in a folder, in this order, over nothing; say whether any was missing.
+    """Move files into a folder, in this order, replacing none; says whether any was missing there.
 
     Raises:
-        RequestError: something else has one of the names.
+        RequestError: another file has one of the names.
     """
     for path in staged:
         there = folder / path.name
-        with contextlib.suppress(FileNotFoundError):  # free, perhaps since just now
+        with contextlib.suppress(FileNotFoundError):  # the name is free
             if not stat.S_ISREG(there.lstat().st_mode) or files.sha256(there) != files.sha256(path):
                 raise _occupied(there)
     files.make_folder(folder)

@@ -1,8 +1,8 @@
 """Chooses the frames of a video that a job starts and ends with, and measures their difference.
 
-They are those that FramePack's data scripts take by way of moviepy, so that a threshold found with these
-keeps its meaning: the frame that a constant frame rate shows at a time or, where that is more than 100 frames
-further on, which moviepy jumps to, the first one from that time on.
+They are the frames that FramePack's data scripts take with moviepy, so that a threshold found with these
+keeps its meaning: the frame that a constant frame rate shows at a time. More than 100 frames ahead moviepy
+seeks, and takes the first frame from that time on.
 """
 
 from collections.abc import Iterator
@@ -21,26 +21,26 @@ SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"),
     *(".mpg", ".mpeg", ".m2ts", ".wmv", ".flv", ".ogv", ".3gp"),
 )
-BEFORE_END = 0.1  # seconds: there is a frame that can be decoded
-JUMP = 100  # frames
+BEFORE_END = 0.1  # seconds before the end, where a frame can still be decoded
+JUMP = 100  # frames; further ahead moviepy seeks
 TOLERANCE = 1e-4  # seconds that a time stamp may be rounded by
 LEAST_SIDE = 7  # pixels: the window in which frames are compared
 TRUNCATED = 1.0  # seconds that may be missing at the end of the pictures
-# By content, whatever the name: none may be a playlist, which names other files to be read.
+# Chosen by content, not by name. None may be a playlist: that would make ffmpeg read other files.
 FORMATS = "mov,matroska,avi,gif,mpeg,mpegts,asf,flv,ogg"
 
 
 class VideoError(RequestError):
-    """A file gives no frames; the text goes on after its name."""
+    """A file gives no frames; the text follows its name."""
 
 
 def read_frames(path: Path, count: int) -> Iterator[Picture]:
-    """Yield evenly spaced frames, upright: from the first to the one 0.1 s before the end; two or more.
+    """Yield two or more evenly spaced frames, upright: from the first to the one 0.1 s before the end.
 
     Holds two of them at a time, however long the video is.
 
     Raises:
-        VideoError: it is no video, is damaged, or too short for so many different frames.
+        VideoError: it is not a video, is damaged, or too short for so many different frames.
     """
     if path.exists() and not path.is_file():
         raise VideoError("is not a regular file: leave it out")
@@ -79,11 +79,11 @@ def difference(one: Picture, other: Picture) -> float:
         sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in (one, other))
         raise VideoError(f"has pictures of {sizes}: they need one size, of {LEAST_SIDE} pixels or more")
     similarity: Any = structural_similarity(np.mean(one, axis=2), np.mean(other, axis=2), data_range=1.0)
-    return max(0.0, float(1 - similarity))  # rounding may leave the least bit below
+    return max(0.0, float(1 - similarity))  # rounding may give a little less than 0
 
 
 class _Reader:
-    """Goes forward through a video: holds the frame that is shown and the next one; times in seconds."""
+    """Goes forward through a video, holding the current frame and the next; times are in seconds."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -133,52 +133,52 @@ class _Reader:
 
     @property
     def time(self) -> float:
-        """When the frame is shown that is shown now."""
+        """The time of the current frame."""
         return self._time(self._shown)
 
     @property
     def ended(self) -> bool:
-        """Whether it is the last."""
+        """Whether the current frame is the last."""
         return self._next is None
 
     def go_on(self, until: float) -> None:
-        """Show the last frame that is not after a time."""
+        """Advance to the last frame that is not after a time."""
         while self._next is not None and self._time(self._next) <= until:
             self._advance()
 
     def jump(self, time: float) -> None:
-        """Show the first frame that is not before a time; the last if there is none."""
+        """Seek the first frame that is not before a time, or the last if there is none."""
         self._container.close()
         try:
             self._open(at=time)
             late = self.time > time + TOLERANCE
         except VideoError:
             late = True
-        if late:  # some files cannot be searched, or not for what is before a time
+        if late:  # some files cannot be sought in, or only to a later frame
             self._container.close()
             self._open()
         while self._next is not None and self.time < time - TOLERANCE:
             self._advance()
 
     def picture(self) -> Picture:
-        """Give the frame as people see it."""
+        """Give the current frame, upright."""
         return np.ascontiguousarray(np.rot90(to_rgb(self._shown), self._shown.rotation // 90))
 
     def rate(self) -> float:
-        """Give the frames a second, the lowest that shows all of them."""
+        """Give the lowest constant frame rate that shows all frames, in frames a second."""
         rate = self._stream.base_rate or self._stream.guessed_rate or self._stream.average_rate
         if not rate:
-            raise VideoError("tells no frame rate: convert it to mp4")
+            raise VideoError("has no frame rate: convert it to mp4")
         return float(rate)
 
     def length(self) -> float:
-        """Give the length of the pictures as far as it is told; 0 if it is not."""
+        """Give the length of the video stream as the file states it; 0 if it does not."""
         return float((self._stream.duration or 0) * (self._stream.time_base or 0))
 
     def duration(self) -> float:
-        """Give the length of the file, to 0.01 s as ffmpeg tells it, or of pictures that end long before."""
+        """Give the length of the file, to 0.01 s as ffmpeg prints it, or of a stream that ends earlier."""
         seconds = (self._container.duration or 0) / av.time_base
-        if not seconds:  # a recording that nobody ended
+        if not seconds:  # an interrupted recording
             with _Reader(self._path) as other:
                 seconds = max(
                     (float((packet.pts + (packet.duration or 0)) * packet.time_base) - self._start)

@@ -33,9 +33,9 @@ from framepackd.settings.tables import GpuConfig, ModelConfig, NotifyConfig, Web
 
 ENV_PREFIX = "FRAMEPACKD_"
 CONFIG_VARIABLE = "FRAMEPACKD_CONFIG"
-# What framepackd notify tells its command, which may well ask framepackd for more: no keys of the config.
+# framepackd notify sets these for its command, which may run framepackd in turn: they are no keys.
 EVENT_VARIABLES = tuple(f"FRAMEPACKD_{name}" for name in ("EVENT", "JOB", "NAME", "OUTPUT", "ERROR"))
-# Where events of other machines' writes do not arrive.
+# On these a write of another machine sends no event.
 UNWATCHED_FILESYSTEMS = ("nfs", "cifs", "smb", "fuse", "9p", "virtiofs", "vboxsf", "ceph")
 
 
@@ -51,16 +51,16 @@ class Config(BaseSettings):
     )
 
     state_dir: Path = Field(default_factory=lambda: _default_state_dir())
-    inbox: Path = Path("inbox")  # these three: in the state folder unless set
+    inbox: Path = Path("inbox")  # this and the next three lie in the state folder unless set
     outbox: Path = Path("outbox")
     failed: Path = Path("failed")
-    lora_dir: Path = Path("loras")  # likewise
+    lora_dir: Path = Path("loras")
     settle_seconds: float = Field(5.0, ge=0, le=3600)
     poll_seconds: float | None = Field(None, gt=0, le=86400)  # None: 60, or 10 where events cannot be trusted
     model: str = "framepack"
     max_attempts: int = Field(3, ge=1, le=100)
     on_duplicate: Literal["run", "skip"] = "run"
-    hang_seconds: float = Field(120.0, gt=0, le=86400)  # see runner.py
+    hang_seconds: float = Field(120.0, gt=0, le=86400)  # without a word from the worker
     results_page: bool = True
     preview_decoder: Path | None = None  # weights of TAEHV
     models: dict[str, ModelConfig] = {}
@@ -105,18 +105,22 @@ class Config(BaseSettings):
         return sorted({*BUILT_IN, *self.models})
 
     def unknown_model(self, name: str, key: str = "model") -> str:
-        """Say what models there are instead of one that is none."""
+        """Say that there is no model of this name, and which there are."""
         names = self.model_names()
         guess = closest(name, names)
         meant = "" if guess is None else f": did you mean {guess!r}?"
         return f"{key} must be one of {', '.join(names)}, got {shown(name)}{meant}"
 
     def specs(self) -> list[ModelSpec]:
-        """Give all models that jobs may ask for."""
+        """Give every model that jobs may ask for."""
         return [self.spec(name) for name in self.model_names()]
 
     def spec(self, name: str) -> ModelSpec:
-        """Give a model by name; one in the config stands before a built-in one of the same name."""
+        """Give a model by name; one in the config replaces a built-in one of the same name.
+
+        Raises:
+            KeyError: there is none.
+        """
         return self.models[name].spec(name) if name in self.models else BUILT_IN[name]
 
     @property
@@ -126,12 +130,12 @@ class Config(BaseSettings):
 
     @property
     def jobs_dir(self) -> Path:
-        """The work folders, one a job."""
+        """The folder of the work folders, one for each job."""
         return self.state_dir / "jobs"
 
     @property
     def cache_dir(self) -> Path:
-        """Where what can be made anew is kept; some of it is code."""
+        """The folder of caches that can be rebuilt; some of them hold code."""
         if os.environ.get("CACHE_DIRECTORY"):  # set by systemd
             return Path(os.environ["CACHE_DIRECTORY"].split(":")[0])
         try:
@@ -146,27 +150,25 @@ class Config(BaseSettings):
 
     @property
     def made_folders(self) -> list[Path]:
-        """The folders of its own that the daemon makes where they are missing; see also folders.py."""
-        own = [self.lora_dir] if self.lora_dir.is_relative_to(self.state_dir) else []  # else read only
+        """The folders that the daemon makes for itself if they are missing; see also folders.py."""
+        own = [self.lora_dir] if self.lora_dir.is_relative_to(self.state_dir) else []  # another is only read
         return [self.state_dir, self.jobs_dir, *own]
 
     @property
     def folders(self) -> dict[str, Path]:
         """All folders that have to exist."""
-        return {
-            "state_dir": self.state_dir,
-            "inbox": self.inbox,
-            "outbox": self.outbox,
-            "failed": self.failed,
-        }
+        return {name: getattr(self, name) for name in ("state_dir", "inbox", "outbox", "failed")}
 
 
 SECRET_KEYS = (("web", "password"), ("notify", "webhook"))
-FIXED_KEYS = ("state_dir", "inbox", "outbox", "failed", "gpu")  # while a daemon runs
+FIXED_KEYS = ("state_dir", "inbox", "outbox", "failed", "gpu")  # only a restart changes these
 
 
 def changed(running: Config, new: Config) -> tuple[Config, list[str], list[str]]:
-    """Give what a running daemon can take of a new configuration, which keys that changes, and which not."""
+    """Merge a new configuration into that of a running daemon.
+
+    Gives the merged one, the keys that change, and those that differ but need a restart.
+    """
     differing = [key for key in Config.model_fields if getattr(new, key) != getattr(running, key)]
     fixed = [key for key in differing if key in FIXED_KEYS]
     taken = new.model_copy(update={key: getattr(running, key) for key in fixed})
@@ -175,7 +177,7 @@ def changed(running: Config, new: Config) -> tuple[Config, list[str], list[str]]
 
 @dataclass
 class _Reading:
-    """What a Config is built of: pydantic-settings asks for its sources by a class method."""
+    """The sources of the next Config: pydantic-settings asks for them in a class method."""
 
     file: dict[str, Any] = field(default_factory=dict)
     environment: bool = True
@@ -223,7 +225,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _explain(error: ValidationError, file: Path | None) -> str:
-    """Say what is wrong, and where: in the file, unless that alone is fine."""
+    """Say what is wrong and where: in the file or, if the file alone is fine, in the environment."""
     variables = sorted(name for name in os.environ if _key_of(name) in Config.model_fields)
     where = f"environment ({', '.join(variables)})"
     if file is not None:
@@ -239,7 +241,7 @@ def _explain(error: ValidationError, file: Path | None) -> str:
 
 
 def _meant_in_config() -> dict[str, str]:
-    """Give for what people write on the top level of the configuration where it belongs."""
+    """Map keys that people write on the top level by mistake to the place where they belong."""
     tables: dict[str, type[BaseModel]] = {"gpu": GpuConfig, "web": WebConfig, "notify": NotifyConfig}
     nested = {key: f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
     return nested | {key: f"defaults.{key}" for key in (*JobSettings.model_fields, *OTHER_NAMES)}
@@ -259,7 +261,7 @@ def _default_state_dir() -> Path:
 
 
 def _refuse_unknown_variables() -> None:
-    """Name a mistyped variable: pydantic-settings ignores unknown ones at the top level."""
+    """Refuse a mistyped variable: pydantic-settings ignores unknown ones at the top level."""
     for variable in os.environ:
         key = _key_of(variable)
         if key is None or key in Config.model_fields or variable in (CONFIG_VARIABLE, *EVENT_VARIABLES):
@@ -275,7 +277,7 @@ def _refuse_unknown_variables() -> None:
 
 
 def _key_of(variable: str) -> str | None:
-    """Give the key that a variable of ours sets, or would set, on the top level."""
+    """Give the top-level key that a variable of ours sets, or would set; None for other variables."""
     name = variable.upper()
     return name.removeprefix(ENV_PREFIX).split("__")[0].lower() if name.startswith(ENV_PREFIX) else None
 
@@ -300,20 +302,18 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
     return absolute
 
 
-def _secret_files(config: Config, base: Path) -> dict[str, Any]:
-    """Find the files of secrets; they are read only by who needs them."""
-    found: dict[str, Any] = {}
-    if config.web.password_file is not None:
-        file = locate(config.web.password_file, base)
-        found["web"] = config.web.model_copy(update={"password_file": file})
-    if config.notify.webhook_file is not None:
-        file = locate(config.notify.webhook_file, base)
-        found["notify"] = config.notify.model_copy(update={"webhook_file": file})
+def _secret_files(config: Config, base: Path) -> dict[str, BaseModel]:
+    """Locate the files of secrets; only the commands that need a secret read it."""
+    found: dict[str, BaseModel] = {}
+    for name, key in (("web", "password_file"), ("notify", "webhook_file")):
+        table = getattr(config, name)
+        if (file := getattr(table, key)) is not None:
+            found[name] = table.model_copy(update={key: locate(file, base)})
     return found
 
 
 def _refuse_nested(config: Config) -> None:
-    """Keep results from being taken in again as jobs."""
+    """Refuse folders in the inbox: their files would be taken in as jobs."""
     for name in ("outbox", "failed", "state_dir", "lora_dir", "metrics_file"):
         place: Path | None = getattr(config, name)
         if place is not None and place.resolve().is_relative_to(config.inbox.resolve()):
@@ -322,7 +322,7 @@ def _refuse_nested(config: Config) -> None:
 
 
 def poll_seconds(config: Config) -> float:
-    """Say how often to scan: as configured, else by whether the inbox's file system tells of all changes."""
+    """Say how often to scan: as configured, else by whether the inbox's file system reports all changes."""
     if config.poll_seconds is not None:
         return config.poll_seconds
     return 10.0 if files.filesystem_type(config.inbox).startswith(UNWATCHED_FILESYSTEMS) else 60.0

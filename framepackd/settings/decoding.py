@@ -1,9 +1,11 @@
-"""Decodes text that somebody wrote with an editor; names the encoding if it is not UTF-8."""
+"""Decodes text that people wrote with an editor; names the encoding if it is not UTF-8."""
 
 import codecs
+from pathlib import Path
 
 from framepack_core.errors import RequestError
 
+MAX_PROMPT_BYTES = 1 << 16
 # UTF-32 first: its mark begins with that of UTF-16.
 MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -17,7 +19,7 @@ def as_text(content: bytes, name: str) -> str:
     """Read UTF-8, with or without a byte order mark.
 
     Raises:
-        RequestError: it is something else; names ``name``, what it is, and what to do.
+        RequestError: it is something else; the text names ``name``, the encoding, and what to do.
     """
     if kind := other_unicode(content):
         raise RequestError(
@@ -33,8 +35,21 @@ def as_text(content: bytes, name: str) -> str:
     return text
 
 
+def read_prompt(path: Path) -> str:
+    """Read a prompt, without white space around it and with Unix line ends.
+
+    Raises:
+        RequestError: it is too long, or not UTF-8.
+        OSError: it cannot be read.
+    """
+    size = path.stat().st_size
+    if size > MAX_PROMPT_BYTES:
+        raise RequestError(f"{path.name} has {size} bytes: a prompt may have {MAX_PROMPT_BYTES}: shorten it")
+    return as_text(path.read_bytes(), path.name).replace("\r\n", "\n").strip()
+
+
 def other_unicode(content: bytes) -> str | None:
-    """Recognise UTF-16 and UTF-32: by their mark, or else UTF-16 by its null bytes, which no text has."""
+    """Recognise UTF-16 and UTF-32 by their mark, or UTF-16 by its null bytes; None for anything else."""
     marked = next((kind for mark, kind in MARKS if content.startswith(mark)), None)
     if marked or b"\0" not in content:
         return marked

@@ -1,7 +1,7 @@
 """Defines a job's settings: of its video, and what the daemon does with the result.
 
-Settings come in layers (config, ``_defaults.toml`` of each folder, ``NAME.toml``); each is checked by itself,
-so that a mistake is reported with the file it is in.
+Settings come in layers: the config, the ``_defaults.toml`` of each folder, ``NAME.toml``. Each layer is
+checked alone, so that a mistake is reported with the file that it is in.
 """
 
 import re
@@ -22,7 +22,7 @@ from framepackd.settings.loras import LoraSettings
 
 DEFAULTS_FILE = "_defaults.toml"
 MAX_SETTINGS_BYTES = 1 << 13  # for the worst of 64 KiB tomllib takes 17 s and 4 GB, for this 0.1 s and 64 MB
-# Names in FramePack's own demo and the scripts written for it.
+# The names in FramePack's own demo and in scripts written for it.
 OTHER_NAMES = {
     "n_prompt": "negative_prompt",
     "total_second_length": "seconds",
@@ -35,7 +35,7 @@ OTHER_NAMES = {
 }
 
 
-MEANT = {name: name for name in OTHER_NAMES}  # understood, and so worth a hint when mistyped
+MEANT = {name: name for name in OTHER_NAMES}  # hinted at when mistyped
 _BOOLEAN = TypeAdapter(bool)
 
 
@@ -67,46 +67,46 @@ def _read_keyframes(value: object) -> dict[int, str]:
 
 
 def refuse_shared(values: Mapping[str, Any], origin: str) -> None:
-    """Check that settings of many jobs set nothing that only one can have.
+    """Refuse, in settings that many jobs share, what belongs to a single job.
 
     Raises:
-        RequestError: they name a file of one job.
+        RequestError: they name the pictures of one job.
     """
     if "keyframes" in values:
         raise RequestError(f"{origin}: keyframes names the pictures of one job: put it into its NAME.toml")
 
 
 class JobSettings(GenerationSettings):
-    """All that ``NAME.toml`` may hold."""
+    """Everything that ``NAME.toml`` may hold."""
 
     model: str | None = None  # None: the config's
     prompt: str | None = None
-    more: Number | None = Field(None, ge=1, le=120)  # seconds that a finished video is to become longer
+    more: Number | None = Field(None, ge=1, le=120)  # seconds to add to a finished video
     seed: Annotated[Integer | None, BeforeValidator(_read_seed), Also(', or "random"')] = Field(
         31337, ge=0, le=MAX_SEED
     )
     seeds: Integer = Field(1, ge=1, le=64)  # variations, each a job with a seed of its own
-    # Section, counted as they are made -> file beside the settings.
+    # From a section, numbered in the order of generation, to a picture in the folder of the settings.
     keyframes: Annotated[dict[int, str], BeforeValidator(_read_keyframes)] = Field({})
     crf: Integer = Field(16, ge=0, le=51)
     save_section_frames: bool = False
     keep_latents: bool = False
-    embed_metadata: bool = True  # say in the mp4 how it was made
+    embed_metadata: bool = True  # write into the mp4 how it was made
     loras: LoraSettings = Field(default_factory=list)
     gpu_memory_preservation: Number | None = Field(None, ge=0, le=128)
 
     def with_drawn_seed(self) -> "JobSettings":
-        """Draw the seed, where it is to be random, once and for all."""
+        """Draw the seed if it is to be random; from then on it is fixed."""
         if self.seed is not None:
             return self
         return self.model_copy(update={"seed": secrets.randbelow(MAX_SEED + 1)})
 
 
 def parse_settings(values: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Check one layer of settings and give those it sets, under our names.
+    """Check one layer of settings and give the ones it sets, under our names.
 
     Raises:
-        RequestError: an unknown key or a wrong value; names key, value, range and ``origin``.
+        RequestError: a key is unknown or a value wrong; the text names key, value, range and ``origin``.
     """
     ours, said = _rename(values, origin)
     try:
@@ -127,7 +127,7 @@ def _rename(values: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], dic
                 raise RequestError(f"{origin}: {key} must be true or false, got {shown(value)}") from error
             if key == "use_random_seed":
                 if value:
-                    ours["seed"] = "random"  # wins over a seed that is given as well
+                    ours["seed"] = "random"  # it overrides a seed that is set too
                 continue
             value = "teacache" if value else "none"
         elif name in said and name != "seed":

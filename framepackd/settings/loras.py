@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".safetensors"
 MAX_LORAS = 16  # of a job
-NAMED = 10  # of the files that are there, in a message
-MAX_LOOKED_AT = 10_000  # entries of the folder
+MAX_NAMED = 10  # files in a message
+MAX_LISTED = 10_000  # files of the folder
 
 
 def _below(name: str) -> str:
@@ -37,7 +37,7 @@ class LoraSetting(BaseModel):
 
     file: Annotated[str, AfterValidator(_below)]
     weight: Number = Field(1.0, ge=-4, le=4)
-    allow_partial: StrictBool = False  # take it even if keys of blocks belong nowhere
+    allow_partial: StrictBool = False  # use it even if some keys match no layer of the model
 
 
 def _by_name(value: object) -> object:
@@ -82,15 +82,15 @@ def find(name: str, lora_dir: Path) -> Path:
 
 
 def listing(lora_dir: Path) -> str:
-    """Say which LoRAs are there, not all if they are many."""
+    """List the LoRAs in a folder for a message, at most MAX_NAMED of them."""
     try:
         if not lora_dir.is_dir():
             return "there is no such folder"
     except OSError as error:  # a folder above is closed, or its disk fails
-        return f"it cannot be looked into: {error.strerror}"
-    names = sorted(islice(_names(lora_dir), MAX_LOOKED_AT))
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"there are {', '.join(names[:NAMED])}{more}" if names else f"no {SUFFIX} file is there"
+        return f"it cannot be read: {error.strerror}"
+    names = sorted(islice(_names(lora_dir), MAX_LISTED))
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"there are {', '.join(names[:MAX_NAMED])}{more}" if names else f"no {SUFFIX} file is there"
 
 
 def _names(lora_dir: Path) -> Iterator[str]:
@@ -101,7 +101,7 @@ def _names(lora_dir: Path) -> Iterator[str]:
 
 
 def opened(entry: LoraSetting, lora_dir: Path) -> Lora:
-    """Give a LoRA as the engine takes it.
+    """Find the file of a LoRA setting and give it as the engine takes it.
 
     Raises:
         RequestError: its file is not there, or lies elsewhere.
@@ -109,22 +109,22 @@ def opened(entry: LoraSetting, lora_dir: Path) -> Lora:
     return Lora(file=find(entry.file, lora_dir), weight=entry.weight, allow_partial=entry.allow_partial)
 
 
-def take_in(chosen: Iterable[LoraSetting], lora_dir: Path, spec: ModelSpec) -> list[dict[str, Any]]:
-    """Give what is recorded of a job's LoRAs: file, weight, SHA-256, and how many of its keys matched.
+def take_in(chosen: Sequence[LoraSetting], lora_dir: Path, spec: ModelSpec) -> list[dict[str, Any]]:
+    """Check a job's LoRAs, and give what is recorded of them.
 
-    The last only if the model is here; else the worker will say it.
+    Recorded are file, weight, SHA-256 and how many keys match the model. The last is known only if the
+    model's files are here; else the worker adds it.
 
     Raises:
         RequestError: a file is not there, or does not fit the model.
         OSError: a file cannot be read.
     """
-    named = list(chosen)
-    loras = [opened(entry, lora_dir) for entry in named]
+    loras = [opened(entry, lora_dir) for entry in chosen]
     entries = [
         {"file": entry.file, "weight": entry.weight}
         | ({"allow_partial": True} if entry.allow_partial else {})
         | {"sha256": lora_files.sha256(found.file)}
-        for entry, found in zip(named, loras, strict=True)
+        for entry, found in zip(chosen, loras, strict=True)
     ]
     try:
         fits = lora_files.fit_all(loras, spec)
@@ -138,12 +138,12 @@ def take_in(chosen: Iterable[LoraSetting], lora_dir: Path, spec: ModelSpec) -> l
 def with_counts(
     entries: Iterable[Mapping[str, Any]], counts: Iterable[Mapping[str, int]]
 ) -> list[dict[str, Any]]:
-    """Add to what is recorded how many keys matched."""
+    """Add to each record of a LoRA how many of its keys match."""
     return [{**entry, **count} for entry, count in zip(entries, counts, strict=True)]
 
 
 def requested(settings: Mapping[str, Any], lora_dir: Path) -> tuple[Lora, ...]:
-    """Give a recorded job's LoRAs to the engine, which looks whether they are still what they were."""
+    """Give a recorded job's LoRAs as the engine takes them; it checks that their content is the same."""
     return tuple(
         Lora(
             file=lora_dir / entry["file"],
@@ -156,16 +156,16 @@ def requested(settings: Mapping[str, Any], lora_dir: Path) -> tuple[Lora, ...]:
 
 
 def decisive(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Give of a job's settings what its result depends on: content and weights, whatever files are called."""
+    """Give a job's settings with LoRAs by content and weight: their files' names do not change the result."""
     merged = sorted((entry["sha256"], entry["weight"]) for entry in settings.get("loras", ()))
     others = {key: value for key, value in settings.items() if key != "loras"}
     return others | ({"loras": merged} if merged else {})
 
 
 def in_words(entry: Mapping[str, Any]) -> str:
-    """Say in a line what is recorded of a LoRA."""
-    told = f"{entry['file']}, weight {entry['weight']:g}"
+    """Describe a recorded LoRA in one line."""
+    line = f"{entry['file']}, weight {entry['weight']:g}"
     if "matched" in entry:
-        # Before all keys were counted, those for text encoders were left out.
-        told += f", matched {entry['matched']} of {entry.get('keys', entry['matched'] + entry['unmatched'])}"
-    return told
+        # An older version recorded no "keys", and did not count those for text encoders.
+        line += f", matched {entry['matched']} of {entry.get('keys', entry['matched'] + entry['unmatched'])}"
+    return line

@@ -1,4 +1,4 @@
-"""Reads passwords and webhook addresses from files of their own; systemd may hand them over."""
+"""Reads passwords and webhook addresses from files, which may be systemd credentials."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from framepackd.settings.decoding import other_unicode
 
 CREDENTIALS = "CREDENTIALS_DIRECTORY"  # set by systemd for a unit with LoadCredential=
-LARGEST = 4096  # bytes
+MAX_BYTES = 4096
 
 
 class SecretError(Exception):
@@ -17,7 +17,7 @@ class SecretError(Exception):
 
 
 def locate(file: Path, base: Path) -> Path:
-    """Find a secret's file: a mere name among systemd's credentials, else by the config's folder."""
+    """Find a secret's file: a plain name among systemd's credentials, else below the config's folder."""
     credentials = os.environ.get(CREDENTIALS)
     if credentials and len(file.parts) == 1 and Path(credentials, file).exists():
         return Path(credentials, file)
@@ -25,15 +25,15 @@ def locate(file: Path, base: Path) -> Path:
 
 
 def secret(file: Path, key: str) -> str:
-    """Read a secret: the file without the end of its last line.
+    """Read a secret: the file's content without the line end.
 
     Raises:
-        SecretError: the file is missing, empty, no text in UTF-8, or open to others.
+        SecretError: the file is missing, empty, not UTF-8 text, or open to others.
     """
     try:
         with file.open("rb") as opened:
             mode = os.fstat(opened.fileno()).st_mode
-            content = opened.read(LARGEST + 1)
+            content = opened.read(MAX_BYTES + 1)
     except OSError as error:
         raise SecretError(
             f"{key}: {file}: {error.strerror}: write the secret there, for the service's user alone "
@@ -46,7 +46,7 @@ def secret(file: Path, key: str) -> str:
     text = content.decode("utf-8-sig", "replace").rstrip("\r\n")  # Notepad may write a mark before it
     if kind := other_unicode(content):
         raise SecretError(f"{key}: {file} is {kind}: write it again as UTF-8, one line, the secret")
-    if not text.strip() or len(content) > LARGEST or not text.isprintable() or "\ufffd" in text:
+    if not text.strip() or len(content) > MAX_BYTES or not text.isprintable() or "\ufffd" in text:
         raise SecretError(
             f"{key}: {file} must hold one line of text, the secret, and does not: write it again"
         )
@@ -54,7 +54,7 @@ def secret(file: Path, key: str) -> str:
 
 
 def webhook_address(url: str, source: str) -> str:
-    """Check an address without ever telling it: what follows the host is often a secret.
+    """Check an address. No error quotes it: what follows the host is often a secret.
 
     >>> webhook_address("ftp://example.org/token", "webhook")
     Traceback (most recent call last):

@@ -10,7 +10,7 @@ from framepack_core.models.registry import BUILT_IN, ModelSpec, Source, is_file,
 from framepack_core.sections import Kind
 from framepackd.settings.secret_files import SecretError, secret, webhook_address
 
-# A host as a browser names it: a name or an IPv6 address in brackets, and perhaps a port.
+# A host as a browser sends it: a name or an IPv6 address in brackets, optionally with a port.
 HOST = re.compile(
     r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>[0-9]{1,5}))?", re.ASCII
 )
@@ -37,11 +37,11 @@ class WebConfig(_Section):
 
     server: str = "127.0.0.1"
     port: int = Field(7860, ge=1, le=65535)
-    password: str = Field("", repr=False)  # needed wherever others can reach it
-    password_file: Path | None = None  # which holds it instead
-    hosts: tuple[str, ...] = ()  # by which names it answers besides this machine's own
-    upload_limit_mb: int = Field(200, ge=1, le=100_000)  # of 10^6 bytes; one upload
-    upload_quota_mb: int = Field(5000, ge=1, le=10_000_000)  # all that lie there at once
+    password: str = Field("", repr=False)  # required if other machines can reach the page
+    password_file: Path | None = None  # holds the password instead
+    hosts: tuple[str, ...] = ()  # names that it answers to besides this machine's own
+    upload_limit_mb: int = Field(200, ge=1, le=100_000)  # of 10^6 bytes, for one upload
+    upload_quota_mb: int = Field(5000, ge=1, le=10_000_000)  # for all uploads that are kept at once
 
     @field_validator("hosts")
     @classmethod
@@ -58,7 +58,7 @@ class WebConfig(_Section):
         return self
 
     def read_password(self) -> str:
-        """Give the password, from wherever it is; empty if there is none.
+        """Give the password, from the config or its file; empty if there is none.
 
         Raises:
             SecretError: its file cannot be used.
@@ -67,11 +67,11 @@ class WebConfig(_Section):
 
 
 class NotifyConfig(_Section):
-    """Who is told of what became of jobs, by ``framepackd notify``."""
+    """What ``framepackd notify`` runs or calls when jobs end."""
 
     command: tuple[str, ...] = ()
-    webhook: str | None = Field(None, repr=False)  # its path is a secret
-    webhook_file: Path | None = None  # which holds it instead
+    webhook: str | None = Field(None, repr=False)  # its path is often a secret
+    webhook_file: Path | None = None  # holds the address instead
     events: tuple[Literal["done", "failed", "queue_empty"], ...] = ("done", "failed", "queue_empty")
     timeout_seconds: float = Field(30.0, gt=0, le=3600)
     attempts: int = Field(5, ge=1, le=100)
@@ -88,7 +88,7 @@ class NotifyConfig(_Section):
         return self
 
     def read_webhook(self) -> str | None:
-        """Give the webhook's address, from wherever it is; None if there is none.
+        """Give the webhook's address, from the config or its file; None if there is none.
 
         Raises:
             SecretError: its file cannot be used.
@@ -102,7 +102,7 @@ class NotifyConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """A model of one's own, or another source for a built-in one."""
+    """A model of the user's, or another source for a built-in one."""
 
     kind: Kind
     transformer: str
@@ -112,10 +112,7 @@ class ModelConfig(_Section):
     mag_ratios: Path | None = None  # written by `framepackd calibrate`
 
     def with_absolute_paths(self, base: Path) -> "ModelConfig":
-        """Resolve those of the three that are here, or files, against the config's folder.
-
-        The others are hub ids.
-        """
+        """Resolve sources that are folders or files against the config's folder; the others are hub ids."""
         folders = {
             key: str(base / Path(getattr(self, key)).expanduser())
             for key in ("transformer", "base", "image_encoder")

@@ -15,9 +15,9 @@ from framepack_core.media import heif
 from framepackd import files, folders
 from framepackd.control import client
 from framepackd.inbox.naming import is_picture, picture_types
-from framepackd.intake.resolve import MAX_TEXT_BYTES
 from framepackd.jobs.job import ENDED
 from framepackd.settings.config import Config
+from framepackd.settings.decoding import MAX_PROMPT_BYTES
 from framepackd.settings.job_settings import MAX_SETTINGS_BYTES, parse_settings
 
 FOLDER = "web"  # below the inbox, and so below the outbox
@@ -63,8 +63,8 @@ def _content(
     """Check all that a job consists of; gives what its files hold, the one that completes it last."""
     parse_settings(settings, "the settings")
     text = _as_utf8(prompt, "the prompt")
-    if len(text) > MAX_TEXT_BYTES:
-        raise RequestError(f"the prompt has {len(text)} bytes: it may have {MAX_TEXT_BYTES}")
+    if len(text) > MAX_PROMPT_BYTES:
+        raise RequestError(f"the prompt has {len(text)} bytes: it may have {MAX_PROMPT_BYTES}")
     if b"\0" in text:
         raise RequestError("the prompt holds a null character: leave it out")
     empty = not prompt.removeprefix("\ufeff").strip()

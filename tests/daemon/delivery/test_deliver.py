@@ -20,7 +20,6 @@ from framepackd.folders import MARKER
 from framepackd.intake import take, take_back
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import Job, State
-from framepackd.jobs.job_sql import CANCELLED
 from framepackd.text import stand_ins
 from tests.daemon.place import DELIVERED, Died, Place, at_every_call, dying_at
 
@@ -38,10 +37,8 @@ def ready(place: Place, path: str = "cat") -> Job:
 
 
 def cancel(place: Place, job: Job, how: str = "discard") -> None:
-    """Decide that a job whose delivery cannot be made ends cancelled."""
-    with place.store._session() as session:
-        session.merge(job).cancel = how
-    place.store.decide(job.id, State.CANCELLED, error=CANCELLED["error"])
+    """Decide that a job whose files cannot be delivered ends cancelled."""
+    assert place.store.cancel_delivery(job.id, how)
 
 
 def names(folder: Path) -> list[str]:
@@ -142,7 +139,7 @@ def test_an_ordinary_name_is_not_tried_first(place: Place, picky: Picky) -> None
     assert picky.asked == len(DELIVERED)
 
 
-def test_an_outbox_that_takes_no_names_at_all_is_no_reason_to_replace_one(
+def test_an_unwritable_outbox_is_no_reason_to_replace_a_name(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = ready(place, "who?")
@@ -160,8 +157,7 @@ def test_an_outbox_that_takes_no_names_at_all_is_no_reason_to_replace_one(
 
 def test_a_failed_job_whose_name_was_replaced_can_be_tried_again(place: Place, picky: Picky) -> None:
     job = ready(place, "a:b/who?")
-    with place.store._session() as session:
-        session.merge(job).delivery = {"state": State.FAILED, "error": "broken"}
+    place.store.decide(job.id, State.FAILED, error="broken")
     place.deliver()
     folder = place.config.failed / "a_b"
     assert names(folder) == ["who_.error.txt", "who_.png", "who_.txt"]
@@ -188,7 +184,7 @@ def test_a_failed_job_whose_name_was_replaced_can_be_tried_again(place: Place, p
         ("x" * 180, ["x" * 180, "x" * 100]),
     ],
 )
-def test_what_stands_in_for_a_name_is_like_it(name: str, wanted: list[str]) -> None:
+def test_the_stand_in_for_a_name_is_like_it(name: str, wanted: list[str]) -> None:
     found = stand_ins(name)
     if wanted[-1].startswith("name-"):
         wanted[-1] = found[-1]
@@ -224,7 +220,7 @@ def stick(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["losetup", "--detach", loop], check=True)
 
 
-def test_a_stick_of_windows_takes_every_name(place: Place, stick: Path) -> None:
+def test_a_windows_file_system_takes_every_stand_in(place: Place, stick: Path) -> None:
     place.config = place.config.model_copy(update={"outbox": stick})
     paths = ["trip: rome/who?", "who?", "who*", "Cat", "cat", "tail. ", "日本", "CON", "é" * 80, "a\x01b"]
     for path in paths:
@@ -240,7 +236,7 @@ def test_a_stick_of_windows_takes_every_name(place: Place, stick: Path) -> None:
 # Numbers
 
 
-def test_more_than_a_thousand_results_of_one_name_are_no_end(place: Place) -> None:
+def test_more_than_a_thousand_results_may_have_one_name(place: Place) -> None:
     for number in range(1200):
         (place.config.outbox / f"cat_{number:03}.mp4").touch()
     (place.config.outbox / "cat.mp4").touch()
@@ -250,7 +246,7 @@ def test_more_than_a_thousand_results_of_one_name_are_no_end(place: Place) -> No
     assert (place.config.outbox / "cat_999.mp4").read_bytes() == b""
 
 
-def test_a_folder_is_listed_once_and_not_asked_a_thousand_times(
+def test_a_free_name_is_found_by_listing_the_folder_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Upper and lower case may be one there, which one look shows."""
@@ -340,7 +336,7 @@ def test_cancelling_a_delivery_survives_dying_at_every_seventh_line(
 
 @pytest.mark.usefixtures("across")
 @pytest.mark.parametrize("reachable", [True, False])
-def test_a_file_that_had_just_got_its_name_is_not_delivered_twice_unless_that_cannot_be_seen(
+def test_a_file_that_just_got_its_name_is_not_delivered_twice_if_that_can_be_seen(
     place: Place, monkeypatch: pytest.MonkeyPatch, reachable: bool
 ) -> None:
     job = ready(place)
@@ -385,8 +381,7 @@ def test_cancelled_while_it_is_brought_back_its_files_lie_together_under_their_o
 ) -> None:
     (place.config.failed / "cat.png").write_text("another's")
     job = ready(place)
-    with place.store._session() as session:
-        session.merge(job).delivery = {"state": State.FAILED, "error": "broken"}
+    place.store.decide(job.id, State.FAILED, error="broken")
     place.deliver()
     assert names(place.config.failed) == ["cat.png", "cat_001.error.txt", "cat_001.png", "cat_001.txt"]
     place.store.retry(job.id)

@@ -113,7 +113,7 @@ def test_an_outbox_that_hangs_stops_neither_the_loop_nor_the_next_job(
     until(lambda: report(loop)["problems"] == [], loop)
 
 
-def test_where_the_outbox_hangs_the_failed_folder_is_used_all_the_same(loop: Loop, hanging: Hanging) -> None:
+def test_while_the_outbox_hangs_the_failed_folder_is_used(loop: Loop, hanging: Hanging) -> None:
     finish_a_job(loop)
     drop(loop, "dog", "steps = 0")
     loop.round()
@@ -133,7 +133,7 @@ def test_a_copy_that_moves_bytes_is_not_silent(
     assert not report(loop)["problems"]
 
 
-def test_told_to_stop_a_copy_ends_and_a_disk_that_hangs_is_not_waited_for(
+def test_a_stop_ends_a_copy_and_does_not_wait_for_a_disk_that_hangs(
     loop: Loop, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon, "STOP_SECONDS", 0.5)
@@ -217,7 +217,7 @@ def test_a_delivery_that_cannot_be_made_can_be_cancelled(loop: Loop, monkeypatch
     assert names == [MARKER, "cat.cancelled.txt", "cat.png", "cat.toml", "cat.txt"]
 
 
-def test_half_finished_copies_of_unknown_jobs_are_told_and_those_of_known_ones_are_not(loop: Loop) -> None:
+def test_only_unfinished_copies_of_unknown_jobs_are_reported(loop: Loop) -> None:
     place = loop.place
     place.make_ready()
     (job,) = place.store.in_state(State.RUNNING)
@@ -233,7 +233,7 @@ def test_half_finished_copies_of_unknown_jobs_are_told_and_those_of_known_ones_a
     assert job.id not in problem["text"]
 
 
-def test_what_is_just_being_moved_cannot_be_cancelled(loop: Loop, hanging: Hanging) -> None:
+def test_a_job_whose_files_are_moving_cannot_be_cancelled(loop: Loop, hanging: Hanging) -> None:
     finish_a_job(loop)
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"]})
     loop.daemon._round()
@@ -265,7 +265,7 @@ def decide_some(loop: Loop, count: int) -> None:
         loop.place.store.add(job)
 
 
-def test_a_reason_that_many_jobs_have_is_one_line_and_they_are_asked_for_once(
+def test_a_reason_that_many_jobs_share_is_one_line_and_one_query(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A thousand of them were a thousand lines and a thousand looks at all of them, every half minute."""
@@ -317,7 +317,7 @@ def test_the_loop_sleeps_while_something_is_moved_and_others_could_not_be(
     assert waits(loop)
 
 
-def test_a_folder_that_was_gone_at_the_start_is_looked_at_again_though_no_job_goes_there(
+def test_a_folder_missing_at_the_start_is_checked_again_even_if_no_job_goes_there(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Half a minute later the loop began to go round without end."""

@@ -129,7 +129,7 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def test_the_page_shows_what_was_made_from_what_and_leads_to_it(place: Place) -> None:
+def test_the_page_shows_each_video_with_its_inputs_and_links_them(place: Place) -> None:
     place.add("cat", quality="frozen: nothing moves")
     job_id = place.add("trip/day 1/dog")
     (place.outbox / "trip/day 1/dog.txt").write_text("the prompt of dog")
@@ -171,7 +171,7 @@ def test_names_and_texts_are_shown_and_do_nothing(
     assert len(page.headings) == 2
 
 
-def test_what_a_job_was_warned_of_stands_there(place: Place) -> None:
+def test_a_jobs_warnings_are_shown(place: Place) -> None:
     place.add("cat", warnings=["prompt is cut: …", "LoRA <b>: 2 of its keys belong nowhere"])
     assert "prompt is cut: …" in place.draw().text
     assert "LoRA <b>: 2 of its keys" in place.draw().text
@@ -181,7 +181,7 @@ def test_what_a_job_was_warned_of_stands_there(place: Place) -> None:
     "text",
     ["<script>alert(1)</script>", '" onerror="alert(1)', "javascript:alert(1)", "{{ 7 * 7 }}", "a\u202eb"],
 )
-def test_what_would_be_run_is_shown(place: Place, text: str) -> None:
+def test_markup_in_texts_is_shown_and_not_run(place: Place, text: str) -> None:
     place.add("cat", prompt=text, device=text, quality=text, warnings=[text])
     (place.failed / f"{text.replace('/', '')}.error.txt").write_text(f"{text}: put it right\n\nmore\n")
     page = place.draw()
@@ -227,7 +227,7 @@ def test_fewer_videos_have_fewer_pages(place: Place, monkeypatch: pytest.MonkeyP
     assert not list((place.outbox / FOLDER).glob("page-*.html"))
 
 
-def test_what_people_move_or_remove_moves_or_vanishes(place: Place) -> None:
+def test_results_that_people_move_or_remove_move_or_vanish(place: Place) -> None:
     for name in ("cat", "dog", "owl"):
         place.add(name)
     place.draw()
@@ -251,7 +251,7 @@ def test_a_record_that_changes_is_read_again(place: Place) -> None:
     assert "another prompt altogether" in place.draw().text
 
 
-def test_failed_jobs_are_listed_with_their_reasons_until_they_are_tried_again(place: Place) -> None:
+def test_failed_jobs_are_listed_with_their_reasons_until_they_run_again(place: Place) -> None:
     place.add("cat")
     for number in range(25):
         path = place.failed / "deep" / f"n{number:02}.error.txt"
@@ -308,7 +308,7 @@ def test_an_index_that_somebody_else_made_is_left_alone(place: Place, tmp_path: 
     ],
     ids=lambda content: repr(content[:20]),
 )
-def test_what_is_no_record_is_no_result(place: Place, content: bytes) -> None:
+def test_a_json_file_that_is_no_record_is_no_result(place: Place, content: bytes) -> None:
     place.add("cat")
     (place.outbox / "x.mp4").write_text("video")
     (place.outbox / "x.json").write_bytes(content)
@@ -329,7 +329,7 @@ def test_what_is_no_record_is_no_result(place: Place, content: bytes) -> None:
     ],
     ids=str,
 )
-def test_a_record_that_anybody_wrote_is_no_result(place: Place, values: dict[str, Any]) -> None:
+def test_an_impossible_record_is_no_result(place: Place, values: dict[str, Any]) -> None:
     place.add("cat", **values)
     place.add("dog")
     assert place.draw().headings == ["dog"]
@@ -371,7 +371,7 @@ def make(folder: Path) -> Path:
     return folder
 
 
-def test_pictures_of_videos_that_are_gone_go_a_day_later_and_nothing_else_does(place: Place) -> None:
+def test_filmstrips_of_removed_videos_are_removed_after_a_day_and_nothing_else_is(place: Place) -> None:
     kept, gone = place.add("cat"), place.add("dog")
     folder = place.outbox / FOLDER
     strip = place.failed / "strip.jpg"
@@ -388,7 +388,7 @@ def test_pictures_of_videos_that_are_gone_go_a_day_later_and_nothing_else_does(p
     assert {path.name for path in folder.iterdir()} == {f"{kept}.jpg", "holiday.jpg"}
 
 
-def test_what_only_has_the_name_of_a_page_or_picture_is_left_alone_and_in_no_way(place: Place) -> None:
+def test_things_that_only_have_the_name_of_a_page_or_filmstrip_are_left_alone(place: Place) -> None:
     place.add("cat")
     folder = place.outbox / FOLDER
     names = ("20250101-000000-aaaaaa.jpg", "page-7.html", "page-08.html", "page-9.html")
@@ -413,14 +413,14 @@ def test_pictures_are_not_removed_through_a_link(place: Place, tmp_path: Path) -
     assert strip.exists()
 
 
-def test_what_a_file_server_keeps_of_removed_videos_is_no_result(place: Place) -> None:
+def test_videos_in_recycle_bins_are_no_results(place: Place) -> None:
     for folder in ("#recycle", "@Recycle", "$RECYCLE.BIN", "#snapshot/2026"):
         place.add(f"{folder}/gone")
     place.add("cat")
     assert place.draw().headings == ["cat"]
 
 
-def test_a_page_that_cannot_be_written_is_told_once_and_then_is(
+def test_a_page_that_cannot_be_written_is_logged_once_and_written_later(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     place.add("cat")
@@ -491,7 +491,7 @@ def test_without_the_setting_there_is_no_page(place: Place) -> None:
     assert not place.index.exists()
 
 
-def test_a_page_like_the_one_that_is_there_is_not_written_again(place: Place) -> None:
+def test_an_unchanged_page_is_not_written_again(place: Place) -> None:
     place.add("cat")
     place.draw()
     before = place.index.stat()

@@ -40,7 +40,7 @@ def die_while_taking(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
             place.take()
 
 
-def test_files_that_were_being_taken_by_a_state_folder_that_is_gone_are_told_until_they_are_back(
+def test_files_taken_by_a_lost_state_folder_are_reported_until_they_are_back(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.drop("sub")
@@ -57,7 +57,7 @@ def test_files_that_were_being_taken_by_a_state_folder_that_is_gone_are_told_unt
     assert place.take().name == "cat"
 
 
-def test_files_of_a_known_job_and_of_one_that_has_a_work_folder_are_not_told(place: Place) -> None:
+def test_files_of_known_jobs_and_of_work_folders_are_not_reported(place: Place) -> None:
     place.drop()
     job = place.take()
     (place.config.inbox / f".framepackd-{job.id}-cat.png.part").touch()
@@ -72,7 +72,7 @@ def test_files_of_a_known_job_and_of_one_that_has_a_work_folder_are_not_told(pla
 @pytest.mark.parametrize(
     "name", ["a cat.png", "it's.png", "new\nline.png", "\x1b[31m.png", "$(id).png", "caf\udce9.png"]
 )
-def test_the_command_that_is_told_is_printable_and_means_that_file(place: Place, name: str) -> None:
+def test_the_suggested_command_is_printable_and_means_that_file(place: Place, name: str) -> None:
     part = place.config.inbox / f".framepackd-{ID}-{name}.part"
     part.write_text("precious")
     (problem,) = told(place)
@@ -82,7 +82,7 @@ def test_the_command_that_is_told_is_printable_and_means_that_file(place: Place,
     assert [path.name for path in place.config.inbox.iterdir()] == [name]
 
 
-def test_a_file_that_came_meanwhile_is_not_overwritten_by_the_command_that_is_told(place: Place) -> None:
+def test_the_suggested_command_overwrites_no_file_that_came_meanwhile(place: Place) -> None:
     (place.config.inbox / f".framepackd-{ID}-cat.png.part").write_text("old")
     (place.config.inbox / "cat.png").write_text("new")
     (problem,) = told(place)
@@ -90,7 +90,7 @@ def test_a_file_that_came_meanwhile_is_not_overwritten_by_the_command_that_is_to
     assert (place.config.inbox / "cat.png").read_text() == "new"
 
 
-def test_what_the_page_left_half_written_is_told_a_day_later(place: Place) -> None:
+def test_files_that_the_page_left_half_written_are_reported_after_a_day(place: Place) -> None:
     (place.config.inbox / "web").mkdir()
     part = place.config.inbox / "web/.framepackd-cat-1234.png.part"
     part.touch()
@@ -101,7 +101,7 @@ def test_what_the_page_left_half_written_is_told_a_day_later(place: Place) -> No
     assert told(place, later=DAY + 60) == []
 
 
-def test_thousands_of_them_are_told_in_a_line_a_folder(place: Place) -> None:
+def test_thousands_of_hidden_files_are_one_line_for_each_folder(place: Place) -> None:
     for folder in range(12):
         (place.config.inbox / str(folder)).mkdir()
         for number in range(100):
@@ -112,18 +112,18 @@ def test_thousands_of_them_are_told_in_a_line_a_folder(place: Place) -> None:
     assert "2 more folders" in problems[-1]
 
 
-def test_status_tells_of_them_and_of_a_closed_inbox_while_no_daemon_runs(place: Place) -> None:
+def test_status_reports_them_and_a_closed_inbox_without_a_daemon(place: Place) -> None:
     (place.config.inbox / f".framepackd-{ID}-cat.png.part").touch()
-    report, _ = client._look(place.config, {"since": None})
+    report, _ = client.report(place.config)
     assert [problem["code"] for problem in report["problems"]] == ["forgotten"]
     place.config.inbox.rename(place.config.inbox.with_name("aside"))
     place.config.inbox.touch()
-    report, _ = client._look(place.config, {"since": None})
+    report, _ = client.report(place.config)
     assert [problem["code"] for problem in report["problems"]] == ["inbox"]
     assert "is no folder" in report["problems"][0]["text"]
 
 
-def test_after_the_database_was_lost_what_is_taken_up_is_not_told(
+def test_after_the_database_was_lost_adopted_files_are_not_reported(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.drop()

@@ -21,7 +21,7 @@ from framepackd.delivery import deliver as delivery
 from framepackd.inbox.scan import Inbox
 from framepackd.intake import take as intake
 from framepackd.intake import take_back
-from framepackd.intake.extend import MAX_RECORD_BYTES, Record, read_record
+from framepackd.intake.extend import MAX_RECORD_BYTES, SourceRecord, read_record
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import State
 from framepackd.supervisor import space
@@ -108,7 +108,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize(("rate", "count", "expected"), [(30, 40, 40), (25, 20, 24), (30, 1, 1)])
-def test_a_video_of_somebody_elses_goes_on_from_its_last_frames(
+def test_another_programs_video_is_extended_from_its_last_frames(
     studio: Studio, rate: int, count: int, expected: int
 ) -> None:
     shown = film(studio.inbox / "dog.mp4", count, rate=rate)
@@ -155,7 +155,7 @@ def test_one_of_our_own_without_latents_is_not_encoded_again(studio: Studio) -> 
 
 
 @pytest.mark.parametrize("known_by", ["its options", "its record"])
-def test_a_video_of_an_older_version_is_encoded_anew_from_the_colours_that_it_has(
+def test_a_video_of_an_older_version_is_encoded_again_in_its_own_colours(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, known_by: str
 ) -> None:
     """It says nothing of them; from 720 lines up a video of anybody else's would be taken for BT.709."""
@@ -176,7 +176,7 @@ def test_a_video_of_an_older_version_is_encoded_anew_from_the_colours_that_it_ha
     assert ready.stays > 0
 
 
-def test_a_video_that_an_older_version_was_making_longer_ends_in_its_colours(
+def test_a_video_that_an_older_version_was_extending_keeps_its_colours(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = film(studio.inbox / "dog.mp4")
@@ -210,7 +210,7 @@ def test_the_whole_set_may_be_dropped_again_and_again(studio: Studio) -> None:
         assert extend.latents_shape(studio.outbox / "cat.latents.safetensors")[0] == (length - 1) // 4 + 1
 
 
-def test_interrupted_it_goes_on_and_gives_the_same_bytes(studio: Studio, tmp_path: Path) -> None:
+def test_an_interrupted_extension_resumes_and_gives_the_same_bytes(studio: Studio, tmp_path: Path) -> None:
     results = []
     for steps_before_the_end in (None, 0, 1, 3):
         root = Studio(tmp_path / str(steps_before_the_end))
@@ -236,7 +236,7 @@ def test_interrupted_it_goes_on_and_gives_the_same_bytes(studio: Studio, tmp_pat
     assert results[1:] == results[:1] * 3
 
 
-def test_where_latents_are_damaged_it_goes_on_from_the_sections_before_and_gives_the_same_bytes(
+def test_with_damaged_latents_it_resumes_from_earlier_sections_and_gives_the_same_bytes(
     studio: Studio,
 ) -> None:
     film(studio.inbox / "dog.mp4")
@@ -284,7 +284,7 @@ def test_what_belongs_together_and_what_waits_for_what(studio: Studio) -> None:
     assert sorted(group.roles) == ["image", "latents", "record", "settings", "text", "video"]
 
 
-def test_a_video_beside_a_picture_is_in_nobodys_way(studio: Studio) -> None:
+def test_a_video_next_to_a_picture_blocks_nothing(studio: Studio) -> None:
     studio.picture(seconds=1)
     (studio.inbox / "cat.mp4").touch()
     assert studio.waiting() == {"cat": "more = 3.0 in cat.toml, to make cat.mp4 longer by so many seconds"}
@@ -292,7 +292,7 @@ def test_a_video_beside_a_picture_is_in_nobodys_way(studio: Studio) -> None:
     assert [path.name for path in studio.inbox.iterdir()] == ["cat.mp4"]
 
 
-def test_a_folders_videos_are_made_longer_by_its_defaults_and_its_pictures_are_not(studio: Studio) -> None:
+def test_more_in_a_folders_defaults_extends_its_videos_and_not_its_pictures(studio: Studio) -> None:
     film(studio.inbox / "dog.mp4")
     (studio.inbox / "_defaults.toml").write_text('more = 1\nprompt = "it runs"\n')
     studio.picture(seconds=1)
@@ -319,7 +319,7 @@ BACKWARD = (
 )
 
 
-def test_the_model_is_one_that_goes_forward(tmp_path: Path) -> None:
+def test_extending_uses_a_model_that_generates_forward(tmp_path: Path) -> None:
     studio = Studio(tmp_path / "studio", model="backward")
     for settings in ({}, {"model": "forward"}):
         film(studio.inbox / "dog.mp4")
@@ -342,7 +342,9 @@ def test_the_model_is_one_that_goes_forward(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "way", ["empty", "text", "playlist", "cut", "of another size", "of a longer video", "nan"]
 )
-def test_what_cannot_be_gone_on_with_is_told_and_comes_back_under_its_name(studio: Studio, way: str) -> None:
+def test_a_video_that_cannot_be_extended_fails_and_comes_back_under_its_name(
+    studio: Studio, way: str
+) -> None:
     video, kept = studio.inbox / "dog.mp4", studio.inbox / "dog.latents.safetensors"
     film(video)
     studio.settings("dog", more=1, prompt="a dog")
@@ -390,7 +392,7 @@ def test_a_record_is_not_trusted(tmp_path: Path, content: str, told: str) -> Non
         read_record(tmp_path / "dog.json")
 
 
-def test_of_a_record_only_what_is_known_is_taken_over(tmp_path: Path) -> None:
+def test_only_known_keys_of_a_record_are_used(tmp_path: Path) -> None:
     said = {
         "more": 5,
         "seconds": 9,
@@ -401,7 +403,7 @@ def test_of_a_record_only_what_is_known_is_taken_over(tmp_path: Path) -> None:
         "id": {},
     }
     (tmp_path / "dog.json").write_text(json.dumps({**said, "prompt": "a dog", "crf": 20, "width": None}))
-    assert read_record(tmp_path / "dog.json") == Record({"prompt": "a dog", "crf": 20})
+    assert read_record(tmp_path / "dog.json") == SourceRecord({"prompt": "a dog", "crf": 20})
 
 
 def test_the_end_frame_of_the_old_video_does_not_hinder_and_a_new_one_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,9 @@ def test_pictures_named_by_section_are_the_keyframes_of_their_name(place: Place)
     assert len(job.inputs["keyframe-2"]["sha256"]) == 64
 
 
-def test_pictures_named_in_the_settings_are_waited_for_and_travel_under_the_name(place: Place) -> None:
+def test_pictures_named_in_the_settings_are_waited_for_and_delivered_under_the_jobs_name(
+    place: Place,
+) -> None:
     drop(place, settings=POSE)
     assert waiting(place) == {"cat": "pose.png"}
     Image.new("RGB", (32, 32)).save(place.config.inbox / "pose.png")
@@ -184,7 +186,7 @@ def test_settings_of_many_jobs_name_no_pictures(place: Place, tmp_path: Path) ->
         load_config(tmp_path / "config.toml")
 
 
-def test_a_picture_of_somebody_else_is_not_taken_away(place: Place) -> None:
+def test_a_picture_of_another_job_is_not_taken(place: Place) -> None:
     drop(place, "dog.png", settings='keyframes = {"0" = "dog.png"}')
     (place.config.inbox / "dog.txt").write_text("pan left")
     assert waiting(place) == {"cat": "dog.png is used already: give keyframe 0 of cat a picture of its own"}

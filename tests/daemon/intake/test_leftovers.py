@@ -74,7 +74,7 @@ FOREIGN = [a_folder, a_file, a_link_to_a_folder, a_link_to_nothing]
 
 
 @pytest.mark.parametrize("make", FOREIGN)
-def test_what_is_not_ours_is_told_and_left_alone_and_hides_no_job(
+def test_foreign_files_are_reported_and_left_alone_and_hide_no_job(
     place: Place, tmp_path: Path, make: Callable[[Path, Path], None]
 ) -> None:
     (tmp_path / "outside").mkdir()
@@ -94,12 +94,12 @@ def test_what_is_not_ours_is_told_and_left_alone_and_hides_no_job(
     assert place.store.get(identity).state == State.QUEUED
 
 
-def test_a_crowd_that_is_not_ours_is_told_in_a_few_lines(place: Place) -> None:
+def test_many_foreign_files_are_a_few_lines(place: Place) -> None:
     for number in range(1000):
         (place.config.jobs_dir / str(number)).touch()
     (place.config.jobs_dir / "lost+found").mkdir()
     _, problems = adopt(place)
-    assert len(problems) == take.TOLD_FOREIGN + 1
+    assert len(problems) == take.MAX_FOREIGN + 1
     assert "995 more" in problems[-1]
 
 
@@ -116,7 +116,7 @@ MANIFESTS: dict[str, Any] = {
 }
 
 
-def test_a_damaged_manifest_is_told_with_what_to_do_and_hides_no_job(place: Place) -> None:
+def test_a_damaged_manifest_is_reported_with_a_remedy_and_hides_no_job(place: Place) -> None:
     identity = leave_queued(place)
     works = [place.config.jobs_dir / f"20260101-{number:06}-abcdef" for number in range(len(MANIFESTS))]
     for work, content in zip(works, MANIFESTS.values(), strict=True):
@@ -338,7 +338,7 @@ def test_an_inbox_that_goes_away_while_files_are_taken_leaves_them_to_be_taken_i
     assert (job.name, problems) == ("cat", [])
 
 
-def test_files_that_can_be_neither_taken_nor_put_back_are_taken_up_later(
+def test_files_that_can_be_neither_taken_nor_put_back_are_adopted_later(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.drop()
@@ -392,7 +392,7 @@ def test_a_copy_on_its_way_back_across_file_systems_is_not_lost(
     assert names(place.config.inbox) == []
 
 
-def test_a_copy_that_is_all_there_is_is_put_beside_another_file_of_its_name(
+def test_a_last_copy_is_put_back_next_to_another_file_of_its_name(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place.drop()
@@ -419,7 +419,7 @@ def test_a_folder_that_was_being_made_or_removed_is_no_work_folder(place: Place)
     assert names(place.config.jobs_dir) == []
 
 
-def test_thousands_of_folders_of_known_jobs_are_looked_at_without_opening_one(
+def test_thousands_of_folders_of_known_jobs_are_checked_without_opening_one(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     identities = [f"20260101-{number:06}-abcdef" for number in range(3000)]

@@ -6,13 +6,13 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
 
 from framepackd import files
 from framepackd.cli import display
+from framepackd.inbox.listing import Signature
 from framepackd.intake import claiming
 from framepackd.intake import take as intake
 from framepackd.jobs import folder
@@ -71,7 +71,7 @@ def test_a_folder_removed_after_its_files_were_taken_hinders_no_start(
         raise Died
 
     with monkeypatch.context() as patched:
-        patched.setattr(intake, "_record", die)
+        patched.setattr(intake, "resolve", die)
         with pytest.raises(Died):
             place.take()
     (place.config.inbox / "sub").rmdir()
@@ -100,7 +100,7 @@ def test_a_folder_removed_after_its_files_were_taken_hinders_no_start(
         ),
     ],
 )
-def test_what_is_wrong_in_a_file_is_told_with_its_name_and_as_a_warning(
+def test_a_mistake_in_a_file_is_logged_as_a_warning_with_its_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: bytes, said: str
 ) -> None:
     place = Place(tmp_path / "place")
@@ -113,7 +113,7 @@ def test_what_is_wrong_in_a_file_is_told_with_its_name_and_as_a_warning(
     assert (record.levelname, said in record.message) == ("WARNING", True)
 
 
-def test_a_model_in_the_defaults_of_a_folder_is_told_with_that_file(tmp_path: Path) -> None:
+def test_an_unknown_model_in_a_folders_defaults_is_reported_with_that_file(tmp_path: Path) -> None:
     place = Place(tmp_path / "place")
     place.drop("sub")
     (place.config.inbox / "sub/_defaults.toml").write_text("model = 'zzz'")
@@ -122,7 +122,7 @@ def test_a_model_in_the_defaults_of_a_folder_is_told_with_that_file(tmp_path: Pa
     assert job.delivery["error"].startswith("sub/_defaults.toml: model must be one of")
 
 
-def test_a_lossless_video_is_made_and_told_not_to_be_played_everywhere(
+def test_a_lossless_video_is_made_with_a_warning_about_players(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = Place(tmp_path / "place")
@@ -197,12 +197,13 @@ def test_what_takes_a_files_place_while_it_is_taken_in_is_neither_followed_nor_l
     place = Place(tmp_path / "place")
     place.drop()
     text = place.config.inbox / "cat.txt"
-    claim, copy = claiming._claim, files.copy
+    signature_of, copy = claiming.signature_of, files.copy
 
-    def swap_and_claim(*arguments: Any) -> None:
-        text.rename(tmp_path / "taken away")
-        make(text)
-        claim(*arguments)
+    def swap_and_look(path: Path) -> Signature | None:
+        if not (tmp_path / "taken away").exists():
+            text.rename(tmp_path / "taken away")
+            make(text)
+        return signature_of(path)
 
     def swap_and_copy(source: Path, target: Path) -> None:
         if source.name.endswith("cat.txt.part"):
@@ -211,7 +212,7 @@ def test_what_takes_a_files_place_while_it_is_taken_in_is_neither_followed_nor_l
         copy(source, target)
 
     if moment == "rename":
-        monkeypatch.setattr(claiming, "_claim", swap_and_claim)
+        monkeypatch.setattr(claiming, "signature_of", swap_and_look)
     else:
         monkeypatch.setattr(files, "copy", swap_and_copy)
     with pytest.raises(OSError):  # noqa: PT011 - what it says depends on what is in the way

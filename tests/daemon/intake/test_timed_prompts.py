@@ -12,7 +12,6 @@ from framepack_core.sections import sections_of
 from framepackd.cli import display
 from framepackd.delivery.deliver import final_record
 from framepackd.intake import resolve
-from framepackd.jobs import job as database_job
 from framepackd.jobs.job import Job
 from framepackd.supervisor.supervisor import Runner
 from tests.daemon.intake.taken import taken
@@ -37,7 +36,7 @@ def told(job: Job) -> list[Any]:
     ]
 
 
-def test_the_record_says_at_which_sections_each_acts_in_the_order_in_which_they_are_made(
+def test_the_record_lists_the_sections_of_each_prompt_in_the_order_of_generation(
     tmp_path: Path,
 ) -> None:
     place, backward = taken(tmp_path / "backward", TWO)
@@ -53,7 +52,7 @@ def test_the_record_says_at_which_sections_each_acts_in_the_order_in_which_they_
     ]
 
 
-def test_show_tells_them_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_lists_timed_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, job = taken(tmp_path / "place", TWO)
     console = Console(width=200)
     console.print(display.job(job.record()))
@@ -82,13 +81,13 @@ def test_a_text_file_is_the_prompt_verbatim_and_no_times_are_read_out_of_it(tmp_
         (TWO.replace("to = 5", "to = 3.7"), "from = 3.6, to = 3.7 acts in no section"),
     ],
 )
-def test_what_cannot_be_is_told_at_once(tmp_path: Path, settings: str, told: str) -> None:
+def test_impossible_times_fail_at_intake(tmp_path: Path, settings: str, told: str) -> None:
     _, job = taken(tmp_path / "place", settings)
     assert job.delivery is not None
     assert told in job.delivery["error"]
 
 
-def test_a_folders_timed_prompts_are_taken_back_by_an_empty_list(tmp_path: Path) -> None:
+def test_an_empty_list_removes_a_folders_timed_prompts(tmp_path: Path) -> None:
     place = Place(tmp_path / "place")
     place.drop()
     (place.config.inbox / "_defaults.toml").write_text(TWO)
@@ -102,8 +101,7 @@ def test_a_job_without_them_is_recognised_as_one_from_before_there_were_any(tmp_
     """Its fingerprint finds earlier results, and its row has no such key."""
     place, job = taken(tmp_path / "with", "prompts = []")
     before = {key: value for key, value in job.settings.items() if key != "prompts"}
-    earlier = database_job.Job(inputs=job.inputs, settings=before)
-    assert resolve._fingerprint(earlier) == job.fingerprint
+    assert resolve.fingerprint(job.inputs, before) == job.fingerprint
     job.settings = before
     assert Runner(place.config, place.store)._work(job).request.prompts == ()
 

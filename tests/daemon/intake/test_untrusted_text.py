@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from framepack_core.errors import RequestError
 from framepackd.inbox.naming import group_files
-from framepackd.intake.resolve import MAX_TEXT_BYTES, _read_prompt
+from framepackd.settings.decoding import MAX_PROMPT_BYTES, read_prompt
 from framepackd.settings.job_settings import JobSettings, parse_settings, read_settings_file
 from framepackd.text import as_utf8, printable, printable_json, rest_of_name
 
@@ -38,7 +38,7 @@ def test_what_is_printed_never_speaks_to_the_terminal(text: str) -> None:
 
 
 @given(value=st.dictionaries(st.text(), st.text()))
-def test_json_made_printable_says_the_same(value: dict[str, str]) -> None:
+def test_printable_json_means_the_same(value: dict[str, str]) -> None:
     written = printable_json(value)
     assert all(c.isprintable() or c == "\n" for c in written)
     assert json.loads(written) == value
@@ -71,21 +71,21 @@ def test_any_value_is_understood_or_refused(said: dict[str, object]) -> None:
 
 @given(content=st.binary(max_size=200) | st.text().map(str.encode))
 def test_a_text_is_the_prompt_or_refused(content: bytes) -> None:
-    prompt, refusal = read(_read_prompt, content)
+    prompt, refusal = read(read_prompt, content)
     if not refusal:
         assert prompt == prompt.strip()
         assert prompt in content.decode().replace("\r\n", "\n")
 
 
-def test_a_text_without_end_is_not_read(tmp_path: Path) -> None:
+def test_an_endless_text_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "x.txt").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(RequestError, match=f"may have {MAX_TEXT_BYTES}"):
-        _read_prompt(tmp_path / "x.txt")
+    with pytest.raises(RequestError, match=f"may have {MAX_PROMPT_BYTES}"):
+        read_prompt(tmp_path / "x.txt")
 
 
 @given(stem=st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1))
-def test_a_files_name_is_its_jobs_and_a_rest(stem: str) -> None:
+def test_a_files_name_is_its_jobs_name_and_a_rest(stem: str) -> None:
     for suffix in (".png", "_end.png", ".end.jpg", "_first_frame.png", ".TXT", ".toml"):
         for group in group_files([stem + suffix]):
             rest = rest_of_name(stem + suffix, group.name)

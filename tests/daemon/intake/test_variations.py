@@ -99,7 +99,7 @@ def test_random_seeds_are_drawn_for_each_and_recorded(place: Place) -> None:
     assert all(job.name == f"cat_seed_{job.settings['seed']}" for job in jobs)
 
 
-def test_a_seed_that_was_drawn_is_told_wherever_the_job_is_told_of(place: Place) -> None:
+def test_a_drawn_seed_is_shown_wherever_the_job_is(place: Place) -> None:
     drop(place, 'seed = "random"\n')
     job = place.take()
     assert job.name == "cat"
@@ -112,7 +112,7 @@ def test_a_seed_that_was_drawn_is_told_wherever_the_job_is_told_of(place: Place)
 
 
 @given(first=st.integers(0, MAX_SEED), count=st.integers(1, 64))
-def test_seeds_follow_each_other_and_go_round(first: int, count: int) -> None:
+def test_seeds_count_up_and_wrap_around(first: int, count: int) -> None:
     seeds = choose_seeds(first, count)
     assert seeds[0] == first
     assert all((one + 1) % 2**32 == other for one, other in itertools.pairwise(seeds))
@@ -224,7 +224,7 @@ def test_what_is_done_is_skipped_variation_by_variation(place: Place) -> None:
     ]
 
 
-def test_a_variation_dropped_again_as_it_was_delivered_is_that_one_variation(place: Place) -> None:
+def test_a_delivered_variation_dropped_again_is_one_job(place: Place) -> None:
     drop(place)
     place.take()
     (job, *others) = queued(place)
@@ -250,9 +250,7 @@ def test_variations_of_a_chain_are_chains(place: Place) -> None:
         assert list(inputs(place, job)) == sorted([*names, f"{job.name}.toml", f"{job.name}.txt"])
 
 
-def test_pictures_are_looked_at_once_for_all_variations(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pictures_are_read_once_for_all_variations(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look may take seconds, in which the loop does nothing else."""
     looked: list[str] = []
     size = resolve.picture_size
@@ -276,7 +274,7 @@ def test_a_variation_is_tried_again_with_its_own_seed(place: Place) -> None:
     assert manifest["seed"] == 9, "also where the database is lost"
 
 
-def test_a_job_put_right_in_the_failed_folder_cannot_become_several(place: Place) -> None:
+def test_a_job_corrected_in_the_failed_folder_cannot_become_several(place: Place) -> None:
     drop(place, "seeds = 3\nsteps = 0\n")
     place.take()
     (job,) = undelivered(place.store)
@@ -289,7 +287,7 @@ def test_a_job_put_right_in_the_failed_folder_cannot_become_several(place: Place
     assert (place.config.failed / "sub/cat.png").exists()
 
 
-def test_a_companion_that_comes_late_and_a_person_find_the_variations_by_name(place: Place) -> None:
+def test_late_companions_and_commands_find_variations_by_name(place: Place) -> None:
     drop(place)
     place.take()
     found = place.store.taken_as([("sub", "cat")])

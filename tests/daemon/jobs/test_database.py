@@ -71,7 +71,7 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date_and_nothing_is_los
     assert JobStore(old).uncompiled() == {"NVIDIA H100|torch 2.13.0": "fatal error"}
 
 
-def test_before_that_a_copy_is_kept(old: Path) -> None:
+def test_before_a_migration_a_copy_is_kept(old: Path) -> None:
     JobStore(old)
     copy = old.with_name("framepackd.db.schema-1")
     assert ask(copy, "PRAGMA user_version") == [(1,)]
@@ -81,7 +81,7 @@ def test_before_that_a_copy_is_kept(old: Path) -> None:
     assert not copy.exists(), "only when there is need"
 
 
-def test_of_many_copies_the_latest_are_kept(old: Path) -> None:
+def test_only_the_latest_copies_are_kept(old: Path) -> None:
     for version in (7, 8, 9, 10, 11, 12):
         old.with_name(f"framepackd.db.schema-{version}").touch()
     JobStore(old)
@@ -89,7 +89,7 @@ def test_of_many_copies_the_latest_are_kept(old: Path) -> None:
     assert kept == [f"framepackd.db.schema-{version}" for version in (10, 11, 12)]
 
 
-def test_what_people_keep_beside_the_copies_is_neither_in_the_way_nor_removed(old: Path) -> None:
+def test_other_files_next_to_the_copies_neither_hinder_nor_are_removed(old: Path) -> None:
     theirs = [f"framepackd.db.schema-{name}" for name in ("old", "1.bak", "before update", "4-wal")]
     for name in theirs:
         old.with_name(name).touch()
@@ -102,7 +102,7 @@ def test_what_people_keep_beside_the_copies_is_neither_in_the_way_nor_removed(ol
     assert kept == {"old", "1.bak", "before update", "4-wal", "5", "6", "7", "8", "9"}
 
 
-def test_looking_brings_up_to_date_only_what_it_looks_at(old: Path) -> None:
+def test_reading_brings_only_a_copy_up_to_date(old: Path) -> None:
     before = old.read_bytes()
     store = JobStore(old, read_only=True)
     counts = store.counts()
@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_used_is_refused_and_not_touched(
     assert (path.read_bytes() if path.is_file() else b"") == before
 
 
-def test_a_torn_log_of_the_last_commits_loses_only_what_was_torn(path: Path, tmp_path: Path) -> None:
+def test_a_torn_wal_loses_only_the_torn_commits(path: Path, tmp_path: Path) -> None:
     """A power cut in the middle of a commit leaves such a one: that commit had not been made."""
     JobStore(path)
     with closing(sqlite3.connect(path)) as open_too:  # so that the log is not taken in at each end
@@ -221,14 +221,14 @@ def test_a_torn_log_of_the_last_commits_loses_only_what_was_torn(path: Path, tmp
     assert ask(tmp_path / "after/framepackd.db", "PRAGMA integrity_check") == [("ok",)]
 
 
-def test_a_log_without_its_database_is_not_played_into_a_new_one(path: Path) -> None:
+def test_a_wal_without_its_database_is_not_applied_to_a_new_one(path: Path) -> None:
     path.with_name("framepackd.db-wal").write_bytes(b"another's commits")
     with pytest.raises(StoreError, match="without its database"):
         JobStore(path)
     assert not path.exists()
 
 
-def test_a_database_that_was_half_made_when_the_power_went_is_made_anew(
+def test_a_database_half_made_at_a_power_cut_is_made_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -236,7 +236,7 @@ def test_a_database_that_was_half_made_when_the_power_went_is_made_anew(
         def die(*_: object) -> None:
             raise InterruptedError
 
-        patched.setattr(Path, "rename", die)
+        patched.setattr(Path, "replace", die)
         with pytest.raises(InterruptedError):
             JobStore(path)
     assert not path.exists(), "a half-made one never has its name"
@@ -244,7 +244,7 @@ def test_a_database_that_was_half_made_when_the_power_went_is_made_anew(
     assert not list(path.parent.glob(".*")), "nothing is left of it"
 
 
-def test_a_locked_database_may_be_had_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_database_may_be_usable_later(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BUSY_MILLISECONDS", 20)
     store = JobStore(path)
     store.add(job(0))
@@ -259,7 +259,7 @@ def test_a_locked_database_may_be_had_later(path: Path, monkeypatch: pytest.Monk
     assert store.claim() is not None
 
 
-def test_on_a_network_file_system_there_is_no_database(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_on_a_network_file_system_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "filesystem_type", lambda _: "nfs4")
     with pytest.raises(StoreError, match=r"network file system \(nfs4\)"):
         JobStore(path)

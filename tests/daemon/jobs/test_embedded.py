@@ -27,7 +27,7 @@ def tags_of(path: Path) -> dict[str, str]:
         return dict(container.metadata)
 
 
-def test_the_mp4_says_how_it_was_made_and_nothing_of_the_one_job(studio: Studio, tmp_path: Path) -> None:
+def test_the_mp4_says_how_it_was_made_and_nothing_about_the_job(studio: Studio, tmp_path: Path) -> None:
     studio.picture(prompt=PROMPT, seconds=1, seed=7, guidance_scale=6.5)
     studio.make()
     tags = tags_of(studio.outbox / "cat.mp4")
@@ -64,7 +64,7 @@ def test_a_title_is_short(studio: Studio) -> None:
     assert len(tags_of(studio.outbox / "cat.mp4")["title"]) == MAX_TITLE
 
 
-def test_dropped_beside_its_picture_a_video_is_read_as_settings(studio: Studio) -> None:
+def test_a_video_dropped_with_its_picture_is_read_as_settings(studio: Studio) -> None:
     timed = [(0, 0.5, "it sits"), (0.5, 1, "it runs")]
     lines = (f"[[prompts]]\nfrom = {start}\nto = {end}\ntext = {text!r}\n" for start, end, text in timed)
     studio.picture(prompt=PROMPT, seconds=1, seed=7, true_cfg_scale=1.5, cache="magcache")
@@ -82,7 +82,7 @@ def test_dropped_beside_its_picture_a_video_is_read_as_settings(studio: Studio) 
     assert job.inputs["recipe"] == {"file": "cat.mp4", "sha256": sha}
 
 
-def test_name_toml_and_the_text_win_and_the_video_is_given_back(studio: Studio) -> None:
+def test_name_toml_and_the_text_override_the_video_which_is_delivered_too(studio: Studio) -> None:
     studio.picture(prompt=PROMPT, seconds=1, seed=7, guidance_scale=6.5)
     studio.make()
     old = (studio.outbox / "cat.mp4").read_bytes()
@@ -99,14 +99,14 @@ def test_name_toml_and_the_text_win_and_the_video_is_given_back(studio: Studio) 
     assert not list(studio.inbox.iterdir())
 
 
-def test_beside_a_picture_a_video_that_says_nothing_of_us_is_in_nobodys_way(studio: Studio) -> None:
+def test_another_programs_video_next_to_a_picture_blocks_nothing(studio: Studio) -> None:
     film(studio.inbox / "cat.mp4")
     studio.picture()
     (group,) = Inbox(studio.inbox, 0).scan().ready
     assert [Path(path).name for path in group.paths] == ["cat.png", "cat.txt", "cat.toml"]
 
 
-def test_with_more_it_is_made_longer_all_the_same(studio: Studio) -> None:
+def test_with_more_a_video_of_ours_is_extended(studio: Studio) -> None:
     studio.picture(seconds=1)
     studio.make()
     studio.bring_back("cat.mp4", "cat.png")
@@ -115,7 +115,7 @@ def test_with_more_it_is_made_longer_all_the_same(studio: Studio) -> None:
     assert "video" in studio.take().inputs
 
 
-def test_a_mistake_in_it_is_told_with_the_file(studio: Studio) -> None:
+def test_a_mistake_in_the_metadata_is_reported_with_the_file(studio: Studio) -> None:
     tags = {"comment": json.dumps({"made_by": "framepackd", "prompt": "a cat", "steps": 400})}
     with av.open(studio.inbox / "cat.mp4", "w") as container:
         container.metadata.update(tags)
@@ -133,11 +133,11 @@ def test_a_mistake_in_it_is_told_with_the_file(studio: Studio) -> None:
     "comment",
     [None, "", "{", "[1]", '"framepackd"', '{"made_by": "another"}', "[" * 100_000, '{"prompt": "a cat"}'],
 )
-def test_what_others_write_is_no_word_of_ours(comment: str | None) -> None:
+def test_comments_of_other_programs_are_ignored(comment: str | None) -> None:
     assert read(comment) is None
 
 
-def test_only_what_is_known_is_taken_over() -> None:
+def test_only_known_settings_are_read() -> None:
     said: dict[str, Any] = {"seed": 7, "more": 3, "keyframes": {"0": "x.png"}, "seeds": 64, "later": 1}
     partial = {"file": "b.safetensors", "weight": 1.0, "allow_partial": True}
     entries = [{"file": "a.safetensors", "weight": 0.5, "sha256": "00"}, partial | {"matched": 3}]
@@ -146,7 +146,7 @@ def test_only_what_is_known_is_taken_over() -> None:
     assert taken == {"seed": 7, "loras": [{"file": "a.safetensors", "weight": 0.5}, partial]}
 
 
-def test_a_job_that_an_older_version_took_in_says_it_too(studio: Studio) -> None:
+def test_a_job_of_an_older_version_is_described_in_its_video_too(studio: Studio) -> None:
     studio.picture(seconds=1)
     job = studio.take()
     for key in ("embed_metadata", "prompts"):

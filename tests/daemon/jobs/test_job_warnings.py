@@ -14,7 +14,7 @@ def cut(text: str) -> Cut:
     return Cut(text, "llama", 300, 256, "at last")
 
 
-def test_each_prompt_is_told_by_its_key_in_the_settings() -> None:
+def test_each_prompt_is_named_by_its_key_in_the_settings() -> None:
     texts = ("pan left", "blur", "the cat runs")
     entries = job_warnings.recorded(SETTINGS, map(cut, texts))
     assert [entry["key"] for entry in entries] == ["prompt", "negative_prompt", "prompts.1"]
@@ -24,7 +24,7 @@ def test_each_prompt_is_told_by_its_key_in_the_settings() -> None:
     )
 
 
-def test_of_the_same_text_in_two_places_the_first_is_named() -> None:
+def test_of_a_text_in_two_places_the_first_is_named() -> None:
     (entry,) = job_warnings.recorded(SETTINGS | {"negative_prompt": "pan left"}, [cut("pan left")])
     assert entry["key"] == "prompt"
     (entry,) = job_warnings.recorded({"prompt": "pan left"}, [cut("pan left")])  # of an older job
@@ -36,7 +36,7 @@ def test_what_is_dropped_does_not_speak_to_the_terminal() -> None:
     assert job_warnings.of_cuts([entry])[0].isprintable()
 
 
-def test_a_lora_of_which_keys_belong_nowhere_is_one_and_text_encoders_are_none() -> None:
+def test_unmatched_keys_of_a_lora_are_a_warning_but_not_those_of_text_encoders() -> None:
     whole = {"file": "a.safetensors", "matched": 64, "unmatched": 0, "keys": 70}
     part = {"file": "b.safetensors", "matched": 64, "unmatched": 6, "keys": 70}
     unread = {"file": "c.safetensors"}  # the model was not here

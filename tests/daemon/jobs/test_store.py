@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from framepackd.jobs.database import SCHEMA_VERSION, StoreError
+from framepackd.jobs.database import SCHEMA_VERSION, StoreError, open_database
 from framepackd.jobs.job import ENDED, Job, State, utc_now
 from framepackd.jobs.store import STALLED_DEATHS, JobStore
 from tests.daemon.place import undelivered
@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> JobStore:
 
 
 def test_every_commit_is_durable_and_readers_do_not_wait(store: JobStore) -> None:
-    with store._engine.connect() as connection:
+    with open_database(store.path).connect() as connection:
         for pragma, expected in (("synchronous", 2), ("journal_mode", "wal"), ("busy_timeout", 5000)):
             assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar_one() == expected
 
@@ -62,7 +62,7 @@ def test_jobs_are_claimed_in_the_order_they_came(store: JobStore) -> None:
     assert [claimed.id for _ in range(3) if (claimed := store.claim())] == ["job-0", "job-1", "job-2"]
 
 
-def test_the_very_job_that_was_chosen_is_claimed_and_only_while_it_can_run(store: JobStore) -> None:
+def test_a_chosen_job_is_claimed_only_while_it_can_run(store: JobStore) -> None:
     for number in range(3):
         store.add(job(number))
     chosen = store.next_queued(passed_over=["job-0"])
@@ -78,7 +78,7 @@ def test_the_very_job_that_was_chosen_is_claimed_and_only_while_it_can_run(store
     assert store.next_queued(passed_over=["job-2"]) is None
 
 
-def test_what_is_noted_of_a_running_job_changes_nothing_but_its_history(store: JobStore) -> None:
+def test_a_note_changes_only_the_history(store: JobStore) -> None:
     store.add(job())
     store.claim()
     before = store.get("job-0").record()
@@ -102,7 +102,7 @@ def test_steps_are_counted_over_all_attempts(store: JobStore) -> None:
     assert [entry["state"] for entry in found.history] == ["queued", *["running", "queued"] * 2, "running"]
 
 
-def test_a_daemons_death_is_no_attempt_and_five_without_a_step_send_a_job_to_the_back(
+def test_a_daemons_death_is_no_attempt_but_five_without_a_step_move_the_job_to_the_back(
     store: JobStore,
 ) -> None:
     store.add(job(0))
@@ -173,7 +173,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         JobStore(path)
 
 
-def test_looking_creates_nothing(tmp_path: Path) -> None:
+def test_reading_creates_nothing(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         JobStore(tmp_path / "framepackd.db", read_only=True)
     assert not (tmp_path / "framepackd.db").exists()

@@ -94,7 +94,7 @@ def test_a_data_set_of_chains_becomes_chains(place: Place, tmp_path: Path) -> No
     assert (place.config.inbox / "dance_000000_frame_diff.txt").read_text() == "0.1\n0.2\n0.3\n"
 
 
-def test_pictures_alone_become_jobs_with_the_names_that_rows_tell(place: Place, tmp_path: Path) -> None:
+def test_pictures_alone_become_jobs_named_by_their_rows(place: Place, tmp_path: Path) -> None:
     """None of them leads anywhere else, and two of one name both come in."""
     told = ["cat", "../../outside", "videos/dog.mp4", "cat", ".hidden", "", "x_end"]
     rows = datasets.Dataset.from_dict(
@@ -111,7 +111,7 @@ def test_pictures_alone_become_jobs_with_the_names_that_rows_tell(place: Place, 
     )
 
 
-def test_differences_that_are_not_recorded_are_found_out(place: Place, tmp_path: Path) -> None:
+def test_differences_that_are_not_recorded_are_measured(place: Place, tmp_path: Path) -> None:
     rows = as_the_scripts([{**row, "frame_diff": None} for row in ROWS]).cast_column(
         "frame_diff", datasets.Value("float64")
     )
@@ -121,7 +121,7 @@ def test_differences_that_are_not_recorded_are_found_out(place: Place, tmp_path:
     assert told == video_frames.difference(*pair)
 
 
-def test_bad_rows_are_told_and_the_others_prepared(place: Place, tmp_path: Path) -> None:
+def test_bad_rows_are_reported_and_the_others_prepared(place: Place, tmp_path: Path) -> None:
     """In a parquet file that tells nothing of pictures, as other programs write them."""
     content = io.BytesIO()
     picture().save(content, "PNG")

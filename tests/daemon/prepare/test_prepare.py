@@ -21,7 +21,7 @@ from framepackd.inbox.naming import group_files
 from framepackd.inbox.scan import Inbox
 from framepackd.intake import take
 from framepackd.jobs.job import State
-from framepackd.prepare import items, prepare, prepared_names, video_frames
+from framepackd.prepare import items, prepare, video_frames
 from tests.daemon.place import Place, at_every_call
 from tests.daemon.prepare.prepared import PAIR, listed, run
 from tests.daemon.videos import make_sound, make_video
@@ -92,7 +92,7 @@ def test_what_differs_too_much_is_left_out(place: Place, tmp_path: Path) -> None
         assert len(listed(target)) == 5 * kept, result.output
 
 
-def test_bad_videos_are_told_and_the_others_prepared(place: Place, videos: Path) -> None:
+def test_bad_videos_are_reported_and_the_others_prepared(place: Place, videos: Path) -> None:
     (videos / "empty.mp4").touch()
     make_sound(videos / "sound.mp4")
     make_video(videos / "one.mp4", 1)
@@ -125,7 +125,7 @@ def versions(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
-def test_a_second_run_goes_on_and_changes_nothing(place: Place, videos: Path) -> None:
+def test_a_second_run_resumes_and_changes_nothing(place: Place, videos: Path) -> None:
     run(place, videos)
     before = versions(place.config.inbox)
     (place.config.inbox / "sub/dog_first_frame.png").unlink()
@@ -135,7 +135,7 @@ def test_a_second_run_goes_on_and_changes_nothing(place: Place, videos: Path) ->
     assert changed == {"sub/dog_first_frame.png"}
 
 
-def test_files_that_are_taken_while_they_are_looked_at_stop_nothing(
+def test_files_that_are_taken_meanwhile_stop_nothing(
     place: Place, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(place, videos)
@@ -163,7 +163,7 @@ def test_what_is_there_is_never_overwritten(place: Place, videos: Path, name: st
     assert "1 prepared" in result.stdout
 
 
-def test_dying_at_any_line_nothing_half_is_a_job_and_the_next_run_goes_on(
+def test_after_dying_at_any_line_no_job_is_half_and_the_next_run_resumes(
     tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where jobs need no text, and files are taken as soon as they are there."""
@@ -213,7 +213,7 @@ def test_a_run_that_is_killed_leaves_nothing_half_in_the_inbox(place: Place, tmp
     assert len(listed(place.config.inbox)) == 30 * 4
 
 
-def test_a_run_that_is_interrupted_says_how_to_go_on(place: Place, tmp_path: Path) -> None:
+def test_an_interrupted_run_says_how_to_resume(place: Place, tmp_path: Path) -> None:
     make_video(tmp_path / "videos/clip.mp4", 5, size=(240, 320))
     for number in range(100):  # seconds of work, however late the signal comes
         (tmp_path / f"videos/clip{number:03}.mp4").hardlink_to(tmp_path / "videos/clip.mp4")
@@ -283,7 +283,7 @@ def test_skip_done_prepares_what_has_changed(place: Place, videos: Path, what: s
         assert "cat_first_frame.png" in listed(place.config.inbox)
 
 
-def test_a_dry_run_writes_nothing_and_tells_the_differences(
+def test_a_dry_run_writes_nothing_and_shows_the_differences(
     place: Place, videos: Path, tmp_path: Path
 ) -> None:
     result = run(place, videos, tmp_path / "target", "--dry-run")
@@ -293,9 +293,9 @@ def test_a_dry_run_writes_nothing_and_tells_the_differences(
     assert not (tmp_path / "target").exists()
 
 
-def test_two_runs_on_one_target_do_not_meet(place: Place, videos: Path) -> None:
+def test_two_runs_cannot_use_one_target(place: Place, videos: Path) -> None:
     options = items.Options(videos, place.config.inbox, prompt="x")
-    going: Iterator[items.Result] = prepare.prepare(prepare.find(options), options, place.config)
+    going: Iterator[items.ItemResult] = prepare.prepare(prepare.find(options), options, place.config)
     next(going)
     result = run(place, videos)
     assert result.exit_code == 2
@@ -319,7 +319,7 @@ def test_two_runs_on_one_target_do_not_meet(place: Place, videos: Path) -> None:
         (["videos", "--frames", "1"], "1 is not in the range 2<=x<=256"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_line(
+def test_unusable_options_are_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str
 ) -> None:
     place = Place(tmp_path / "place")
@@ -334,7 +334,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(
     assert listed(place.config.inbox) == []
 
 
-def test_a_target_that_cannot_be_written_ends_it_with_a_clear_error(place: Place, videos: Path) -> None:
+def test_an_unwritable_target_is_a_clear_error(place: Place, videos: Path) -> None:
     (place.config.inbox / "file").touch()
     result = run(place, videos, place.config.inbox / "file")
     assert result.exit_code == 1
@@ -371,9 +371,9 @@ def test_whatever_videos_are_called_each_is_a_group_of_its_own(
     names: set[tuple[str, str]], chain: int
 ) -> None:
     paths = [PurePosixPath(stem + suffix) for stem, suffix in names if not stem.startswith(".")]
-    chosen = prepared_names.choose_names(paths)
-    assert chosen == prepared_names.choose_names(paths[::-1])
-    endings = (*prepared_names.endings_of(chain or 2, chain=bool(chain)), ".txt", "_frame_diff.txt", ".toml")
+    chosen = items.choose_names(paths)
+    assert chosen == items.choose_names(paths[::-1])
+    endings = (*items.endings_of(chain or 2, chain=bool(chain)), ".txt", "_frame_diff.txt", ".toml")
     groups = group_files([name + ending for name in chosen.values() for ending in endings])
     assert sorted(group.name for group in groups) == sorted(chosen.values())
     for group in groups:

@@ -79,7 +79,7 @@ def decoded(video: Path) -> Any:
         yield from container.decode(video=0)
 
 
-def test_a_recording_that_tells_no_duration_is_read_to_its_end(tmp_path: Path) -> None:
+def test_a_recording_without_a_duration_is_read_to_its_end(tmp_path: Path) -> None:
     endless = list(read_frames(make_endless(tmp_path / "a.webm", 20), 2))
     ended = list(read_frames(make_video(tmp_path / "b.webm", 20), 2))
     np.testing.assert_array_equal(endless, ended)
@@ -133,7 +133,7 @@ def test_what_gives_no_frames_says_why(tmp_path: Path) -> None:
             list(read_frames(tmp_path / name, 2))
 
 
-def test_pictures_that_end_before_their_time_are_damaged(tmp_path: Path) -> None:
+def test_a_video_whose_frames_end_too_early_is_damaged(tmp_path: Path) -> None:
     """A download that broke off: the header tells more than there is."""
     video = make_video(tmp_path / "a.mp4", 100)
     imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")

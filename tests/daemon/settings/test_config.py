@@ -45,7 +45,7 @@ def test_the_example_names_every_key() -> None:
     assert set(keys["defaults"]) == set(JobSettings.model_fields)
 
 
-def test_environment_stands_over_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, 'settle_seconds = 2\n[gpu]\ndevice = "cuda:0"\ndtype = "float32"\n')
     monkeypatch.setenv("FRAMEPACKD_SETTLE_SECONDS", "3")
     monkeypatch.setenv("FRAMEPACKD_GPU__DEVICE", "cpu")
@@ -79,7 +79,7 @@ def test_an_outbox_in_the_inbox_is_refused(tmp_path: Path) -> None:
         load_config(written(tmp_path, 'inbox = "in"\noutbox = "in/out"\n'))
 
 
-def test_an_outbox_that_leads_into_the_inbox_by_other_ways_is_refused(tmp_path: Path) -> None:
+def test_an_outbox_in_the_inbox_by_another_path_is_refused(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to("in")
     for outbox in ("a/../in/out", "link/out"):
@@ -93,7 +93,7 @@ def test_a_folder_of_a_model_is_relative_to_the_config(tmp_path: Path) -> None:
     assert load_config(path).spec("mine").transformer.folder == tmp_path / "my/weights"
 
 
-def test_a_model_that_nobody_knows_is_told_wherever_it_is_named(tmp_path: Path) -> None:
+def test_an_unknown_model_is_reported_with_the_key_that_names_it(tmp_path: Path) -> None:
     told = r"defaults\.model must be one of demo, demo-f1, f1, framepack, got 'zzz'"
     with pytest.raises(ConfigError, match=told):
         load_config(written(tmp_path, '[defaults]\nmodel = "zzz"\n'))
@@ -130,9 +130,7 @@ def test_a_model_that_nobody_knows_is_told_wherever_it_is_named(tmp_path: Path) 
         ),
     ],
 )
-def test_a_mistake_is_told_once_with_its_value_and_what_was_meant(
-    tmp_path: Path, text: str, said: str
-) -> None:
+def test_a_mistake_is_reported_once_with_its_value_and_a_guess(tmp_path: Path, text: str, said: str) -> None:
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as told:
         load_config(path)
@@ -150,7 +148,7 @@ def test_a_mistake_is_told_once_with_its_value_and_what_was_meant(
         ("FRAMEPACKD_ZZZ", "correct it or unset it"),
     ],
 )
-def test_a_mistake_in_the_environment_is_not_told_of_the_file(
+def test_a_mistake_in_the_environment_is_not_blamed_on_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, said: str
 ) -> None:
     path = written(tmp_path, "settle_seconds = 1\n[gpu]\ndevice = 'cpu'\n")
@@ -168,7 +166,9 @@ def load_config_without(variable: str, path: Path, monkeypatch: pytest.MonkeyPat
     return load_config(path)
 
 
-def test_where_both_are_wrong_the_file_is_told_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_both_are_wrong_the_file_is_reported_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path, "max_attempts = 0\n")
     monkeypatch.setenv("FRAMEPACKD_SETTLE_SECONDS", "x")
     with pytest.raises(ConfigError) as told:
@@ -177,20 +177,20 @@ def test_where_both_are_wrong_the_file_is_told_first(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_a_configuration_in_another_unicode_is_told_as_that(tmp_path: Path, encoding: str) -> None:
+def test_a_configuration_in_another_encoding_is_refused_with_its_name(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes("model = 'demo'\n".encode(encoding))
     with pytest.raises(ConfigError, match=f"is {encoding[:6].upper()}: save it as UTF-8"):
         load_config(path)
 
 
-def test_a_configuration_may_begin_with_the_mark_of_an_editor(tmp_path: Path) -> None:
+def test_a_configuration_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes("model = 'demo'\n".encode("utf-8-sig"))
     assert load_config(path).model == "demo"
 
 
-def test_a_home_that_nobody_has_is_told(tmp_path: Path) -> None:
+def test_an_unknown_home_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="home directory"):
         load_config(written(tmp_path, 'inbox = "~nosuchuser/in"\n'))
 
@@ -200,7 +200,7 @@ def test_switches_come_as_text_from_the_environment(monkeypatch: pytest.MonkeyPa
     assert load_config().defaults == {"cache": "teacache"}
 
 
-def test_a_model_of_ones_own_names_its_repositories(tmp_path: Path) -> None:
+def test_a_users_model_names_its_repositories(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     config = load_config(
         written(
@@ -229,7 +229,7 @@ def test_a_file_of_weights_is_looked_for_beside_the_configuration(tmp_path: Path
     assert source.is_local
 
 
-def test_of_the_hubs_folder_of_a_model_the_revision_is_kept_and_of_any_other_folder_none(
+def test_only_a_folder_of_the_hub_keeps_its_revision(
     tmp_path: Path,
 ) -> None:
     for folder in ("models--me--mine/snapshots/abc", "models--me--mine/snapshots/def", "plain"):
@@ -281,7 +281,7 @@ def test_names_of_the_published_scripts_are_understood(
         ({"loras": [{"file": "a.safetensors", "wieght": 1}]}, "did you mean 'loras.0.weight'?"),
     ],
 )
-def test_mistakes_are_told_under_the_name_that_was_used(given: dict[str, object], said: str) -> None:
+def test_mistakes_are_reported_under_the_name_that_was_used(given: dict[str, object], said: str) -> None:
     with pytest.raises(Exception, match=re.escape(said)):
         parse_settings(given, "x.toml")
 

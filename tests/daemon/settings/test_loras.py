@@ -30,7 +30,7 @@ def chosen(*loras: object) -> list[loras.LoraSetting]:
     return JobSettings.model_validate({"loras": loras}).loras
 
 
-def test_the_weight_is_one_unless_it_is_said_and_a_name_alone_will_do() -> None:
+def test_a_lora_may_be_a_name_alone_and_its_weight_defaults_to_one() -> None:
     said = parse_settings({"loras": ["a.safetensors", {"file": "b/c.safetensors", "weight": -0.5}]}, "x.toml")
     assert said == {"loras": [{"file": "a.safetensors"}, {"file": "b/c.safetensors", "weight": -0.5}]}
     assert [entry.weight for entry in JobSettings(**said).loras] == [1.0, -0.5]
@@ -55,12 +55,12 @@ def test_the_weight_is_one_unless_it_is_said_and_a_name_alone_will_do() -> None:
         ("a.safetensors", r"loras must be a list, got 'a.safetensors'$"),
     ],
 )
-def test_a_mistake_is_told_with_its_key_and_value(said: object, mistake: str) -> None:
+def test_a_mistake_is_reported_with_its_key_and_value(said: object, mistake: str) -> None:
     with pytest.raises(RequestError, match=f"x.toml: .*{mistake}"):
         parse_settings({"loras": said}, "x.toml")
 
 
-def test_a_file_that_is_not_there_is_told_with_those_that_are(lora_dir: Path) -> None:
+def test_a_missing_file_is_reported_with_those_that_are_there(lora_dir: Path) -> None:
     (lora_dir / "styles/._oil.safetensors").write_bytes(b"left by macOS")
     with pytest.raises(RequestError, match=r"no oil.safetensors in .*\(there are styles/oil.safetensors\)"):
         loras.find("oil.safetensors", lora_dir)
@@ -79,11 +79,11 @@ def test_a_file_that_is_not_there_is_told_with_those_that_are(lora_dir: Path) ->
 def test_a_folder_that_cannot_be_looked_into_fails_the_job_and_is_not_blamed_on_the_inbox(
     lora_dir: Path,
 ) -> None:
-    with pytest.raises(RequestError, match="it cannot be looked into: File name too long"):
+    with pytest.raises(RequestError, match="it cannot be read: File name too long"):
         loras.find("oil.safetensors", lora_dir / ("x" * 300))
 
 
-def test_links_may_lead_about_the_folder_and_not_out_of_it(lora_dir: Path, tmp_path: Path) -> None:
+def test_links_may_stay_in_the_folder_and_not_lead_out_of_it(lora_dir: Path, tmp_path: Path) -> None:
     (lora_dir / "inside.safetensors").symlink_to("styles/oil.safetensors")
     assert loras.find("inside.safetensors", lora_dir) == (lora_dir / "styles/oil.safetensors").resolve()
     (tmp_path / "secret.safetensors").touch()
@@ -113,7 +113,7 @@ def test_what_is_recorded_says_what_the_file_held_and_what_matched(lora_dir: Pat
     )
 
 
-def test_where_the_model_is_not_here_yet_the_worker_will_look(lora_dir: Path) -> None:
+def test_without_the_models_files_matching_is_left_to_the_worker(lora_dir: Path) -> None:
     absent = ModelSpec("mine", "framepack", Source("/nowhere"), DEMO.base, DEMO.image_encoder)
     (entry,) = loras.take_in(chosen("styles/oil.safetensors"), lora_dir, absent)
     assert entry.keys() == {"file", "weight", "sha256"}
@@ -155,7 +155,7 @@ def test_an_extension_may_be_in_capitals(lora_dir: Path) -> None:
     assert "X.SAFETENSORS" in loras.listing(lora_dir)
 
 
-def test_what_was_recorded_before_all_keys_were_counted_can_be_told() -> None:
+def test_records_from_before_all_keys_were_counted_are_described() -> None:
     entry = {"file": "a.safetensors", "weight": 1.0, "sha256": "1" * 64, "matched": 108, "unmatched": 12}
     assert loras.in_words(entry) == "a.safetensors, weight 1, matched 108 of 120"
     (asked,) = loras.requested({"loras": [entry]}, Path("loras"))

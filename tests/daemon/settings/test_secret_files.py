@@ -45,10 +45,9 @@ def test_a_password_and_a_webhook_come_from_files_without_the_end_of_the_line(tm
     secret_file(tmp_path, f"{HOOK}\r\n")
     found = config(tmp_path, '[notify]\nwebhook_file = "secret"\n')
     assert found.notify.read_webhook() == HOOK
-    assert hooks._with_webhook(found.notify).webhook == HOOK
 
 
-def test_a_mere_name_is_a_credential_of_systemd_where_there_is_one(
+def test_a_plain_name_is_a_systemd_credential_if_there_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret_file(tmp_path, "beside the configuration")
@@ -74,7 +73,7 @@ def test_a_mere_name_is_a_credential_of_systemd_where_there_is_one(
         (SECRET, 0o660, "is open to others (mode 0660): chmod 0600"),
     ],
 )
-def test_a_file_that_will_not_do_is_told_by_who_needs_it_and_by_nobody_else(
+def test_an_unusable_secret_file_is_an_error_only_for_the_command_that_needs_it(
     tmp_path: Path, content: str | bytes | None, mode: int, words: str
 ) -> None:
     if content is not None:
@@ -113,7 +112,7 @@ def test_both_a_secret_and_its_file_are_a_mistake(tmp_path: Path) -> None:
         f"https://example.org/\x7f{SECRET}",
     ],
 )
-def test_an_address_that_will_not_do_is_refused_without_being_told(tmp_path: Path, address: str) -> None:
+def test_an_unusable_address_is_refused_and_never_quoted(tmp_path: Path, address: str) -> None:
     for text in (
         f'[notify]\nwebhook = "{address}"\n'.replace("\x7f", "\\u007f"),
         '[notify]\nwebhook_file = "secret"\n',
@@ -124,7 +123,7 @@ def test_an_address_that_will_not_do_is_refused_without_being_told(tmp_path: Pat
         assert SECRET not in str(told.value)
 
 
-def test_no_mistake_beside_a_secret_tells_it(tmp_path: Path) -> None:
+def test_no_error_quotes_a_secret(tmp_path: Path) -> None:
     for text in (
         f"[web]\npassword = ['{SECRET}']\n",
         f"web = '{SECRET}'\n",
