@@ -26,12 +26,11 @@ from framepack_core import sections
 from framepack_core.history import HistoryContext
 from framepack_core.memory import devices
 from framepack_core.networks import compiling, vae
-from framepack_core.networks.attention import use_attention
 from framepack_core.networks.compiling import CompiledBlocks
 from framepack_core.networks.encoders import pad_prompt_embeds
 from framepack_core.networks.fp8 import multiplies
 from framepack_core.networks.quantization import reduce
-from framepack_core.networks.transformer import Blocks, Core, guidance, take_apart, timesteps
+from framepack_core.networks.transformer import Blocks, Core, guidance, split_transformer, timesteps
 
 HEIGHT, WIDTH, WINDOW, PROMPT_TOKENS, IMAGE_TOKENS = (32, 32, 3, 8, 8) if SMALL else (640, 608, 9, 96, 729)
 BACKENDS = ("native", "_native_flash", "_native_cudnn")
@@ -172,10 +171,12 @@ class Step:
 
     def take_apart(self) -> tuple[Core, Callable[[], torch.Tensor]]:
         """Give the core, and a step of it; from then on ``whole`` cannot be called."""
-        core, embedders = take_apart(self.transformer)
+        core, embedders = split_transformer(self.transformer)
 
-        tables = embedders.tables(self.text, self.image, self.steps, self.guidance, lambda _: nullcontext())
-        look_back = core.look_back(self.section, self.history)
+        tables = embedders.precompute(
+            self.text, self.image, self.steps, self.guidance, lambda _: nullcontext()
+        )
+        look_back = core.history_tokens(self.section, self.history)
         return core, lambda: core(self.latents, tables, 0, look_back, None)
 
 
@@ -185,9 +186,9 @@ def resident() -> Iterator[Row]:
     eager = seconds(step.whole)
     if DEVICE.type == "cuda":
         for backend in BACKENDS:
-            use_attention(step.transformer, backend)
+            step.transformer.set_attention_backend(backend)
             yield Row(f"diffusers' forward, {backend}", seconds(step.whole), eager, "s", "attention backends")
-        use_attention(step.transformer, "native")
+        step.transformer.set_attention_backend("native")
     before = step.whole()
     core, ours = step.take_apart()
     same = torch.equal(ours(), before)

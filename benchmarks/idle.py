@@ -27,7 +27,7 @@ from PIL import Image
 
 from benchmarks import Row
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.memory.footprint import Rung
+from framepack_core.memory.footprint import MemoryLevel
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sampling.unipc import SolverState
@@ -74,7 +74,7 @@ class FixedEngine:
     def __init__(self) -> None:
         """Make up frames that are not expensive to write."""
         self.device = torch.device("cpu")
-        self.rungs, self.rung = (Rung(None, "all"),), 0
+        self.levels, self.level = (MemoryLevel(None, "all"),), 0
         self.compiled = SimpleNamespace(on=False)
         self._encoded: set[tuple[str, bytes]] = set()
         shade = np.linspace(0, 255, 73 * HEIGHT * WIDTH * 3).reshape(73, HEIGHT, WIDTH, 3)
@@ -84,8 +84,8 @@ class FixedEngine:
     def prepare(self, *_: object) -> None:
         """Do nothing: there are no networks."""
 
-    def take_rung(self, number: int) -> None:
-        """Do nothing: there is one rung."""
+    def take_level(self, number: int) -> None:
+        """Do nothing: there is one level."""
 
     def encode(self, request: Request) -> SimpleNamespace:
         """Take the time of encoding for a new picture or prompt."""

@@ -25,7 +25,7 @@ from benchmarks.gpu import DEVICE, HEIGHT, WIDTH, WINDOW, synchronize
 from framepack_core import sections
 from framepack_core.engine import Clip, Engine
 from framepack_core.memory import devices, footprint, planning
-from framepack_core.memory.footprint import GIB, ItemBytes, Rung, Video
+from framepack_core.memory.footprint import GIB, ItemBytes, MemoryLevel, Video
 from framepack_core.memory.planning import Card, Plan
 from framepack_core.models.registry import ModelSpec
 from framepack_core.request import Request
@@ -83,9 +83,9 @@ class Model:
         return Video(HEIGHT, WIDTH, window=WINDOW, steps=STEPS)
 
     @property
-    def rung(self) -> Rung:
-        """Give the rung of the memory ladder that the engine is on."""
-        return self.engine.rungs[self.engine.rung]
+    def level(self) -> MemoryLevel:
+        """Give the memory level of the engine."""
+        return self.engine.levels[self.engine.level]
 
     def predicted(self) -> int:
         """Give the bytes of the card that the plan predicts, without CUDA's own."""
@@ -150,7 +150,7 @@ def whole() -> Iterator[Row]:
             model = Model(Path(folder), shared(), torch.device("cpu"))
         model.card = card
         model.engine.prepare(model.video)
-        where = model.rung.text
+        where = model.level.text
         yield Row(
             f"weights made {'on the device' if held else 'in host memory'}", _now() - began, None, "s", where
         )
@@ -175,7 +175,7 @@ def rows() -> Iterator[Row]:
 
 
 def capped(folder: Path) -> Iterator[Row]:
-    """Make a section on the rung that is planned under each cap, and on those below under the last one."""
+    """Make a section on the level that is planned under each cap, and on those below under the last one."""
     model = Model(folder, shared(), torch.device("cpu"))
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     used = set[int]()
@@ -183,10 +183,10 @@ def capped(folder: Path) -> Iterator[Row]:
     for cap in caps:
         model.card = Card.assumed(cap)
         model.engine.prepare(model.video)
-        used.add(model.engine.rung)
+        used.add(model.engine.level)
         yield from _under(cap, model, total)
-    for number in range(max(used) + 1, len(model.engine.rungs)):
-        model.engine.take_rung(number)
+    for number in range(max(used) + 1, len(model.engine.levels)):
+        model.engine.take_level(number)
         yield from _under(caps[-1], model, total)
     del model
     release()
@@ -194,7 +194,7 @@ def capped(folder: Path) -> Iterator[Row]:
 
 def _under(cap: float, model: Model, total: int) -> Iterator[Row]:
     assert model.card is not None
-    name = f", {model.rung.placement}, {cap} GB card"
+    name = f", {model.level.placement}, {cap} GB card"
     with limited((model.card.free - footprint.CONTEXT) / total):
         try:
             taken = model.section()
@@ -202,7 +202,7 @@ def _under(cap: float, model: Model, total: int) -> Iterator[Row]:
             why = str(error).partition("\n")[0]
             yield Row(f"fits into the memory{name}", 0.0, 1.0, "", why, good=False)
             return
-    yield Row(f"a step{name}", taken.step, None, "s", model.rung.text)
+    yield Row(f"a step{name}", taken.step, None, "s", model.level.text)
     yield from _memory(name, taken, model.predicted())
 
 

@@ -40,11 +40,11 @@ class Measured:
     @property
     def placement(self) -> Placement:
         """Say what stays on the card."""
-        return self.plan.rungs[self.plan.rung].placement
+        return self.plan.levels[self.plan.level].placement
 
 
 def measure(card: CardModel, *, decode: bool = True) -> Measured:
-    """Have a card generate a section, or only sample it, on the rung that the plan chooses."""
+    """Have a card generate a section, or only sample it, on the level that the plan chooses."""
     with tempfile.TemporaryDirectory() as folder:
         image = picture(Path(folder), size=(HEIGHT, WIDTH))
         prompt = "a cat walks over the street and looks at the camera"
@@ -74,7 +74,7 @@ def _without_numbers(_: str, shape: torch.Size, dtype: torch.dtype) -> torch.Ten
 
 def _streamed(engine: Engine) -> int:
     """Count the blocks that are streamed in the section at hand."""
-    streamer = engine._places._streamers.get(engine.core)
+    streamer = engine.places._streamers.get(engine.core)
     visit = streamer and streamer._visit
     return len(visit.weights) - len(visit._staying) if visit else 0
 

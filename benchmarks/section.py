@@ -41,7 +41,7 @@ from framepack_core import sections
 from framepack_core.conditioning import Conditioning
 from framepack_core.engine import Engine
 from framepack_core.memory import devices, footprint, planning
-from framepack_core.memory.footprint import Rung
+from framepack_core.memory.footprint import MemoryLevel
 from framepack_core.models.registry import BUILT_IN
 from framepack_core.networks import loading, vae
 from framepack_core.sampling.unipc import Denoiser, flow_sigmas, sample_unipc, schedule_mu
@@ -104,10 +104,10 @@ def _models(step: Step, decoder: nn.Module) -> loading.Models:
 
 
 def _plan(*_: object) -> planning.Plan:
-    rung = Rung(256, "all")
+    level = MemoryLevel(256, "all")
     return planning.Plan(
-        rung=0,
-        rungs=(rung,),
+        level=0,
+        levels=(level,),
         pinned=False,
         pinnable=False,
         places={},

@@ -17,7 +17,7 @@ from framepack_core import sections
 from framepack_core.history import HistoryContext
 from framepack_core.networks.encoders import pad_prompt_embeds
 from framepack_core.networks.quantization import reduce
-from framepack_core.networks.transformer import guidance, take_apart, timesteps
+from framepack_core.networks.transformer import guidance, split_transformer, timesteps
 
 FULL = {"has_image_proj": True, "image_proj_dim": 1152, "has_clean_x_embedder": True}  # else its defaults
 TINY = FULL | {
@@ -99,11 +99,11 @@ class Pair:
 
     def take_apart(self) -> Callable[[], None]:
         """Give our step, of ``core``; from then on ``whole`` cannot be called."""
-        core, embedders = take_apart(self.transformer)
+        core, embedders = split_transformer(self.transformer)
         self.core = core
-        tables = embedders.tables(*self._tables, lambda _: nullcontext())
-        look_back = core.look_back(*self._section)
-        return lambda: core(self._latents, tables, 0, look_back, None)
+        precomputed = embedders.precompute(*self._tables, lambda _: nullcontext())
+        tokens = core.history_tokens(*self._section)
+        return lambda: core(self._latents, precomputed, 0, tokens, None)
 
 
 def weight_bytes(*modules: nn.Module) -> int:
@@ -130,7 +130,7 @@ def weights() -> Iterator[Row]:
         with torch.device("meta"):
             transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
         whole = weight_bytes(transformer) / 1e9
-        core, _ = take_apart(transformer)
+        core, _ = split_transformer(transformer)
         reduce(core.blocks, precision, torch.bfloat16)
         name = f"weights in the sampling loop, {precision}"
         yield Row(name, weight_bytes(core) / 1e9, whole, "GB", "what a card has to hold or be sent")

@@ -1,25 +1,25 @@
-"""The errors that a caller may have to tell apart."""
+"""Defines the errors that a caller tells apart."""
 
 
 class FramePackError(Exception):
-    """Something is wrong that the person who asked can put right; the text says what and how."""
+    """A fault that the user can correct; the text says what is wrong and how to correct it."""
 
 
 class RequestError(FramePackError):
-    """The request cannot be carried out as it is: a setting, a picture, a combination of both."""
+    """The request cannot be carried out: a setting, an input file, or their combination is wrong."""
 
 
 class ModelError(FramePackError):
-    """The model's files are missing, incomplete or not what they should be."""
+    """The model's files are missing, incomplete or of another model."""
 
 
 class DeviceError(ModelError):
-    """The device that is to compute is not there, or is none that this torch can use."""
+    """The device is not there, or this torch cannot use it."""
 
 
 class FreshProcessError(Exception):
-    """What computes is to go on in another process; the text says why. Nothing is wrong with the request."""
+    """The computation has to continue in a new process; the text says why. The request is in order."""
 
 
 class CompileError(Exception):
-    """The blocks cannot be compiled; the text says why. They can compute as they are."""
+    """The blocks cannot be compiled; the text says why. They still compute uncompiled."""

@@ -1,4 +1,4 @@
-"""The latents a section looks back on, and those that are decoded after it."""
+"""Keeps the latents that condition the next section, and those that are decoded after it."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -11,13 +11,13 @@ from framepack_core.sections import HISTORY_1X, HISTORY_2X, HISTORY_4X, HISTORY_
 def prefix_for(
     section: Section, start_latents: torch.Tensor, keyframe_latents: Mapping[int, torch.Tensor]
 ) -> torch.Tensor:
-    """Choose the first clean latent: the nearest keyframe at or after the section, else the picture."""
+    """Choose the first clean latent: the nearest keyframe at or after the section, else the start picture."""
     at_or_after = [number for number in keyframe_latents if number >= section.index]
     return keyframe_latents[min(at_or_after)] if at_or_after else start_latents
 
 
 class HistoryContext(NamedTuple):
-    """What a section looks back on, each (1, 16, T, h, w), float32."""
+    """The history that a section is conditioned on, each (1, 16, T, h, w), float32."""
 
     latents_clean: torch.Tensor  # T = 2: picture or keyframe, nearest frame
     latents_history_2x: torch.Tensor  # T = 2
@@ -25,25 +25,25 @@ class HistoryContext(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """Latents that the windows decoded after two sections have in common."""
+    """The latents that two successive decoding windows have in common, as positions in each."""
 
     first: int  # in the window of the earlier section
     frames: int
     first_later: int  # in the window of the later section
 
     def cut_alike(self, start: int, length: int, stride: int) -> bool:
-        """Say whether a tile of the earlier window is one of the later window too, cut every ``stride``."""
+        """Return whether a tile of the earlier window is also in the later one, cut every ``stride``."""
         inside = self.first <= start and start + length <= self.first + self.frames
         return inside and (start - self.first + self.first_later) % stride == 0
 
 
 class History:
-    """The latents generated last, float32 on the CPU, with 19 frames to look back on at first.
+    """The latents generated last, float32 on the CPU; begins with 19 blank frames.
 
-    In ``framepack`` the newest material is at the front (it is the earliest of the video) and the
-    end frame, if there is one, takes the place of the nearest of the 19; it stays in the buffer and is
-    pushed back section by section, but is never decoded. In ``f1`` the newest is at the end, behind
-    the picture. What no section looks back on any more, and none is decoded with, is let go.
+    In ``framepack`` the newest latents are at the front, because they are the earliest of the video. An end
+    frame replaces the nearest of the 19 blank ones; each section pushes it further back, and it is never
+    decoded. In ``f1`` the newest latents are at the end, after the picture. Latents that neither conditioning
+    nor decoding needs any more are dropped.
     """
 
     def __init__(
@@ -52,16 +52,16 @@ class History:
         window: int,
         start_latents: torch.Tensor,
         end_latents: torch.Tensor | None = None,
-        before: torch.Tensor | None = None,
+        existing: torch.Tensor | None = None,
     ) -> None:
         """Begin with the picture's latents (1, 16, 1, h, w).
 
-        With ``before``, (1, 16, T, h, w), which only goes forward, begin with these instead: a video that is
-        gone on with.
+        In ``f1``, ``existing`` (1, 16, T, h, w) are the latents of a video that is extended: they replace the
+        picture's.
         """
         self._forward = kind == "f1"
         self._window = window
-        self.start = start_latents if before is None else before
+        self.start = start_latents if existing is None else existing
         self._kept = max(HISTORY_FRAMES, 2 * window + 1)
         batch, channels, _, height, width = start_latents.shape
         self.latents = torch.zeros(batch, channels, HISTORY_FRAMES, height, width)
@@ -73,7 +73,7 @@ class History:
             self.latents[:, :, :1] = end_latents
 
     def context(self, prefix: torch.Tensor) -> HistoryContext:
-        """Give what the next section looks back on; ``prefix`` becomes the first clean latent."""
+        """Give the history of the next section; ``prefix`` becomes the first clean latent."""
         if self._forward:
             recent = self.latents[:, :, -HISTORY_FRAMES:]
             history_4x, history_2x, nearest = torch.split(recent, [HISTORY_4X, HISTORY_2X, HISTORY_1X], 2)
@@ -83,7 +83,7 @@ class History:
         return HistoryContext(torch.cat([prefix, nearest], dim=2), history_2x, history_4x)
 
     def append(self, section: Section, latents: torch.Tensor) -> None:
-        """Take in a finished section (1, 16, W, h, w); the last one backward brings the picture along."""
+        """Add a finished section (1, 16, W, h, w), and in ``framepack`` the picture with the last section."""
         if self._forward:
             self.latents = torch.cat([self.latents, latents], dim=2)[:, :, -self._kept :]
         else:
@@ -93,19 +93,19 @@ class History:
         self.generated += latents.shape[2]
 
     def decodable(self, section: Section) -> torch.Tensor:
-        """Give the latents to decode after a section: its own and, to blend with, its neighbour's."""
+        """Give the latents to decode after a section: its own, and its neighbour's for blending."""
         frames = 2 * self._window + (1 if section.is_last and not self._forward else 0)
         frames = min(frames, self.generated)
         return self.latents[:, :, -frames:] if self._forward else self.latents[:, :, :frames]
 
     def shared(self, section: Section, following: Section) -> Shared:
-        """Say which of the latents decoded after a section are decoded again after the following one."""
+        """Give the latents of a section's decoding window that the window of the following one repeats."""
         if self._forward:
             return Shared(self.decodable(section).shape[2] - self._window, self._window, 0)
         return Shared(0, self._window, self._window + (1 if following.is_last else 0))
 
     def still_index(self, section: Section) -> int:
-        """Say which of the pictures decoded after a section is that section's own last one."""
+        """Give the index, among the frames decoded after a section, of the section's own last frame."""
         if self._forward:
             return -1
         own_latents = self._window + (1 if section.is_last else 0)

@@ -1,4 +1,4 @@
-"""Explains wrong settings: the key, its value, what is allowed, and which key was probably meant."""
+"""Explains wrong settings: the key, its value, what is allowed, and the key that was probably meant."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from annotated_types import Ge, Gt, Le, MultipleOf
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-MAX_MISTAKES = 10  # told in one message
+MAX_MISTAKES = 10  # listed in one message
 MAX_SHOWN = 100  # characters of a wrong value in a message
-# By the names of pydantic's errors.
+# By pydantic's names of errors.
 KINDS = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -33,7 +33,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Also:
-    """What a field takes besides its numbers, as a message is to name it; stands among its annotations."""
+    """An annotation of a field of numbers: other values that it takes, in words for messages."""
 
     words: str
 
@@ -46,18 +46,18 @@ def explain(
     meant: Mapping[str, str] | None = None,
     secret: Collection[str] = (),
 ) -> str:
-    """Say of each mistake which key is wrong, its value and what it may be.
+    """Describe each mistake: the wrong key, its value and the allowed values.
 
-    A text of a validator's own tells the value itself, where it helps; it is not told again.
+    The value is not added to a validator's own text, which names it where that helps.
 
     Args:
-        error: what pydantic has found.
-        fields: what was to be filled.
-        said: names that were used for fields, by the fields' own.
-        meant: other words for an unknown key to be held against, and what to write instead of each.
-        secret: keys whose values are not told.
+        error: pydantic's error.
+        fields: the model that was validated.
+        said: for each field, the name that the user wrote for it, if that is another.
+        meant: words that users may write for a key, each with the key to suggest.
+        secret: keys whose values must not be shown.
     """
-    found: dict[str, list[str]] = {}  # what is wrong by key; of a choice of types each refuses for itself
+    found: dict[str, list[str]] = {}  # texts by key: of a union, pydantic reports one mistake per type
     ends: dict[str, str] = {}
     for mistake in error.errors(include_url=False):
         place = _locate(mistake["loc"], fields)
@@ -77,13 +77,14 @@ def explain(
             found[key].append(text)
     mistakes = [" or ".join(texts) + ends[key] for key, texts in found.items()]
     more_than = len(mistakes) - MAX_MISTAKES
-    told = [*mistakes[:MAX_MISTAKES], f"and {more_than} more mistakes"]
-    return "; ".join(told if more_than > 0 else mistakes)
+    if more_than > 0:
+        mistakes = [*mistakes[:MAX_MISTAKES], f"and {more_than} more mistakes"]
+    return "; ".join(mistakes)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a mistake is: its keys, its field, and the table that it lies in, as far as these are known."""
+    """Where a mistake is: its keys and, if known, its field and the table that holds it."""
 
     keys: tuple[str, ...]
     field: FieldInfo | None
@@ -95,7 +96,7 @@ class _Place:
 
 
 def _locate(location: Iterable[str | int], fields: type[BaseModel]) -> _Place:
-    """Follow a location through the types; leaves out what is no key: which of several types was tried."""
+    """Follow pydantic's location through the types; skips the parts that name a type of a union."""
     keys: list[str] = []
     field: FieldInfo | None = None
     table: type[BaseModel] | None = None
@@ -116,7 +117,7 @@ def _locate(location: Iterable[str | int], fields: type[BaseModel]) -> _Place:
 
 
 def _choices(annotation: Any) -> Iterator[Any]:
-    """Give the types that a value may have.
+    """Give the types of a union or annotated type.
 
     >>> list(_choices(Annotated[int, "small"] | None))
     [<class 'int'>, <class 'NoneType'>]
@@ -145,11 +146,11 @@ def _field(table: type[BaseModel], key: str) -> FieldInfo | None:
 
 
 def _words(kind: str, message: str, context: Mapping[str, Any], place: _Place) -> str | None:
-    """Say what the value may be; None if a validator says it in words of its own."""
+    """Describe the allowed values; None if a validator's own text does."""
     metadata = place.field.metadata if place.field is not None else []
     if limits := _range(metadata):
         also = next((each.words for each in metadata if isinstance(each, Also)), "")
-        number = "a whole number" if also else KINDS.get(kind, "")  # named where it is none
+        number = "a whole number" if also else KINDS.get(kind, "")  # the kind, if the value has another
         before = number and number + (" from " if " to " in limits else ", ")
         return f"{before}{limits}{also}"
     if kind == "value_error":
@@ -163,7 +164,7 @@ def _words(kind: str, message: str, context: Mapping[str, Any], place: _Place) -
 
 
 def _range(metadata: Iterable[object]) -> str:
-    """Spell out the range of a field of numbers: ``1 to 120``; empty if it has none."""
+    """Write the range of a field of numbers, such as ``1 to 120``; empty if it has none."""
     limits: dict[type, Any] = {}
     for each in metadata:
         for kind, name in ((Ge, "ge"), (Gt, "gt"), (Le, "le"), (MultipleOf, "multiple_of")):
@@ -178,7 +179,7 @@ def _range(metadata: Iterable[object]) -> str:
 
 
 def _own(key: str, message: str, place: _Place) -> str:
-    """Put a validator's own text behind the key, unless it begins with it."""
+    """Put the key before a validator's own text, unless the text begins with it."""
     message = message.removeprefix("Value error, ")
     if not key or message.startswith((key, f"[{key}]")):
         return message
@@ -208,13 +209,13 @@ def closest(word: str, known: Iterable[str]) -> str | None:
 
 
 def shown(value: object) -> str:
-    """Write a value out for a message, as Python would, but not at any length or depth.
+    """Write a value for a message as ``repr`` does, cut at 100 characters.
 
     >>> shown("x" * 1000) == repr("x" * 1000)[:100] + "…"
     True
     """
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an integer of thousands of digits; tables in tables without end
+    except (ValueError, RecursionError):  # an integer of thousands of digits; tables nested too deep
         return f"a {type(value).__name__} too large to show"
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

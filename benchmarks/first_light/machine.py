@@ -85,8 +85,8 @@ def page_locked() -> Iterator[Figure]:
         made = _private()
         model.card = Card.assumed(CARD_GB)
         model.engine.prepare(model.video)
-        model.engine.take_rung(len(model.engine.rungs) - 1)
-        rung = model.rung.text
+        model.engine.take_level(len(model.engine.levels) - 1)
+        level = model.level.text
         model.section()
         locked = next(model.engine.core.blocks.parameters()).is_pinned()
         during = _private()
@@ -94,7 +94,7 @@ def page_locked() -> Iterator[Figure]:
     release()
     after = _private()
     taken, kept = during - made, max(after - before, 0)
-    yield Figure("blocks lie in page-locked memory", str(locked), says=rung, good=locked)
+    yield Figure("blocks lie in page-locked memory", str(locked), says=level, good=locked)
     yield Figure("the host's memory that they take", taken / 2**30, "GiB", says="with CUDA's own")
     gone = None if SMALL else kept <= (1 - GIVEN_BACK) * taken + OF_CUDA
     yield Figure("what is still taken when the engine is dropped", kept / 2**30, "GiB", good=gone)

@@ -18,7 +18,7 @@ from benchmarks.full_shape import SMALL
 from framepack_core.engine import Clip, Engine
 from framepack_core.memory import devices
 from framepack_core.networks import encoders, loading, vae
-from framepack_core.networks.transformer import take_apart
+from framepack_core.networks.transformer import split_transformer
 from tests.golden import Case, group, worst
 from tests.golden.replay import (
     conditioned,
@@ -127,7 +127,7 @@ class Loaded:
         for part in (self.models.text_encoder, self.models.text_encoder_2, self.models.image_encoder):
             part.to(device)
         self.models.vae.to(device)
-        self._core, self._embedders = take_apart(self.models.transformer)
+        self._core, self._embedders = split_transformer(self.models.transformer)
         self._core.to(device)
         self._embedders.to(device)
 

@@ -1,7 +1,7 @@
-"""Decodes HEIC and HEIF, as iPhones save photos, in a process of its own; needs pi-heif.
+"""Decodes HEIC and HEIF, the format of iPhone photos, in a process of its own.
 
-The extra ``heif`` brings it. libheif reads what anybody may have made, so it runs neither in the daemon nor
-where the models are: whoever needs the pixels starts the process, which has bounded memory and time.
+Needs pi-heif, from the extra ``heif``. libheif parses untrusted files, so it runs neither in the daemon nor
+in the worker, but in a process with limited memory and time.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ ENDINGS = (".heic", ".heif", ".hif")
 HEAD_BYTES = 64  # hold the first box with its brands
 BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 AVIF_BRANDS = {b"avif", b"avis"}
-DECODE_SECONDS = 12  # 48 megapixels take two
+DECODE_SECONDS = 12  # 48 megapixels take 2 s
 MEMORY_BYTES = 2 << 30  # address space of the process
 MODES = ("L", "LA", "RGB", "RGBA")
 
@@ -33,18 +33,18 @@ AS_JPEG = (
     "take JPEGs)"
 )
 NOT_HERE = (
-    f"{NAME}, which is not read here: {AS_JPEG}, or have it read: pip install 'framepackd[heif]' and start "
-    "framepackd again"
+    f"{NAME}, which cannot be read here: {AS_JPEG}, or install its reader: pip install 'framepackd[heif]' "
+    "and start framepackd again"
 )
 
 
 def available() -> bool:
-    """Say whether HEIC can be read here."""
+    """Return whether pi-heif is installed."""
     return importlib.util.find_spec("pi_heif") is not None
 
 
 def is_heif(head: bytes) -> bool:
-    """Say whether a file that begins with these ``HEAD_BYTES`` is HEIC or HEIF, and not AVIF, its sibling.
+    """Return whether a file that begins with these ``HEAD_BYTES`` is HEIC or HEIF, but not AVIF.
 
     >>> is_heif(b"....ftypheic........"), is_heif(b"....ftypavif....mif1")
     (True, False)
@@ -57,10 +57,10 @@ def is_heif(head: bytes) -> bool:
 
 
 def decode(path: Path) -> "Image":
-    """Decode a picture, upright, with its colour profile under ``icc_profile`` in ``info``.
+    """Decode a picture, upright; its ``info`` holds its colour profile under ``icc_profile``.
 
     Raises:
-        RequestError: it is damaged or too large, or nothing here can read it.
+        RequestError: it is damaged or too large, or pi-heif is not installed.
     """
     from PIL import Image
 
@@ -76,30 +76,31 @@ def decode(path: Path) -> "Image":
         fault = f"breaks its decoder (exit code {process.returncode})"
     else:
         header, _, pixels = process.stdout.partition(b"\n")
-        told = json.loads(header)
-        if "error" not in told:
-            image = Image.frombuffer(told["mode"], tuple(told["size"]), pixels, "raw", told["mode"], 0, 1)
-            image.info = {"icc_profile": bytes.fromhex(told["profile"])} if told["profile"] else {}
+        answer = json.loads(header)
+        if "error" not in answer:
+            mode, profile = answer["mode"], answer["profile"]
+            image = Image.frombuffer(mode, tuple(answer["size"]), pixels, "raw", mode, 0, 1)
+            image.info = {"icc_profile": bytes.fromhex(profile)} if profile else {}
             return image
-        fault = told["error"]
+        fault = answer["error"]
     raise RequestError(f"{path.name}: {NAME}, and {fault}: {AS_JPEG}")
 
 
 def _main(path: Path) -> None:
-    """Write a picture's mode, size and profile as a line of JSON, and its pixels behind it."""
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # whoever asked decides when this ends
+    """Write a picture's mode, size and profile as a line of JSON, then its pixels."""
+    for ignored in (signal.SIGINT, signal.SIGTERM):  # the parent decides when this process ends
         signal.signal(ignored, signal.SIG_IGN)
     signal.alarm(DECODE_SECONDS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import pi_heif
 
-    pi_heif.options.DECODE_THREADS = 1  # each further one reserves address space
+    pi_heif.options.DECODE_THREADS = 1  # each thread reserves address space
     try:
         found = pi_heif.open_heif(path)
         width, height = found.size
         if width * height > MAX_PIXELS:
-            raise ValueError(f"it has more than {MAX_PIXELS // 10**6} megapixels")  # noqa: TRY301 - told below
+            raise ValueError(f"it has more than {MAX_PIXELS // 10**6} megapixels")  # noqa: TRY301 - sent below
         image = found.to_pillow()
         image = image if image.mode in MODES else image.convert("RGBA")
         pixels = image.tobytes()

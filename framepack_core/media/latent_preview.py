@@ -1,6 +1,6 @@
-"""Shows roughly what latents look like: a linear map from their channels to colours, no decoder.
+"""Draws rough previews of latents by a linear map from their channels to colours, without a decoder.
 
-The map is fitted for each video to its start picture and that one's latents, so that it holds for any VAE.
+The map is fitted for each video to its start picture and the picture's latents, so that it suits any VAE.
 """
 
 import math
@@ -15,10 +15,10 @@ from framepack_core.media.pictures import Picture
 
 Floats = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
-# Variance that is added to each channel's, as a share of their mean: channels that say nothing get no weight,
-# and a picture of 16 cells, or of one colour, a map that is still tame.
+# Variance added to each channel's, as a share of their mean: uninformative channels get no weight, and the
+# map stays bounded for a picture of 16 latents, or of one colour.
 RIDGE = 1e-2
-CELL_PIXELS = 200  # a frame of latents is enlarged to about this, along its longer side
+CELL_PIXELS = 200  # longer side of a frame in the contact sheet, roughly
 GAP = 4  # pixels between frames
 BACKGROUND = 24
 
@@ -33,7 +33,7 @@ class Colours:
 
     @classmethod
     def fit(cls, latents: Floats, picture: Picture) -> Self:
-        """Fit the map by least squares to latents (1, C, 1, h, w) and the picture (H, W, 3) they are of."""
+        """Fit the map by least squares to a picture (H, W, 3) and its latents (1, C, 1, h, w)."""
         height, width = latents.shape[-2:]
         channels = rearrange(latents[0, :, 0].astype(np.float64), "c h w -> (h w) c")
         scale = {"y": picture.shape[0] // height, "x": picture.shape[1] // width}
@@ -41,14 +41,14 @@ class Colours:
         mean_channels, mean_colour = channels.mean(axis=0), colours.mean(axis=0)
         channels, colours = channels - mean_channels, colours - mean_colour
         moments = channels.T @ channels / len(channels)
-        # The second term: latents that are all alike tell nothing, and are no reason to divide by zero.
+        # The second term avoids a division by zero where all latents are equal.
         damping = RIDGE * np.trace(moments) / len(moments) + np.finfo(np.float64).tiny
         common = channels.T @ colours / len(channels)
         weights = np.linalg.solve(moments + damping * np.eye(len(moments)), common)
         return cls(weights, mean_channels, mean_colour)
 
     def frames(self, latents: Floats) -> Picture:
-        """Give what latents (1, C, T, h, w) look like: (T, h, w, 3), uint8."""
+        """Map latents (1, C, T, h, w) to frames (T, h, w, 3), uint8."""
         numbers = np.nan_to_num(latents[0].astype(np.float64), posinf=0, neginf=0)
         levels = (rearrange(numbers, "c t h w -> t h w c") - self.mean_channels) @ self.weights
         frames: Picture = (levels + self.mean_colour).clip(0, 255).astype(np.uint8)
@@ -56,7 +56,7 @@ class Colours:
 
 
 def contact_sheet(frames: Picture) -> Picture:
-    """Lay frames (T, h, w, 3) out in rows, in the order of time, enlarged so that they can be looked at."""
+    """Arrange frames (T, h, w, 3), enlarged, in rows in the order of time."""
     count, height, width = frames.shape[:3]
     scale = max(CELL_PIXELS / max(height, width), 1.0)
     cell_height, cell_width = round(scale * height), round(scale * width)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from framepack_core.errors import RequestError
 from framepack_core.media import heif, png, profiles
@@ -22,46 +22,40 @@ Picture = np.ndarray[Any, np.dtype[np.uint8]]  # (H, W, 3), RGB
 Frames = np.ndarray[Any, np.dtype[np.uint8]]  # (T, H, W, 3), RGB
 log = logging.getLogger(__name__)
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")  # and no other: some of Pillow's readers start programs
-# EXIF orientation -> how to turn the picture upright.
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-FIRST_SIDEWAYS = 5  # from here on height and width change places
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")  # no others: some of Pillow's readers start programs
+FIRST_SIDEWAYS = 5  # from this EXIF orientation on, height and width are exchanged
 BAND_PIXELS = 1 << 20  # converted at once
-FEW_BITS = {"L;2": 85, "L;4": 17}  # what Pillow multiplies samples of so few bits by, but not the clear one
+FEW_BITS = {"L;2": 85, "L;4": 17}  # Pillow scales samples of few bits by this, but not the transparent colour
 
 
 def open_picture(path: Path, background: str = WHITE, tell: Callable[[str], object] = log.warning) -> Picture:
-    """Read a picture upright, as 8-bit sRGB, over a background where it is transparent.
+    """Read a picture upright, as 8-bit sRGB; transparent parts show the background.
 
-    It is converted from the colours that its ICC profile names. Opaque pictures without one, or with one of
-    sRGB, keep their pixels bit for bit; of 16 bits a channel the upper eight count.
+    Colours are converted by the picture's ICC profile. Opaque pictures without a profile, or with sRGB's,
+    keep their pixels bit for bit. Of 16 bits per channel, the upper eight are kept.
 
     Args:
-        path: whatever it is called; what it is, its content says.
+        path: the file; its content decides the format, not its name.
         background: "#rrggbb".
-        tell: is told what of the picture is passed over.
+        tell: receives a warning for everything in the file that is ignored.
 
     Raises:
-        RequestError: it is not a picture that can be read, is damaged, too large or animated.
+        RequestError: it is not a readable picture, is damaged, too large or animated.
     """
     with _decoded(path) as found:
         picture = np.empty((found.image.height, found.image.width, 3), np.uint8)
         for top, band in _bands(path, found, background, tell):
             picture[top : top + band.height] = np.asarray(band)
-        turn = UPRIGHT.get(_orientation(found.image))
-        return picture if turn is None else np.array(Image.fromarray(picture).transpose(turn))
+        orientation = _orientation(found.image)
+        if orientation == 1:
+            return picture
+        turned = Image.fromarray(picture)
+        turned.getexif()[ExifTags.Base.Orientation] = orientation
+        return np.array(ImageOps.exif_transpose(turned))
 
 
 def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Size:
-    """Read a picture as ``open_picture`` does, and give its height and width upright.
+    """Decode a picture as ``open_picture`` does, and give its upright height and width.
 
     Raises:
         RequestError: as ``open_picture``.
@@ -75,20 +69,20 @@ def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Siz
 
 
 class _Found(NamedTuple):
-    """A picture as it is in its file."""
+    """A decoded picture, before orientation, colours and transparency are applied."""
 
-    image: Image.Image  # decoded
-    profile: bytes | None  # of its colours
-    problem: str | None  # why that cannot be read
-    packing: str  # in PNG, how its samples lie there, as Pillow names it
+    image: Image.Image
+    profile: bytes | None  # its ICC profile
+    problem: str | None  # why the profile cannot be read
+    packing: str  # of a PNG file's samples, as Pillow names it; else empty
 
 
 @contextmanager
 def _decoded(path: Path) -> Iterator[_Found]:
-    """Open and decode a picture, and say in plain words why it cannot be."""
+    """Open and decode a picture; turn the errors of the libraries into RequestErrors."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of oddities in the file, and of sizes below our own limit
+            warnings.simplefilter("ignore")  # about oddities in the file, and sizes below our own limit
             with path.open("rb") as file:
                 head = file.read(heif.HEAD_BYTES)
                 if heif.is_heif(head):
@@ -124,18 +118,18 @@ def _decoded(path: Path) -> Iterator[_Found]:
 def _bands(
     path: Path, found: _Found, background: str, tell: Callable[[str], object]
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Give a picture as sRGB without transparency: bands of it, from the top, each with its first row.
+    """Convert a picture to opaque sRGB in bands from the top; gives each with the number of its first row.
 
-    What is made on the way takes memory for a band, not for a hundred megapixels.
+    So intermediate pictures take memory for a band, not for a hundred megapixels.
     """
     convert = _converter(path, found, tell)
     image = found.image
-    # Many programs fill the fourth byte of a BMP with zeros; viewers show those pictures, too.
+    # Many programs fill the fourth byte of a BMP with zeros; viewers show such pictures as opaque.
     clear = image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0)
     rows = max(BAND_PIXELS // image.width, 1)
     for top in range(0, image.height, rows):
         band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        colours, alpha = _parted(band, found.packing)
+        colours, alpha = _split_alpha(band, found.packing)
         colours = convert(colours).convert("RGB")
         if alpha is not None and not clear and alpha.getextrema() != (255, 255):
             ground = Image.new("RGB", band.size, background)
@@ -147,7 +141,7 @@ def _bands(
 def _converter(
     path: Path, found: _Found, tell: Callable[[str], object]
 ) -> Callable[[Image.Image], Image.Image]:
-    """Give what converts a picture's colours to sRGB, and tell why nothing does, if nothing can."""
+    """Give the conversion of a picture's colours to sRGB; warn if its profile cannot be used."""
     grey = found.image.mode in ("1", "L", "LA", "I;16") or found.packing == "LA;16B"
     space = "GRAY" if grey else found.image.mode.removesuffix("A")
     problem = found.problem
@@ -157,13 +151,13 @@ def _converter(
         except profiles.ProfileError as error:
             problem = str(error)
     if problem is not None:
-        tell(f"{path.name}: its colour profile is passed over: {problem}")
+        tell(f"{path.name}: its colour profile is ignored: {problem}")
     return lambda image: image
 
 
-def _parted(image: Image.Image, packing: str) -> tuple[Image.Image, Image.Image | None]:
-    """Part a picture into its colours (L, RGB or CMYK, 8 bits) and its transparency (L), if it has any."""
-    clear = image.info.get("transparency")  # a colour, as the file's samples are
+def _split_alpha(image: Image.Image, packing: str) -> tuple[Image.Image, Image.Image | None]:
+    """Split a picture into its colours (L, RGB or CMYK, 8 bits) and its alpha channel (L), if it has one."""
+    clear = image.info.get("transparency")  # the transparent colour, in the file's samples
     if image.mode == "I;16":
         samples = np.asarray(image)
         alpha = None if clear is None else Image.fromarray((samples != clear) * np.uint8(255))
@@ -203,21 +197,21 @@ def _too_large(path: Path) -> RequestError:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Give the EXIF orientation, 1 to 8; 1, upright, where nothing sensible is said."""
+    """Give the EXIF orientation, 1 to 8; 1 (upright) if it is missing or invalid."""
     try:
         said = int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF spoils no picture; viewers pass over it, too
+    except Exception:  # damaged EXIF is ignored, as viewers do
         return 1
-    return said if said in UPRIGHT else 1
+    return said if said in range(1, 9) else 1
 
 
 def crop_to(picture: Picture, size: Size) -> Picture:
-    """Scale a picture until it covers a size and cut the centre out, as the reference does.
+    """Scale a picture until it covers a size, and cut out its centre, as the reference does.
 
-    Rounding matters: sizes half to even, Lanczos, a crop box in fractions of a pixel.
+    To get the reference's bits: sizes round half to even, Lanczos, a crop box in fractions of a pixel.
 
     Raises:
-        RequestError: it is a strip of a picture, which would be scaled to gigabytes.
+        RequestError: it is so long and narrow that scaling would take gigabytes.
     """
     height, width = size
     if picture.shape[:2] == (height, width):
@@ -226,7 +220,7 @@ def crop_to(picture: Picture, size: Size) -> Picture:
     scaled = Image.fromarray(
         resize(picture, (scaled_height, scaled_width), resample=Image.Resampling.LANCZOS)
     )
-    # Fractions are meant: Pillow rounds the edges, each by itself.
+    # Fractions on purpose: Pillow rounds each edge by itself.
     box: Any = (
         (scaled_width - width) / 2,
         (scaled_height - height) / 2,
@@ -237,10 +231,10 @@ def crop_to(picture: Picture, size: Size) -> Picture:
 
 
 def resize(picture: Picture, size: tuple[int, int], *, resample: Image.Resampling) -> Picture:
-    """Scale a picture (H, W, 3) to a size (height, width), to the same bits with every Pillow.
+    """Scale a picture (H, W, 3) to a size (height, width), with the same bits in every version of Pillow.
 
-    Pillow scales width and height one after the other and rounds in between. Since version 13 the height
-    comes first where it loses more than twice what the width does; before it never did. Here it does.
+    Pillow scales width and height one after the other and rounds in between. Since version 13, the height
+    comes first if it shrinks by more than twice what the width does; before, it never did. Here it does.
     """
     height, width = size
     lost_height, lost_width = picture.shape[0] - height, picture.shape[1] - width
@@ -258,7 +252,7 @@ def write_picture(file: Path | BinaryIO, picture: Picture) -> None:
 
 
 def count_frames(path: Path, look: "Callable[[int, VideoFrame], None] | None" = None) -> int:
-    """Decode a video to its end and count its frames; ``look`` is shown each, with its number from 0.
+    """Decode a whole video and count its frames; ``look`` is called with each frame's number and the frame.
 
     Raises:
         OSError, av.FFmpegError: it cannot be read.

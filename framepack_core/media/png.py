@@ -1,6 +1,6 @@
-"""Reads PNG files without the texts and profiles that would fill memory.
+"""Removes from PNG files the texts and profiles that are too large or damaged.
 
-Pillow refuses a whole picture for one of them. Here they are left out, and the picture is read.
+Pillow refuses a whole picture because of one. Without them it reads the picture.
 """
 
 import io
@@ -9,29 +9,29 @@ from typing import BinaryIO, NamedTuple
 
 from PIL import PngImagePlugin
 
-MAX_PROFILE = 16 << 20  # bytes, when unpacked; those of printers take 4 MiB at most
+MAX_PROFILE = 16 << 20  # bytes, unpacked; profiles of printers have at most 4 MiB
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
 
 class Trimmed(NamedTuple):
-    """What of a PNG file can be read."""
+    """The readable part of a PNG file."""
 
-    file: BinaryIO  # without what Pillow would refuse it for
+    file: BinaryIO  # without the parts for which Pillow would refuse it
     profile: bytes | None = None  # its colour profile
     problem: str | None = None  # why its colour profile cannot be read
 
 
 def is_png(head: bytes) -> bool:
-    """Say whether a file that begins like this is PNG."""
+    """Return whether a file that begins with ``head`` is PNG."""
     return head.startswith(_SIGNATURE)
 
 
 def trim(file: BinaryIO) -> Trimmed:
-    """Leave out texts and profiles that Pillow would not unpack; the file itself where there are none."""
+    """Remove texts and profiles that Pillow would not unpack; the file itself if there are none."""
     profile, problem, texts = None, None, 0
-    kept: list[tuple[int, int]] = []  # from where to where
-    whole_size = file.seek(0, io.SEEK_END)  # no more is asked for at once, whatever lengths it tells
+    kept: list[tuple[int, int]] = []  # ranges of the file
+    whole_size = file.seek(0, io.SEEK_END)  # never read more than this, whatever length a chunk claims
     begin = file.seek(len(_SIGNATURE))
     start, whole = 0, True
     while len(header := file.read(8)) == 8:
@@ -61,7 +61,7 @@ def trim(file: BinaryIO) -> Trimmed:
 
 
 def _profile(content: bytes) -> tuple[bytes | None, str | None]:
-    """Unpack a profile; None, and why, if it cannot be."""
+    """Unpack a profile; if that fails, give None and the reason."""
     packed = content.partition(b"\0")[2]
     unpacker = zlib.decompressobj()
     try:
@@ -76,13 +76,13 @@ def _profile(content: bytes) -> tuple[bytes | None, str | None]:
 
 
 def _text_size(kind: bytes, content: bytes) -> int | None:
-    """Say how many bytes a text has when unpacked; None for one that Pillow would refuse."""
+    """Count the bytes of a text when unpacked; None if Pillow would refuse it."""
     if kind == b"tEXt":
         return len(content)
     rest = content.partition(b"\0")[2]
     if kind == b"iTXt":
         if rest[:1] in (b"", b"\0") or rest[1:2] != b"\0":
-            return len(content)  # not packed, or in a way that Pillow passes over
+            return len(content)  # not packed, or packed in a way that Pillow ignores
         packed = rest[2:].partition(b"\0")[2].partition(b"\0")[2]
     elif rest[:1] not in (b"", b"\0"):
         return None
@@ -92,5 +92,5 @@ def _text_size(kind: bytes, content: bytes) -> int | None:
     try:
         size = len(unpacker.decompress(packed, PngImagePlugin.MAX_TEXT_CHUNK))
     except zlib.error:
-        return 0  # passed over
+        return 0  # Pillow ignores it
     return None if unpacker.unconsumed_tail else size

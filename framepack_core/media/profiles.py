@@ -1,4 +1,4 @@
-"""Converts a picture's own colours to sRGB by its ICC profile, with Pillow's littleCMS."""
+"""Converts a picture's colours to sRGB by its ICC profile, with Pillow's littleCMS."""
 
 import io
 import itertools
@@ -9,18 +9,18 @@ import numpy as np
 from PIL import Image, ImageCms
 
 MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}  # of pictures, by the colour spaces of profiles
-SAME = 2  # levels of 255: no farther from sRGB is what rounds its curve or its primaries
+SAME = 2  # levels of 255: profiles that round sRGB's curve or primaries differ from it by no more
 GRID = (*range(0, 255, 32), 255)
 
 
 class ProfileError(Exception):
-    """A profile cannot be used; says why."""
+    """A profile cannot be used; the text says why."""
 
 
 def converter(profile: bytes, space: str) -> Callable[[Image.Image], Image.Image]:
-    """Give what converts pictures of mode L, RGB or CMYK to sRGB; nothing is changed if the profile is that.
+    """Give the conversion of pictures of mode L, RGB or CMYK to sRGB; the identity if the profile is sRGB.
 
-    ``space`` is what the picture is of in its file: "GRAY", "RGB", "CMYK", or "P", which takes no profile.
+    ``space`` is the colour space of the file: "GRAY", "RGB", "CMYK", or "P", which takes no profile.
 
     Raises:
         ProfileError: the profile is damaged, or of another colour space than the picture.
@@ -52,12 +52,12 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 
 def _changes_nothing(source: ImageCms.ImageCmsProfile, mode: str) -> bool:
-    """Say whether a profile is sRGB, by what it does: there are dozens of that, under many names."""
+    """Return whether a profile is sRGB, measured by its effect: sRGB profiles have dozens of names."""
     if mode == "CMYK":
         return False
     colours = _samples()
     samples = Image.fromarray(colours if mode == "RGB" else colours[..., 0])
-    # As measured: the perceptual table of the ICC's own sRGB profile is no sRGB.
+    # Colorimetric: the perceptual table of the ICC's own sRGB profile differs from sRGB.
     made = np.asarray(_transform(source, mode, ImageCms.Intent.RELATIVE_COLORIMETRIC).apply(samples))
     expected = colours if mode == "RGB" else colours[..., :1]
     return bool(np.abs(made.astype(int) - expected).max() <= SAME)
@@ -65,6 +65,6 @@ def _changes_nothing(source: ImageCms.ImageCmsProfile, mode: str) -> bool:
 
 @cache
 def _samples() -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    """Give colours (1, N, 3) from all over the cube, and all greys."""
+    """Give colours (1, N, 3): a grid over the RGB cube, and all greys."""
     greys = [(level, level, level) for level in range(256)]
     return np.array([[*itertools.product(GRID, repeat=3), *greys]], np.uint8)

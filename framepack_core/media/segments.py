@@ -1,7 +1,7 @@
 """Encodes a video in segments, each frame once, and joins them without encoding again.
 
-A segment is a small mp4 that begins with a picture needing no other, and refers to none outside of it. Those
-of the same size and quality can be joined in any order: packets are copied, only their times are shifted.
+A segment is a small mp4 that begins with a keyframe and refers to no frame outside of it. Segments of the
+same size and quality can be joined in any order: packets are copied, only their times are shifted.
 """
 
 import io
@@ -23,23 +23,24 @@ ENCODER_THREADS = 2  # fixed: libx264 writes other bytes with another number of 
 # The macroblock tree of libx264 (core 165, AVX) reads memory it did not write: the same frames gave other
 # bytes in up to 75 % of runs, depending on the width. Without it 760 of 760 runs over nine sizes were equal.
 EXACT = "mbtree=0"
-# For frames that are soon encoded again: 6 ms instead of 15 a frame of 640x608. Nothing here may change the
-# parameter sets, in which libx264 without psychovisual terms (subme < 6) would shift the chroma by 2 less.
+# For frames that are soon encoded again: 6 ms instead of 15 a frame of 640x608. The parameter sets must stay
+# those of EXACT: with subme < 6 libx264 drops its psychovisual terms and with them a chroma offset of -2, so
+# it is set here.
 QUICK = f"{EXACT}:subme=1:me=dia:trellis=0:mixed-refs=0:rc-lookahead=10:chroma-qp-offset=-2"
-HELD_BACK = 2  # frames that wait to be put in order: libx264 makes pyramids of three B-frames
+HELD_BACK = 2  # frames by which decoding precedes showing: libx264 makes pyramids of three B-frames
 FRAME = Fraction(1, FPS)  # seconds
 
 
 class SegmentError(ValueError):
-    """A segment is not whole, or does not go with the others."""
+    """A segment is damaged, or cannot be joined with the others."""
 
 
 def encode(
     frames: Iterable[Picture], *, size: Size, crf: int, options: str = EXACT, colours: Colours = "bt709"
 ) -> bytes:
-    """Encode frames as a segment, H.264, yuv420p: the same bytes for the same frames; b"" for none.
+    """Encode frames as a segment, H.264, yuv420p: the same bytes for the same frames; b"" for no frames.
 
-    Those in ``bt601`` say nothing of their colours: they go with segments of older versions alone.
+    Segments in ``bt601`` have no colour tags: they can be joined only with segments of older versions.
     """
     file = io.BytesIO()
     given = 0
@@ -50,14 +51,14 @@ def encode(
         stream.codec_context.thread_count = ENCODER_THREADS
         if colours == "bt709":
             tag(stream.codec_context)
-        for given, picture in enumerate(frames, start=1):  # noqa: B007 - counted, also where there are none
+        for given, picture in enumerate(frames, start=1):  # noqa: B007 - counts them; 0 without frames
             container.mux(stream.encode(from_rgb(picture, colours)))
         container.mux(stream.encode(None))
     return file.getvalue() if given else b""
 
 
 def encode_exactly(frames: Sequence[Picture]) -> bytes:
-    """Encode frames without loss, not one pixel: for going on from them, not for people."""
+    """Encode frames without loss, as RGB: to continue from them, not to watch."""
     file = io.BytesIO()
     with av.open(file, mode="w", format="mp4") as container:
         stream = container.add_stream("libx264rgb", rate=FPS, options={"qp": "0"})
@@ -78,7 +79,7 @@ def count(segment: bytes) -> int:
 
 
 def colours_of(segment: bytes) -> Colours:
-    """Say which colours a segment has.
+    """Give the colours of a segment.
 
     Raises:
         SegmentError: it is damaged.
@@ -88,11 +89,9 @@ def colours_of(segment: bytes) -> Colours:
 
 
 def join(path: Path, segments: Iterable[bytes], tags: Mapping[str, str] | None = None) -> int:
-    """Write segments, given in the order of time, as an mp4 with its index in front; gives its frames.
+    """Write segments in the order of time as an mp4 with its index in front; return the number of frames.
 
-    ``tags`` are its metadata, as ``title`` and ``comment``.
-
-    One segment at a time is in memory.
+    ``tags`` are its metadata, such as ``title`` and ``comment``. One segment at a time is in memory.
 
     Raises:
         SegmentError: one is damaged or was encoded with other settings, or all of them are empty.
@@ -112,7 +111,7 @@ def join(path: Path, segments: Iterable[bytes], tags: Mapping[str, str] | None =
                 packets = [packet for packet in piece.demux(source) if packet.size]
             for number, (packet, shown) in enumerate(zip(packets, _order(packets), strict=True)):
                 packet.stream, packet.time_base, packet.duration = stream, FRAME, 1
-                # Counted anew: in a segment of a frame or two libx264 holds none back.
+                # Computed, not shifted: in a segment of one or two frames libx264 holds none back.
                 packet.dts, packet.pts = frames + number - HELD_BACK, frames + shown
                 container.mux(packet)
             frames += len(packets)
@@ -122,9 +121,9 @@ def join(path: Path, segments: Iterable[bytes], tags: Mapping[str, str] | None =
 
 
 def head(segment: bytes, like: bytes, most: int) -> bytes:
-    """Give as much of the start of a video as can be joined with a segment; b"" for none.
+    """Cut the start of a segment, at a keyframe and after at most ``most`` frames; b"" if impossible.
 
-    It ends where a picture begins that needs no other, after ``most`` frames at the latest.
+    The result can be joined with segments such as ``like``.
     """
     try:
         with _opened(segment) as piece, _opened(like) as other:
@@ -134,7 +133,7 @@ def head(segment: bytes, like: bytes, most: int) -> bytes:
             packets = [packet for packet in piece.demux(source) if packet.size]
             places = _order(packets)
             ends = [len(places)] + [number for number, packet in enumerate(packets) if packet.is_keyframe]
-            # Where all that is decoded before is shown before, too.
+            # Only cuts before which the same frames are decoded as are shown.
             whole = [end for end in ends if end <= most and sorted(places[:end]) == list(range(end))]
             file = io.BytesIO()
             with av.open(file, mode="w", format="mp4") as container:
@@ -157,7 +156,7 @@ def _opened(segment: bytes) -> Iterator[InputContainer]:
 
 
 def _order(packets: "list[av.Packet[Any]]") -> list[int]:
-    """Give the place of each packet's frame among those of its segment, in the order of time."""
+    """Give, for each packet, the position of its frame in the order of time."""
     places = [int((packet.pts or 0) * packet.time_base / FRAME) for packet in packets]
     whole = sorted(places) == list(range(len(places)))
     if (

@@ -1,4 +1,4 @@
-"""Chooses a video's size: the published models know fourteen shapes of about 640 x 640 pixels."""
+"""Chooses a video's size: the published models were trained for fourteen shapes of about 640 x 640 pixels."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from framepack_core.request import GenerationSettings
 
 Size = tuple[int, int]  # height, width
 
-MAX_PIXELS = 100_000_000  # of a picture: 0.4 GB when decoded, 1.2 GB on the way if it is WebP
-MAX_SCALED_PIXELS = 1 << 27  # a strip of a picture would be scaled to gigabytes before it is cropped
+MAX_PIXELS = 100_000_000  # of a picture: 0.4 GB decoded, 1.2 GB while a WebP file is decoded
+MAX_SCALED_PIXELS = 1 << 27  # a long and narrow picture would be scaled to gigabytes before it is cropped
 BUCKET_RESOLUTION = 640
 BUCKETS: tuple[Size, ...] = (
     (416, 960),
@@ -29,7 +29,7 @@ BUCKETS: tuple[Size, ...] = (
 
 
 def scale_buckets(resolution: int) -> tuple[Size, ...]:
-    """Scale the table of sizes to another resolution, in multiples of 16.
+    """Scale the sizes to another resolution, in multiples of 16.
 
     >>> scale_buckets(640) == BUCKETS
     True
@@ -45,7 +45,7 @@ def _multiple_of_16(length: float) -> int:
 
 
 def nearest_bucket(height: int, width: int, buckets: Sequence[Size] = BUCKETS) -> Size:
-    """Choose the size nearest in shape; of two equally near ones the later, as the reference does.
+    """Choose the size nearest in shape; of two equally near ones the later, as in the reference.
 
     >>> nearest_bucket(512, 512), nearest_bucket(1080, 1920)
     ((640, 608), (480, 832))
@@ -58,7 +58,7 @@ def nearest_bucket(height: int, width: int, buckets: Sequence[Size] = BUCKETS) -
 
 
 def output_size(settings: GenerationSettings, picture_size: Size, buckets: Sequence[Size] = BUCKETS) -> Size:
-    """Give the height and width of the video: as set, else the bucket nearest to the picture."""
+    """Give the height and width of the video: those of the settings, or the bucket nearest to the picture."""
     if settings.height is not None and settings.width is not None:
         return settings.height, settings.width
     if settings.resolution is not None:
@@ -67,10 +67,10 @@ def output_size(settings: GenerationSettings, picture_size: Size, buckets: Seque
 
 
 def covering_size(picture: Size, size: Size) -> Size:
-    """Give the height and width to which a picture is scaled so that it covers a size; half to even.
+    """Give the height and width to which to scale a picture so that it covers a size; rounds half to even.
 
     Raises:
-        RequestError: it is a strip, of which the size would cut out next to nothing.
+        RequestError: it is so long and narrow that the crop would keep almost nothing.
 
     >>> covering_size((100, 300), (64, 64))
     (64, 192)

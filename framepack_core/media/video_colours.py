@@ -1,7 +1,7 @@
 """Converts RGB to the colours of mp4 files (BT.709) and back.
 
-What people see is BT.709 of limited range, and says so: players show it alike at every size. Of a video that
-says nothing they guess. Those of older versions of ours are BT.601 without saying so.
+New videos are BT.709 in limited range and tagged as such, so that all players show them alike. For untagged
+videos players guess. Videos of our older versions are BT.601 and untagged.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -18,38 +18,38 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
 
 Colours = Literal["bt709", "bt601"]
-# As ITU-T H.273 numbers them: BT.709 for primaries, transfer and matrix alike; "unspecified" for all three.
+# Numbers of ITU-T H.273, the same for primaries, transfer and matrix.
 _BT709, _UNSPECIFIED = 1, 2
 _MATRICES: dict[Colours, Colorspace] = {"bt709": Colorspace.ITU709, "bt601": Colorspace.ITU601}
-HD_LINES = 720  # from here on players take a video that says nothing for BT.709
-HDR = {16: "HDR10 (PQ)", 18: "HLG"}  # transfers that H.273 numbers so
+HD_LINES = 720  # from this height on players take an untagged video for BT.709
+HDR = {16: "HDR10 (PQ)", 18: "HLG"}  # transfers, by their numbers in H.273
 
 
 def tag(context: "VideoCodecContext") -> None:
-    """Have an encoder write that its frames are BT.709 of limited range."""
+    """Set an encoder's colour tags to BT.709 in limited range."""
     context.colorspace = context.color_primaries = context.color_trc = _BT709
     context.color_range = ColorRange.MPEG
 
 
 def of_codec(context: "VideoCodecContext") -> Colours:
-    """Say which colours a video of ours has, made by this version or an older one."""
+    """Give the colours of a video that this or an older version of ours made."""
     return "bt601" if context.colorspace == _UNSPECIFIED else "bt709"
 
 
 def refuse_hdr(context: "VideoCodecContext") -> None:
-    """Check that a video is not of high dynamic range: read as any other it would be pale.
+    """Refuse a video of high dynamic range, because it would look pale if read as SDR.
 
     Raises:
-        RequestError: it is; the text goes on after its name.
+        RequestError: it is one; the caller puts the file's name before the text.
     """
     if context.color_trc in HDR:
         raise RequestError(f"is an HDR video ({HDR[context.color_trc]}): save it as SDR and drop it again")
 
 
 def from_rgb(picture: Picture, colours: Colours) -> VideoFrame:
-    """Convert a picture (H, W, 3) to a frame in yuv420p of limited range."""
+    """Convert a picture (H, W, 3) to a frame in yuv420p with limited range."""
     frame = VideoFrame.from_ndarray(picture, format="rgb24")
-    # The ranges are said: PyAV 16 takes what is not said of RGB for limited.
+    # Name both ranges: PyAV 16 assumes limited range for RGB.
     return frame.reformat(
         format="yuv420p",
         src_color_range=ColorRange.JPEG,
@@ -59,11 +59,11 @@ def from_rgb(picture: Picture, colours: Colours) -> VideoFrame:
 
 
 def to_rgb(frame: VideoFrame, untagged: Colours | None = None, size: Size | None = None) -> Picture:
-    """Convert a frame to a picture (H, W, 3), by what it says of its colours.
+    """Convert a frame to a picture (H, W, 3), by its colour tags.
 
     Args:
-        frame: as it was decoded.
-        untagged: what it is if it says nothing; None to guess by its lines, as players do.
+        frame: a decoded frame.
+        untagged: its colours if it has no tags; None to guess by its height, as players do.
         size: height and width to scale it down to.
     """
     matrix = None

@@ -1,6 +1,6 @@
-"""Reads videos to extend: checks an untrusted file, and gives its frames at 30 a second.
+"""Reads untrusted videos that jobs extend, and gives their frames at 30 a second.
 
-No torch. Only mp4 files are opened, and as nothing else: other containers may name further files to read.
+No torch here. Files are opened as mp4 only: other containers can name further files to read.
 """
 
 import math
@@ -23,10 +23,10 @@ from framepack_core.media.sizes import Size
 from framepack_core.media.video_colours import Colours, refuse_hdr, to_rgb
 from framepack_core.sections import FPS, HISTORY_FRAMES
 
-MAX_SECONDS = 600  # of a video to go on with
-MAX_PIXELS = 50_000_000  # of one of its frames: 8K has 33
-MAX_COMMENT = 1 << 18  # characters; settings take some 1,000, and their prompts
-# What libx264 notes of its options in a video's first packet, as `segments` has set them from the start.
+MAX_SECONDS = 600  # of a video to extend
+MAX_PIXELS = 50_000_000  # of a frame: 8K has 33 million
+MAX_COMMENT = 1 << 18  # characters; settings take about 1,000 and their prompts
+# libx264 writes its options into a video's first packet: those that `segments` has always set.
 _OUR_OPTIONS = re.compile(rb"x264 - core [^\0]* (bframes=3 [^\0]* rc=crf mbtree=0 |rc=cqp mbtree=0 qp=0)")
 
 
@@ -34,7 +34,7 @@ def look(path: Path) -> Footage:
     """Read a video's index and its first frame.
 
     Raises:
-        RequestError: it is none that can be gone on with; says why and what to do.
+        RequestError: it cannot be extended; the text says why and what to do.
     """
     with opened(path) as container:
         stream = container.streams.video[0]
@@ -55,12 +55,12 @@ def look(path: Path) -> Footage:
 
 @contextmanager
 def opened(path: Path) -> Iterator[InputContainer]:
-    """Open a video as mp4, and say in plain words why it cannot be read.
+    """Open a video as mp4; turn the errors of the library into RequestErrors.
 
     Raises:
-        RequestError: it is none, or is damaged.
+        RequestError: it is no mp4 video, or is damaged.
     """
-    # From an open file and with its format said: whatever is in it, no other file is opened for it.
+    # An open file and a fixed format: whatever it contains, no other file is opened.
     with (
         path.open("rb") as file,
         _explained(path),
@@ -94,7 +94,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def has_our_options(path: Path) -> bool:
-    """Say whether a video was encoded as this version and all before it do.
+    """Return whether a video was encoded with the options of this and all earlier versions.
 
     Raises:
         RequestError: it cannot be read.
@@ -105,7 +105,7 @@ def has_our_options(path: Path) -> bool:
 
 
 def comment(path: Path) -> str | None:
-    """Read the comment in a video's metadata, if it has one that is not too long to be ours.
+    """Read the comment in a video's metadata; None if there is none, or it is too long to be ours.
 
     Raises:
         RequestError: it cannot be read.
@@ -116,9 +116,9 @@ def comment(path: Path) -> str | None:
 
 
 def pictures(path: Path, untagged: Colours | None = None) -> Iterator[Picture]:
-    """Decode a video, upright, frame by frame; at each 30th of a second the frame that is shown then.
+    """Decode a video, upright, at 30 frames a second: for each 30th of a second the frame shown then.
 
-    Its colours are what it says they are, else ``untagged``, else what players guess.
+    Its colours are those of its tags, else ``untagged``, else what players guess.
 
     Raises:
         RequestError: it cannot be decoded.
@@ -141,23 +141,19 @@ def _at_30_fps(frames: Iterable[VideoFrame], untagged: Colours | None) -> Iterat
             yield current
             given += 1
         if given <= tick:
-            current = _upright(frame, untagged)
+            rgb = to_rgb(frame, untagged)
+            current = np.ascontiguousarray(np.rot90(rgb, round(frame.rotation / 90)))
     if current is not None:
         yield current
 
 
 def _ticks(seconds: Fraction) -> int:
-    """Give the 30th of a second from which a frame is shown: the next one, but for rounded times."""
+    """Give the first 30th of a second at which a frame is shown; tolerates rounded times."""
     return math.ceil(seconds * FPS - Fraction(1, 20))
 
 
-def _upright(frame: VideoFrame, untagged: Colours | None) -> Picture:
-    turned: Picture = np.ascontiguousarray(np.rot90(to_rgb(frame, untagged), round(frame.rotation / 90)))
-    return turned
-
-
 def last_frames(path: Path, size: Size) -> Frames:
-    """Give the end of a video, (4T-3, H, W, 3), scaled and cropped: as many frames as ``tail_latents`` says.
+    """Give the last frames of a video, (4T-3, H, W, 3), scaled and cropped; T is from ``tail_latents``.
 
     Raises:
         RequestError: it cannot be decoded.

@@ -1,1 +1,1 @@
-"""What fits where: footprints, plans, the device, and how weights get there."""
+"""What fits where: footprints, plans, the device, and how weights are moved to it."""

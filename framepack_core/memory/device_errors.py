@@ -1,8 +1,8 @@
 """Judges an error: too little GPU memory, a broken CUDA context, or neither.
 
-PyTorch raises ``OutOfMemoryError`` for its own allocations alone. What cuBLAS, cuDNN, the driver and Triton
-fail to allocate arrives as other errors, told apart only by their texts; those are theirs as of torch 2.11.
-After most of them the CUDA context of the process is not to be relied on any more.
+PyTorch raises ``OutOfMemoryError`` only for its own allocations. Failed allocations of cuBLAS, cuDNN, the
+driver and Triton are other errors, distinguished by their texts alone (here those of torch 2.11). After most
+of them the CUDA context of the process cannot be trusted.
 """
 
 import re
@@ -12,7 +12,7 @@ import torch
 
 
 class Verdict(Enum):
-    """What an error says of the device."""
+    """What an error means for the device."""
 
     MEMORY = "it had too little memory, and the process can go on"
     MEMORY_AND_CONTEXT = "it had too little memory, and only another process can go on"
@@ -20,13 +20,13 @@ class Verdict(Enum):
     NOTHING = "nothing"
 
 
-# Said of a tensor that is too large for a kernel, before the kernel is started: smaller tiles help.
+# A tensor is too large for a kernel; raised before the kernel starts. Smaller tiles help.
 _TOO_LARGE = re.compile(r"32[- ]?bit index|canUse32BitIndexMath", re.IGNORECASE)
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|(CUBLAS|CUDNN|CUSOLVER|CUFFT)\w*_ALLOC(ATION)?_FAILED"
-    # cuBLAS and cuDNN make their handles, which take memory, when they are first used.
+    # cuBLAS and cuDNN allocate their handles when they are first used.
     r"|(CUBLAS|CUDNN)_STATUS_NOT_INITIALIZED"
-    # What the allocator makes of a failure that it asks the driver about.
+    # The allocator's text after it has asked the driver about a failure.
     r"|NVML_SUCCESS == ",
     re.IGNORECASE,
 )
@@ -36,7 +36,7 @@ _FAILED = re.compile(
 
 
 def judge(error: BaseException) -> Verdict:
-    """Say what an error says of the device.
+    """Judge what an error means for the device.
 
     >>> judge(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")).name
     'MEMORY_AND_CONTEXT'

@@ -1,4 +1,4 @@
-"""Chooses the device and its dtypes, says what is there, and has modules visit it."""
+"""Chooses the device and its dtypes, describes it, and moves modules to it for a while."""
 
 import gc
 import logging
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NVIDIA_VERSION = Path("/proc/driver/nvidia/version")
-BARE_CONTEXT = 128 << 20  # bytes that CUDA takes at least before anything is computed
+BARE_CONTEXT = 128 << 20  # bytes that CUDA takes at least, before anything is computed
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -33,11 +33,11 @@ def choose_device(name: str, *, gpu_expected: bool = False) -> torch.device:
 
     Args:
         name: as in the configuration.
-        gpu_expected: ``auto`` is a GPU and nothing else: the CPU would take days for what is asked.
+        gpu_expected: ``auto`` must not choose the CPU, which would take days.
 
     Raises:
-        DeviceError: it is not there, or this torch cannot use it.
-        ModelError: there is no such kind of device.
+        DeviceError: the device is not there, or this torch cannot use it.
+        ModelError: the kind of device is unknown.
     """
     if name == "auto":
         if not torch.cuda.is_available() and not gpu_expected:
@@ -49,7 +49,7 @@ def choose_device(name: str, *, gpu_expected: bool = False) -> torch.device:
         raise ModelError(f"device {name!r} is unknown: use auto, cpu or cuda:0") from error
     if device.type == "cuda":
         if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-            there = f"{torch.cuda.device_count()} CUDA devices are; {_why_no_gpu()}"
+            there = f"{torch.cuda.device_count()} CUDA devices are; {_explain_no_gpu()}"
             raise DeviceError(
                 f"device {name!r} is not there ({there}): check the driver with nvidia-smi, or compute on "
                 'the CPU with device = "cpu"'
@@ -58,15 +58,15 @@ def choose_device(name: str, *, gpu_expected: bool = False) -> torch.device:
     return device
 
 
-def _why_no_gpu() -> str:
-    """Say what there is of a driver and of CUDA."""
+def _explain_no_gpu() -> str:
+    """Describe the driver and CUDA, to find out why a GPU is missing."""
     if torch.version.cuda is None and torch.version.hip is None:
         return f"torch {torch.__version__} is built without CUDA: install one that is built with it"
     if driver_version() is None:
         return "no NVIDIA driver is loaded"
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call] # torch's own
-    except Exception as error:  # whatever the driver says
+    except Exception as error:  # of the driver
         return f"driver {driver_version()}: {str(error).partition(chr(10))[0]}"
     return f"driver {driver_version()}"
 
@@ -77,7 +77,7 @@ def _refuse_unsupported(device: torch.device) -> None:
     names = map(re.compile(r"(sm|compute)_(\d+)(\d)[af]?").fullmatch, torch.cuda.get_arch_list())
     found = [(named[1], (int(named[2]), int(named[3]))) for named in names if named]
     if not found or any(
-        # Machine code runs on later cards of its generation, the intermediate code on all later ones.
+        # Machine code (sm) runs on later cards of its generation, intermediate code (compute) on all later.
         least <= own and (kind == "compute" or least[0] == own[0])
         for kind, least in found
     ):
@@ -92,15 +92,15 @@ def _refuse_unsupported(device: torch.device) -> None:
 def driver_version() -> str | None:
     """Read the version of the NVIDIA driver that is loaded; None without one."""
     try:
-        told = NVIDIA_VERSION.read_text()
+        text = NVIDIA_VERSION.read_text()
     except OSError:
         return None
-    found = re.search(r"\d+\.\d+(\.\d+)?", told)
+    found = re.search(r"\d+\.\d+(\.\d+)?", text)
     return found.group() if found else None
 
 
 def describe(device: torch.device) -> str:
-    """Name a device, its driver and what torch was built for, as a person looks for them in a fault."""
+    """Describe a device, its driver and torch's build, for a person who looks for a fault."""
     if device.type != "cuda":
         return f"{device.type}, torch {torch.__version__}"
     major, minor = torch.cuda.get_device_capability(device)
@@ -111,15 +111,15 @@ def describe(device: torch.device) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """Name a device so that it can be told from another model of card."""
+    """Give the card's model name, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def choose_dtypes(device: torch.device, name: str) -> tuple[torch.dtype, torch.dtype]:
-    """Choose the dtypes of the transformer and of the encoders and the VAE.
+    """Choose the dtype of the transformer, and that of the encoders and the VAE.
 
-    As the reference: bfloat16 and float16 on a GPU. On the CPU float32 throughout, where half precision
-    gains nothing.
+    ``auto`` is as the reference, bfloat16 and float16, on a GPU; on the CPU it is float32 for both, because
+    half precision gains nothing there.
 
     Raises:
         ModelError: the name is not a dtype.
@@ -134,18 +134,18 @@ def choose_dtypes(device: torch.device, name: str) -> tuple[torch.dtype, torch.d
 
 
 def card(device: torch.device) -> Card | None:
-    """Describe the accelerator to plan for; None for the CPU. What this process has on it counts as free."""
+    """Describe the GPU to plan for; None for the CPU. The memory of this process counts as free."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
-    # Kernels are loaded, and libraries take their workspaces, when something is computed.
+    # Kernels and the libraries' workspaces are loaded when something is computed first.
     context = CONTEXT if torch.cuda.max_memory_allocated(device) else BARE_CONTEXT
     ours = torch.cuda.memory_reserved(device) + context
     return Card(device_name(device), total, min(total, free + ours))
 
 
 def set_tiles(vae: "AutoencoderKLHunyuanVideo", tile: int | None) -> None:
-    """Have the VAE work on whole frames, or in tiles of a side, which overlap by a quarter."""
+    """Set the VAE's tiles: side in pixels, overlapping by a quarter; None for whole frames."""
     if tile is None:
         vae.disable_tiling()
     else:
@@ -159,10 +159,10 @@ def set_tiles(vae: "AutoencoderKLHunyuanVideo", tile: int | None) -> None:
 
 @contextmanager
 def visiting(*modules: nn.Module, device: torch.device) -> Iterator[None]:
-    """Have modules on the device inside the block, as copies; what is in host memory is never written.
+    """Replace the weights of modules by copies on the device inside the block.
 
-    Weights that are the same tensor stay the same one. What the block changes in them is lost: nothing is
-    copied back. A failure half way, for want of memory, leaves every module whole in host memory.
+    The originals stay unchanged in host memory: nothing is copied back, and a failure in between, such as too
+    little memory, leaves every module whole. Shared tensors stay shared.
     """
     parts = (part for module in modules for part in module.modules())
     holders: Iterator[dict[str, Any]] = (held for part in parts for held in (part._parameters, part._buffers))
@@ -176,7 +176,7 @@ def visiting(*modules: nn.Module, device: torch.device) -> Iterator[None]:
     try:
         for tensors, name, tensor in own:
             if tensor not in copies:
-                copies[tensor] = _copy(tensor, device)
+                copies[tensor] = copy_to(tensor, device)
             tensors[name] = copies[tensor]
         yield
     finally:
@@ -184,33 +184,30 @@ def visiting(*modules: nn.Module, device: torch.device) -> Iterator[None]:
             tensors[name] = tensor
 
 
-def _copy(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Give a tensor's copy on the device; itself where that is where it is."""
+def copy_to(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Give a copy of a tensor on the device, or the tensor itself if it is there."""
     if tensor.device == device:
         return tensor
     quantized: Any = tensor
     scales = getattr(tensor, "quant_state", None)
-    with (
-        torch.inference_mode(mode=False),
-        torch.no_grad(),
-    ):  # so that every visit has the same kind of tensors
+    # Never inference tensors: torch would compile the blocks again for another kind of tensor.
+    with torch.inference_mode(mode=False), torch.no_grad():
         try:
-            if scales is not None:  # bitsandbytes moves those it finds, which the host's weight goes on using
+            if scales is not None:  # bitsandbytes moves them in place, but the original weight needs them too
                 quantized.quant_state = deepcopy(scales)
             copy = tensor.to(device)
         finally:
             if scales is not None:
                 quantized.quant_state = scales
+    # The copy of a quantized parameter is a parameter already.
     plain = isinstance(tensor, nn.Parameter) and not isinstance(copy, nn.Parameter)
-    return (
-        nn.Parameter(copy, requires_grad=False) if plain else copy
-    )  # quantized ones are a kind of their own
+    return nn.Parameter(copy, requires_grad=False) if plain else copy
 
 
 def release_unused(device: torch.device) -> None:
-    """Give memory that torch holds and does not use back: to the device, and page-locked one to the host."""
+    """Release the memory that torch caches: on the device, and page-locked on the host."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
-        if hasattr(torch.accelerator, "empty_host_cache"):  # not in the oldest that will do
+        if hasattr(torch.accelerator, "empty_host_cache"):  # missing in the oldest supported torch
             torch.accelerator.empty_host_cache()

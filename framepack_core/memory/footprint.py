@@ -1,6 +1,6 @@
 """Predicts the peak of GPU memory: weights from their files, activations from measurements.
 
-Of activations two pieces grow with the picture: the transformer's with its tokens, the VAE's with the pixels
+Two kinds of activations grow with the picture: the transformer's with its tokens, the VAE's with the pixels
 that it decodes at once. No torch here.
 """
 
@@ -21,53 +21,54 @@ GIB = 1 << 30
 Placement = Literal["all", "core", "partly", "streamed"]
 Tiling = bool | Literal["auto"]
 
-TILE, SMALL_TILE = 256, 128  # the VAE's own, and the least that shows no seams at a glance
+TILE, SMALL_TILE = 256, 128  # pixels: the VAE's default, and the smallest without obvious seams
 
-# The device: CUDA's context and the libraries' workspaces, which are there whatever is computed ...
-CONTEXT = 700 << 20
-# ... and what comes and goes, of which the allocator loses a part to gaps.
-SLACK = 1.1
+CONTEXT = 700 << 20  # bytes: CUDA's context and the libraries' workspaces
+SLACK = 1.1  # of what comes and goes: the allocator loses some of it to gaps
 TOKEN_BYTES = 113_200  # of activations at the transformer's peak: 1.93 GiB for 640x608's 18325 tokens
-TOKEN_CACHE_BYTES = 3 * 3072 * 2  # what TeaCache keeps of each token
-STEP_BYTES = 4 << 20  # of tables, a step: 2.2 MB of modulation, 1.6 MB of refined text
-DECODE_BYTES = 39_800  # a pixel of the tile, five latent frames at a time: 14.4 GiB for 640x608
-FRAME_BYTES = 2 * 3 * 2  # a pixel of each decoded frame, half precision, before and after tiles are joined
+TOKEN_CACHE_BYTES = 3 * 3072 * 2  # that TeaCache keeps per token
+STEP_BYTES = 4 << 20  # precomputed per step: 2.2 MB of modulation, 1.6 MB of refined text
+DECODE_BYTES = 39_800  # per pixel of the tile, five latent frames at a time: 14.4 GiB for 640x608
+FRAME_BYTES = 2 * 3 * 2  # per pixel of each decoded frame, half precision, before and after joining tiles
 SLOTS = 2  # for streamed layers: the one that computes, and the next
 TEXT_BYTES = 300 << 20  # activations of the text encoder
 TEXT_TOKENS, IMAGE_TOKENS = 256, 729
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A step of the ladder that is gone down when the device has too little memory, at the price of time."""
+class MemoryLevel:
+    """One way to use the device's memory; the next level takes less memory and more time."""
 
     tile: int | None  # side of the VAE's tiles in pixels; None: frames are decoded whole
-    # What stays on the device: all; the sampling loop's and the VAE; blocks as far as there is room, while it
-    # samples; nothing.
+    # What stays on the device. all: everything; core: the sampling loop's part of the transformer and the
+    # VAE; partly: as many blocks as fit, during sampling; streamed: nothing.
     placement: Placement
 
     @property
     def text(self) -> str:
-        """Say it to a person."""
+        """The level in words."""
         decoding = f"decoding in tiles of {self.tile} pixels" if self.tile else "decoding whole frames"
         placed = {
             "all": "everything stays on the device",
-            "core": "the sampling loop stays on the device, the rest visits",
-            "partly": "blocks streamed as far as there is no room for them",
+            "core": "the sampling loop stays on the device, the rest comes when it is used",
+            "partly": "blocks that do not fit on the device streamed",
             "streamed": "weights streamed block by block",
         }
         return f"{decoding}, {placed[self.placement]}"
 
 
-def ladder(tiling: Tiling, video: "Video", *, streamable: bool = True) -> tuple[Rung, ...]:
-    """List what to try one after the other; only the smaller tiles change pixels, slightly."""
+def memory_levels(tiling: Tiling, video: "Video", *, streamable: bool = True) -> tuple[MemoryLevel, ...]:
+    """List the levels to try in order; only the VAE's tiles change pixels, slightly."""
     placements: tuple[Placement, ...] = ("all", "core", "partly", "streamed")
     if not streamable:
         placements = ("all", "core")
     if tiling is False:
-        return tuple(Rung(None, placement) for placement in placements)
-    tiled = (*(Rung(TILE, placement) for placement in placements), Rung(SMALL_TILE, placements[-1]))
-    return tiled if tiling is True or not video.decodable_whole else (Rung(None, "all"), *tiled)
+        return tuple(MemoryLevel(None, placement) for placement in placements)
+    tiled = (
+        *(MemoryLevel(TILE, placement) for placement in placements),
+        MemoryLevel(SMALL_TILE, placements[-1]),
+    )
+    return tiled if tiling is True or not video.decodable_whole else (MemoryLevel(None, "all"), *tiled)
 
 
 @dataclass(frozen=True)
@@ -75,44 +76,44 @@ class Component:
     """A part of the model, in parameters."""
 
     parameters: int
-    largest: int  # the most that is moved at once when it visits the device piece by piece
+    largest: int  # the most parameters that move at once when it is moved piece by piece
     stored_bytes: int  # in its files
-    item_bytes: int  # a parameter, in its files
+    item_bytes: int  # of one parameter in its files
 
 
 @dataclass(frozen=True)
 class Weights:
     """The parts of a model."""
 
-    core: Component  # what the sampling loop needs of the transformer
-    embedders: Component  # the rest of it, used once a video
+    core: Component  # the part of the transformer that the sampling loop needs
+    embedders: Component  # the rest of the transformer, used once a video
     text_encoder: Component
     text_encoder_2: Component
     image_encoder: Component
     vae: Component
-    on_disk: bool = True  # False: the model is not here, these are the published one's
+    on_disk: bool = True  # False: the model is not here, and these are the published sizes
 
 
-CORE_BYTES = {"fp8": 1.003, "nf4": 0.54}  # a parameter of the core; norms and last layer stay as they are
+CORE_BYTES = {"fp8": 1.003, "nf4": 0.54}  # per parameter of the core, whose norms and last layer stay wide
 
 
 class ItemBytes(NamedTuple):
-    """What a parameter takes when it is computed with, and when it waits."""
+    """Bytes of a loaded parameter, by part of the model."""
 
     core: float = 2
     transformer: int = 2
     others: int = 2
-    # What 4-bit weights are scaled by is no part of their tensors: hooks that move these leave it behind.
+    # False with 4-bit weights: streaming moves tensors, and their scales are not tensors of the module.
     streamable: bool = True
 
     @classmethod
     def of(cls, transformer: int, others: int, precision: str = "exact") -> "ItemBytes":
-        """Give those of dtypes so wide, with the blocks' weights in a precision."""
+        """Take the bytes of the transformer's and the other parts' dtypes, and the blocks' precision."""
         core = CORE_BYTES.get(precision, transformer)
         return cls(core, transformer, others, streamable=precision != "nf4")
 
     def __call__(self, part: str) -> float:
-        """Give that of a part of the model."""
+        """Give the bytes of a parameter of a part."""
         return {"core": self.core, "embedders": self.transformer}.get(part, self.others)
 
 
@@ -136,18 +137,18 @@ PUBLISHED = Weights(
 
 @dataclass(frozen=True)
 class Video:
-    """What activations depend on."""
+    """The properties of a video on which its memory depends."""
 
     height: int
     width: int
     window: int = 9
     steps: int = 25
-    cached: bool = False  # a step cache keeps tokens
+    cached: bool = False  # whether a step cache keeps residuals
     branches: int = 1  # 2 with a true CFG scale
 
     @classmethod
     def asked_for(cls, settings: GenerationSettings, size: Size) -> "Video":
-        """Give the video of some settings; ``size`` is height and width."""
+        """Take them from settings and a size (height, width)."""
         return cls(
             *size,
             window=settings.latent_window_size,
@@ -158,15 +159,15 @@ class Video:
 
     @property
     def decodable_whole(self) -> bool:
-        """Whether the VAE can decode whole frames: PyTorch's kernels count 2^31 numbers at most.
+        """Whether the VAE can decode whole frames: PyTorch's kernels take at most 2^31 numbers.
 
-        The largest tensor has 256 channels, and 17 frames with two more and a pixel around each as padding.
+        The largest tensor has 256 channels and 17 frames, padded by two frames and by a pixel on each side.
         """
         return 256 * 19 * (self.height + 2) * (self.width + 2) < 1 << 31
 
     @property
     def tokens(self) -> int:
-        """Count the transformer's tokens: latents, those looked back on, picture, the longest text."""
+        """The transformer's tokens: latents, history, picture, and the longest text."""
         height, width = self.height // 8, self.width // 8
         full = (self.window + 2) * (height // 2) * (width // 2)
         halves = math.ceil(height / 4) * math.ceil(width / 4)
@@ -175,7 +176,7 @@ class Video:
 
 
 def weights(spec: ModelSpec) -> Weights:
-    """Read what a model takes from the headers of its files; the published one's where they are not here.
+    """Read a model's sizes from the headers of its files; the published sizes if they are not here.
 
     Raises:
         ModelError: a file is damaged.
@@ -197,7 +198,7 @@ def weights(spec: ModelSpec) -> Weights:
     )
 
 
-Tensor = tuple[str, int, int]  # name, parameters, bytes of one
+Tensor = tuple[str, int, int]  # name, parameters, bytes of one parameter
 
 
 def _tensors(found: Stored) -> Iterator[Tensor]:
@@ -215,7 +216,7 @@ def _is_modulation(name: str) -> bool:
 
 
 def changed(loras: Sequence[Lora], spec: ModelSpec) -> dict[str, int]:
-    """Count the parameters that LoRAs are merged into, by the part that they are in.
+    """Count the parameters that LoRAs change, by part of the model.
 
     Raises:
         RequestError: a LoRA cannot be read, or does not fit.
@@ -229,25 +230,25 @@ def changed(loras: Sequence[Lora], spec: ModelSpec) -> dict[str, int]:
 
 
 def _text_encoder(tensors: list[Tensor]) -> Component:
-    """Add up those of Llama, of which only layers move."""
+    """Add up the tensors of Llama, of which only layers move."""
     layers = [tensor for tensor in tensors if tensor[0].startswith("layers.")]
     return replace(_component(tensors), largest=_component(layers, _block).largest)
 
 
 def _block(name: str) -> str:
-    """Give the block, or layer, that a weight is in: the first two parts of its name."""
+    """Name the block or layer of a weight: the first two parts of the weight's name."""
     return ".".join(name.split(".")[:2])
 
 
 def _embedder(name: str) -> str:
-    """Give the embedder that a weight is in: of the modulations each is one."""
+    """Name the embedder of a weight; each modulation is one."""
     return name.rpartition(".")[0] if _is_modulation(name) else name.partition(".")[0]
 
 
 def _component(tensors: list[Tensor], moves_with: Callable[[str], str] = lambda _: "") -> Component:
-    """Add tensors up; those move at once for whose names ``moves_with`` gives the same."""
+    """Add tensors up; tensors for which ``moves_with`` gives the same name move at once."""
     groups = Counter[str]()
-    widths = Counter[int]()  # of most numbers, not of most tensors
+    widths = Counter[int]()  # weighted by parameters, not by tensors
     for name, count, size in tensors:
         widths[size] += count
         groups[moves_with(name)] += count
@@ -259,49 +260,49 @@ def _component(tensors: list[Tensor], moves_with: Callable[[str], str] = lambda 
     )
 
 
-def peak_vram(weights: Weights, rung: Rung, video: Video, item_bytes: ItemBytes = HALF) -> int:
-    """Predict the most that is on the card, in bytes; without blocks that stay while others are streamed."""
+def peak_vram(weights: Weights, level: MemoryLevel, video: Video, item_bytes: ItemBytes = HALF) -> int:
+    """Predict the peak on the card, in bytes; without the blocks that stay while others are streamed."""
     size = {name: part.parameters * item_bytes(name) for name, part in parts(weights)}
     largest = {name: part.largest * item_bytes(name) for name, part in parts(weights)}
-    tables = _tables(video)
+    precomputed = _precomputed(video)
     sampling = _sampling(video, item_bytes)
-    decoding = _decoding(rung.tile, video) * item_bytes.others / 2
-    if rung.placement == "all":
-        stays, comes = sum(size.values()), [sampling, decoding + tables]
+    decoding = _decoding(level.tile, video) * item_bytes.others / 2
+    if level.placement == "all":
+        stays, comes = sum(size.values()), [sampling, decoding + precomputed]
     else:
         visits = [
             largest["text_encoder"] * SLOTS + TEXT_BYTES,
             size["text_encoder_2"] + TEXT_BYTES,
             size["image_encoder"],
-            largest["embedders"] + tables,
+            largest["embedders"] + precomputed,
         ]
-        if rung.placement == "core":
-            stays, comes = size["core"] + size["vae"], [sampling, decoding + tables, *visits]
+        if level.placement == "core":
+            stays, comes = size["core"] + size["vae"], [sampling, decoding + precomputed, *visits]
         else:
             streaming = SLOTS * largest["core"] + sampling
-            stays, comes = 0, [streaming, size["vae"] + decoding + tables, *visits]
+            stays, comes = 0, [streaming, size["vae"] + decoding + precomputed, *visits]
     return int(stays + max(comes) * SLACK + CONTEXT)
 
 
 def vram_beside_streaming(weights: Weights, video: Video, free: int, item_bytes: ItemBytes = HALF) -> int:
-    """Give the bytes that are left for blocks that stay while others are streamed, and it samples."""
+    """Predict the bytes left for blocks that stay during sampling, while others are streamed."""
     streaming = SLOTS * weights.core.largest * item_bytes("core") + _sampling(video, item_bytes)
     return int(free - streaming * SLACK - CONTEXT)
 
 
-def _tables(video: Video) -> int:
+def _precomputed(video: Video) -> int:
     return video.steps * STEP_BYTES * video.branches
 
 
 def _sampling(video: Video, item_bytes: ItemBytes) -> float:
-    """Predict what a step takes beside the weights."""
+    """Predict the bytes that a step takes in addition to the weights."""
     a_token = TOKEN_BYTES + TOKEN_CACHE_BYTES * video.branches * video.cached
-    return video.tokens * a_token * item_bytes.transformer / 2 + _tables(video)
+    return video.tokens * a_token * item_bytes.transformer / 2 + _precomputed(video)
 
 
 def _decoding(tile: int | None, video: Video) -> int:
     pixels = video.height * video.width
-    frames = 8 * video.window - 3  # of two sections, which are decoded together to be blended
+    frames = 8 * video.window - 3  # two sections are decoded together, to blend them
     return min(tile**2 if tile else pixels, pixels) * DECODE_BYTES + pixels * frames * FRAME_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Allocates page-locked host memory, from which a GPU copies while the host goes on."""
+"""Allocates page-locked host memory, from which a GPU copies without the host."""
 
 import logging
 import mmap
@@ -10,7 +10,7 @@ log = logging.getLogger(__name__)
 
 
 class _Region(mmap.mmap):
-    """Memory of our own; the driver forgets it before the kernel gets it back."""
+    """A memory mapping that is unregistered from CUDA before it is freed."""
 
     registered_at = 0
 
@@ -20,11 +20,10 @@ class _Region(mmap.mmap):
 
 
 def page_locked(size: int, device: torch.device) -> torch.Tensor | None:
-    """Give so many bytes of page-locked memory, (size,), uint8; None where the kernel does not allow it.
+    """Allocate ``size`` bytes of page-locked memory, (size,), uint8; None if the kernel does not allow it.
 
-    They are the kernel's again when the last tensor that looks at them is gone. torch's own page-locked
-    memory comes in powers of two, which would waste a seventh with the published model's blocks, and is
-    kept for the next one who asks.
+    It is freed with the last tensor that views it. torch's own page-locked memory comes in powers of two,
+    which would waste a seventh with the published model's blocks, and torch caches it instead of freeing it.
     """
     region = _Region(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory = torch.frombuffer(region, dtype=torch.uint8)
@@ -32,10 +31,10 @@ def page_locked(size: int, device: torch.device) -> torch.Tensor | None:
     if int(failure) == 0:
         region.registered_at = memory.data_ptr()
         return memory
-    with suppress(RuntimeError):  # CUDA tells of a failure once more, at the next kernel: at this one
+    with suppress(RuntimeError):  # CUDA reports the failure again at the next kernel: let it be this one
         torch.zeros(1, device=device)
     log.warning(
-        "%d MiB of memory cannot be page-locked (CUDA error %d): weights come to the GPU slower",
+        "%d MiB of memory cannot be page-locked (CUDA error %d): weights are copied to the GPU slower",
         size >> 20,
         int(failure),
     )

@@ -1,4 +1,4 @@
-"""Plans what lives where, and whether it fits, before anything is loaded. No torch here."""
+"""Plans before loading which weights go where, and whether they fit. No torch here."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,12 @@ from framepack_core.memory.footprint import (
     HALF,
     SLOTS,
     ItemBytes,
+    MemoryLevel,
     Placement,
-    Rung,
     Tiling,
     Video,
     Weights,
-    ladder,
+    memory_levels,
     parts,
     peak_vram,
     vram_beside_streaming,
@@ -25,10 +25,10 @@ from framepack_core.memory.footprint import (
 
 UNTILED_FREE = 60 * GIB  # the reference decodes whole frames where more than this is free
 
-# The host: Python, torch and CUDA's own, a section's frames, a checkpoint on its way to the disk.
+# Host memory of Python, torch and CUDA, a section's frames, and a checkpoint that is being written.
 BASE_RAM = int(2.5 * GIB)
-MARGIN = 0.95  # of what is left for blocks that stay: others take some of it now and then
-BUS, PAGE_CACHE, DISK = 20e9, 6e9, 2e9  # bytes a second: page-locked, copied once more on the way, NVMe
+MARGIN = 0.95  # of the room for blocks that stay: other programs sometimes take some of it
+BUS, PAGE_CACHE, DISK = 20e9, 6e9, 2e9  # bytes a second: page-locked, through a staging copy, NVMe
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class Card:
 
     name: str
     total: int
-    free: int  # as if nothing of ours were on it, not even CUDA's context
+    free: int  # with what this process uses, CUDA's context included, counted as free
 
     @classmethod
     def assumed(cls, gib: float) -> "Card":
-        """Give a card of a size, of which the driver and a desktop take a twentieth."""
+        """Assume a card of ``gib`` GiB, of which the driver and a desktop take a twentieth."""
         usable = int(gib * GIB * 0.95)
         return cls(f"a card with {gib:g} GiB", usable, usable)
 
@@ -50,40 +50,40 @@ class Card:
 class Host:
     """Host memory; bytes."""
 
-    limit: int  # of the machine, or of the control group that this process is in
-    available: int  # now, with the pages that can be dropped
+    limit: int  # of the machine, or of this process's control group
+    available: int  # now, including pages that can be dropped
 
     @classmethod
     def assumed(cls, gib: float) -> "Host":
-        """Give a host of a size, of which the system and a desktop take an eighth."""
+        """Assume a host of ``gib`` GiB, of which the system and a desktop take an eighth."""
         return cls(int(gib * GIB), int(gib * GIB * 0.875))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What lives where, and what that takes; bytes."""
+    """Where the parts of a model go, and how much memory that takes; bytes."""
 
-    rung: int  # where on the ladder to begin
-    rungs: tuple[Rung, ...]
-    pinned: bool  # whether streamed weights are kept page-locked in host memory
-    pinnable: bool  # whether they would be, if it came to streaming
-    places: Mapping[str, tuple[int, str]]  # part -> its bytes, where it lives
+    level: int  # the first level to try, as an index
+    levels: tuple[MemoryLevel, ...]
+    pinned: bool  # whether streamed blocks are kept in page-locked memory at that level
+    pinnable: bool  # whether host memory suffices for that, at any level
+    places: Mapping[str, tuple[int, str]]  # part -> its bytes, where it is
     vram: int  # predicted peak
-    ram: int  # predicted peak that nothing can take away: page-locked, converted, the process itself
-    mapped: int  # files that are read in place; the kernel drops their pages when it needs room
+    ram: int  # predicted peak of memory that cannot be dropped: page-locked, converted, the process itself
+    mapped: int  # files that are mapped; the kernel drops their pages when memory is short
     speed: str
-    room: int = 0  # on the card for blocks that stay while others are streamed, where a rung has such
-    shortage: str | None = None  # why it cannot work, by how much, and what to do
-    hopeless: bool = False  # not even if nothing else were on the card and in memory
+    room: int = 0  # on the card, for blocks that stay while others are streamed
+    shortage: str | None = None  # why it does not fit, by how much, and what to do
+    hopeless: bool = False  # would not fit even if card and memory were otherwise empty
 
     @property
     def text(self) -> str:
-        """Say it in a line."""
-        return f"{self.rungs[self.rung].text}; {self.vram / GIB:.1f} GiB VRAM, {self.ram / GIB:.1f} GiB RAM"
+        """The plan in one line."""
+        return f"{self.levels[self.level].text}; {self.vram / GIB:.1f} GiB VRAM, {self.ram / GIB:.1f} GiB RAM"
 
 
 class PlanError(FramePackError):
-    """It cannot work on this machine; the text says which memory is short, by how much, and what to do."""
+    """A video does not fit; the text says which memory is short, by how much, and what to do."""
 
 
 def make_plan(
@@ -97,44 +97,47 @@ def make_plan(
     item_bytes: ItemBytes = HALF,
     changed: Mapping[str, int] = MappingProxyType({}),
 ) -> Plan:
-    """Choose what lives where.
+    """Choose the memory level for a video.
 
     Args:
         weights: of the model.
         card: None to compute on the CPU.
-        host: its memory.
-        video: the one to make.
+        host: the host's memory.
+        video: what to make.
         tiling: of the VAE; ``auto``: as the reference, whole frames where more than 60 GiB are free.
-        keep_free: bytes to leave on the card to others.
+        keep_free: bytes of the card to leave to other programs.
         item_bytes: of a parameter.
-        changed: parameters, by part, that LoRAs are merged into.
+        changed: the number of parameters that LoRAs change, by part.
     """
     if card is None:
         return _cpu_plan(weights, host, video, tiling, item_bytes, changed)
     free = card.free - keep_free
-    rungs = ladder(tiling, video, streamable=item_bytes.streamable)
-    peaks = [peak_vram(weights, rung, video, item_bytes) for rung in rungs]
+    levels = memory_levels(tiling, video, streamable=item_bytes.streamable)
+    peaks = [peak_vram(weights, level, video, item_bytes) for level in levels]
     left = vram_beside_streaming(weights, video, free, item_bytes)
-    core, a_block = (
-        int(count * item_bytes.core) for count in (weights.core.parameters, weights.core.largest)
-    )
+    core = int(weights.core.parameters * item_bytes.core)
+    a_block = int(weights.core.largest * item_bytes.core)
     room = min(int(left * MARGIN), core)
     fitting = [
         number
-        for number, rung in enumerate(rungs)
+        for number, level in enumerate(levels)
         if peaks[number] <= free
-        and not (rung.tile is None and tiling == "auto" and free <= UNTILED_FREE)
-        and not (rung.placement == "partly" and room < a_block)
+        and not (level.tile is None and tiling == "auto" and free <= UNTILED_FREE)
+        and not (level.placement == "partly" and room < a_block)
     ]
-    chosen = fitting[0] if fitting else len(rungs) - 1
-    if rungs[chosen].placement != "partly":  # from further up it is gone down to where a prediction was wrong
+    chosen = fitting[0] if fitting else len(levels) - 1
+    if levels[chosen].placement != "partly":  # reached only if a prediction was wrong: be careful then
         room = max(min(room, core // 2), 0)
     vram = peaks[chosen]
-    if rungs[chosen].placement == "partly":
+    if levels[chosen].placement == "partly":
         vram = max(vram, free - left + room)
-    placed = _placed(weights, rungs, chosen, vram, room, host, item_bytes, changed)
+    placed = _placed(weights, levels, chosen, vram, room, host, item_bytes, changed)
     if tiling is False and not video.decodable_whole:
-        return replace(placed, shortage=_too_large_to_decode_whole(video), hopeless=True)
+        short = (
+            f"frames of {video.width}x{video.height} are too large to be decoded whole, whatever the card: "
+            'set vae_tiling = "auto", or a smaller resolution'
+        )
+        return replace(placed, shortage=short, hopeless=True)
     if not fitting:
         short = _short_of_vram(weights, card, video, tiling, keep_free, peaks[-1], item_bytes)
         return replace(placed, shortage=short, hopeless=peaks[-1] > card.total)
@@ -143,7 +146,7 @@ def make_plan(
 
 def _placed(
     weights: Weights,
-    rungs: tuple[Rung, ...],
+    levels: tuple[MemoryLevel, ...],
     chosen: int,
     vram: int,
     room: int,
@@ -151,31 +154,31 @@ def _placed(
     item_bytes: ItemBytes,
     changed: Mapping[str, int],
 ) -> Plan:
-    placement = rungs[chosen].placement
+    placement = levels[chosen].placement
     streamed = placement in ("partly", "streamed")
     core = int(weights.core.parameters * item_bytes.core)
-    # What its files hold in another dtype is converted, and then no longer the file's.
+    # Weights stored in another dtype are converted into memory of the process.
     converted = {
         name: int(part.parameters * item_bytes(name))
         for name, part in parts(weights)
         if part.item_bytes != item_bytes(name)
     }
-    # Nor is what LoRAs are merged into, whatever its file holds.
+    # So are the weights that LoRAs change.
     merged = {name: int(count * item_bytes(name)) for name, count in changed.items()}
     converted = merged | converted
     mapped = sum(part.stored_bytes for _, part in parts(weights))
-    # What is streamed from its files is page-locked on its way.
+    # Weights that are streamed from their files pass through page-locked memory.
     layer = int(SLOTS * weights.text_encoder.largest * item_bytes.others) if placement != "all" else 0
     block = int(SLOTS * weights.core.largest * item_bytes.core) if streamed else 0
     ram = BASE_RAM + sum(converted.values()) + layer
     with_pinned = ram + core - converted.get("core", 0)
-    pinnable = with_pinned + GIB <= host.available  # the last: of files, while they are read
+    pinnable = with_pinned + GIB <= host.available  # 1 GiB: pages of files while they are read
     pinned = streamed and pinnable
     ram = with_pinned if pinned else max(ram, ram - layer + block)
     stays = room if placement == "partly" else 0
     plan = Plan(
-        rung=chosen,
-        rungs=rungs,
+        level=chosen,
+        levels=levels,
         pinned=pinned,
         pinnable=pinnable,
         places=_places(weights, placement, item_bytes, stays, pinned=pinned),
@@ -211,10 +214,10 @@ _RESIDENT_SPEED = {
 
 def _speed(core: int, room: int, *, pinned: bool) -> str:
     if pinned:
-        return f"full where a step takes over {core / BUS:.1f} s: weights are fetched behind the computing"
+        return f"full where a step takes over {core / BUS:.1f} s: weights are fetched while others compute"
     if room >= core:
         return (
-            f"slower where a step takes less than {core / PAGE_CACHE:.0f} s: too little RAM to lock copies in"
+            f"slower where a step takes less than {core / PAGE_CACHE:.0f} s: too little RAM to page-lock them"
         )
     return f"slow: every step reads {core / 1e9:.0f} GB from the disk, {core / DISK:.0f} s at 2 GB/s"
 
@@ -224,7 +227,7 @@ def _places(
 ) -> dict[str, tuple[int, str]]:
     once = "on the GPU layer by layer, once a video"
     streamed = "streamed to the GPU block by block, from " + (
-        "page-locked RAM" if pinned else "its files, which RAM holds as far as it goes"
+        "page-locked RAM" if pinned else "its files, which RAM caches as far as possible"
     )
     stays = "on the GPU"
     partly = f"{room / GIB:.1f} GiB on the GPU while it samples, the rest {streamed}"
@@ -237,10 +240,7 @@ def _places(
         "vae": stays if placement == "core" else "on the GPU while it decodes",
     }
     return {
-        name: (
-            int(part.parameters * item_bytes(name)),
-            stays if placement == "all" else where[name],
-        )
+        name: (int(part.parameters * item_bytes(name)), stays if placement == "all" else where[name])
         for name, part in parts(weights)
     }
 
@@ -255,7 +255,7 @@ def _short_of_vram(
     item_bytes: ItemBytes,
 ) -> str:
     free = card.free - keep_free
-    smallest = ladder(tiling, video, streamable=item_bytes.streamable)[-1]
+    smallest = memory_levels(tiling, video, streamable=item_bytes.streamable)[-1]
     remedies = []
     if keep_free and needed <= card.free:
         remedies.append(f"lower gpu_memory_preservation, which keeps {keep_free / GIB:.1f} GiB")
@@ -291,19 +291,12 @@ def _cpu_plan(
     item_bytes: ItemBytes,
     changed: Mapping[str, int],
 ) -> Plan:
-    rungs = ladder(tiling, video, streamable=item_bytes.streamable)
-    placed = _placed(weights, rungs, 0, 0, 0, host, item_bytes, changed)
+    levels = memory_levels(tiling, video, streamable=item_bytes.streamable)
+    placed = _placed(weights, levels, 0, 0, 0, host, item_bytes, changed)
     return replace(
         placed,
         places={name: (size, "in RAM") for name, (size, _) in placed.places.items()},
         speed="days a video for the full models: a GPU is needed",
-    )
-
-
-def _too_large_to_decode_whole(video: Video) -> str:
-    return (
-        f"frames of {video.width}x{video.height} are too large to be decoded whole, whatever the card: "
-        'set vae_tiling = "auto", or a smaller resolution'
     )
 
 
@@ -312,9 +305,9 @@ def host_memory(
     cgroup: Path = Path("/proc/self/cgroup"),
     cgroups: Path = Path("/sys/fs/cgroup"),
 ) -> Host:
-    """Read how much memory this process may have, and how much of it is available now."""
-    told = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    limit, available = (int(told[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
+    """Read how much memory this process may use, and how much of it is available now."""
+    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    limit, available = (int(lines[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
     for folder in _control_groups(cgroup, cgroups):
         try:
             most = (folder / "memory.max").read_text().strip()
@@ -330,7 +323,7 @@ def host_memory(
 
 
 def _control_groups(cgroup: Path, cgroups: Path) -> Iterator[Path]:
-    """Give the folders of the control group this process is in, and of all above it (version 2)."""
+    """Give the folders of this process's control group and of all above it (cgroup version 2)."""
     try:
         lines = cgroup.read_text().splitlines()
     except OSError:

@@ -1,1 +1,1 @@
-"""Which files a model has, where they lie, and whether they are whole. No torch but in tensor_files."""
+"""Which files a model has, where they are, and whether they are whole. Only tensor_files imports torch."""

@@ -5,10 +5,10 @@ import math
 import re
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
-MAX_HEADER_BYTES = 1 << 24  # the published shards' have 130 KB
-START_BYTES = 512  # by which another kind of file is known
+MAX_HEADER_BYTES = 1 << 24  # the headers of the published shards have 130 KB
+START_BYTES = 512  # from which other kinds of files are recognized
 FLOAT_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 ITEM_BYTES = FLOAT_BYTES | {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 
@@ -18,16 +18,16 @@ _KINDS = (
     (re.compile(rb"GGUF"), GGUF),
     (re.compile(rb"version https://git-lfs"), POINTER),
     (re.compile(rb"\s*<(!doctype|html|\?xml|head|!--)", re.IGNORECASE), PAGE),
-    (re.compile(rb"PK\x03\x04|\x80[\x02-\x05]"), PICKLE),  # torch's archives, and what it wrote before
+    (re.compile(rb"PK\x03\x04|\x80[\x02-\x05]"), PICKLE),  # torch's archives, and its older format
     (re.compile(rb"\s*[{\[]|[\x20-\x7e\s]{16}"), ANSWER),
 )
 
 
 class OtherKindError(ValueError):
-    """A file is no safetensors file but something else that is known."""
+    """A file is of a known kind other than safetensors."""
 
     def __init__(self, kind: str) -> None:
-        """Take what it is: one of the kinds above."""
+        """Take the kind: one of the constants above."""
         super().__init__(f"it is {kind}")
         self.kind = kind
 
@@ -36,20 +36,20 @@ class Tensor(NamedTuple):
     """A tensor in a file."""
 
     file: Path
-    dtype: str  # as the format writes it: F32, BF16 ...
+    dtype: str  # safetensors' name: F32, BF16 ...
     shape: tuple[int, ...]
     nbytes: int
-    key: str = ""  # by which its file knows it
-    scale: "Tensor | None" = None  # what its numbers are to be multiplied by
+    key: str = ""  # its name in the file
+    scale: "Tensor | None" = None  # by which its numbers have to be multiplied
 
     @property
     def parameters(self) -> int:
-        """Count its numbers."""
+        """How many numbers it has."""
         return math.prod(self.shape)
 
 
 class Header(NamedTuple):
-    """What a file holds."""
+    """The header of a safetensors file."""
 
     tensors: dict[str, Tensor]
     metadata: dict[str, str]
@@ -60,8 +60,8 @@ def read_header(file: Path) -> Header:
 
     Raises:
         OSError: it cannot be read.
-        OtherKindError: it is no safetensors file, but one of another kind.
-        ValueError: it is no safetensors file, or not whole.
+        OtherKindError: it is a file of another known kind.
+        ValueError: it is not a safetensors file, or is damaged.
     """
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -71,25 +71,33 @@ def read_header(file: Path) -> Header:
             kind = _kind(start + stream.read(START_BYTES))
             raise OtherKindError(kind) if kind else ValueError("no safetensors file, or cut off")
         try:
-            told = json.loads(stream.read(length))
-            metadata = dict(told.pop("__metadata__", {}))
-            tensors = {name: _tensor(file, name, entry, size - 8 - length) for name, entry in told.items()}
-            _verify_room([entry["data_offsets"] for entry in told.values()], size - 8 - length)
+            entries = json.loads(stream.read(length))
+            metadata = dict(entries.pop("__metadata__", {}))
+            tensors = {name: _tensor(file, name, entry, size - 8 - length) for name, entry in entries.items()}
+            _verify_offsets([entry["data_offsets"] for entry in entries.values()], size - 8 - length)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"its header is damaged: {error!r}"[:200]) from error
     return Header(tensors, metadata)
 
 
 def _kind(start: bytes) -> str | None:
-    """Say what a file is that is no safetensors file; None if it is none of what is known."""
+    """Recognize the kind of a file that is not safetensors; None if it is unknown."""
     if not start:
         return EMPTY
-    if start[8:9] == b"{":  # a header begins there: its length may begin as a pickle does
+    if start[8:9] == b"{":  # a safetensors header after all: its length can look like a pickle's start
         return None
     return next((kind for pattern, kind in _KINDS if pattern.match(start)), None)
 
 
-def _tensor(file: Path, name: str, entry: dict[str, Any], room: int) -> Tensor:
+class _Entry(TypedDict):
+    """A tensor in the JSON of a header; a damaged file may hold anything else."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
+def _tensor(file: Path, name: str, entry: _Entry, room: int) -> Tensor:
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     whole = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
@@ -101,8 +109,8 @@ def _tensor(file: Path, name: str, entry: dict[str, Any], room: int) -> Tensor:
     return Tensor(file, dtype, shape, end - start, name)
 
 
-def _verify_room(spans: list[list[int]], room: int) -> None:
-    """See that tensors lie one behind the other and fill the file, as what reads them demands."""
+def _verify_offsets(spans: list[list[int]], room: int) -> None:
+    """Check that tensors are contiguous and fill the file, as the safetensors library demands."""
     end = 0
     for start, after in sorted(spans):
         if start != end:

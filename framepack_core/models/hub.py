@@ -1,7 +1,7 @@
-"""Finds a model's files on this machine, and checks them against what was published.
+"""Finds a model's files on this machine, fetches weights, and checks files against their published hashes.
 
-The hub's cache names what a file holds after its hash: SHA-256 for large files, git's SHA-1 for the others.
-So what lies there can be held against what was published without the network.
+The hub's cache names a file's content by its hash: SHA-256 for large files, git's SHA-1 for others. So cached
+files can be verified without the network.
 """
 
 import contextlib
@@ -33,17 +33,17 @@ from framepack_core.models.headers import read_header
 from framepack_core.models.registry import Components, ModelSpec, Source
 
 SHA256_DIGITS, SHA1_DIGITS = 64, 40
-PART = ".part"  # of weights that are being fetched, under their hash
+PART = ".part"  # suffix of weights that are being fetched; their name is the hash
 COMMIT = re.compile(r"[0-9a-f]{40}")
 READ_AT_ONCE = 1 << 20
-ANSWER_SECONDS = 10.0  # who only wants to know sizes waits no longer
+ANSWER_SECONDS = 10.0  # timeout of the hub's answer when only sizes are asked for
 
 Sizes = dict[str, int | None]  # path in the source -> bytes; None: not known without asking the hub
 
 
 @dataclass(frozen=True)
 class Holding:
-    """What is here of one of a model's sources, counting only what is used of it."""
+    """The files of one of a model's sources that are used: which are here, which are missing."""
 
     source: Source
     folder: Path  # where it is, or would be
@@ -57,27 +57,27 @@ class Holding:
 
     @property
     def to_fetch(self) -> int | None:
-        """Bytes that are missing; None where that is not known."""
+        """Bytes that are missing; None if not all sizes are known."""
         known = [size for size in self.missing.values() if size is not None]
         return sum(known) if len(known) == len(self.missing) else None
 
 
 def offline() -> bool:
-    """Say whether the environment forbids to ask the hub (HF_HUB_OFFLINE)."""
+    """Return whether the environment forbids requests to the hub (HF_HUB_OFFLINE)."""
     return bool(is_offline_mode())
 
 
 def cache_folder() -> Path:
-    """Give the folder into which the hub's client puts what it fetches."""
+    """Give the folder in which the hub's client keeps its files."""
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
 def holdings(spec: ModelSpec, *, ask: bool) -> list[Holding]:
-    """Look what is here of each source of a model.
+    """Find which files of each source of a model are here.
 
     Args:
         spec: the model.
-        ask: whether to ask the hub what there is and how large, where this is not known here.
+        ask: whether to ask the hub for names and sizes that are not known here.
 
     Raises:
         ModelError: the hub does not answer or has no such repository, or an index of weights is damaged.
@@ -93,12 +93,12 @@ def _holding(source: Source, components: Components, spec: ModelSpec, *, ask: bo
         return Holding(source, folder.parent, lying_here, dict.fromkeys(path.name for path in files.missing))
     wanted = registry.patterns(components)
     listing = None if source.is_local else _cached_listing(source)
-    # Where no listing is known: at least what no model can do without.
+    # Without a listing: at least the files that every model needs.
     missing: Sizes = {str(path.relative_to(folder)): None for path in registry.missing(folder, components)}
     if listing is None and missing and ask and not source.is_local:
         listing = _listing(source, spec)
     if listing is not None:
-        missing = {}  # under which names the weights lie is not guessed then
+        missing = {}  # the listing has the real names of the weights
     lying = (path for component in components for path in (folder / component).glob("*"))
     sizes: Sizes = {str(path.relative_to(folder)): None for path in lying if not path.is_dir()}
     sizes |= listing or {}
@@ -110,7 +110,7 @@ def _holding(source: Source, components: Components, spec: ModelSpec, *, ask: bo
         path = folder / name
         if path.is_file():
             here[name] = path.stat().st_size
-        else:  # or a link to what is no longer there
+        else:  # not here, or a dangling link
             missing[name] = sizes[name]
     return Holding(source, folder, here, missing)
 
@@ -130,11 +130,10 @@ def _snapshot(source: Source) -> Path:
 
 
 def _cached_listing(source: Source) -> dict[str, int] | None:
-    """List a repository's files as the cache remembers them; None where it does not."""
+    """List a repository's files as the cache remembers them; None if it does not."""
     try:
-        return {
-            file.path: file.size for file in get_cached_repo_tree(source.location, revision=source.revision)
-        }
+        files = get_cached_repo_tree(source.location, revision=source.revision)
+        return {file.path: file.size for file in files}
     except CachedRepoTreeNotFoundError:
         return None
 
@@ -150,30 +149,28 @@ def _listing(source: Source, spec: ModelSpec) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """One file of a model, and what is known of what it should hold."""
+    """One file of a model, and its published hash."""
 
     path: Path
     size: int
-    digest: str | None  # SHA-256 or git's SHA-1; None: it does not lie in the hub's cache
+    digest: str | None  # SHA-256 or git's SHA-1; None: it is not in the hub's cache
 
     def fault(self, content: BinaryIO) -> str | None:
-        """Read the file through and say what is wrong with it; None if nothing is.
+        """Read the whole file and describe its fault; None if it has none.
 
         ``content`` is the opened file, or a reader of it that shows progress.
         """
         if self.digest is None:
-            return self._fault_of_length()
+            return self._header_fault()
         sha = hashlib.sha256() if len(self.digest) == SHA256_DIGITS else hashlib.sha1(usedforsecurity=False)
         if len(self.digest) == SHA1_DIGITS:
             sha.update(b"blob %d\0" % self.size)
         while block := content.read(READ_AT_ONCE):
             sha.update(block)
         found = sha.hexdigest()
-        return (
-            None if found == self.digest else f"holds {found[:12]}… where {self.digest[:12]}… was published"
-        )
+        return None if found == self.digest else f"has hash {found[:12]}…, published is {self.digest[:12]}…"
 
-    def _fault_of_length(self) -> str | None:
+    def _header_fault(self) -> str | None:
         if self.path.suffix != ".safetensors":
             return None
         try:
@@ -184,12 +181,12 @@ class StoredFile:
 
 
 def fetch_weights(held: Holding, spec: ModelSpec) -> None:
-    """Fetch the weights that are missing, going on within the file at which a download was interrupted.
+    """Fetch the missing weights; an interrupted file is resumed where its download stopped.
 
-    The hub's client begins such a file anew. Each is compared with what was published before it has its name.
+    The hub's client would begin such a file again. A file gets its name only after its hash is checked.
 
     Raises:
-        ModelError: the hub does not answer, or what it sent is not what was published.
+        ModelError: the hub does not answer, or sent something else than was published.
     """
     for name in sorted(name for name in held.missing if name.endswith(".safetensors")):
         with registry.explained(held.source, spec):
@@ -204,26 +201,21 @@ def _fetch(source: Source, name: str) -> None:
     digest, size = published.etag or "", published.size or 0
     blob = _storage(source) / "blobs" / digest
     if len(digest) != SHA256_DIGITS or size > constants.MAX_HTTP_DOWNLOAD_SIZE:
-        return  # the client can fetch it in other ways
+        return  # download() leaves it to the client
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(source, digest)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         if blob.exists():
-            return  # the client gives it its place
+            return  # the client will link to it
         part = blob.with_name(f"{digest}{PART}")
         with part.open("r+b" if part.exists() else "w+b") as file:
             begun = file.seek(0, os.SEEK_END)
             if begun > size:
                 begun = file.truncate(file.seek(0))
             http_get(
-                url,
-                file,
-                resume_size=begun,
-                headers=headers,
-                expected_size=size,
-                displayed_filename=name,
+                url, file, resume_size=begun, headers=headers, expected_size=size, displayed_filename=name
             )
         with part.open("rb") as content:
             found = hashlib.file_digest(content, "sha256").hexdigest()
@@ -234,19 +226,19 @@ def _fetch(source: Source, name: str) -> None:
 
 
 def _lock(source: Source, digest: str) -> Path:
-    """Give the file that the client locks while it fetches what has this hash."""
+    """Give the file that the client locks while it fetches the content with this hash."""
     return cache_folder() / ".locks" / _storage(source).name / f"{digest}.lock"
 
 
 def begun(source: Source) -> int:
-    """Say how many bytes of missing weights are here, from a download that was interrupted."""
+    """Count the bytes of missing weights that an interrupted download has left."""
     return sum(part.stat().st_size for part in (_storage(source) / "blobs").glob(f"*{PART}"))
 
 
 def clear_leftovers(source: Source) -> int:
-    """Remove what downloads of the client itself left: nobody can go on with it. Returns the bytes.
+    """Remove the client's own interrupted downloads, which cannot be resumed; return their bytes.
 
-    What another process is just fetching stays: it holds the client's lock.
+    A download that is running in another process stays: that process holds the client's lock.
     """
     freed = 0
     for part in (_storage(source) / "blobs").glob("*.incomplete"):
@@ -263,7 +255,7 @@ def stored_files(holding: Holding) -> Iterator[StoredFile]:
     """List the files of a source that are here."""
     for name, size in holding.here.items():
         path = holding.folder / name
-        # One step only: what the cache calls a file may itself be a link into a store that several share.
+        # One link only: the cache's blob may itself be a link into a shared store.
         linked = path.is_symlink() and not holding.source.is_local
         blob = path.readlink().name if linked else ""
         known = re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob)

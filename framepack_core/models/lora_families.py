@@ -1,16 +1,16 @@
-"""Tells for which family of models a LoRA was trained, by what its trainer wrote into the file.
+"""Recognizes the family of models that a LoRA was trained for, by the metadata of its file.
 
-Several families share names and even shapes of layers with HunyuanVideo: FLUX.1 has double_blocks and
-single_blocks too. What fits by its shapes alone may so belong to another model. No torch here.
+Several families share the names and even the shapes of layers with HunyuanVideo; FLUX.1 has double_blocks and
+single_blocks too. So a LoRA can fit by its shapes and still be for another model. No torch here.
 """
 
 import re
 from collections.abc import Mapping
 
-# ModelSpec's key, which many programs write, and two of kohya's.
+# The key of the ModelSpec standard, which many programs write, and two of kohya's.
 _KEYS = ("modelspec.architecture", "ss_base_model_version", "ss_network_module")
 _OURS = re.compile(r"\bframe-?pack|\b(hunyuan|hy)-?video(?!-?v?1-?5)")
-# Found in values whose separators are all "-"; the first that is found counts.
+# Matched against values in which every separator is "-"; the first match counts.
 _OTHERS = {
     "HunyuanVideo 1.5": r"hunyuan-?video|hv-?1-?5",
     "HunyuanImage": r"hunyuan-?image",
@@ -45,10 +45,10 @@ _OTHERS = {
 
 
 def other_family(metadata: Mapping[str, object]) -> tuple[str, str] | None:
-    """Name the family that a LoRA was trained for, and the entry that says so.
+    """Name the other family that a LoRA was trained for, and the metadata entry that says so.
 
-    None where that is HunyuanVideo or FramePack, where nothing is said, and where what is said is not known:
-    kohya's programs write "networks.lora" for several families.
+    None for HunyuanVideo and FramePack, and if the metadata names no known family: kohya's programs write
+    "networks.lora" for several families.
     """
     said = {key: value for key in _KEYS if isinstance(value := metadata.get(key), str)}
     plain = {key: re.sub(r"[^a-z0-9]+", "-", value.lower()) for key, value in said.items()}

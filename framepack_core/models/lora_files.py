@@ -1,12 +1,13 @@
 """Reads LoRA files (Hu et al. 2021, arXiv:2106.09685) and matches their keys to the model's weights.
 
 Trainers name the same weights in four ways: by HunyuanVideo's modules or by diffusers', each with dots or, as
-kohya's programs do, with underscores. Converters mix dots and underscores. Without dots there are two ways
-left. No torch here: that a file fits can be seen from its header, before anything is loaded.
+kohya's programs do, with underscores. Converters mix dots and underscores. With all dots replaced by
+underscores, two ways are left. No torch here: the header is enough to see whether a file fits.
 """
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from framepack_core.request import Lora
 
 NAMED = 3  # keys in a message
 
-_Names = Mapping[str, tuple[str, ...]]  # HunyuanVideo's, without dots -> diffusers', whose rows it stacks
+# HunyuanVideo's name, without dots -> diffusers' names, whose rows it stacks
+_Names = Mapping[str, tuple[str, ...]]
 _DOUBLE: _Names = {
     "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
     "img_attn_proj": ("attn.to_out.0",),
@@ -56,7 +58,7 @@ _BLOCKS = (
         _REFINER,
     ),
 )
-# ComfyUI's names of HunyuanVideo's modules, where they differ.
+# ComfyUI's names of HunyuanVideo's modules, if they differ.
 _COMFYUI = {
     "mlp_0": "mlp_fc1",
     "mlp_2": "mlp_fc2",
@@ -90,19 +92,20 @@ _OTHERS = {
     _SWAPPED: "norm_out.linear",
 }
 
-_KEY = re.compile(r"(.+?)\.(?:lora[._](down|up|A|B)(?:\.\w+)?\.weight|alpha)")  # PEFT names adapters
-# In front of a module's name, without dots, any number of them. Names of modules begin like that, too.
+# PEFT puts the adapter's name before ".weight".
+_KEY = re.compile(r"(.+?)\.(?:lora[._](down|up|A|B)(?:\.\w+)?\.weight|alpha)")
+# Prefixes of a module's name, without dots, any number of them; names of modules can begin with them too.
 _PREFIXES = re.compile(
     r"(_orig_mod|module|base_model|model|diffusion_model|transformer|unet|dit|lora|lycoris)_"
 )
 _TEXT_ENCODER = re.compile(r"(lora_)?(te\d?|text_encoders?(_\d)?)[._]")
 _OF_A_BLOCK = re.compile(r"blocks?[._]\d+[._]")
-# Other ways to change weights: part of such a file without the rest would be something nobody has trained.
+# Keys of other methods: using only the plain LoRA keys of such a file would give untrained weights.
 _OTHER_METHODS = re.compile(
     r".+\.(dora_scale|lora_magnitude_vector.*|hada_\w+|lokr_\w+|b?oft_\w+|lora_mid.*|lora[._]\w+\.bias|diff|diff_b)"
 )
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-_WHOLE_NUMBERS = {"I8", "I16", "I32", "I64", "U8"}  # which converters write alpha in
+_WHOLE_NUMBERS = {"I8", "I16", "I32", "I64", "U8"}  # in which some converters write alpha
 _SIDES = {"down": "down", "A": "down", "up": "up", "B": "up"}
 
 
@@ -110,58 +113,58 @@ _SIDES = {"down": "down", "A": "down", "up": "up", "B": "up"}
 class Part:
     """What a LoRA adds to one weight: up @ down, scaled by alpha / rank."""
 
-    weight: str  # of the transformer, by its name in the files
-    down: str  # key, (rank, columns)
-    up: str  # key, (rows, rank)
+    weight: str  # name of the transformer's weight in the model's files
+    down: str  # key of the matrix (rank, columns)
+    up: str  # key of the matrix (rows, rank)
     alpha: str | None  # key
-    first: int  # of the rows of ``up`` that belong to this weight
+    first: int  # first row of ``up`` that belongs to this weight
     rows: int
-    swapped: bool = False  # halves of the rows are exchanged
+    swapped: bool = False  # whether the halves of the rows are exchanged
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Where the keys of a LoRA belong in a transformer."""
+    """How the keys of a LoRA match the weights of a transformer."""
 
     parts: tuple[Part, ...]
     matched: int  # keys
     unmatched: tuple[str, ...]
-    keys: int  # all that the file has
-    ignored: int  # keys for text encoders, which stay as they are
-    alpha: float | None  # of what has no key for it; None: the rank
-    changed: Mapping[str, int]  # weight -> its size, in numbers
+    keys: int  # all keys of the file
+    ignored: int  # keys for text encoders, which are not changed
+    alpha: float | None  # of parts without an alpha key; None: the rank
+    changed: Mapping[str, int]  # weight -> how many numbers it has
 
     @property
     def counts(self) -> dict[str, int]:
-        """Count the keys that have found their place, those that have not, and all."""
+        """The number of matched, unmatched and all keys."""
         return {"matched": self.matched, "unmatched": len(self.unmatched), "keys": self.keys}
 
     @property
     def text(self) -> str:
-        """Say in words how many keys have found their place."""
-        told = f"matched {self.matched} of {self.keys} keys"
+        """The match in words."""
+        text = f"matched {self.matched} of {self.keys} keys"
         if self.unmatched:
-            told += f", {len(self.unmatched)} belong nowhere ({_some(self.unmatched)})"
-        return told + (f", {self.ignored} for text encoders are ignored" if self.ignored else "")
+            text += f", {len(self.unmatched)} match no weight ({_some(self.unmatched)})"
+        return text + (f", {self.ignored} for text encoders are ignored" if self.ignored else "")
 
 
 def fit_all(loras: Iterable[Lora], spec: ModelSpec) -> list[Fit]:
-    """Find what LoRAs change in a model, from the headers of their files and the model's.
+    """Match LoRAs to a model, by the headers of their files and the model's.
 
     Raises:
         RequestError: one cannot be read, or does not fit.
         ModelError: the model's files are missing or damaged.
     """
-    headers = [(lora, read_lora(lora.file)) for lora in loras]  # first: what is wrong alone needs no model
+    headers = [(lora, read_lora(lora.file)) for lora in loras]  # first: a fault of a LoRA needs no model
     base = model_files.read_transformer(spec).tensors if headers else {}
     return [fit(lora.file.name, header, base, allow_partial=lora.allow_partial) for lora, header in headers]
 
 
 def read_lora(file: Path) -> Header:
-    """Read what a LoRA file holds.
+    """Read the header of a LoRA file.
 
     Raises:
-        RequestError: it cannot be read, is no safetensors file, or was made for another family of models.
+        RequestError: it cannot be read, is not a safetensors file, or was made for another family of models.
     """
     if file.suffix.lower() != ".safetensors":
         raise RequestError(f"LoRA {file.name} is no .safetensors file: convert it; no other format is read")
@@ -182,17 +185,16 @@ def read_lora(file: Path) -> Header:
 
 
 def fit(name: str, lora: Header, base: Mapping[str, Tensor], *, allow_partial: bool = False) -> Fit:
-    """Find the weights that a LoRA's keys belong to.
+    """Match a LoRA's keys to the transformer's weights.
 
     Args:
         name: of the LoRA, for messages.
-        lora: what its file holds.
-        base: the transformer's tensors, as its files have them.
-        allow_partial: take it even if keys of blocks belong nowhere.
+        lora: the header of its file.
+        base: the transformer's tensors, by their names in its files.
+        allow_partial: accept it even if keys of blocks match no weight.
 
     Raises:
-        RequestError: no key belongs anywhere, or not all that are of blocks do, shapes do not fit, or it is
-            another thing than a LoRA.
+        RequestError: no key matches, a key of a block does not, shapes do not fit, or it is not a plain LoRA.
     """
     own = {key.removesuffix(".weight"): tensor for key, tensor in base.items() if len(tensor.shape) > 1}
     flat = {module.replace(".", "_"): module for module in own}
@@ -210,26 +212,26 @@ def fit(name: str, lora: Header, base: Mapping[str, Tensor], *, allow_partial: b
             unmatched += keys.values()
     if not parts:
         raise RequestError(
-            f"LoRA {name} does not fit the model: none of its {len(lora.tensors)} keys does "
+            f"LoRA {name} does not fit the model: none of its {len(lora.tensors)} keys matches "
             f"({_some(list(lora.tensors)) or 'it has none'}): use one for HunyuanVideo or FramePack, with "
             "the names of musubi-tuner, diffusion-pipe or diffusers"
         )
     of_blocks = [key for key in unmatched if _OF_A_BLOCK.search(key)]
     if of_blocks and not allow_partial:
         raise RequestError(
-            f"LoRA {name} fits the model only in part: it matched {matched} of {len(lora.tensors)} keys, and "
-            f"of the keys of blocks some belong nowhere ({_some(of_blocks)}): use one that was made for this "
-            "model, or write allow_partial = true beside its file to apply what fits"
+            f"LoRA {name} fits the model only in part: {matched} of {len(lora.tensors)} keys matched, and "
+            f"some keys of blocks did not ({_some(of_blocks)}): use one that was made for this model, or "
+            "write allow_partial = true next to its file to apply what fits"
         )
     _verify_once(name, parts)
     changed = {part.weight: base[part.weight].parameters for part in parts}
-    alpha = _told_alpha(name, lora.metadata)
+    alpha = _metadata_alpha(name, lora.metadata)
     return Fit(tuple(parts), matched, tuple(unmatched), len(lora.tensors), ignored, alpha, changed)
 
 
 def _sorted_keys(name: str, lora: Header) -> tuple[dict[str, dict[str, str]], list[str], int]:
-    """Give the keys by module and side, the keys that are of no LoRA, and how many are for text encoders."""
-    modules = dict[str, dict[str, str]]()  # as the file names it -> side -> key
+    """Group the keys by module and side; also give the other keys, and the count for text encoders."""
+    modules = dict[str, dict[str, str]]()  # the file's name of the module -> side -> key
     others, ignored = list[str](), 0
     for key in lora.tensors:
         read = _KEY.fullmatch(key)
@@ -239,25 +241,25 @@ def _sorted_keys(name: str, lora: Header) -> tuple[dict[str, dict[str, str]], li
             keys, side = modules.setdefault(read[1], {}), _SIDES.get(read[2], "alpha")
             if side in keys:
                 raise RequestError(
-                    f"LoRA {name} holds {keys[side]} and {key}, which are the same: use one that holds a "
+                    f"LoRA {name} holds {keys[side]} and {key} for the same weight: use one that holds a "
                     "single LoRA"
                 )
             keys[side] = key
         else:
             others.append(key)
     for key in others:
-        # Whatever stands beside the two matrices changes what they mean: a scale of fp8 numbers, say.
+        # Other tensors of the same module change the meaning of the matrices, such as a scale of fp8 numbers.
         above = (key[: dot.start()] for dot in re.finditer(r"\.", key))
         if _OTHER_METHODS.fullmatch(key) or any(module in modules for module in above):
             raise RequestError(
                 f"LoRA {name} is not a plain LoRA ({key}): DoRA, LoHa, LoKr, differences and scaled fp8 are "
-                "not supported, use one with lora_up and lora_down, or lora_A and lora_B, and nothing beside"
+                "not supported: use one with only lora_up and lora_down, or lora_A and lora_B"
             )
     return modules, others, ignored
 
 
 def _without_prefixes(module: str) -> Iterator[str]:
-    """Give a name without dots, then without one prefix, without two ...: "transformer" may be part of it."""
+    """Give a name without dots, then without its first prefix, its second ...: a prefix may be part of it."""
     yield module
     while prefix := _PREFIXES.match(module):
         module = module[prefix.end() :]
@@ -265,7 +267,7 @@ def _without_prefixes(module: str) -> Iterator[str]:
 
 
 def _verify_once(name: str, parts: Iterable[Part]) -> None:
-    """Refuse a file that holds the same weight's LoRA under two names: it would count twice."""
+    """Refuse a file that changes one weight under two names: it would count twice."""
     seen = dict[str, Part]()
     for part in parts:
         if (first := seen.setdefault(part.weight, part)) is not part:
@@ -276,7 +278,7 @@ def _verify_once(name: str, parts: Iterable[Part]) -> None:
 
 
 def _renamed(module: str) -> tuple[str, ...]:
-    """Give diffusers' names of one of HunyuanVideo's modules; none if it has no such module."""
+    """Give diffusers' names of a HunyuanVideo module; () if there is no such module."""
     comfyui = (module.removesuffix(end) + own for end, own in _COMFYUI.items() if module.endswith(end))
     for name in (module, *comfyui):
         if name in _OTHERS:
@@ -290,11 +292,11 @@ def _renamed(module: str) -> tuple[str, ...]:
 def _parts(
     name: str, keys: Mapping[str, str], weights: Mapping[str, Tensor], lora: Header, swapped: bool
 ) -> Iterator[Part]:
-    """Divide what belongs to several weights that are one in HunyuanVideo: below each other in its rows."""
+    """Split a module of HunyuanVideo by its rows into the weights that it has in diffusers."""
     for side, other in (("up", "down"), ("down", "up")):
         if side not in keys:
             key = keys.get(other) or keys["alpha"]
-            raise RequestError(f"LoRA {name} is not whole: {key} has no lora_{side} beside it: get it again")
+            raise RequestError(f"LoRA {name} is not whole: {key} has no lora_{side}: get it again")
     up, down = lora.tensors[keys["up"]].shape, lora.tensors[keys["down"]].shape
     rows = [weight.shape[0] for weight in weights.values()]
     columns = next(iter(weights.values())).parameters // rows[0]
@@ -303,15 +305,15 @@ def _parts(
         kind = lora.tensors[key].dtype
         if kind not in _FLOATS and not (side == "alpha" and kind in _WHOLE_NUMBERS):
             raise RequestError(
-                f"LoRA {name}: {key} holds numbers of kind {kind}: use one that is not quantized"
+                f"LoRA {name}: {key} holds numbers of type {kind}: use one that is not quantized"
             )
     fits = rank > 0 and _matrix(up) == (sum(rows), rank) and _matrix(down) == (rank, columns)
     if not fits or ("alpha" in keys and lora.tensors[keys["alpha"]].parameters != 1):
         first, shape = next((module, weight.shape) for module, weight in weights.items())
         wanted = f"{first} {shape}" if len(rows) == 1 else f"{' + '.join(weights)} {(sum(rows), columns)}"
         raise RequestError(
-            f"LoRA {name} does not fit the model: {keys['up']} {up} times {keys['down']} {down} is to change "
-            f"{wanted}: use one that was made for this model"
+            f"LoRA {name} does not fit the model: {keys['up']} {up} times {keys['down']} {down} cannot "
+            f"change {wanted}: use one that was made for this model"
         )
     first_row = 0
     for weight, count in zip(weights, rows, strict=True):
@@ -320,19 +322,16 @@ def _parts(
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Give a shape as that of a matrix: convolutions are flattened."""
+    """Flatten the shape of a convolution to that of a matrix."""
     rows, *others = shape or (0,)
-    columns = 1
-    for size in others:
-        columns *= size
-    return rows, columns
+    return rows, math.prod(others)
 
 
-def _told_alpha(name: str, metadata: Mapping[str, str]) -> float | None:
-    """Read the alpha that diffusers writes beside the tensors, of all of them."""
+def _metadata_alpha(name: str, metadata: Mapping[str, str]) -> float | None:
+    """Read the alpha of all parts that diffusers writes into the metadata; None without one."""
     try:
-        told = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        values = {key.removeprefix("transformer."): value for key, value in told.items()}
+        entries = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        values = {key.removeprefix("transformer."): value for key, value in entries.items()}
         alpha = values.get("lora_alpha")
         alpha = None if alpha is None else float(alpha)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -349,7 +348,7 @@ def _some(keys: list[str] | tuple[str, ...]) -> str:
 
 
 def sha256(file: Path) -> str:
-    """Give the hex SHA-256 of a file's content, computed once for as long as the file stands still.
+    """Give the hex SHA-256 of a file's content; cached until the file changes.
 
     Raises:
         OSError: it cannot be read.

@@ -1,6 +1,6 @@
-"""Checks a model's files against the weights that the model has. Reads headers alone; no torch.
+"""Checks, by their headers alone, whether a model's files hold the model's weights. No torch here.
 
-``check``, ``models verify``, the daemon before it starts a worker, and what loads the model go by it.
+Used by ``check``, by ``models verify``, by the daemon before it starts a worker, and for loading.
 """
 
 import json
@@ -25,7 +25,7 @@ PARTS = {
     "image_encoder": "the image encoder SiglipVisionModel, in transformers' (post_layernorm.weight ...)",
     "vae": "the VAE AutoencoderKLHunyuanVideo, in diffusers' names (decoder.up_blocks.0.resnets.0 ...)",
 }
-# By one of its keys, whatever stands before it; the first that is found counts.
+# Recognized by one of the keys, with any prefix; the first match counts.
 _KNOWN = (
     (r"lora_(A|B|up|down)\b", "a LoRA, which goes into loras"),
     (
@@ -50,47 +50,47 @@ _KNOWN = (
 )
 _TAKE = {
     headers.GGUF: (
-        "its packed numbers are not read: take the safetensors of the same model, in bf16 or, half as large, "
-        "in fp8, such as FramePackI2V_HY_fp8_e4m3fn.safetensors"
+        "its packed numbers cannot be read: use the safetensors of the same model, in bf16 or, half as "
+        "large, in fp8, such as FramePackI2V_HY_fp8_e4m3fn.safetensors"
     ),
     headers.POINTER: "run git lfs pull where it lies, or download the file itself",
-    headers.PAGE: "download the file itself; on the hub its address has /resolve/, the page's /blob/",
-    headers.ANSWER: "most likely what a server answered: download the file again",
-    headers.PICKLE: "and is never read: take the safetensors of the same model",
+    headers.PAGE: "download the file itself; on the hub its address has /resolve/, that of its page /blob/",
+    headers.ANSWER: "most likely an error message of a server: download the file again",
+    headers.PICKLE: "and is never read: use the safetensors of the same model",
     headers.EMPTY: "download it again",
 }
-# What belongs to a part and is not used: no word about it.
+# Keys of a part that are not used: no warning.
 _UNUSED = re.compile(
     r"scaled_fp8|.*\.(scale_input|input_scale|comfy_quant)|embeddings\.position_ids|.*rotary_emb\.inv_freq|head\..*",
     re.DOTALL,
 )
-_SCALES = ("scale_weight", "weight_scale")  # of fp8 numbers, as ComfyUI's older and newer files call it
+_SCALES = ("scale_weight", "weight_scale")  # of fp8 numbers, in ComfyUI's older and newer files
 
 
 @dataclass(frozen=True)
 class Stored:
-    """The weights of a part of a model, and the files that they lie in."""
+    """The weights of a part of a model, and the files that hold them."""
 
-    place: Path  # what was looked at: a folder, or a file
-    config: Mapping[str, Any]  # what the part is built by
+    place: Path  # a folder, or a file
+    config: Mapping[str, Any]  # the content of its config.json
     tensors: Mapping[str, Tensor]  # by their names in the model
-    left_over: tuple[str, ...]  # keys that are no weights of the model
+    left_over: tuple[str, ...]  # keys that are not weights of the model
 
     @property
     def warning(self) -> str | None:
-        """Say what in the files is not used; None if that is nothing."""
+        """A warning about keys that are not used; None if there are none."""
         if not self.left_over:
             return None
         count = len(self.left_over)
         keys = "1 key that is no weight" if count == 1 else f"{count} keys that are no weights"
-        return f"{self.place} has {keys} of the model ({_some(self.left_over)}): passed over"
+        return f"{self.place} has {keys} of the model ({_some(self.left_over)}): ignored"
 
 
 def look(spec: ModelSpec) -> dict[str, Stored]:
-    """Look at all weights of a model, by part.
+    """Find all weights of a model, by part.
 
     Raises:
-        ModelError: a file is missing, or does not hold what it should.
+        ModelError: a file is missing, or does not hold the part's weights.
     """
     found = {}
     for part, place in places(spec):
@@ -105,7 +105,7 @@ def look(spec: ModelSpec) -> dict[str, Stored]:
 
 
 def faults(spec: ModelSpec) -> Iterator[str]:
-    """Say of each part of a model that does not hold what it should what is wrong.
+    """Describe the fault of each part of a model that has one.
 
     Raises:
         ModelError: a file is missing.
@@ -131,19 +131,19 @@ def places(spec: ModelSpec) -> Iterator[tuple[str, Path]]:
 
 
 def read_transformer(spec: ModelSpec) -> Stored:
-    """Look at the transformer of a model.
+    """Find the weights of a model's transformer.
 
     Raises:
-        ModelError: a file is missing, or does not hold what it should.
+        ModelError: a file is missing, or does not hold its weights.
     """
     return read(registry.find(spec).transformer, "transformer")
 
 
 def read(place: Path, part: str) -> Stored:
-    """Look at the weights of a part.
+    """Find the weights of a part.
 
     Args:
-        place: the folder with its files; of a transformer also the file of its weights.
+        place: the folder with its files; for a transformer also the file of its weights.
         part: transformer, text_encoder, text_encoder_2, image_encoder or vae.
 
     Raises:
@@ -183,7 +183,7 @@ def _tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _config(place: Path, part: str) -> Mapping[str, Any]:
-    """Read what a part is built by; of a file of weights what lies beside it, if that is meant for it."""
+    """Read a part's config.json; for a file of weights the one in its folder, if it is FramePack's."""
     alone = place.is_file()
     file = (place.parent if alone else place) / "config.json"
     try:
@@ -206,14 +206,14 @@ def _config(place: Path, part: str) -> Mapping[str, Any]:
 def _fit(
     place: Path, named: str, part: str, config: Mapping[str, Any], held: Mapping[str, Tensor], wanted: Shapes
 ) -> Stored:
-    """Find the weights of a part among the keys that files hold; ``named`` is what messages call these."""
+    """Find the weights of a part among the keys of its files; messages call these ``named``."""
     prefix = _prefix(held, wanted)
     own = {key.removeprefix(prefix): tensor for key, tensor in held.items() if key.startswith(prefix)}
     missing = [name for name in wanted if name not in own]
     if 2 * len(missing) > len(wanted):
         raise ModelError(
-            f"{named} holds {_what(held)}; wanted is {PARTS[part]}: correct the path in the config, or take "
-            "the files that framepackd models download fetches"
+            f"{named} holds {_describe(held)}; wanted is {PARTS[part]}: correct the path in the config, or "
+            "use the files that framepackd models download fetches"
         )
     if part == "transformer" and {*missing} >= _OF_FRAMEPACK:
         raise ModelError(
@@ -235,14 +235,14 @@ def _fit(
 
 
 def _prefix(held: Mapping[str, Tensor], wanted: Shapes) -> str:
-    """Find what stands before the names of all weights, such as ``model.diffusion_model.``."""
+    """Find the prefix that the names of all weights have, such as ``model.diffusion_model.``."""
     anchor = min(wanted, key=lambda name: (re.search(r"\d", name) is not None, name))
     prefixes = {key.removesuffix(anchor) for key in held if key == anchor or key.endswith(f".{anchor}")}
     return max(prefixes, key=lambda prefix: sum(prefix + name in held for name in wanted), default="")
 
 
 def _scaled(name: str, own: Mapping[str, Tensor]) -> Tensor:
-    """Give a weight's tensor, with what it is to be multiplied by."""
+    """Give a weight's tensor, with the scale that belongs to it."""
     module, _, kind = name.rpartition(".")
     found = (own[key] for scale in _SCALES if (key := f"{module}.{scale}") in own)
     return own[name]._replace(scale=next(found, None)) if kind == "weight" else own[name]
@@ -260,12 +260,12 @@ def _verify_shapes(named: str, tensors: Mapping[str, Tensor], wanted: Shapes) ->
 
 
 def _verify_numbers(named: str, tensors: Mapping[str, Tensor]) -> None:
-    """See that numbers are of a kind that is read, and that scaled ones have their scales."""
+    """Check that the types of numbers are supported, and that scaled numbers have their scales."""
     scaled = any(tensor.scale for tensor in tensors.values())
     for tensor in tensors.values():
         if tensor.dtype not in headers.FLOAT_BYTES:
             raise ModelError(
-                f"{named} holds numbers of the kind {tensor.dtype} ({tensor.key}), which is not read: take "
+                f"{named} holds numbers of type {tensor.dtype} ({tensor.key}), which is not supported: use "
                 "the same model as bf16, fp16, fp32 or fp8"
             )
         rows = tensor.shape[:1]
@@ -281,12 +281,12 @@ def _verify_numbers(named: str, tensors: Mapping[str, Tensor]) -> None:
         ):
             raise ModelError(
                 f"{named} scales {tensor.key} ({tensor.dtype}) by {scale.key} ({scale.dtype}, "
-                f"{_shape(scale.shape)}), which is not read: take one scaled by layer, or bf16"
+                f"{_shape(scale.shape)}), which is not supported: use one scaled by layer, or bf16"
             )
 
 
 def _verify_left_over(named: str, left_over: list[str], wanted: Shapes) -> None:
-    """Refuse what changes what the weights mean: what stands beside one, or in a layer that is too many."""
+    """Refuse keys that change the meaning of the weights: of the same module as a weight, or extra layers."""
     modules = {name.rpartition(".")[0] for name in wanted}
     kinds = {_unnumbered(name) for name in wanted}
     for key in left_over:
@@ -294,7 +294,7 @@ def _verify_left_over(named: str, left_over: list[str], wanted: Shapes) -> None:
         if _unnumbered(key) in kinds or any(module in modules for module in above):
             raise ModelError(
                 f"{named} has {len(left_over)} unexpected weights, such as {key}: its files belong to "
-                "another model than its config.json, or are packed in a way that is not read"
+                "another model than its config.json, or are packed in an unsupported way"
             )
 
 
@@ -302,8 +302,8 @@ def _unnumbered(name: str) -> str:
     return re.sub(r"\d+", "N", name)
 
 
-def _what(held: Mapping[str, Tensor]) -> str:
-    """Say what files hold that are not what is wanted."""
+def _describe(held: Mapping[str, Tensor]) -> str:
+    """Describe what files hold that do not hold the wanted weights."""
     for pattern, what in _KNOWN:
         for key in held:
             if re.search(rf"(^|\.)({pattern})", key):

@@ -1,4 +1,4 @@
-"""Lists the models and says where their files lie. No torch here: ``check`` and intake use it."""
+"""Lists the models, and finds or downloads their files. No torch here."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from framepack_core.media.sizes import BUCKETS, Size
 from framepack_core.models import weight_files
 from framepack_core.sections import Kind
 
-Components = dict[str, tuple[str, ...]]  # folder -> the files without which it is nothing
+Components = dict[str, tuple[str, ...]]  # folder -> the files that it needs besides weights
 
 BASE_COMPONENTS: Components = {
     "text_encoder": ("config.json",),
@@ -26,8 +26,8 @@ IMAGE_COMPONENTS: Components = {
 }
 TRANSFORMER_COMPONENTS: Components = {".": ("config.json",)}
 WEIGHTS = ("text_encoder", "text_encoder_2", "vae", "image_encoder", ".")
-HIDDEN = [".*", "*/.*"]  # in a repository: macOS's ._model.safetensors, say
-FILES = (".safetensors", ".sft", ".gguf", ".ckpt")  # no repository is called like that
+HIDDEN = [".*", "*/.*"]  # in a repository, such as macOS's ._model.safetensors
+FILES = (".safetensors", ".sft", ".gguf", ".ckpt")  # names of repositories do not end like that
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Source:
 
     @property
     def is_local(self) -> bool:
-        """Tell a path from a hub id: it starts like one, is there, or ends as files of weights do."""
+        """Whether it is a path, not a hub id: it starts like one, exists, or ends like a file of weights."""
         path = self.location.startswith(("/", "./", "../", "~")) or self.location.lower().endswith(FILES)
         return path or Path(self.location).exists()
 
     @property
     def folder(self) -> Path:
-        """Give the local folder or file, if this is one; of what the hub's client made, its snapshot."""
+        """The local folder or file; for a folder of the hub's cache, its snapshot."""
         return _snapshot(Path(self.location).expanduser(), self.revision or "main")
 
     def __str__(self) -> str:
@@ -54,14 +54,14 @@ class Source:
 
 
 def is_hub_folder(path: Path) -> bool:
-    """Tell a folder in which the hub's client keeps a repository, with all its revisions."""
+    """Return whether the hub's client keeps a repository, with all its revisions, in this folder."""
     return path.name.startswith("models--") and (path / "snapshots").is_dir()
 
 
 def _snapshot(path: Path, revision: str) -> Path:
-    """Give the files of a repository where ``path`` is the folder in which the hub's client keeps it.
+    """Give the folder of a revision, if ``path`` is a repository in the hub's cache; else ``path``.
 
-    The only snapshot is taken where none is of the revision; of several none.
+    For ``main`` without a reference, the only snapshot is used; if there are several, ``path`` is returned.
     """
     path = path.parent if path.name == "snapshots" else path
     if not is_hub_folder(path):
@@ -84,7 +84,7 @@ class ModelSpec:
     base: Source  # text encoders, tokenizers, VAE
     image_encoder: Source
     buckets: tuple[Size, ...] = BUCKETS
-    mag_ratios: Path | None = None  # a calibration of one's own for MagCache; else those of the kind
+    mag_ratios: Path | None = None  # the user's calibration of MagCache; None: the built-in one of the kind
 
     def verify(
         self,
@@ -94,16 +94,15 @@ class ModelSpec:
         continues: bool = False,
         others: Iterable["ModelSpec"] = (),
     ) -> None:
-        """Check that the model can do what is asked; if not, those of ``others`` that can are named.
+        """Check that the model's direction fits the request; the error names those of ``others`` that do.
 
         Raises:
-            RequestError: it generates forward and was given a picture to arrive at, or backward and was given
-                a video to go on with.
+            RequestError: the model generates forward and the request has an end frame or keyframes, or it
+                generates backward and the request extends a video.
         """
         if self.kind != "f1" and continues:
             raise RequestError(
-                f"model {self.name} generates backward and cannot go on with a video: "
-                f"use {of_kind('f1', others)}"
+                f"model {self.name} generates backward and cannot extend a video: use {of_kind('f1', others)}"
             )
         if self.kind == "f1" and (end_image or keyframes):
             raise RequestError(
@@ -113,7 +112,7 @@ class ModelSpec:
 
 
 def of_kind(kind: Kind, models: Iterable[ModelSpec]) -> str:
-    """Name those of the models that are of a kind, for a message: ``a model of kind f1 (demo-f1, f1)``."""
+    """Name the models of a kind in a message: ``a model of kind f1 (demo-f1, f1)``."""
     names = ", ".join(sorted(model.name for model in models if model.kind == kind))
     return f"a model of kind {kind}" + (f" ({names})" if names else "")
 
@@ -121,7 +120,7 @@ def of_kind(kind: Kind, models: Iterable[ModelSpec]) -> str:
 _BASE = Source("hunyuanvideo-community/HunyuanVideo", "e8c2aaa66fe3742a32c11a6766aecbf07c56e773")
 _IMAGE_ENCODER = Source("lllyasviel/flux_redux_bfl", "45b801affc54ff2af4e5daf1b282e0921901db87")
 _DEMO = str(files("framepack_core").joinpath("demo_model"))
-_DEMOS: dict[str, Kind] = {"demo": "framepack", "demo-f1": "f1"}  # of the same weights, trained for both
+_DEMOS: dict[str, Kind] = {"demo": "framepack", "demo-f1": "f1"}  # the same weights, trained for both kinds
 _DEMO_BUCKETS = (
     *((112, 336), (128, 288), (144, 256), (160, 240), (176, 208), (192, 192)),
     *((208, 176), (240, 160), (256, 144), (288, 128), (336, 112)),
@@ -162,7 +161,7 @@ BUNDLED = frozenset(_DEMOS)
 
 @dataclass(frozen=True)
 class ModelFolders:
-    """Where the files of a model lie on this machine, every one of them checked to be there."""
+    """Where the files of a model are on this machine; all of them exist."""
 
     transformer: Path  # a folder, or the file of its weights
     base: Path
@@ -173,15 +172,13 @@ def find(spec: ModelSpec) -> ModelFolders:
     """Find a model's files on this machine, without the network.
 
     Raises:
-        ModelError: one is missing; names it and says what to do.
+        ModelError: a file is missing; the text names it and says what to do.
     """
     return ModelFolders(*(_locate(source, spec, components) for source, components in parts(spec)))
 
 
 def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
-    """Fetch what a model needs from the hub, and check it; yields each repository when it is here.
-
-    Files that are here are not fetched again.
+    """Fetch a model's missing files from the hub; yields each repository when it is complete.
 
     Raises:
         ModelError: the hub cannot be reached or does not have it.
@@ -191,8 +188,7 @@ def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
     for source, components in parts(spec):
         if not source.is_local:
             with explained(source, spec):
-                # One after the other: of a file that is interrupted the client keeps nothing
-                # (hub.fetch_weights does).
+                # One file at a time: the client keeps nothing of interrupted files (hub.fetch_weights does).
                 snapshot_download(
                     source.location,
                     revision=source.revision,
@@ -205,7 +201,7 @@ def download(spec: ModelSpec) -> Iterator[tuple[Source, Path]]:
 
 @contextmanager
 def explained(source: Source, spec: ModelSpec) -> Iterator[None]:
-    """Turn errors of the hub's client into ones that say what to do."""
+    """Turn errors of the hub's client into ModelErrors that say what to do."""
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -216,7 +212,7 @@ def explained(source: Source, spec: ModelSpec) -> Iterator[None]:
         raise ModelError(
             f"model {spec.name}: the hub has no {source}: check the name and revision in the config"
         ) from error
-    except Exception as error:  # the network fails with errors of several libraries
+    except Exception as error:  # network errors come from several libraries
         raise ModelError(
             f"model {spec.name}: {source} could not be fetched ({type(error).__name__}: {error}): "
             "check the network and run the command again; what is here already is kept"
@@ -224,14 +220,14 @@ def explained(source: Source, spec: ModelSpec) -> Iterator[None]:
 
 
 def parts(spec: ModelSpec) -> Iterator[tuple[Source, Components]]:
-    """Give the three sources of a model, each with what is used of it."""
+    """Give the three sources of a model, each with the components that are used."""
     yield spec.transformer, TRANSFORMER_COMPONENTS
     yield spec.base, BASE_COMPONENTS
     yield spec.image_encoder, IMAGE_COMPONENTS
 
 
 def patterns(components: Components) -> list[str]:
-    """Say which files of a repository are used; the others are not fetched."""
+    """Give patterns of the files of a repository that are used; others are not fetched."""
     kinds = ("*.json", "*.safetensors", "*.txt")
     if "." in components:
         return list(kinds)
@@ -248,7 +244,7 @@ def _locate(source: Source, spec: ModelSpec, components: Components) -> Path:
     if folder.is_file() and components != TRANSFORMER_COMPONENTS:
         raise ModelError(
             f"model {spec.name}: {folder} is a file; wanted is a folder that holds {', '.join(components)}: "
-            "correct the path in the config, or leave it out for the published one"
+            "correct the path in the config, or remove it for the published one"
         )
     lacking = next(missing(folder, components), None)
     if lacking is not None:
@@ -267,7 +263,7 @@ def _in_hub_cache(source: Source, spec: ModelSpec, components: Components) -> Pa
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        # The same patterns as for the download: without them the hub's client misses the files left out.
+        # The patterns of the download: without them the client would miss the files that were not fetched.
         return Path(
             snapshot_download(
                 source.location,
@@ -279,7 +275,7 @@ def _in_hub_cache(source: Source, spec: ModelSpec, components: Components) -> Pa
         )
     except HFValidationError as error:
         raise ModelError(
-            f"model {spec.name}: {source} is neither a folder that is here nor a hub id (org/name): "
+            f"model {spec.name}: {source} is neither an existing folder nor a hub id (org/name): "
             "correct it in the config"
         ) from error
     except (LocalEntryNotFoundError, FileNotFoundError) as error:
@@ -290,10 +286,10 @@ def _in_hub_cache(source: Source, spec: ModelSpec, components: Components) -> Pa
 
 
 def missing(folder: Path, components: Components) -> Iterator[Path]:
-    """Name the files without which a source is nothing, and which are not in its folder.
+    """Give the needed files that are missing in the folder of a source.
 
     Raises:
-        ModelError: it is not clear which files hold weights, or an index of them is damaged.
+        ModelError: it is not clear which files hold the weights, or their index is damaged.
     """
     if components == TRANSFORMER_COMPONENTS and is_file(folder):
         yield from weight_files.choose(folder, "transformer").missing
@@ -308,5 +304,5 @@ def missing(folder: Path, components: Components) -> Iterator[Path]:
 
 
 def is_file(place: Path) -> bool:
-    """Tell a file of weights from a folder, also if it is not there."""
+    """Return whether a path is a file of weights, not a folder; decides by the name if it does not exist."""
     return place.is_file() or (place.suffix.lower() in FILES and not place.is_dir())

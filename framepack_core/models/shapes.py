@@ -1,6 +1,6 @@
 """Derives the shapes of a model's weights from its config.json. No torch here.
 
-The libraries' classes say the same when they are built; but that takes torch, and seconds.
+Building the libraries' classes would give the same shapes, but needs torch and takes seconds.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]  # of each weight, by its name in the model
 
-# What the published transformers' config.json says: for a file of weights that comes without one.
+# The config.json of the published transformers, for a file of weights that comes without one.
 TRANSFORMER_CONFIG: dict[str, Any] = {
     "_class_name": "HunyuanVideoFramepackTransformer3DModel",
     "attention_head_dim": 128,
@@ -40,10 +40,10 @@ def expected(part: str, config: Mapping[str, Any]) -> Shapes:
 
     Args:
         part: transformer, text_encoder, text_encoder_2, image_encoder or vae.
-        config: what its config.json says; what is left out there has the class's default.
+        config: the content of its config.json; missing entries have the class's default.
 
     Raises:
-        ValueError, TypeError, KeyError: the config makes no sense.
+        ValueError, TypeError, KeyError: the config is invalid.
     """
     return _FORMULAS[part](config)
 
@@ -53,7 +53,7 @@ def _linear(name: str, out: int, into: int, *, bias: bool = True) -> Shapes:
 
 
 def _affine(name: str, shape: Shape, *, bias: bool = True) -> Shapes:
-    """Give a weight, and the bias that goes with its first dimension."""
+    """Give the shapes of a weight and of its bias, which has the weight's first dimension."""
     return {f"{name}.weight": shape} | ({f"{name}.bias": shape[:1]} if bias else {})
 
 
@@ -76,10 +76,8 @@ def _transformer(config: Mapping[str, Any]) -> Shapes:
     """FramePack's; ``Packed`` in the published config is the reference's name for the same class."""
     config = {**TRANSFORMER_CONFIG, "has_clean_x_embedder": False, "has_image_proj": False} | dict(config)
     head = config["attention_head_dim"]
-    inner, mlp = (
-        config["num_attention_heads"] * head,
-        int(config["num_attention_heads"] * head * config["mlp_ratio"]),
-    )
+    inner = config["num_attention_heads"] * head
+    mlp = int(inner * config["mlp_ratio"])
     latents, patch = config["in_channels"], (config["patch_size_t"], *[config["patch_size"]] * 2)
     text, pooled, timestep = config["text_embed_dim"], config["pooled_projection_dim"], 256
     found = _affine("x_embedder.proj", (inner, latents, *patch))
@@ -103,10 +101,8 @@ def _transformer(config: Mapping[str, Any]) -> Shapes:
     found |= _embedding("time_text_embed.text_embedder", inner, pooled)
     if config["guidance_embeds"]:
         found |= _embedding("time_text_embed.guidance_embedder", inner, timestep)
-    own, added = (
-        ("to_q", "to_k", "to_v", "to_out.0"),
-        ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
-    )
+    own = ("to_q", "to_k", "to_v", "to_out.0")
+    added = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     for layer in range(config["num_layers"]):
         block = f"transformer_blocks.{layer}"
         found |= _all(f"{block}.attn", own + added, inner, inner)
@@ -127,14 +123,8 @@ def _transformer(config: Mapping[str, Any]) -> Shapes:
 
 def _llama(config: Mapping[str, Any]) -> Shapes:
     """``LlamaModel``, without a head."""
-    inner, mlp, heads = (
-        config.get(key, usual)
-        for key, usual in (
-            ("hidden_size", 4096),
-            ("intermediate_size", 11008),
-            ("num_attention_heads", 32),
-        )
-    )
+    inner, mlp = config.get("hidden_size", 4096), config.get("intermediate_size", 11008)
+    heads = config.get("num_attention_heads", 32)
     head = config.get("head_dim") or inner // heads
     keys = (config.get("num_key_value_heads") or heads) * head
     bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)

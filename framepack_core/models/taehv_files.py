@@ -1,7 +1,6 @@
-"""Names the weights of TAEHV, a tiny decoder for HunyuanVideo, and checks a file for them.
+"""Lists the weights of TAEHV, a tiny decoder for HunyuanVideo, and checks a file for them.
 
-TAEHV: Ollin Boer Bohan, 2025, https://github.com/madebyollin/taehv. No torch here: that a file fits can be
-seen from its header.
+TAEHV: Ollin Boer Bohan, 2025, https://github.com/madebyollin/taehv. No torch here.
 """
 
 import zipfile
@@ -14,12 +13,12 @@ from framepack_core.models.headers import read_header
 
 PREFIX = "decoder."
 CHANNELS = 16  # of latents
-WIDTHS = (256, 128, 64, 64)  # of the three stages, and of what they give
-BLOCKS = 3  # of a stage
-STAGE_LAYERS = 6  # by which it is counted: the blocks, upsampling, growth in time, a convolution
+WIDTHS = (256, 128, 64, 64)  # channels of the three stages, and of the last one's output
+BLOCKS = 3  # per stage
+STAGE_LAYERS = 6  # numbered layers per stage: the blocks, upsampling, growth in time, a convolution
 FIRST_LAYER, LAST_LAYER = 1, 22
 _GROWTH = (1, 2, 2)  # frames that a stage makes of one
-_TAKE = "take taehv.safetensors or taehv.pth from https://github.com/madebyollin/taehv"
+_REMEDY = "use taehv.safetensors or taehv.pth from https://github.com/madebyollin/taehv"
 
 Shape = tuple[int, ...]
 
@@ -30,12 +29,12 @@ def stage_layer(stage: int) -> int:
 
 
 def shapes() -> dict[str, Shape]:
-    """Give the shape of every weight, by its name behind ``PREFIX``."""
+    """Give the shape of every weight, by its name without ``PREFIX``."""
     found = _convolution(f"{FIRST_LAYER}", WIDTHS[0], CHANNELS)
     for stage, (width, following) in enumerate(pairwise(WIDTHS)):
         layer = stage_layer(stage)
         for block in range(layer, layer + BLOCKS):
-            found |= _convolution(f"{block}.conv.0", width, 2 * width)  # of a frame and the one before
+            found |= _convolution(f"{block}.conv.0", width, 2 * width)  # reads a frame and the one before
             found |= _convolution(f"{block}.conv.2", width, width)
             found |= _convolution(f"{block}.conv.4", width, width)
         found[f"{layer + BLOCKS + 1}.conv.weight"] = (_GROWTH[stage] * width, width, 1, 1)
@@ -48,35 +47,37 @@ def _convolution(name: str, width: int, channels: int) -> dict[str, Shape]:
 
 
 def check_file(file: Path) -> None:
-    """See that a file has the weights; of a .pth only that it can be one, the rest shows when it is loaded.
+    """Check that a file holds the weights; of a .pth file only that it is an archive, until it is loaded.
 
     Raises:
-        ModelError: it has not, or is not there.
+        ModelError: the file is missing, damaged, or holds something else.
     """
     if file.suffix.lower() not in (".safetensors", ".pth"):
-        raise ModelError(f"{file} is neither .safetensors nor .pth: {_TAKE}")
+        raise ModelError(f"{file} is neither .safetensors nor .pth: {_REMEDY}")
     try:
         with file.open("rb") as stream:
             archive = zipfile.is_zipfile(stream)
         tensors = read_header(file).tensors if file.suffix.lower() == ".safetensors" else {}
     except OSError as error:
-        raise ModelError(f"{file} cannot be read ({error.strerror}): {_TAKE}, or correct the path") from error
+        raise ModelError(
+            f"{file} cannot be read ({error.strerror}): {_REMEDY}, or correct the path"
+        ) from error
     except ValueError as error:
-        raise ModelError(f"{file} is damaged ({error}): {_TAKE}") from error
+        raise ModelError(f"{file} is damaged ({error}): {_REMEDY}") from error
     if file.suffix.lower() == ".safetensors":
         check_shapes(file, {name: tensor.shape for name, tensor in tensors.items()})
     elif not archive:
-        raise ModelError(f"{file} is damaged (no archive of torch's, or cut off): {_TAKE}")
+        raise ModelError(f"{file} is damaged (no archive of torch's, or cut off): {_REMEDY}")
 
 
 def check_shapes(file: Path, found: Mapping[str, Shape]) -> None:
-    """See that all weights are there, in the shapes they must have.
+    """Check that ``found`` has all weights, in their shapes.
 
     Raises:
-        ModelError: one is not; the text names ``file``.
+        ModelError: one is missing or has another shape; the text names ``file``.
     """
     for name, shape in shapes().items():
         key = PREFIX + name
         if found.get(key) != shape:
             what = f"{key} has the shape {found[key]}, not {shape}" if key in found else f"it has no {key}"
-            raise ModelError(f"{file} is not the tiny decoder for HunyuanVideo ({what}): {_TAKE}")
+            raise ModelError(f"{file} is not the tiny decoder for HunyuanVideo ({what}): {_REMEDY}")

@@ -1,4 +1,4 @@
-"""Reads tensors from safetensors files one by one; what is not asked for is not read."""
+"""Reads single tensors from safetensors files."""
 
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,30 +11,30 @@ from framepack_core.errors import ModelError
 from framepack_core.models.headers import Tensor
 
 
-class TensorFiles:
-    """Files that stay open while tensors are read from them."""
+class TensorFiles(ExitStack):
+    """Files that stay open inside the block, while tensors are read from them."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        """Take what closes the files."""
-        self._stack = stack
-        self._open = dict[Path, Any]()
+    def __init__(self) -> None:
+        """Begin without open files."""
+        super().__init__()
+        self._opened = dict[Path, Any]()
 
     def read(self, file: Path, key: str) -> torch.Tensor:
-        """Give a tensor as it is stored, in place: from pages that the kernel can drop.
+        """Map a tensor as it is stored: the kernel can drop its pages.
 
         Raises:
             ModelError: the file cannot be read, or has no such key.
         """
         try:
-            if file not in self._open:
-                self._open[file] = self._stack.enter_context(safe_open(file, framework="pt"))
-            tensor: torch.Tensor = self._open[file].get_tensor(key)
+            if file not in self._opened:
+                self._opened[file] = self.enter_context(safe_open(file, framework="pt"))
+            tensor: torch.Tensor = self._opened[file].get_tensor(key)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{file} cannot be read ({error}): get it again") from error
         return tensor
 
     def weight(self, stored: Tensor) -> torch.Tensor:
-        """Give a weight as it is meant: scaled, in float32, where it has a scale, else as it is stored.
+        """Read a weight: multiplied by its scale, in float32, if it has one, else as it is stored.
 
         Raises:
             ModelError: its file cannot be read.

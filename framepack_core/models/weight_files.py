@@ -1,4 +1,4 @@
-"""Finds the files in a folder that hold a part's weights, however named and split. No torch here."""
+"""Finds the files in a folder that hold a part's weights, whatever their names and shards. No torch here."""
 
 import json
 import re
@@ -17,30 +17,30 @@ _OTHERS = (".gguf", ".bin", ".pt", ".pth", ".ckpt", ".sft", ".h5", ".msgpack", "
 
 
 class WeightFiles(NamedTuple):
-    """The files that hold the weights of a part: those that are here, and those that are not."""
+    """The files that hold the weights of a part: those that are here, and those that are missing."""
 
     here: tuple[Path, ...]
     missing: tuple[Path, ...]
 
 
 def visible(folder: Path) -> list[Path]:
-    """List the files of a folder but hidden ones, such as macOS's ``._model.safetensors``."""
+    """List the files of a folder, without hidden ones such as macOS's ``._model.safetensors``."""
     return sorted(path for path in folder.glob("*") if not path.name.startswith(".") and path.is_file())
 
 
 def choose(place: Path, part: str) -> WeightFiles:
     """Find the files that hold a part's weights.
 
-    A file is taken as it is, or with the shards that it is one of. In a folder there may be one set of
-    weights, under any name, in one file or split, with an index or numbered as shards are; of several, the
-    one that has the libraries' name.
+    A file stands for itself, or for all shards of its set. A folder may hold one set of weights under any
+    name: in one file, or in shards with an index or numbered names. Of several sets, the one with the
+    libraries' name is chosen.
 
     Args:
         place: a folder, or a file.
-        part: names the file that is missing where there is none.
+        part: of the model; decides the libraries' name.
 
     Raises:
-        ModelError: there are several to choose from, or an index is damaged.
+        ModelError: several sets are there and none has the libraries' name, or an index is damaged.
     """
     folder = place if place.is_dir() else place.parent
     files = visible(folder)
@@ -53,13 +53,13 @@ def choose(place: Path, part: str) -> WeightFiles:
             indexed = _indexed(index)
             inside = {*indexed.here, *indexed.missing}
             sets = {name: found for name, found in sets.items() if inside.isdisjoint(found.here)}
-            if indexed.here or not sets:  # else it is an index that somebody left
+            if indexed.here or not sets:  # else the index is a leftover
                 sets[".".join(filter(None, (named["stem"], named["variant"])))] = indexed
-    usual = "diffusion_pytorch_model" if part in ("transformer", "vae") else "model"  # to the libraries
+    usual = "diffusion_pytorch_model" if part in ("transformer", "vae") else "model"  # the libraries' name
     if len(sets) > 1 and usual not in sets:
         names = ", ".join(path.name for found in sets.values() for path in found.here[:1])
         raise ModelError(
-            f"{folder} holds several sets of weights ({names}): leave the one there that is to be used"
+            f"{folder} holds several sets of weights ({names}): keep only the one to use"
             + (", or give its file instead of the folder" if part == "transformer" else "")
         )
     if not sets:
@@ -68,7 +68,7 @@ def choose(place: Path, part: str) -> WeightFiles:
 
 
 def _sets(folder: Path, files: Iterable[Path]) -> dict[str, WeightFiles]:
-    """Put the shards of one another together, without an index; by their names without the numbers."""
+    """Group files into sets of shards, by their names without the numbers."""
     sets = dict[str, WeightFiles]()
     numbers = dict[tuple[str, str], dict[int, Path]]()
     for file in files:
@@ -80,7 +80,7 @@ def _sets(folder: Path, files: Iterable[Path]) -> dict[str, WeightFiles]:
             numbers.setdefault(key, {})[int(shard["number"])] = file
     for (before, behind), found in numbers.items():
         shard = _SHARD.fullmatch(next(iter(found.values())).name)
-        assert shard is not None  # it was above
+        assert shard is not None  # it matched above
         width, count = len(shard["number"]), int(shard["count"])
         first = 0 if 0 in found else 1
         lacking = sorted({*range(first, first + count)} - found.keys())
@@ -92,14 +92,16 @@ def _sets(folder: Path, files: Iterable[Path]) -> dict[str, WeightFiles]:
 
 
 def _indexed(index: Path) -> WeightFiles:
-    """Give the files over which an index says that weights are spread; never a pickle."""
+    """Give the files that an index names; never a pickle."""
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         safe = all(Path(shard).name == shard and shard.endswith(".safetensors") for shard in shards)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise ModelError(f"{index} is damaged ({error!r}): download it again") from error
     if not safe or not shards:
-        raise ModelError(f"{index} names files that are not safetensors beside it: use a model that does")
+        raise ModelError(
+            f"{index} names files that are not safetensors in its folder: use a model whose index does"
+        )
     files = [index.with_name(shard) for shard in shards]
     return WeightFiles(
         tuple(file for file in files if file.is_file()), tuple(file for file in files if not file.is_file())
@@ -107,12 +109,12 @@ def _indexed(index: Path) -> WeightFiles:
 
 
 def instead(lacking: Path) -> str:
-    """Name what lies where a file is missing and may be meant for it, for a message; else empty."""
+    """Name, for a message, a file that is there and may be meant instead of a missing one; else empty."""
     files = visible(lacking.parent)
     if lacking.name == "config.json":
         weights = [file.name for file in files if file.suffix.lower() == ".safetensors"]
         named = ", ".join(weights[:3]) + (" ..." if len(weights) > 3 else "")
-        return f" ({named} lies there; of a transformer its file can be given instead)" if weights else ""
+        return f" ({named} is there; for a transformer, give its file instead)" if weights else ""
     for file in files if lacking.suffix == ".safetensors" else ():
         if file.suffix.lower() in _OTHERS:
             try:

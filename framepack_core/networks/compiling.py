@@ -1,4 +1,4 @@
-"""Compiles the transformer's blocks: many small operations become a few."""
+"""Decides whether to compile the transformer's blocks, and compiles them."""
 
 import errno
 import functools
@@ -25,18 +25,18 @@ from framepack_core.networks.quantization import Precision
 
 log = logging.getLogger(__name__)
 
-WORTH_SECTIONS = 3  # compiling takes half a minute the first time: of fewer sections it would be a large part
+WORTH_SECTIONS = 3  # compiling takes half a minute the first time, too much for fewer sections
 
-LEAST = (7, 0)  # of a card's compute capability, for Triton ...
-LEAST_BFLOAT16 = (8, 0)  # ... and for what it makes of bfloat16
+LEAST = (7, 0)  # compute capability that Triton needs ...
+LEAST_BFLOAT16 = (8, 0)  # ... and for bfloat16
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# Of code that was compiled for another card or driver; the context is as good as before.
+# Code that was compiled for another card or driver; the CUDA context is still usable.
 _NOT_LOADED = re.compile(
     r"Triton Error \[CUDA\]: .*(kernel image|PTX|ptx|toolchain|invalid (source|device function))"
 )
-_OF_A_COMPILER = re.compile(r"(fatal )?error: .+")
-LONGEST_REASON = 200
+_COMPILER_ERROR = re.compile(r"(fatal )?error: .+")
+LONGEST_REASON = 200  # characters
 
 
 def decide(
@@ -48,18 +48,18 @@ def decide(
     precision: Precision = "exact",
     failed: str | None = None,
 ) -> bool:
-    """Say whether a video of so many sections is made by compiled blocks.
+    """Decide whether compiled blocks make a video.
 
     Args:
-        wanted: as in the configuration.
-        device: that computes.
+        wanted: the setting ``compile`` of the configuration.
+        device: where the blocks compute.
         sections: of the video.
         dtype: of the blocks.
         precision: of their weights.
         failed: why compiling failed under the same :func:`conditions`; None if it did not.
 
     Raises:
-        ModelError: it is wanted and cannot be.
+        ModelError: ``wanted`` is true, and something that compiling needs is missing.
     """
     worth = device.type == "cuda" and sections >= WORTH_SECTIONS
     if wanted is False or (wanted == "auto" and not worth):
@@ -70,30 +70,30 @@ def decide(
             raise ModelError(f'compile = true needs {lacking}; or set compile = "auto"')
         return True
     if lacking or failed:
-        _tell(f"not compiled, which is slower: compiling {f'needs {lacking}' if lacking else failed}")
+        warn_once(f"not compiled, which is slower: compiling {f'needs {lacking}' if lacking else failed}")
     return not lacking and not failed
 
 
 @functools.cache
-def _tell(text: str) -> None:
-    """Log something once a process."""
+def warn_once(text: str) -> None:
+    """Log a warning, once in the life of the process."""
     log.warning("%s", text)
 
 
 def missing(device: torch.device, dtype: torch.dtype, precision: Precision = "exact") -> str | None:
-    """Name the first thing that compiling needs and that is not here, with what to do; None if all is."""
+    """Name the first thing that compiling needs and that is missing, and the remedy; None if nothing is."""
     if precision == "nf4":
         return 'weights that are not nf4: set precision = "fp8" or "exact"'
     if device.type == "cuda" and (lacking := _missing_on_card(device, dtype)):
         return lacking
-    # Triton builds a helper in C, whatever the card; blocks on the CPU become C++.
+    # On a GPU Triton builds a helper in C; on the CPU the blocks themselves become C++.
     own, usual = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
     compilers = (os.environ[own],) if os.environ.get(own) else usual
     if not any(map(shutil.which, compilers)):
         return f"a compiler ({' or '.join(compilers)}): install gcc and g++" + (
             f", or correct {own} in the environment" if own in os.environ else ""
         )
-    # Where Triton and Inductor look: Debian's own place for packages has no headers.
+    # The folder that Triton and Inductor search: Debian's posix_local has no headers.
     scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")
     headers = Path(sysconfig.get_paths(scheme=scheme)["include"])
     if not (headers / "Python.h").is_file():
@@ -115,30 +115,30 @@ def _missing_on_card(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def _has_libcuda() -> bool:
-    """Look for the driver's library where Triton does, which links with it."""
+    """Search for the driver's library in the folders from which Triton links it."""
     folders = (os.environ.get(name, "") for name in ("TRITON_LIBCUDA_PATH", "LD_LIBRARY_PATH"))
     named = (Path(folder, "libcuda.so.1") for path in folders for folder in path.split(":") if folder)
     return find_library("cuda") is not None or any(file.exists() for file in named)
 
 
 def conditions(device: torch.device, dtype: torch.dtype, precision: Precision, attention: str) -> str:
-    """Name what it depends on whether compiling works: with others it is worth another try."""
+    """Name everything on which the success of compiling depends; if it changes, compiling is tried again."""
     try:
         triton = version("triton")
-    except PackageNotFoundError:  # on the CPU, say
+    except PackageNotFoundError:  # torch for the CPU comes without it
         triton = "none"
     versions = f"driver {devices.driver_version()}|torch {torch.__version__}|triton {triton}"
     return f"{devices.device_name(device)}|{versions}|{str(dtype)[6:]}|{precision}|{attention}"
 
 
 class CompiledBlocks:
-    """A switch between blocks as they are and compiled; hooks put on them later stay outside.
+    """Switches blocks between eager and compiled; hooks that are added later are not compiled.
 
-    Compiled blocks raise a CompileError where compiling fails: then a step may be half computed by them.
+    Compiled blocks raise a CompileError if compiling fails, possibly in the middle of a step.
     """
 
     def __init__(self, *blocks: nn.Module) -> None:
-        """Put the switch into blocks; nothing is compiled before it is needed."""
+        """Add the switch to blocks; each is compiled at its first call while ``on`` is true."""
         self.on = False
         for block in blocks:
             block.forward = self._switched(block.forward)
@@ -152,31 +152,31 @@ class CompiledBlocks:
                 return eager(*arguments)
             try:
                 if compiled is None:
-                    # For all sizes and lengths at once: else each new prompt would be waited for.
+                    # For all sizes and lengths at once: otherwise each new prompt would compile again.
                     compiled = torch.compile(eager, fullgraph=True, dynamic=True)
                 return compiled(*arguments)
-            except Exception as error:  # compilers fail with errors of many libraries
+            except Exception as error:  # compilers raise the errors of many libraries
                 _raise_others(error)
                 log.debug("compiling failed", exc_info=True)
                 reason = _reason(error)
-            raise CompileError(reason)  # out here without its cause, which holds on to tensors
+            raise CompileError(reason)  # outside of the handler: the cause would keep tensors alive
 
         return forward
 
 
 def _raise_others(error: BaseException) -> None:
-    """Raise what went wrong if it was not the compiling: memory, the device, or the disk."""
+    """Raise the cause of an error if it is not the compiler but memory, the device, or the disk."""
     for cause in _causes(error):
         if getattr(cause, "errno", None) in _FULL:
             raise cause
         if judge(cause) is not Verdict.NOTHING and not _NOT_LOADED.search(str(cause)):
             raise cause
-    if os.strerror(errno.ENOSPC) in str(error):  # said by a compiler
+    if os.strerror(errno.ENOSPC) in str(error):  # in the output of a compiler
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.environ.get("TORCHINDUCTOR_CACHE_DIR"))
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Give what led to an error, the first of it first; PyTorch keeps it in an attribute of its own."""
+    """Give an error and its causes, the first cause first; PyTorch keeps one in ``inner_exception``."""
     inner = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
     if inner is not None:
         yield from _causes(inner)
@@ -184,17 +184,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """Say in a line what a compiler said, or what else went wrong first."""
+    """Give the compiler's error in one line, or the first cause."""
     first = error
     while (inner := getattr(first, "inner_exception", None) or first.__cause__) is not None:
         first = inner
-    said = _OF_A_COMPILER.search(str(first))
+    said = _COMPILER_ERROR.search(str(first))
     line = said[0] if said else next(iter(str(first).strip().splitlines()), "")
     return f"{type(first).__name__}: {line}"[:LONGEST_REASON]
 
 
 def set_up(cache: Path) -> None:
-    """Have what is compiled kept in a folder, and compute as near to the blocks as they are as can be.
+    """Keep compiled code in a folder, and make compiled blocks compute as exactly as possible.
 
     Raises:
         CompileError: this torch cannot compile here.
@@ -202,16 +202,16 @@ def set_up(cache: Path) -> None:
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(own_folder(cache))
     try:
         import torch._inductor.config as settings
-    except Exception as error:  # of a triton that does not fit torch, say
+    except Exception as error:  # such as a triton that does not fit torch
         raise CompileError(_reason(error)) from error
 
-    settings.emulate_precision_casts = True  # bfloat16 is rounded where the blocks as they are round it
-    settings.deterministic = True  # nothing is chosen by timing it, which would be another choice tomorrow
-    settings.compile_threads = 1  # no processes of its own, which a killed worker would leave behind
+    settings.emulate_precision_casts = True  # rounds to bfloat16 where the eager blocks do
+    settings.deterministic = True  # chooses no kernel by timing it: another run might choose another
+    settings.compile_threads = 1  # starts no processes, which a killed worker would leave behind
 
 
 def own_folder(cache: Path) -> Path:
-    """Make the folder, for this user alone: what lies in it is run. Where that cannot be, give a new one."""
+    """Make the folder readable for this user alone, because its code is run; else give a temporary one."""
     try:
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         if cache.stat().st_uid == os.geteuid():
@@ -220,5 +220,5 @@ def own_folder(cache: Path) -> Path:
         reason = "it is another user's"
     except OSError as error:
         reason = str(error.strerror)
-    log.warning("%s cannot hold what is compiled (%s): it is compiled again after each start", cache, reason)
+    log.warning("%s cannot hold compiled code (%s): each start compiles again", cache, reason)
     return Path(tempfile.mkdtemp(prefix="framepackd-compiled-"))

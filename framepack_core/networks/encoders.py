@@ -12,7 +12,7 @@ from PIL import Image
 
 from framepack_core.errors import ModelError
 from framepack_core.media.pictures import Picture, resize
-from framepack_core.prompts import Cut, first_words
+from framepack_core.request import Cut
 
 if TYPE_CHECKING:
     from transformers import (
@@ -28,22 +28,24 @@ TEMPLATE: str = DEFAULT_PROMPT_TEMPLATE["template"]
 TEMPLATE_PREFIX = TEMPLATE.split("{}")[0]
 TEMPLATE_TOKENS: int = DEFAULT_PROMPT_TEMPLATE["crop_start"]  # of the prefix, BOS included: 95
 MAX_PROMPT_TOKENS = 256
-MAX_POOLED_TOKENS = 77  # begin and end included
+MAX_POOLED_TOKENS = 77  # with the begin and end tokens
 PADDED_PROMPT_TOKENS = 512  # length FramePack was trained with; rows past the prompt are masked
-TEXT_LAYER = -3  # counted in hidden_states: the output of the last layer but two, before the final norm
+LONGEST_WORD = 40  # characters: where a text has no space for longer, it is quoted from where the cut is
+MAX_DROPPED_WORDS, MAX_DROPPED = 8, 80  # words and characters that a warning quotes
+TEXT_LAYER = -3  # index in hidden_states: the output of the last layer but two, before the final norm
 
 
 @dataclass(frozen=True)
 class TextConditioning:
-    """A prompt as the transformer takes it."""
+    """An encoded prompt."""
 
     prompt_embeds: torch.Tensor  # (1, 512, C)
-    prompt_embeds_mask: torch.Tensor  # (1, 512), bool, true for the prompt's own rows
+    prompt_embeds_mask: torch.Tensor  # (1, 512), bool, false for padding
     pooled_prompt_embeds: torch.Tensor  # (1, P)
-    cuts: tuple[Cut, ...] = ()  # by the encoders that it is too long for
+    cuts: tuple[Cut, ...] = ()  # one for each encoder that the prompt is too long for
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "TextConditioning":
-        """Move everything and cast what is not the mask."""
+        """Move all tensors to a device; all but the mask change their dtype."""
         return replace(
             self,
             prompt_embeds=self.prompt_embeds.to(device, dtype),
@@ -60,17 +62,14 @@ def encode_prompt(
     tokenizer_2: "CLIPTokenizer",
     device: torch.device,
 ) -> TextConditioning:
-    """Encode a prompt, verbatim, with Llama (tokens) and CLIP (pooled); their dtype, on the CPU.
+    """Encode a prompt, unchanged, with Llama (tokens) and CLIP (pooled); their dtype, on the CPU.
 
-    ``device``: where they compute.
+    ``device`` is where the encoders compute.
     """
     ids, mask = tokenize_llama(prompt, tokenizer)
     valid = int(mask.sum())
     output = text_encoder(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        output_hidden_states=True,
-        use_cache=False,
+        input_ids=ids.to(device), attention_mask=mask.to(device), output_hidden_states=True, use_cache=False
     )
     embeds = output.hidden_states[TEXT_LAYER][:, TEMPLATE_TOKENS:valid]
     pooled = text_encoder_2(tokenize_clip(prompt, tokenizer_2).to(device)).pooler_output
@@ -81,7 +80,7 @@ def encode_prompt(
 def pad_prompt_embeds(
     embeds: torch.Tensor, pooled: torch.Tensor, length: int = PADDED_PROMPT_TOKENS
 ) -> TextConditioning:
-    """Pad or cut prompt embeds (1, N, C) to ``length`` rows and say in a mask which rows are real."""
+    """Pad or cut prompt embeds (1, N, C) to ``length`` rows; the mask is true for the prompt's rows."""
     rows = min(embeds.shape[1], length)
     padded = embeds.new_zeros(embeds.shape[0], length, embeds.shape[2])
     padded[:, :rows] = embeds[:, :rows]
@@ -91,7 +90,7 @@ def pad_prompt_embeds(
 
 
 def tokenize_llama(prompt: str, tokenizer: "PreTrainedTokenizerFast") -> tuple[torch.Tensor, torch.Tensor]:
-    """Give token ids and attention mask, each (1, 351), of the prompt inside the template."""
+    """Give token ids and attention mask, each (1, 351), of the prompt in the template."""
     tokens = tokenizer(
         TEMPLATE.format(prompt),
         padding="max_length",
@@ -104,17 +103,18 @@ def tokenize_llama(prompt: str, tokenizer: "PreTrainedTokenizerFast") -> tuple[t
 
 
 def cut_llama(prompt: str, tokenizer: "PreTrainedTokenizerFast") -> Cut | None:
-    """Say what ``tokenize_llama`` leaves out of a prompt; None if that is none of its words."""
-    told = tokenizer(TEMPLATE.format(prompt), return_offsets_mapping=True, verbose=False)
+    """Describe what ``tokenize_llama`` cuts off a prompt; None if it cuts off no words."""
+    tokens = tokenizer(TEMPLATE.format(prompt), return_offsets_mapping=True, verbose=False)
     begin, end = len(TEMPLATE_PREFIX), len(TEMPLATE_PREFIX) + len(prompt)
-    starts = [start - begin for start, _ in told["offset_mapping"][TEMPLATE_TOKENS:] if begin <= start < end]
+    offsets = tokens["offset_mapping"][TEMPLATE_TOKENS:]
+    starts = [start - begin for start, _ in offsets if begin <= start < end]
     return _cut(prompt, "llama", starts, MAX_PROMPT_TOKENS)
 
 
 def tokenize_clip(prompt: str, tokenizer: "CLIPTokenizer") -> torch.Tensor:
     """Give token ids (1, 77)."""
     tokens = tokenizer(
-        _clean_for_clip(prompt),
+        clean_for_clip(prompt),
         padding="max_length",
         max_length=MAX_POOLED_TOKENS,
         truncation=True,
@@ -125,33 +125,48 @@ def tokenize_clip(prompt: str, tokenizer: "CLIPTokenizer") -> torch.Tensor:
 
 
 def cut_clip(prompt: str, tokenizer: "CLIPTokenizer") -> Cut | None:
-    """Say what ``tokenize_clip`` leaves out of a prompt; None if that is none of its words."""
-    cleaned = _clean_for_clip(prompt)
-    told = tokenizer(cleaned, return_offsets_mapping=True, verbose=False)
-    # Cleaning puts in spaces and takes out what is not kept: all other characters are in both.
+    """Describe what ``tokenize_clip`` cuts off a prompt; None if it cuts off no words."""
+    cleaned = clean_for_clip(prompt)
+    tokens = tokenizer(cleaned, return_offsets_mapping=True, verbose=False)
+    # Cleaning only adds spaces and removes characters: count the others to find a token in the prompt.
     places = [place for place, c in enumerate(prompt) if _kept_for_clip(c) and not c.isspace()]
     passed = list(accumulate((not c.isspace() for c in cleaned), initial=0))
-    starts = [places[passed[start]] for start, _ in told["offset_mapping"][1:-1]]
+    starts = [places[passed[start]] for start, _ in tokens["offset_mapping"][1:-1]]
     return _cut(prompt, "clip", starts, MAX_POOLED_TOKENS - 2)
 
 
 def _cut(prompt: str, encoder: Literal["llama", "clip"], starts: list[int], most: int) -> Cut | None:
-    """Say what is left out where tokens begin at ``starts`` in a prompt and ``most`` of them are taken."""
+    """Describe the cut of a prompt whose tokens begin at ``starts`` and of which ``most`` are read."""
     dropped = first_words(prompt, starts[most]) if len(starts) > most else ""
     return Cut(prompt, encoder, len(starts), most, dropped) if dropped else None
 
 
-# Blocks whose characters the tokenizer that FramePack was published with treated as words of their own.
+def first_words(text: str, start: int) -> str:
+    """Give the first words that are cut off at ``start``, beginning with the word that ``start`` is in.
+
+    >>> first_words("pan left, then zoom in", 12)
+    'then zoom in'
+    """
+    start = len(text) - len(text[start:].lstrip())  # tokens begin with the space in front of their word
+    begun = re.search(rf"(?<!\S)\S{{1,{LONGEST_WORD}}}\Z", text[:start])
+    words = text[begun.start() if begun and text[start:] else start :].split()
+    quoted = " ".join(words[:MAX_DROPPED_WORDS])
+    whole = len(words) <= MAX_DROPPED_WORDS and len(quoted) <= MAX_DROPPED
+    return quoted if whole else quoted[:MAX_DROPPED] + "…"
+
+
+# Unicode blocks of which the tokenizer of transformers 4 treated each character as a word.
 _IDEOGRAPHS = re.compile(
     "([\u4e00-\u9fff\u3400-\u4dbf\U00020000-\U0002a6df\U0002a700-\U0002b73f\U0002b740-\U0002b81f"
     "\U0002b820-\U0002ceaf\uf900-\ufaff\U0002f800-\U0002fa1f])"
 )
 
 
-def _clean_for_clip(prompt: str) -> str:
-    """Prepare a prompt as the slow CLIP tokenizer of transformers 4 did, which transformers 5 dropped.
+def clean_for_clip(prompt: str) -> str:
+    """Prepare a prompt as the slow CLIP tokenizer of transformers 4 did.
 
-    Without it Japanese and Chinese prompts, and those with zero-width characters, get other token ids.
+    FramePack was published with it, and transformers 5 has only the fast one. Without this, Japanese and
+    Chinese prompts, and those with zero-width characters, get other token ids.
     """
     return _IDEOGRAPHS.sub(r" \1 ", "".join(filter(_kept_for_clip, prompt)))
 
@@ -161,12 +176,12 @@ def _kept_for_clip(character: str) -> bool:
 
 
 def verify_prompt_template(tokenizer: "PreTrainedTokenizerFast") -> None:
-    """Check that the template's prefix is the 95 tokens that are cut off behind the text encoder.
+    """Check that the template's prefix has the 95 tokens that are cut off after encoding.
 
-    A tokenizer class that does not fit the files loses the spaces of every prompt without an error.
+    A tokenizer class that does not fit its files drops the spaces of every prompt without an error.
 
     Raises:
-        ModelError: it is not.
+        ModelError: it has another number of tokens.
     """
     ids = tokenizer(TEMPLATE_PREFIX)["input_ids"]
     if len(ids) != TEMPLATE_TOKENS:
@@ -187,9 +202,8 @@ def encode_image(
 ) -> torch.Tensor:
     """Encode the cropped uint8 picture (H, W, 3) with SigLIP: (1, tokens, C), normed, on the CPU."""
     size, resample = processor.size, Image.Resampling(processor.resample)
-    resized = resize(
-        picture, (size["height"], size["width"]), resample=resample
-    )  # leaves it nothing to resize
+    # Here, not by the processor: resize gives the same bits with every Pillow.
+    resized = resize(picture, (size["height"], size["width"]), resample=resample)
     pixels = processor.preprocess(images=resized, return_tensors="pt")["pixel_values"]
     output = image_encoder(pixels.to(image_encoder.device, image_encoder.dtype))
     states: torch.Tensor = output.last_hidden_state

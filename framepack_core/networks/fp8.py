@@ -1,7 +1,7 @@
 """Computes linear layers in 8 bits: e4m3 numbers with a scale for each row.
 
-Cards of compute capability 8.9 and more multiply them as they are, with what enters in 8 bits as well. Others
-multiply with what the weights stand for, and so does whatever computes in another dtype than bfloat16.
+Cards from compute capability 8.9 on multiply in 8 bits, with the inputs in 8 bits too. Other cards, and
+dtypes other than bfloat16, multiply with the weights converted back.
 """
 
 import functools
@@ -21,24 +21,24 @@ log = logging.getLogger(__name__)
 FP8 = torch.float8_e4m3fn
 LARGEST = torch.finfo(FP8).max
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-CAPABILITY = (8, 9)  # that multiplies it; in widths that 16 divides
-MULTIPLE = 16
-PIECE = 1 << 25  # numbers that are made into e4m3 at once, by way of float32: 128 MiB
+CAPABILITY = (8, 9)  # the first that multiplies e4m3 ...
+MULTIPLE = 16  # ... in widths that this divides
+PIECE = 1 << 25  # numbers that are converted at once, through float32: 128 MiB
 
 _BLOCKS = ("transformer_blocks.", "single_transformer_blocks.")
-# The norms' weights are few, and the result depends on them most.
-_AS_THEY_ARE = "norm"
+# Stay in their dtype: the norms' weights are few, and the result depends on them most.
+_NOT_REDUCED = "norm"
 
 
 def quantize(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give a matrix (rows, columns) as e4m3 numbers and float32 scales (rows, 1); their product is near it.
+    """Approximate a matrix (rows, columns) by e4m3 numbers times float32 scales (rows, 1).
 
-    What is no number stays none.
+    NaN stays NaN.
     """
-    if matrix.numel() <= PIECE or torch.compiler.is_compiling():  # which makes one kernel of it
+    if matrix.numel() <= PIECE or torch.compiler.is_compiling():  # compiled, it is one kernel
         largest = torch.linalg.vector_norm(matrix, math.inf, dim=1, keepdim=True)
         scale = (largest.float() / LARGEST).clamp(min=SMALLEST_SCALE)
-        return (matrix / scale).to(FP8), scale  # float32 between
+        return (matrix / scale).to(FP8), scale  # the quotient is float32
     numbers = torch.empty_like(matrix, dtype=FP8)
     scale = matrix.new_empty(len(matrix), 1, dtype=torch.float32)
     rows = max(1, PIECE // matrix.shape[1])
@@ -49,24 +49,24 @@ def quantize(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def multiplies(device: torch.device, dtype: torch.dtype) -> bool:
-    """Say whether a device multiplies e4m3 numbers for what computes in ``dtype``."""
+    """Return whether a device multiplies e4m3 numbers for layers that compute in ``dtype``."""
     if device.type != "cuda" or dtype != torch.bfloat16 or torch.version.hip is not None:
         return False
-    return torch.cuda.get_device_capability(device) >= CAPABILITY and _tried(device)
+    return torch.cuda.get_device_capability(device) >= CAPABILITY and has_kernel(device)
 
 
 def manner(device: torch.device, dtype: torch.dtype) -> str:
-    """Say what is in 8 bits, and how, on a device."""
+    """Describe what is in 8 bits on a device, for the records of results."""
     return f"{'weights and activations' if multiplies(device, dtype) else 'weights'}, scaled by row"
 
 
 @functools.cache
-def _tried(device: torch.device) -> bool:
-    """Try it: not every torch has the kernel for every later card."""
+def has_kernel(device: torch.device) -> bool:
+    """Multiply in 8 bits once, and return whether it works: some torch builds lack the kernel for a card."""
     weight = torch.eye(MULTIPLE, dtype=torch.bfloat16, device=device)
     try:
         right = torch.equal(_multiply(weight, *quantize(weight), None), weight)
-    except Exception as error:  # what PyTorch raises for that changes
+    except Exception as error:  # the type of PyTorch's error differs between versions
         if judge(error) is not Verdict.NOTHING:
             raise
         right = False
@@ -79,7 +79,7 @@ class Fp8Linear(nn.Module):
     """A linear layer with its weight in 8 bits."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        """Take another's place, and its bias as it is."""
+        """Quantize the weight of another linear layer; the bias is shared."""
         super().__init__()
         weight = linear.weight.detach()
         if weight.is_meta:
@@ -89,22 +89,22 @@ class Fp8Linear(nn.Module):
         self.weight = nn.Parameter(numbers, requires_grad=False)  # (rows, columns)
         self.scale = nn.Parameter(scale, requires_grad=False)  # (rows, 1), float32
         self.bias = linear.bias
-        self.multiplies = False  # as they are; see above
+        self.multiplies = False  # in 8 bits; see multiplies()
 
     @classmethod
     def fits(cls, name: str, layer: nn.Module) -> bool:
-        """Say whether a layer of the blocks, by its name in the transformer, is one to take the place of."""
+        """Return whether a layer, by its name in the transformer, can be replaced."""
         return (
             isinstance(layer, nn.Linear)
             and name.startswith(_BLOCKS)
-            and _AS_THEY_ARE not in name
+            and _NOT_REDUCED not in name
             and layer.in_features % MULTIPLE == layer.out_features % MULTIPLE == 0
         )
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Give what a linear layer (..., columns) -> (..., rows) gives, in the dtype of what enters."""
+        """Compute the linear layer, (..., columns) -> (..., rows), in the dtype of the inputs."""
         if not self.multiplies:
-            weight = self.weight.to(inputs.dtype).mul_(self.scale)  # in float32, rounded once
+            weight = self.weight.to(inputs.dtype).mul_(self.scale)  # computed in float32, rounded once
             return nn.functional.linear(inputs, weight, self.bias)
         result = _multiply(inputs.flatten(0, -2), self.weight, self.scale, self.bias)
         return result.view(*inputs.shape[:-1], len(self.weight))
@@ -113,7 +113,7 @@ class Fp8Linear(nn.Module):
 def _multiply(
     inputs: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """Give inputs (rows, columns) @ weight (rows', columns) transposed, in bfloat16."""
+    """Compute inputs (rows, columns) @ weight (rows', columns) transposed, in bfloat16."""
     numbers, own_scale = quantize(inputs)
     return scaled_mm(
         numbers,
@@ -124,7 +124,7 @@ def _multiply(
         ScalingType.RowWise,
         bias=bias,
         output_dtype=torch.bfloat16,
-        use_fast_accum=True,  # its loss is far below that of 8 bits; without, Hopper is slower
+        use_fast_accum=True,  # loses far less than 8 bits do; without it Hopper is slower
     )
 
 
@@ -134,7 +134,7 @@ def layers(module: nn.Module) -> dict[str, Fp8Linear]:
 
 
 def reduce(module: nn.Module) -> None:
-    """Have the layers of a transformer's blocks be in 8 bits, those that are not yet."""
+    """Replace the linear layers of a transformer's blocks that are not in 8 bits yet."""
     for name, layer in list(module.named_modules()):
         if Fp8Linear.fits(name, layer):
             above, _, own = name.rpartition(".")
@@ -142,9 +142,9 @@ def reduce(module: nn.Module) -> None:
 
 
 def read(files: TensorFiles, stored: Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read a weight as :func:`quantize` gives it, of its values in ``dtype``.
+    """Read a weight, convert it to ``dtype`` and :func:`quantize` it.
 
-    What is stored as e4m3 stays what it is to the bit, with the scale that its file has for it, else 1.
+    A weight that is stored as e4m3 keeps its bits, with the scale from its file, or 1.
 
     Raises:
         ModelError: its file cannot be read.

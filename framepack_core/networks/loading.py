@@ -1,8 +1,8 @@
-"""Loads a model's components in the reference's dtypes; refuses a file that lacks weights."""
+"""Loads a model's components from this machine; refuses files that lack weights."""
 
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ class Models:
     vae: AutoencoderKLHunyuanVideo
     image_encoder: SiglipVisionModel
     image_processor: SiglipImageProcessorPil
-    dtype: torch.dtype  # of the transformer's blocks, and of what goes into it
+    dtype: torch.dtype  # of the transformer's blocks and inputs
 
 
 def load(
@@ -59,14 +59,14 @@ def load(
     """Load every component of a model from this machine.
 
     Args:
-        spec: which model; its files are looked for locally and in the hub's cache.
-        dtype: of the transformer, whose last layer is float32 whatever this is; the reference: bfloat16.
-        encoder_dtype: of text encoders, image encoder and VAE; the reference: float16.
-        precision: that the blocks will be reduced to: what is fp8 then is so as soon as it is read. No more
-            than that is held in memory, whatever the files are stored in.
+        spec: the model; its files are in local folders or in the hub's cache.
+        dtype: of the transformer except its last layer, which is float32; in the reference bfloat16.
+        encoder_dtype: of text encoders, image encoder and VAE; in the reference float16.
+        precision: that the blocks will be reduced to; with fp8, each weight is reduced when it is read, so
+            that memory never holds the blocks in a wider dtype.
 
     Raises:
-        ModelError: a file is missing, or is not what it should be.
+        ModelError: a file is missing or wrong.
     """
     looked = model_files.look(spec)
     for found in looked.values():
@@ -74,7 +74,7 @@ def load(
             log.warning("model %s: %s", spec.name, found.warning)
     folders = registry.find(spec)
     base = folders.base
-    # Not LlamaTokenizerFast: since transformers 5 it loses the spaces of every prompt.
+    # Not LlamaTokenizerFast: since transformers 5 it drops the spaces of every prompt.
     tokenizer = _read(PreTrainedTokenizerFast, base / "tokenizer")
     verify_prompt_template(tokenizer)
     transformer = _load_diffusers(
@@ -89,12 +89,12 @@ def load(
         tokenizer=tokenizer,
         tokenizer_2=_read(CLIPTokenizer, base / "tokenizer_2"),
         vae=_load_diffusers(AutoencoderKLHunyuanVideo, looked["vae"], encoder_dtype),
-        # Without what pools the picture's tokens into one, which is not used: in it a layer's weights are
-        # taken without calling it, so that no hook could fetch them.
+        # Without the pooling head, which is not used: it reads the weights of a layer without calling it, so
+        # that no hook could fetch them.
         image_encoder=_load_transformers(
             SiglipVisionModel, looked["image_encoder"], encoder_dtype, vision_use_head=False
         ),
-        # The PIL one by name: with torchvision installed the plain class computes other pixels.
+        # The PIL class by name: with torchvision installed the general class computes other pixels.
         image_processor=_read(SiglipImageProcessorPil, folders.image_encoder / "feature_extractor"),
         dtype=dtype,
     )
@@ -111,14 +111,13 @@ def _inputs_to_float32(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[
 
 
 def _read(component: Any, folder: Path, **arguments: Any) -> Any:
-    """Have a library read a folder, and say which it was if that fails."""
-    with _told(folder):
+    with _explained(folder):
         return component.from_pretrained(folder, local_files_only=True, **arguments)
 
 
 @contextmanager
-def _told(place: Path) -> Iterator[None]:
-    """Say at which files a library failed."""
+def _explained(place: Path) -> Iterator[None]:
+    """Turn errors of the libraries into a ModelError that names the files."""
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -129,12 +128,12 @@ def _told(place: Path) -> Iterator[None]:
 
 
 def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision: Precision = "exact") -> Any:
-    """Build a component of diffusers' around the weights that a look has found.
+    """Build a component of diffusers' from the weights that ``look`` has found.
 
-    Not by ``from_pretrained``: it knows no names of files but its own and no scaled numbers, and believes an
-    index where shards hold something else. Nor by ``from_single_file``: it does not know the class.
+    ``from_pretrained`` knows only its own file names, no scaled numbers, and trusts an index that does not
+    match the shards. ``from_single_file`` does not know the class.
     """
-    with _told(found.place):
+    with _explained(found.place):
         with init_empty_weights():
             module = component.from_config({k: v for k, v in found.config.items() if not k.startswith("_")})
         if precision == "fp8":
@@ -144,13 +143,13 @@ def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision
 
 
 def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **changed: Any) -> Any:
-    """Have transformers build a component around the weights that a look has found.
+    """Build a component of transformers' from the weights that ``look`` has found.
 
-    ``changed`` is what its config is to say instead.
+    ``changed`` overrides entries of its config.
     """
-    with _told(found.place):
+    with _explained(found.place):
         config = component.config_class.from_pretrained(found.place, local_files_only=True)
-        for name, value in changed.items():  # to from_pretrained they would be lost up to 5.20
+        for name, value in changed.items():  # up to transformers 5.20, from_pretrained ignores them
             setattr(config, name, value)
         module = component.from_pretrained(
             None, config=config, state_dict=_weights(found, dtype), dtype=dtype
@@ -159,13 +158,12 @@ def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **chan
 
 
 def _weights(found: Stored, dtype: torch.dtype, in_fp8: Collection[str] = ()) -> dict[str, torch.Tensor]:
-    """Read weights: those that are stored in ``dtype`` in place, others converted one by one.
+    """Read weights: those stored in ``dtype`` are mapped, others converted one by one.
 
-    Those of layers ``in_fp8`` are so at once, and have scales.
+    The weights of layers ``in_fp8`` are reduced at once, and come with their scales.
     """
     weights = dict[str, torch.Tensor]()
-    with ExitStack() as stack:
-        files = TensorFiles(stack)
+    with TensorFiles() as files:
         for name, tensor in found.tensors.items():
             layer, _, kind = name.rpartition(".")
             if kind == "weight" and layer in in_fp8:
@@ -176,10 +174,10 @@ def _weights(found: Stored, dtype: torch.dtype, in_fp8: Collection[str] = ()) ->
 
 
 def _loaded(module: Any, found: Stored) -> Any:
-    """Refuse a component with weights that no file gave it."""
+    """Check that the files gave a component all of its weights, and prepare it for inference."""
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if not tensor.is_meta}
     for layer in fp8.layers(module):
-        del own[f"{layer}.scale"]  # no file has to give it
+        del own[f"{layer}.scale"]  # computed when the file has none
     if own != {name: tensor.shape for name, tensor in found.tensors.items()}:
         raise ModelError(
             f"{found.place} does not give {type(module).__name__} all of its weights: report this"

@@ -1,4 +1,4 @@
-"""Stores the blocks in fewer bits than they were published in: smaller, and another video."""
+"""Stores the blocks' weights in fewer bits: less memory, and other pixels."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,13 +17,13 @@ Precision = Literal["exact", "fp8", "nf4"]
 def reduce(
     blocks: "Blocks", precision: Precision, dtype: torch.dtype, device: torch.device | None = None
 ) -> None:
-    """Have the blocks' weights be in fewer bits; what enters and leaves them is of ``dtype``.
+    """Reduce the blocks' weights to a precision; inputs and outputs stay in ``dtype``.
 
-    fp8 halves bfloat16, and is multiplied as it is if the ``device`` does that; nf4 (Dettmers et al. 2023,
-    arXiv:2305.14314) needs a little more than a quarter, with bitsandbytes. LoRAs are to be merged before.
+    fp8 takes half the memory of bfloat16, and is multiplied in 8 bits if the ``device`` can. nf4 (Dettmers et
+    al. 2023, arXiv:2305.14314) takes a little more than a quarter, and needs bitsandbytes.
 
     Raises:
-        ModelError: the library that it takes is not installed.
+        ModelError: bitsandbytes is not installed.
     """
     if precision == "fp8":
         fp8.reduce(blocks)
@@ -49,13 +49,13 @@ def _to_nf4(blocks: nn.Module, dtype: torch.dtype) -> None:
                 )
                 small.weight = quantize(linear.weight.data)
                 small.bias = linear.bias
-                setattr(parent, name, small.eval())  # one at a time
+                setattr(parent, name, small.eval())  # one at a time: the exact weight is freed
 
 
 def quantize(weight: torch.Tensor) -> nn.Parameter:
-    """Give a weight in nf4, where it is."""
+    """Convert a weight to nf4, on its device."""
     import bitsandbytes.nn as bnb
 
-    # It is when it is moved that it is quantized.
+    # bitsandbytes quantizes when a parameter is moved.
     small: nn.Parameter = bnb.Params4bit(weight, requires_grad=False, quant_type="nf4").to(weight.device)
     return small

@@ -1,8 +1,8 @@
-"""Decodes latents to small pictures with TAEHV: sharper than a linear map, far from the VAE.
+"""Decodes latents to small preview pictures with TAEHV: sharper than a linear map, but not the VAE.
 
-A frame of latents becomes one picture, the last of the four it stands for, no larger than asked for: the
-stages of the network that come last do not enlarge, which saves most of the work. On the CPU, frame after
-frame, so that memory does not grow with their number.
+Each latent frame becomes one picture: the last of its four frames, no larger than asked for. The last stages
+of the network do not enlarge then, which saves most of the work. It runs on the CPU, frame by frame, so that
+memory does not grow with the number of frames.
 """
 
 import math
@@ -22,22 +22,22 @@ from framepack_core.media.pictures import Picture
 from framepack_core.models import taehv_files
 from framepack_core.models.taehv_files import BLOCKS, FIRST_LAYER, LAST_LAYER, PREFIX, WIDTHS
 
-CLAMP = 3.0  # latents are squeezed into +-this
+CLAMP = 3.0  # latents are squeezed into -3 to 3
 STAGES = len(WIDTHS) - 1  # each can double height and width
 
 
 @dataclass(frozen=True)
 class TinyDecoder:
-    """The network; its weights by their names in the file behind "decoder.", float32 on the CPU."""
+    """The network: its weights, float32 on the CPU, by their names in the file without "decoder."."""
 
     weights: Mapping[str, torch.Tensor]
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """Read the weights from a .safetensors or .pth file; of the latter nothing but tensors.
+        """Read the weights from a .safetensors or .pth file; of a .pth file only tensors are unpickled.
 
         Raises:
-            ModelError: it is not there, or no such file.
+            ModelError: the file is not there, or holds something else.
         """
         taehv_files.check_file(file)
         try:
@@ -46,11 +46,11 @@ class TinyDecoder:
             else:
                 tensors = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        except Exception as error:  # torch's are of many kinds
+        except Exception as error:  # torch raises many types
             reason = str(error).partition("\n")[0]
             raise ModelError(f"{file} holds no weights ({reason}): download it again") from error
         taehv_files.check_shapes(file, found)
-        # Copies: what is read as it is needed would be gone with the file, and the process too.
+        # Copies: the process would crash if the mapped file were truncated.
         names = taehv_files.shapes()
         return cls({name: tensors[PREFIX + name].to(torch.float32, copy=True) for name in names})
 
@@ -58,12 +58,12 @@ class TinyDecoder:
     def frames(self, latents: torch.Tensor, side: int, between: Callable[[], None] = lambda: None) -> Picture:
         """Decode latents (1, 16, T, h, w) to frames (T, H, W, 3), uint8.
 
-        H and W are h and w times 1, 2, 4 or 8, such that the longer comes near to ``side``. ``between`` is
-        called every now and then, and may raise to end this.
+        H and W are h and w times 1, 2, 4 or 8, so that the longer side is near ``side`` pixels. ``between``
+        is called before each block, and may raise to stop.
         """
         doublings = round(math.log2(max(side / max(latents.shape[-2:]), 1)))
         numbers = latents[0].float().nan_to_num(posinf=0, neginf=0)
-        before: dict[int, torch.Tensor] = {}  # what went into a block at the frame before
+        before: dict[int, torch.Tensor] = {}  # by block: its input at the frame before
         frames = [
             self._frame(frame, min(doublings, STAGES), before, between)
             for frame in rearrange(numbers, "c t h w -> t 1 c h w")
@@ -85,7 +85,7 @@ class TinyDecoder:
                 past = before.get(block, torch.zeros_like(hidden))
                 before[block] = hidden
                 hidden = self._block(block, hidden, past)
-            # Of the frames that it would become, the last one's rows.
+            # Growth in time makes several frames of one: only the rows of the last are computed.
             growth = self.weights[f"{layer + BLOCKS + 1}.conv.weight"][-WIDTHS[stage] :]
             hidden = functional.conv2d(hidden, growth)
             if stage < doublings:

@@ -1,9 +1,9 @@
-"""Takes diffusers' FramePack transformer apart: what each step computes, and what a video needs once.
+"""Splits diffusers' FramePack transformer into what runs in each step and what runs once a video.
 
-Of a step's inputs only the latents change within a section. What depends on the prompt and the step, but not
-on the latents (modulation, refined text, projected picture), is the same in every section of a video: it is
-computed once into :class:`Tables` by the :class:`Embedders`, which hold 29.5 % of the weights. The
-:class:`Core` that the sampling loop calls does without these.
+Within a section, only the latents change from step to step. What depends on the prompt and the step alone
+(modulation, refined text, projected picture) is the same in every section: the :class:`Embedders`, which hold
+29.5 % of the weights, compute it once into a :class:`Precomputed`. The sampling loop calls the :class:`Core`,
+which does not need the embedders.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,38 +29,38 @@ Rotary = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (tokens, head d
 
 
 @dataclass(frozen=True)
-class Tables:
-    """What a prompt and a schedule of steps give, whatever the latents; in the blocks' dtype."""
+class Precomputed:
+    """What depends on the prompt and the steps but not on the latents; in the blocks' dtype."""
 
     modulation: Sequence[Sequence[Rows]]  # per step, per block; the last is the output's
-    texts: Sequence[torch.Tensor]  # per step, (1, N, C): the prompt's own rows, refined
-    image: torch.Tensor  # (1, tokens, C): the picture as SigLIP saw it, projected
+    texts: Sequence[torch.Tensor]  # per step, (1, N, C): the refined prompt, without padding
+    image: torch.Tensor  # (1, tokens, C): SigLIP's tokens of the picture, projected
 
 
 @dataclass(frozen=True)
-class LookBack:
-    """What a section looks back on, and where all its tokens are; the same for all of its steps."""
+class HistoryTokens:
+    """A section's history as tokens, and the rotary embedding of all its tokens; the same in all steps."""
 
     tokens: torch.Tensor  # (1, N, C): 4x, 2x and clean
-    rotary: Rotary  # of these and the section's own
+    rotary: Rotary  # of these, then of the section's own tokens
 
 
-class _Given(nn.Module):
-    """Stands where a modulation was computed: its row is among those that come in its place."""
+class _PrecomputedRow(nn.Module):
+    """Replaces a modulation's linear layer: picks its precomputed row."""
 
-    def __init__(self, place: int) -> None:
+    def __init__(self, index: int) -> None:
         super().__init__()
-        self._place = place
+        self._index = index
 
     def forward(self, rows: Rows) -> torch.Tensor:
-        return rows[self._place]
+        return rows[self._index]
 
 
 class Embedders(nn.Module):
-    """The modules whose results are the same in every section: used once a video."""
+    """The modules whose results are the same in every section; used once a video."""
 
     def __init__(self, transformer: "HunyuanVideoFramepackTransformer3DModel") -> None:
-        """Take them out of a transformer; the modulations' rows are given to it from then on."""
+        """Move them out of a transformer, whose norms then take precomputed rows."""
         super().__init__()
         self.time_text_embed = transformer.time_text_embed
         self.context_embedder = transformer.context_embedder
@@ -74,26 +74,26 @@ class Embedders(nn.Module):
         self.modulations = nn.ModuleList(nn.ModuleList(group) for group in linears)
         del transformer.time_text_embed, transformer.context_embedder, transformer.image_projection
         for group in norms:
-            for place, norm in enumerate(group):
-                norm.silu, norm.linear = nn.Identity(), _Given(place)
-        transformer.norm_out.linear = nn.Identity()  # wants a tensor, and has but one row
+            for index, norm in enumerate(group):
+                norm.silu, norm.linear = nn.Identity(), _PrecomputedRow(index)
+        transformer.norm_out.linear = nn.Identity()  # is called with its only row, not with a tuple
 
-    def tables(
+    def precompute(
         self,
         text: TextConditioning,
         image_embeds: torch.Tensor,
         timesteps: torch.Tensor,
         guidance: torch.Tensor,
         place: Place,
-    ) -> Tables:
-        """Compute all rows, with the very calls that diffusers makes in each step: the bits are the same.
+    ) -> Precomputed:
+        """Compute all rows, with the calls that diffusers makes in each step, so that the bits are the same.
 
         Args:
             text: on the device, in the blocks' dtype.
             image_embeds: likewise, (1, tokens, C).
-            timesteps: (steps,), as :func:`timesteps` gives them.
-            guidance: (1,), as :func:`guidance` gives it.
-            place: has a module on the device while it is used; no two at a time.
+            timesteps: (steps,), from :func:`timesteps`.
+            guidance: (1,), from :func:`guidance`.
+            place: keeps a module on the device while it is used, one at a time.
         """
         own_rows = int(text.prompt_embeds_mask.sum())
         steps = timesteps.reshape(-1, 1)
@@ -113,12 +113,12 @@ class Embedders(nn.Module):
             for linear in group.children():
                 with place(linear):
                     rows.append([linear(row) for row in activated])
-            blocks.append(list(zip(*rows, strict=True)))  # per step, the block's rows
-        return Tables(list(zip(*blocks, strict=True)), texts, image)
+            blocks.append(list(zip(*rows, strict=True)))  # per step: the rows of this block
+        return Precomputed(list(zip(*blocks, strict=True)), texts, image)
 
 
 class Blocks(nn.Module):
-    """The transformer blocks, one after the other: all that is large in the sampling loop."""
+    """The transformer blocks, in their order: almost all weights of the sampling loop."""
 
     def __init__(self, transformer: "HunyuanVideoFramepackTransformer3DModel") -> None:
         """Share a transformer's blocks."""
@@ -129,7 +129,7 @@ class Blocks(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, context: torch.Tensor, rows: Sequence[Rows], rotary: Rotary
     ) -> torch.Tensor:
-        """Give the latent tokens (1, N, C) after the last block; ``context`` (1, M, C), image before text."""
+        """Give the latent tokens (1, N, C) after the last block; ``context`` (1, M, C): image, then text."""
         blocks = (*self.transformer_blocks, *self.single_transformer_blocks)
         for block, row in zip(blocks, rows, strict=True):
             hidden_states, context = block(hidden_states, context, row, None, rotary)
@@ -137,10 +137,10 @@ class Blocks(nn.Module):
 
 
 class Core(nn.Module):
-    """What the sampling loop needs of the transformer."""
+    """The part of the transformer that the sampling loop needs."""
 
     def __init__(self, transformer: "HunyuanVideoFramepackTransformer3DModel") -> None:
-        """Share a transformer's modules, those that its :class:`Embedders` have left."""
+        """Share the modules that the :class:`Embedders` have left in a transformer."""
         super().__init__()
         self.x_embedder = transformer.x_embedder
         self.clean_x_embedder = transformer.clean_x_embedder
@@ -151,8 +151,8 @@ class Core(nn.Module):
         self._pack: Any = transformer._pack_history_states
         self._patch: int = transformer.config.patch_size
 
-    def look_back(self, section: Section, history: HistoryContext) -> LookBack:
-        """Compute what all steps of a section share; ``history`` on the device, in the blocks' dtype."""
+    def history_tokens(self, section: Section, history: HistoryContext) -> HistoryTokens:
+        """Embed a section's history for all steps; ``history`` is on the device, in the blocks' dtype."""
         clean, history_2x, history_4x = self.clean_x_embedder(*history)
         height, width = history.latents_clean.shape[-2:]
         indices = (
@@ -163,21 +163,28 @@ class Core(nn.Module):
         )
         device = clean.device
         rotary = [self.rope(torch.tensor(run, device=device), height, width, device) for run in indices]
-        nothing_yet = clean[:, :0]
+        no_own_tokens = clean[:, :0]
         rows, columns = height // self._patch, width // self._patch
-        return LookBack(*self._pack(nothing_yet, clean, history_2x, history_4x, *rotary, rows, columns))
+        return HistoryTokens(
+            *self._pack(no_own_tokens, clean, history_2x, history_4x, *rotary, rows, columns)
+        )
 
     def forward(
-        self, latents: torch.Tensor, tables: Tables, step: int, look_back: LookBack, cache: StepCache | None
+        self,
+        latents: torch.Tensor,
+        precomputed: Precomputed,
+        step: int,
+        history: HistoryTokens,
+        cache: StepCache | None,
     ) -> torch.Tensor:
         """Give the velocity (1, 16, T, h, w) of latents of that shape, in the dtype of the last layer."""
         own = self.x_embedder(latents)
-        rows = tables.modulation[step]
-        context = torch.cat([tables.image, tables.texts[step]], dim=1)
-        hidden_states = torch.cat([look_back.tokens, own], dim=1)
+        rows = precomputed.modulation[step]
+        context = torch.cat([precomputed.image, precomputed.texts[step]], dim=1)
+        hidden_states = torch.cat([history.tokens, own], dim=1)
 
         def blocks(entering: torch.Tensor) -> torch.Tensor:
-            result: torch.Tensor = self.blocks(entering, context, rows[:-1], look_back.rotary)
+            result: torch.Tensor = self.blocks(entering, context, rows[:-1], history.rotary)
             return result
 
         def modulated() -> torch.Tensor:
@@ -199,8 +206,8 @@ class Core(nn.Module):
         return velocity
 
 
-def take_apart(transformer: "HunyuanVideoFramepackTransformer3DModel") -> tuple[Core, Embedders]:
-    """Take a transformer apart; its own forward cannot be called any more."""
+def split_transformer(transformer: "HunyuanVideoFramepackTransformer3DModel") -> tuple[Core, Embedders]:
+    """Split a transformer; its own forward cannot be called after that."""
     embedders = Embedders(transformer)
     return Core(transformer), embedders
 
@@ -211,5 +218,5 @@ def timesteps(sigmas: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def guidance(scale: float, dtype: torch.dtype) -> torch.Tensor:
-    """Give the distilled guidance scale (1,) as the transformer was trained with, rounded likewise."""
+    """Give the distilled guidance scale (1,) in the transformer's unit, thousandths, rounded likewise."""
     return torch.tensor([scale * 1000.0]).to(dtype)

@@ -1,4 +1,4 @@
-"""Encodes pictures to latents and decodes latents, section by section, blended into each other.
+"""Encodes frames to latents, decodes latents section by section, and blends the sections.
 
 Owns the scaling factor: latents outside this module are scaled, as the transformer takes them.
 """
@@ -34,9 +34,9 @@ def to_pixels(frames: Frames) -> torch.Tensor:
 def draw(
     posterior: torch.Tensor, scaling_factor: float, generator: torch.Generator, device: torch.device
 ) -> torch.Tensor:
-    """Draw latents (1, 16, 1, h, w), float32 on the CPU, from what :func:`encode` gave.
+    """Draw latents (1, 16, T, h, w), float32 on the CPU, from a posterior of :func:`encode`.
 
-    Computed on the device; ``generator`` lives on the CPU so that every device draws alike.
+    Computed on the device; ``generator`` is on the CPU, so that the noise is the same for every device.
     """
     drawn = DiagonalGaussianDistribution(posterior.to(device)).sample(generator=generator)
     latents: torch.Tensor = drawn * scaling_factor
@@ -44,19 +44,19 @@ def draw(
 
 
 class _Tile(NamedTuple):
-    settings: tuple[object, ...]  # of the VAE, which pixels depend on
+    settings: tuple[object, ...]  # of the VAE, on which the pixels depend
     latents: torch.Tensor  # (1, 16, 5, h, w)
     pixels: torch.Tensor  # (1, 3, 17, 8h, 8w), on the CPU: a section is sampled before they are needed
 
 
 @dataclass
 class Tiles:
-    """Decoded tiles that the next window of latents has too; they are found again by their latents."""
+    """Decoded tiles that the next decoding window repeats."""
 
     kept: list[_Tile] = field(default_factory=list)
 
     def find(self, settings: tuple[object, ...], latents: torch.Tensor) -> torch.Tensor | None:
-        """Give the pixels of a tile, if just these latents were decoded with just these settings."""
+        """Give the pixels of the tile with exactly these latents and settings; None if there is none."""
         for tile in self.kept:
             if tile.settings == settings and torch.equal(tile.latents, latents):
                 return tile.pixels
@@ -71,9 +71,9 @@ def decode(
 ) -> torch.Tensor:
     """Decode latents (1, 16, T, h, w) to pixels (1, 3, 4T-3, 8h, 8w) around [-1, 1], on the VAE's device.
 
-    The VAE cuts more than 4 latent frames into overlapping tiles in time; pixels depend on it. ``tiles`` goes
-    from call to call: those in it are not decoded again, and it then holds those that lie in the next window
-    as well, of which ``shared`` says what it has in common with this one. The pixels are the same to the bit.
+    The VAE cuts more than 4 latent frames into overlapping tiles in time; the pixels depend on the cut. Pass
+    the same ``tiles`` to the calls of a video: tiles of the last window are reused, and those that the next
+    window repeats, which ``shared`` tells, are kept. The pixels have the same bits as without.
     """
     tiles = Tiles() if tiles is None else tiles
     ratio = vae.temporal_compression_ratio
@@ -85,7 +85,7 @@ def decode(
     settings, kept = _settings(vae), []
     frames, before = latents.new_empty(0), None
     with _tiles_in_space_only(vae):
-        # A last tile of one latent is left out: the first frame of a tile is that of the tile before it.
+        # A last tile of a single latent adds nothing: the first frame of a tile comes from the tile before.
         for start in range(0, count - 1, stride):
             tile = latents[:, :, start : start + size + 1]
             found = tiles.find(settings, tile)
@@ -118,7 +118,7 @@ def _settings(vae: "AutoencoderKLHunyuanVideo") -> tuple[object, ...]:
 
 @contextmanager
 def _tiles_in_space_only(vae: "AutoencoderKLHunyuanVideo") -> Iterator[None]:
-    """Have the VAE decode what it is given without tiles in time."""
+    """Switch the VAE's tiles in time off inside the block; tiles in space stay."""
     vae.use_framewise_decoding = False
     try:
         yield
@@ -133,7 +133,7 @@ def blend(earlier: torch.Tensor, later: torch.Tensor, overlap: int) -> torch.Ten
     """
     if overlap <= 0:
         return torch.cat([earlier, later], dim=2)
-    weights = torch.linspace(1, 0, overlap, dtype=earlier.dtype)  # on the CPU, so that every device has these
+    weights = torch.linspace(1, 0, overlap, dtype=earlier.dtype)  # on the CPU: the same for every device
     weights = weights.reshape(1, 1, -1, 1, 1).to(earlier.device)
     joined = torch.cat([earlier, later[:, :, overlap:]], dim=2)
     fading = joined[:, :, earlier.shape[2] - overlap : earlier.shape[2]]  # in place: 77 MB a copy at 640x608
@@ -144,16 +144,16 @@ def blend(earlier: torch.Tensor, later: torch.Tensor, overlap: int) -> torch.Ten
 def join(
     kind: Kind, edge: torch.Tensor | None, decoded: torch.Tensor, overlap: int, *, is_last: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Join a decoded section to the video's edge: the ``overlap`` frames next to it, of the one before.
+    """Blend a decoded section with the video's edge: the last ``overlap`` frames of the section before.
 
-    Gives the pixels that no later section changes, and the new edge; after the last section there is none.
-    Forward, the edge may be longer or, of a short video that is gone on with, shorter.
+    Gives the pixels that no later section changes, and the new edge; None after the last section. In ``f1``
+    the edge may be longer or, if a short video is extended, shorter.
     """
     forward = kind == "f1"
     if edge is None:
         joined = decoded
     else:
-        edge = edge.to(decoded.device)  # of a video that is gone on with it comes from a file
+        edge = edge.to(decoded.device)  # the edge of an extended video comes from a file
         own = overlap + 3  # frames of the section, behind those that it shares with the edge
         joined = blend(edge, decoded, decoded.shape[2] - own) if forward else blend(decoded, edge, overlap)
     if is_last:
@@ -164,7 +164,7 @@ def join(
 
 
 def end_of(latents: torch.Tensor, window: int, vae: "AutoencoderKLHunyuanVideo") -> torch.Tensor:
-    """Decode the end of a video as its last section left it, blended into the section before if there is one.
+    """Decode the end of a video, blended with the section before as when it was generated.
 
     Gives the pixels of at most ``2 * window`` latents.
     """
@@ -176,18 +176,17 @@ def end_of(latents: torch.Tensor, window: int, vae: "AutoencoderKLHunyuanVideo")
 
 
 def to_uint8(pixels: torch.Tensor) -> Frames:
-    """Convert pixels (1, 3, T, H, W) to frames (T, H, W, 3); truncated, not rounded, as the reference.
+    """Convert pixels (1, 3, T, H, W) to frames (T, H, W, 3) on the host; truncated, as in the reference.
 
-    Where the pixels are; what is copied to the host are the frames, in one piece.
+    Converted on the pixels' device, so that only bytes are copied.
     """
     _, channels, count, height, width = pixels.shape
     frames = torch.empty((count, height, width, channels), dtype=torch.uint8, device=pixels.device)
-    for frame, picture in zip(
-        frames, pixels[0].unbind(dim=1), strict=True
-    ):  # one by one: a long video is large
+    # One by one: float32 copies of a long video would be large.
+    for frame, picture in zip(frames, pixels[0].unbind(dim=1), strict=True):
         scaled = picture.float().clamp(-1, 1) * 127.5 + 127.5
         frame.copy_(rearrange(scaled.to(torch.uint8), "c h w -> h w c"))
-    if pixels.device.type == "cuda":  # into memory that it writes to by itself
+    if pixels.device.type == "cuda":  # into page-locked memory, to which the GPU copies directly
         frames = torch.empty_like(frames, device="cpu", pin_memory=True).copy_(frames)
     array: Frames = frames.numpy()
     return array

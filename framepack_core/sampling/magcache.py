@@ -1,8 +1,8 @@
-"""MagCache: skips the blocks in steps in which what they add is known to change little.
+"""MagCache: skips the blocks in steps in which their residual is known to change little.
 
-Ma et al. 2025, arXiv:2506.09045. From step to step the magnitude of what the blocks add changes by a ratio
-that depends on the model and the schedule, hardly on prompt or picture: measured once, it says beforehand
-which steps to skip. So the steps that are skipped are the same for every video and on every machine.
+Ma et al. 2025, arXiv:2506.09045. From step to step, the magnitude of the blocks' residual changes by a ratio
+that depends on the model and the schedule, hardly on prompt or picture. So ratios that were measured once
+tell in advance which steps to skip, the same for every video and on every machine.
 """
 
 import json
@@ -17,12 +17,12 @@ from framepack_core.request import GenerationSettings
 from framepack_core.sampling.step_cache import Branch, StepCache, TeaCache
 from framepack_core.sections import Kind
 
-# What the skipped steps' changes may add up to, how many may be skipped in a row, which share of the steps at
-# the start is always computed, and the change above which a step is computed in any case. Users of video
-# models choose 0.06 to 0.24, 2 to 6 and 0.2 to 0.25; these are FramePack-Studio's, careful ones.
+# The largest sum of changes over skipped steps, the most steps skipped in a row, the share of steps at the
+# start that are always computed, and the change above which a step is always computed. Users of video models
+# choose 0.06 to 0.24, 2 to 6 and 0.2 to 0.25; these are FramePack-Studio's, which are cautious.
 THRESHOLD, MAX_SKIPS, RETAINED, MAX_CHANGE = 0.1, 2, 0.25, 0.06
-# Mean ratios of the residuals' norms at 640 and 25 steps, measured by FramePack-Studio 0.4 with the published
-# models, its default settings and seed 31337 (FP-Studio/FramePack-Studio, 2025).
+# Mean ratios of the residuals' norms at resolution 640 and 25 steps, measured by FramePack-Studio 0.4 with
+# the published models, its default settings and seed 31337 (FP-Studio/FramePack-Studio, 2025).
 BUILT_IN_RATIOS: dict[Kind, tuple[float, ...]] = {
     "framepack": (
         *(1.0, 1.30469, 1.22656, 1.05469, 1.02344, 1.03906, 1.02344, 1.03906, 1.05469, 1.02344),
@@ -38,7 +38,7 @@ BUILT_IN_RATIOS: dict[Kind, tuple[float, ...]] = {
 
 
 def skipped_steps(ratios: Sequence[float], steps: int) -> list[int]:
-    """List the steps, from 0, in which the blocks are not computed; ratios of another count are stretched.
+    """List the steps, from 0, in which the blocks are skipped; ratios for another step count are stretched.
 
     >>> skipped_steps(BUILT_IN_RATIOS["framepack"], 25)
     [6, 7, 9, 10, 12, 13, 15, 16, 18, 19, 21, 22]
@@ -58,10 +58,10 @@ def skipped_steps(ratios: Sequence[float], steps: int) -> list[int]:
 
 
 class MagCache(StepCache):
-    """Skips the steps that the ratios tell."""
+    """Skips the steps that :func:`skipped_steps` lists."""
 
     def __init__(self, steps: int, ratios: Sequence[float]) -> None:
-        """Begin a section; ``ratios`` as :func:`load_ratios` gives them, or built in."""
+        """Begin a section; ``ratios`` from :func:`load_ratios`, or built in."""
         super().__init__(steps)
         self._skipped = frozenset(skipped_steps(ratios, steps))
 
@@ -73,7 +73,7 @@ class Calibration(StepCache):
     """Computes every step and measures the ratios."""
 
     def __init__(self, steps: int) -> None:
-        """Begin the section to measure; what the negative branch adds is not looked at."""
+        """Begin the section to measure; only the positive branch counts."""
         super().__init__(steps)
         self.ratios = [1.0]
 
@@ -87,10 +87,10 @@ class Calibration(StepCache):
 
 
 def load_ratios(file: Path) -> tuple[float, ...]:
-    """Read the ratios that a calibration has written.
+    """Read the ratios that ``framepackd calibrate`` has written.
 
     Raises:
-        ModelError: the file is not there or holds something else.
+        ModelError: the file is not there, or holds something else.
     """
     try:
         ratios = tuple(float(ratio) for ratio in json.loads(file.read_text())["ratios"])
@@ -106,7 +106,7 @@ def load_ratios(file: Path) -> tuple[float, ...]:
 
 
 def step_caches(request: GenerationSettings, spec: ModelSpec) -> Callable[[], StepCache | None]:
-    """Say how the cache of a section is made, if there is to be one."""
+    """Give the function that makes a section's step cache, or None without one."""
     if request.cache == "teacache":
         return lambda: TeaCache(request.steps)
     if request.cache == "magcache":

@@ -1,6 +1,7 @@
-"""Step caches: reuse what the blocks added in an earlier step where that would change little.
+"""Step caches: reuse the blocks' residual of an earlier step where it would change little.
 
-TeaCache (Liu et al. 2024, arXiv:2411.19108) is here; :mod:`framepack_core.sampling.magcache` is the other.
+Here are their base and TeaCache (Liu et al. 2024, arXiv:2411.19108); MagCache is in
+:mod:`framepack_core.sampling.magcache`.
 """
 
 from abc import ABC, abstractmethod
@@ -18,33 +19,33 @@ COEFFICIENTS = (733.226126, -401.131952, 67.5869174, -3.1498780, 0.0961237896)
 
 @dataclass(frozen=True)
 class BranchState:
-    """What a branch's cache can be brought back from, without its large tensors."""
+    """What restores a branch's cache, without its large tensors."""
 
     accumulated: float
-    computed: tuple[bool, ...]  # per call so far
+    computed: tuple[bool, ...]  # for each call so far
     last: torch.Tensor  # latents of the last call, before rounding, (1, 16, W, h, w), float32
-    last_computed: torch.Tensor  # and of the last in which the blocks were computed
+    last_computed: torch.Tensor  # latents of the last call in which the blocks were computed
 
 
 @dataclass
 class Branch:
-    """What is remembered from call to call; each guidance branch has its own."""
+    """The state between calls of one guidance branch."""
 
     accumulated: float = 0.0
     previous: torch.Tensor | None = None  # the blocks' modulated input
-    residual: torch.Tensor | None = None  # what the blocks added
+    residual: torch.Tensor | None = None  # the blocks' output minus their input
     computed: list[bool] = field(default_factory=list)
     last: torch.Tensor | None = None
     last_computed: torch.Tensor | None = None
 
 
 class StepCache(ABC):
-    """Runs all blocks or adds what they added the last time; a fresh one for every section."""
+    """Runs all blocks, or adds their last residual instead; each section has a new one."""
 
     looks_at_input = False  # whether decisions depend on the input of the call before
 
     def __init__(self, steps: int) -> None:
-        """Begin a section of so many steps."""
+        """Begin a section of ``steps`` steps."""
         self._steps = steps
         self._branches: dict[str, Branch] = {}
         self._branch = Branch()
@@ -53,12 +54,12 @@ class StepCache(ABC):
         self._compute: bool | None = None  # None: decide
 
     def begin(self, branch: str, latents: torch.Tensor, step: int, *, compute: bool | None = None) -> None:
-        """Say what the next call is made with; ``compute`` takes the decision away."""
+        """Announce the next call; ``compute`` overrides the decision."""
         self._branch = self._branches.setdefault(branch, Branch())
         self._latents, self._step, self._compute = latents, step, compute
 
     def computed(self, branch: str = "positive") -> list[bool]:
-        """Say for every call of a branch so far whether the blocks were computed."""
+        """List for every call of a branch so far whether the blocks were computed."""
         return self._branches[branch].computed
 
     @property
@@ -67,7 +68,7 @@ class StepCache(ABC):
         return any(branch.computed[-1] for branch in self._branches.values())
 
     def state(self) -> Mapping[str, BranchState]:
-        """Give what :meth:`restore` and the calls to repeat need, by branch."""
+        """Give the states for :meth:`restore` and :meth:`calls_to_repeat`, by branch."""
         return {
             name: BranchState(branch.accumulated, tuple(branch.computed), branch.last, branch.last_computed)
             for name, branch in self._branches.items()
@@ -75,7 +76,7 @@ class StepCache(ABC):
         }
 
     def calls_to_repeat(self, state: BranchState) -> Iterator[tuple[torch.Tensor, int, bool]]:
-        """List the calls that leave the cache as it was: latents, step, and whether to compute the blocks."""
+        """List the calls that rebuild the tensors: latents, step, and whether to compute the blocks."""
         last = len(state.computed) - 1
         if not state.computed[last]:
             yield state.last_computed, max(i for i, done in enumerate(state.computed) if done), True
@@ -83,7 +84,7 @@ class StepCache(ABC):
             yield state.last, last, state.computed[last]
 
     def restore(self, name: str, state: BranchState) -> None:
-        """Take over the figures of a state whose calls have been repeated."""
+        """Restore the small values of a state, after its calls have been repeated."""
         branch = self._branches[name]
         branch.accumulated, branch.computed = state.accumulated, list(state.computed)
         branch.last, branch.last_computed = state.last, state.last_computed
@@ -94,7 +95,7 @@ class StepCache(ABC):
         modulated: Callable[[], torch.Tensor],
         blocks: Callable[[torch.Tensor], torch.Tensor],
     ) -> torch.Tensor:
-        """Give what ``blocks(hidden_states)`` gives, or near it; ``modulated`` is the input that they see."""
+        """Compute or approximate ``blocks(hidden_states)``; ``modulated`` gives the first block's input."""
         branch = self._branch
         seen = modulated() if self.looks_at_input else None
         if self._compute is not None:
@@ -113,21 +114,21 @@ class StepCache(ABC):
         branch.residual, branch.last_computed = residual, self._latents
         return result
 
-    def _added(self, branch: Branch, residual: torch.Tensor) -> None:  # noqa: B027 - few want to know
-        """Look at what the blocks have just added; the branch still holds what they added before."""
+    def _added(self, branch: Branch, residual: torch.Tensor) -> None:  # noqa: B027 - optional to override
+        """Receive a new residual, while the branch still holds the one before."""
 
     @abstractmethod
     def _decide(self, branch: Branch, seen: torch.Tensor | None) -> bool:
-        """Say whether to compute the blocks; not asked in the first step."""
+        """Decide whether to compute the blocks; not called in the first step."""
 
 
 class TeaCache(StepCache):
-    """The reference's rule, to the bit: its demo has it on by default."""
+    """The reference's rule, to the bit; its demo has TeaCache on by default."""
 
     looks_at_input = True
 
     def __init__(self, steps: int, threshold: float = THRESHOLD) -> None:
-        """Compute the blocks once the expected change of their output has added up to ``threshold``."""
+        """Compute the blocks when the expected changes of their output add up to ``threshold``."""
         super().__init__(steps)
         self._threshold = threshold
 

@@ -24,7 +24,7 @@ SOLVER_ORDER = 3
 
 
 def schedule_mu(tokens: int) -> float:
-    """Give the logarithm of the schedule's shift for a section of so many latent tokens.
+    """Give the logarithm of the schedule's shift for a section of ``tokens`` latent tokens.
 
     >>> round(schedule_mu(4096), 6), schedule_mu(13680) == math.log(7)
     (1.15, True)
@@ -36,16 +36,16 @@ def schedule_mu(tokens: int) -> float:
 def flow_sigmas(steps: int, mu: float) -> torch.Tensor:
     """Give ``steps`` + 1 noise levels from 1 down to 0, (steps + 1,), float32."""
     t = np.linspace(1.0, 0.0, steps + 1)
-    with np.errstate(divide="ignore"):  # the last level: 1/0 is infinite, and the level therefore 0
+    with np.errstate(divide="ignore"):  # at the last level 1/t is infinite, and sigma therefore 0
         sigmas = math.exp(mu) / (math.exp(mu) + 1 / t - 1)
     return torch.from_numpy(sigmas.astype(np.float32))
 
 
 class Denoiser:
-    """Denoises the latents of one section: velocity, guidance, and from it what they look like without noise.
+    """Predicts the denoised latents of one section from the velocity and the guidance.
 
-    The latents are rounded to the transformer's dtype as FramePack does it: denoised = rounded x - velocity
-    * sigma, in float32.
+    The latents are rounded to the transformer's dtype, as in FramePack: denoised = rounded x - velocity *
+    sigma, in float32.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Denoiser:
         dtype: torch.dtype = torch.float32,
         cache: StepCache | None = None,
     ) -> None:
-        """Keep what all steps share; the branch "negative" is called where ``true_cfg_scale`` is not 1."""
+        """Keep what all steps share; the branch "negative" runs only if ``true_cfg_scale`` is not 1."""
         self._velocity = velocity
-        self._sigmas: list[float] = sigmas.tolist()  # on the host: nothing waits for the device to read them
+        self._sigmas: list[float] = sigmas.tolist()  # on the host: reading them waits for no device
         self._true_cfg_scale = true_cfg_scale
         self._guidance_rescale = guidance_rescale
         self._dtype = dtype
@@ -77,9 +77,9 @@ class Denoiser:
         return rounded.float() - velocity * self._sigmas[step]
 
     def restore_cache(self, branches: Mapping[str, BranchState]) -> None:
-        """Bring a fresh cache to where it stood after a step.
+        """Restore a new cache to its state after a step.
 
-        What the blocks added is large: the calls that the state depends on are made again instead.
+        The residuals are too large to save: the calls that computed them are repeated instead.
         """
         assert self._cache is not None
         for branch, state in branches.items():
@@ -106,7 +106,7 @@ def rescale_guidance(guided: torch.Tensor, positive: torch.Tensor, amount: float
 
 @dataclass(frozen=True)
 class SolverState:
-    """Where the solver stands after a step: all that the rest of the section depends on."""
+    """The solver's state after a step: all that the rest of the section depends on."""
 
     step: int  # how many steps are done
     latents: torch.Tensor  # x at the noise level of the step just done, corrected; float32
@@ -120,9 +120,9 @@ def sample_unipc(
 
     Args:
         denoise: maps latents and a step, from 0, to the denoised latents.
-        noise: latents at ``sigmas[0]`` = 1, float32.
+        noise: latents at ``sigmas[0]`` = 1, float32; not used with ``resume``.
         sigmas: noise levels, one more than steps; the last, 0, is never evaluated.
-        resume: a state that was yielded before, to go on with the step after it; noise is not used then.
+        resume: a state that was yielded before; continue with the step after it.
     """
     steps = len(sigmas) - 1
     levels = sigmas.double().cpu().numpy()
@@ -178,7 +178,7 @@ class _Update:
         order = len(r) + 1
         moments = _moments(big_h, order)
         powers = np.vander(np.array([*r, 1.0]), order, increasing=True).T
-        # The paper fixes the weight to 1/2 where there is a single one.
+        # The paper fixes a single weight to 1/2.
         predictor = [] if order == 1 else [0.5]
         corrector = [0.5]
         if order > 2:

@@ -340,7 +340,7 @@ def forecast(found: "Forecast") -> RenderableType:
     video = found.video
     facts.add_row("largest video", f"{video.width}x{video.height}, latent_window_size {video.window}")
     if card is not None:
-        tile = plan.rungs[plan.rung].tile
+        tile = plan.levels[plan.level].tile
         facts.add_row("decoding", f"in tiles of {tile} pixels" if tile else "whole frames")
         facts.add_row(
             "VRAM", f"{plan.vram / GIB:.1f} GiB at the peak, {card.free / GIB:.1f} free: {card.name}"

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 from framepack_core.errors import RequestError
 from framepack_core.media.sizes import Size, covering_size, output_size
 from framepack_core.models.registry import ModelSpec, of_kind
-from framepack_core.prompts import sections_of
 from framepack_core.request import WHITE
-from framepack_core.sections import FPS, Kind, frame_count, section_count
+from framepack_core.sections import FPS, Kind, frame_count, section_count, sections_of
 from framepackd import files
 from framepackd.inbox.inspect import picture_size, read_comment
 from framepackd.intake.extend import SourceRecord, choose_model, read_record, read_source

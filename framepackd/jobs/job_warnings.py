@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
-from framepack_core.prompts import Cut
+from framepack_core.request import Cut
 
 
 class CutPrompt(TypedDict):

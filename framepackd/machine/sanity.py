@@ -277,7 +277,7 @@ def _facts(engine: Engine, config: Config, precision: Precision) -> dict[str, st
         "attention": choose_attention(config.gpu.attention, device),
         "dtype": f"{engine.models.dtype}".removeprefix("torch."),
         "precision": precision,
-        "memory": engine.rungs[engine.rung].text,
+        "memory": engine.levels[engine.level].text,
         "versions": f"framepackd {__version__}, torch {torch.__version__}, diffusers {version('diffusers')}",
     }
 

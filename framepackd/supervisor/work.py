@@ -4,8 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from framepack_core.models.registry import BUNDLED
-from framepack_core.prompts import TimedPrompt
-from framepack_core.request import WHITE, GenerationSettings, Request
+from framepack_core.request import WHITE, GenerationSettings, Request, TimedPrompt
 from framepack_core.sections import FPS
 from framepackd.jobs import embedded
 from framepackd.jobs import folder as work_folder

@@ -53,7 +53,7 @@ class Engines:
         )
         for warning in device_support.warnings(engine.device, engine.models.dtype):
             log.warning("%s", warning)
-        engine.take_rung(max(engine.rung, rung))
+        engine.take_level(max(engine.level, rung))
         self._engine, self._key = engine, key
         return engine
 
@@ -76,7 +76,7 @@ class Engines:
         if engine is None or engine_key(work) != self._key or work.keep_only or work.continued:
             return
         ahead = (engine, work.request)
-        if engine.rungs[engine.rung].placement != "all" or (self._ahead and self._ahead[:2] == ahead):
+        if engine.levels[engine.level].placement != "all" or (self._ahead and self._ahead[:2] == ahead):
             return
         self._ahead = (*ahead, None)  # what fails is not tried again before its time
         try:

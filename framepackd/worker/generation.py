@@ -198,12 +198,12 @@ class Generation:
         self._clock.lap("load")
         self._tell_ready(engine)
         refused = ""
-        for rung in range(engine.rung, len(engine.rungs)):
-            if rung > engine.rung:
-                log.warning("out of memory (%s): going on with %s", refused, engine.rungs[rung].text)
-                self._connection.send(Lowered(key, rung, engine.rungs[rung].text))
+        for rung in range(engine.level, len(engine.levels)):
+            if rung > engine.level:
+                log.warning("out of memory (%s): going on with %s", refused, engine.levels[rung].text)
+                self._connection.send(Lowered(key, rung, engine.levels[rung].text))
             try:
-                engine.take_rung(rung)
+                engine.take_level(rung)
                 self._generate(engine)
             except RuntimeError as error:
                 verdict = judge(error)
@@ -212,13 +212,13 @@ class Generation:
                 # No more than its text: the error holds on to the tensors of the frames it passed.
                 refused = str(error).partition("\n")[0]
                 self._beside.wait()
-                if verdict is Verdict.MEMORY_AND_CONTEXT and rung + 1 < len(engine.rungs):
-                    self._connection.send(Lowered(key, rung + 1, engine.rungs[rung + 1].text))
+                if verdict is Verdict.MEMORY_AND_CONTEXT and rung + 1 < len(engine.levels):
+                    self._connection.send(Lowered(key, rung + 1, engine.levels[rung + 1].text))
                     raise FreshProcessError(f"out of memory ({refused})") from error
             else:
                 return
         raise FramePackError(
-            f"the device has not enough memory, even with {engine.rungs[-1].text} ({refused}): "
+            f"the device has not enough memory, even with {engine.levels[-1].text} ({refused}): "
             "make the video smaller (resolution), or the latent_window_size"
         )
 

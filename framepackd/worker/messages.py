@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from framepack_core.errors import FreshProcessError
 from framepack_core.memory.footprint import Tiling
 from framepack_core.models.registry import ModelSpec
-from framepack_core.prompts import Cut
-from framepack_core.request import Request
+from framepack_core.request import Cut, Request
 from framepackd.worker import other_device
 from framepackd.worker.source_video import Continued
 

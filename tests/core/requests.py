@@ -1,4 +1,4 @@
-"""Requests for tiny videos, and what a run of one yields in a form that compares."""
+"""Requests for tiny videos, and the events of a run in a form that can be compared."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ def request_for(
 
 
 def everything(events: list[Step | Clip]) -> list[object]:
-    """All that an event says, as something that can be compared bit by bit."""
+    """Give all content of events in a form that can be compared bit by bit."""
     return [comparable(vars(event)) for event in events]
 
 

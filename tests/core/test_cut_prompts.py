@@ -1,4 +1,4 @@
-"""A prompt that is too long for a text encoder: which words it does not see."""
+"""A prompt that is too long for a text encoder: which words are cut off."""
 
 from functools import cache
 from pathlib import Path
@@ -12,8 +12,13 @@ from framepack_core.conditioning import Encoders
 from framepack_core.engine import Engine
 from framepack_core.models.registry import BUILT_IN, find
 from framepack_core.networks import encoders as conditioning
-from framepack_core.networks.encoders import MAX_POOLED_TOKENS, MAX_PROMPT_TOKENS, cut_clip, cut_llama
-from framepack_core.prompts import first_words
+from framepack_core.networks.encoders import (
+    MAX_POOLED_TOKENS,
+    MAX_PROMPT_TOKENS,
+    cut_clip,
+    cut_llama,
+    first_words,
+)
 from tests.conftest import tiny_spec
 from tests.core.requests import request_for
 
@@ -59,10 +64,8 @@ SENTENCES = (
 
 @pytest.mark.parametrize("sentence", SENTENCES)
 @pytest.mark.parametrize("base", BASES)
-def test_the_text_encoder_takes_256_tokens_and_what_is_told_is_what_comes_behind(
-    base: str, sentence: str
-) -> None:
-    """Counted the slow way: by how much of the prompt fits, word by word, with the end of the template."""
+def test_llama_reads_256_tokens_and_the_words_after_them_are_reported(base: str, sentence: str) -> None:
+    """The expectation is counted the slow way: word by word, with the end of the template."""
     tokenizer = llama(base)
 
     def tokens(text: str) -> int:
@@ -80,11 +83,11 @@ def test_the_text_encoder_takes_256_tokens_and_what_is_told_is_what_comes_behind
 
 @pytest.mark.parametrize("sentence", SENTENCES[:2])
 @pytest.mark.parametrize("base", BASES)
-def test_clip_takes_75_and_the_words_told_are_those_of_the_prompt(base: str, sentence: str) -> None:
+def test_clip_reads_75_tokens_and_the_reported_words_are_the_prompts(base: str, sentence: str) -> None:
     tokenizer = clip(base)
 
     def tokens(text: str) -> int:
-        ids: list[int] = tokenizer(conditioning._clean_for_clip(text), verbose=False)["input_ids"]
+        ids: list[int] = tokenizer(conditioning.clean_for_clip(text), verbose=False)["input_ids"]
         return len(ids) - 2
 
     words = [word for _ in range(30) for word in sentence.split()]
@@ -98,7 +101,7 @@ def test_clip_takes_75_and_the_words_told_are_those_of_the_prompt(base: str, sen
 
 @given(st.text(max_size=40), st.sampled_from(sorted(BASES)))
 @settings(deadline=None, max_examples=100)
-def test_any_text_can_be_told_and_what_is_told_is_in_it(text: str, base: str) -> None:
+def test_the_reported_words_of_any_text_are_in_it(text: str, base: str) -> None:
     prompt = text * 30
     for cut in (cut_llama(prompt, llama(base)), cut_clip(prompt, clip(base))):
         if cut is not None:
@@ -106,14 +109,14 @@ def test_any_text_can_be_told_and_what_is_told_is_in_it(text: str, base: str) ->
             assert cut.tokens > cut.taken
 
 
-def test_the_prompt_the_negative_and_the_timed_ones_are_told_each_and_once(tmp_path: Path) -> None:
+def test_prompt_negative_prompt_and_timed_prompts_are_each_reported_once(tmp_path: Path) -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
     long = {name: f"{name} " + "walks on " * 200 for name in ("cat", "dog", "cow")}
     timed = [{"from": 0, "to": 1, "text": long["dog"]}, {"from": 1, "to": 2, "text": "a frog"}]
     request = request_for(
         tmp_path, prompt=long["cat"], negative_prompt=long["cow"], prompts=timed, seconds=2, true_cfg_scale=2
     )
-    encoders = Encoders(engine.models, engine._places)
+    encoders = Encoders(engine.models, engine.places)
     for _ in range(2):  # encoded, and as it was kept
         cuts = encoders.encode(request).cuts
         assert [(cut.text, cut.encoder) for cut in cuts] == [

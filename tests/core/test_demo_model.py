@@ -60,7 +60,9 @@ def test_a_pan_is_nearer_to_itself_than_to_a_still_and_the_other_way(
         ("mist rises", "fog"),
     ],
 )
-def test_of_all_motions_the_one_asked_for_is_nearest(picture: torch.Tensor, prompt: str, motion: str) -> None:
+def test_the_requested_motion_is_nearest_of_all_motions(
+    picture: torch.Tensor, prompt: str, motion: str
+) -> None:
     made = make(engine("f1"), picture, prompt, 1)
     assert nearest(made, truths(picture, 37), LAST) == motion
 
@@ -73,12 +75,12 @@ def test_night_falls(picture: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["The knight draws his sword", "le chat dort", "猫が歩いている", ""])
-def test_words_that_it_does_not_know_make_it_sway_or_stand_still(picture: torch.Tensor, prompt: str) -> None:
+def test_unknown_words_make_the_picture_sway_or_stand_still(picture: torch.Tensor, prompt: str) -> None:
     made = make(engine("f1"), picture, prompt, 1)
     assert nearest(made, truths(picture, 37), LAST) in (OTHERWISE, "still")
 
 
-def test_a_word_stands_in_for_each_that_is_unknown_and_for_no_other() -> None:
+def test_one_word_replaces_each_unknown_word_and_no_other() -> None:
     tokenizer = engine("f1").models.tokenizer
     normalizer = tokenizer.backend_tokenizer.normalizer
     assert str(normalizer) == str(stand_in_for_unknown_words())
@@ -95,7 +97,7 @@ def test_the_same_seed_gives_the_same_frames(picture: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("motion", [*MOTIONS, None])
-def test_no_sentence_to_train_with_is_one_to_measure_with(motion: str | None) -> None:
+def test_training_and_test_sentences_are_disjoint(motion: str | None) -> None:
     by = random.Random(0)
     drawn = {" ".join(re.findall(r"\w+", draw(motion, by).lower())) for _ in range(5000)}
     measured = {

@@ -1,4 +1,4 @@
-"""The engine as a caller sees it: what it yields, what leaving the loop does, what it refuses."""
+"""The engine as its caller sees it: the events, leaving the loop, and refusals."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,9 @@ def small(image: Path, **settings: object) -> Request:
     return Request.model_validate({"image": image, "prompt": "a cat", **defaults, **settings})
 
 
-def test_it_yields_every_step_and_a_clip_after_every_section(tiny_engine: TinyEngine, image: Path) -> None:
+def test_generate_yields_every_step_and_a_clip_after_every_section(
+    tiny_engine: TinyEngine, image: Path
+) -> None:
     events = list(tiny_engine("framepack-i2v").generate(small(image)))
     told = [(e.section, e.step) if isinstance(e, Step) else e.section for e in events]
     assert told == [(0, 1), (0, 2), (0, 3), (0, 4), 0, (1, 1), (1, 2), (1, 3), (1, 4), 1]
@@ -86,7 +88,7 @@ def test_an_end_frame_of_another_shape_takes_the_size_of_the_picture(
 
 
 def test_each_guidance_branch_has_a_cache_of_its_own(tiny_engine: TinyEngine, image: Path) -> None:
-    """With equal prompts both branches see the same, so guidance must change nothing, cache or not."""
+    """With equal prompts both branches are equal, so guidance must change nothing, cached or not."""
     engine = tiny_engine("framepack-i2v")
 
     def generate(**settings: object) -> tuple[list[bool], torch.Tensor]:
@@ -100,7 +102,7 @@ def test_each_guidance_branch_has_a_cache_of_its_own(tiny_engine: TinyEngine, im
     assert (plain[1] - guided[1]).abs().max() < 1e-4
 
 
-def test_a_model_that_goes_forward_refuses_an_end_frame(tiny_engine: TinyEngine, image: Path) -> None:
+def test_a_forward_model_refuses_an_end_frame(tiny_engine: TinyEngine, image: Path) -> None:
     with pytest.raises(RequestError, match="framepack-f1 generates forward"):
         next(tiny_engine("framepack-f1").generate(small(image, end_image=image)))
 

@@ -1,4 +1,4 @@
-"""Every recorded case of the reference, float32 on the CPU, within the limits it was measured to need."""
+"""Every recorded case of the reference, float32 on the CPU, within measured tolerances."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,10 +23,10 @@ from tests.golden import CASES, TINY_MODELS, Case, group, worst
 from tests.golden.replay import (
     conditioned,
     history_of,
-    look_back,
     nothing_to_move,
     recorded_frequencies,
     request_of,
+    section_and_history,
     sha256,
     velocity_of,
 )
@@ -108,7 +108,7 @@ def test_solver_on_a_model_with_a_formula(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "limit"), [("b12_bf16_flow", SAMPLER), ("b13_bf16_flow_cfg2_rescale", 5e-3)]
 )
-def test_what_is_rounded_to_bfloat16_and_what_is_not(name: str, limit: float) -> None:
+def test_the_denoiser_rounds_to_bfloat16_where_the_reference_does(name: str, limit: float) -> None:
     case = CASES[name]
     t, p = case.tensors(), case.params
     sigmas = unipc.flow_sigmas(p["steps"], unipc.schedule_mu(p["seq_length"]))
@@ -119,7 +119,7 @@ def test_what_is_rounded_to_bfloat16_and_what_is_not(name: str, limit: float) ->
     texts = {"positive": torch.full((1, 512, 8), 0.05), "negative": torch.full((1, 512, 8), -0.11)}
 
     def formula(latents: torch.Tensor, step: int, branch: str) -> torch.Tensor:
-        """Stand in for the transformer in the cases that record what goes into it in production."""
+        """Replaces the transformer in the cases that record its inputs in production."""
         velocity = 0.3 * latents.float() + 0.2 * torch.sin(timesteps[step].float() / 50)
         return velocity + guidance.float() / 1e5 + texts[branch].mean()
 
@@ -275,12 +275,14 @@ def test_teacache(case: Case, tiny_engine: TinyEngine) -> None:
     sigmas = unipc.flow_sigmas(p["steps"], unipc.schedule_mu(tokens))
     steps = transformer.timesteps(sigmas, torch.float32)
     guidance = transformer.guidance(p["gs"], torch.float32)
-    tables = engine.embedders.tables(text, t["image_embeddings"], steps, guidance, nothing_to_move)
-    context = engine.core.look_back(*look_back(t))
+    precomputed = engine.embedders.precompute(text, t["image_embeddings"], steps, guidance, nothing_to_move)
+    context = engine.core.history_tokens(*section_and_history(t))
 
     def sample(cache: StepCache | None) -> torch.Tensor:
         denoiser = unipc.Denoiser(
-            lambda latents, step, _: engine.core(latents, tables, step, context, cache), sigmas, cache=cache
+            lambda latents, step, _: engine.core(latents, precomputed, step, context, cache),
+            sigmas,
+            cache=cache,
         )
         *_, last = unipc.sample_unipc(denoiser, t["noise"], sigmas)
         return last.denoised[-1]

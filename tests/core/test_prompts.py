@@ -15,9 +15,8 @@ from pydantic import ValidationError
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import RequestError
 from framepack_core.mistakes import explain
-from framepack_core.prompts import TimedPrompt, sections_of
-from framepack_core.request import Request
-from framepack_core.sections import frame_count, section_count
+from framepack_core.request import Request, TimedPrompt
+from framepack_core.sections import frame_count, section_count, sections_of
 from tests.core.requests import GUIDED, everything, request_for
 
 TinyEngine = Callable[[str], Engine]
@@ -35,7 +34,7 @@ def acting(
     return sections_of(prompts, kind, sections, 9, **more)
 
 
-def test_sections_are_told_in_the_order_in_which_they_are_made() -> None:
+def test_sections_are_listed_in_generation_order() -> None:
     assert acting([(0, 2.4), (2.4, 4.8)]) == [[0, 1], [2, 3]]
     assert acting([(0, 2.4), (2.4, 4.8)], "framepack") == [[2, 3], [0, 1]]
     assert acting([(3.6, 4.8), (0, 1.2)], "framepack") == [[0], [3]], "in any order"
@@ -46,21 +45,21 @@ def test_from_is_included_and_to_is_not() -> None:
     assert acting([(0.61, 1.81)]) == [[1]]
 
 
-def test_the_length_that_was_asked_for_may_be_named_though_the_video_is_shorter() -> None:
+def test_to_may_be_the_requested_length_although_the_video_is_shorter() -> None:
     assert acting([(3.6, 5.0)], asked=5.0) == [[3]]
-    with pytest.raises(RequestError, match=r"to = 5.1 ends behind the video, which has 4.83 s"):
+    with pytest.raises(RequestError, match=r"to = 5.1 ends after the video, which has 4.83 s"):
         acting([(3.6, 5.1)], asked=5.0)
 
 
-def test_what_is_there_already_comes_first() -> None:
+def test_times_begin_with_the_video_that_is_extended() -> None:
     assert acting([(4.8, 6.1)], before=4.8, sections=2) == [[0]]
     with pytest.raises(
-        RequestError, match=r"from = 0, to = 3 acts in no section: what is made lies from 4\.80"
+        RequestError, match=r"from = 0, to = 3 acts in no section: sections of 1\.20 s are made from 4\.80"
     ):
         acting([(0, 3)], before=4.8, sections=2)
 
 
-def test_one_that_would_act_nowhere_is_refused_with_where_the_middles_are() -> None:
+def test_a_prompt_that_acts_in_no_section_is_refused_and_the_middles_are_listed() -> None:
     with pytest.raises(
         RequestError, match=r"from = 0, to = 0.5 acts in no section.*0.60, 1.80, 3.00, 4.20 s"
     ):
@@ -73,9 +72,7 @@ def test_one_that_would_act_nowhere_is_refused_with_where_the_middles_are() -> N
     st.floats(1, 120),
     st.lists(st.floats(0, 1), min_size=2, max_size=6, unique=True),
 )
-def test_neighbouring_spans_share_the_sections_out(
-    kind: Any, window: int, seconds: float, cuts: list[float]
-) -> None:
+def test_adjacent_spans_share_all_sections(kind: Any, window: int, seconds: float, cuts: list[float]) -> None:
     sections = section_count(seconds, window)
     length = frame_count(sections, window) / 30
     edges = [0, *sorted(cut * length for cut in cuts), length]
@@ -103,7 +100,7 @@ def test_neighbouring_spans_share_the_sections_out(
         ({"from": 0}, "prompts must be a list, got"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_value(prompts: Any, told: str, tmp_path: Path) -> None:
+def test_a_wrong_prompt_is_refused_with_its_value(prompts: Any, told: str, tmp_path: Path) -> None:
     with pytest.raises(ValidationError) as caught:
         request_for(tmp_path, prompts=prompts)
     with pytest.raises(AssertionError, match=told):
@@ -111,14 +108,14 @@ def test_what_is_wrong_is_told_with_its_value(prompts: Any, told: str, tmp_path:
 
 
 def latents(engine: Engine, request: Request) -> list[torch.Tensor]:
-    """Give what each section became, in generation order."""
+    """Give the latents of each section, in generation order."""
     *_, last = engine.generate(request)
     assert isinstance(last, Clip)
     return list(last.progress.sampled)
 
 
 @pytest.mark.parametrize("transformer", KINDS)
-def test_where_each_prompt_says_the_same_the_video_is_the_same(
+def test_equal_prompts_give_the_video_of_a_single_prompt(
     tiny_engine: TinyEngine, tmp_path: Path, transformer: str
 ) -> None:
     engine = tiny_engine(transformer)
@@ -127,7 +124,7 @@ def test_where_each_prompt_says_the_same_the_video_is_the_same(
     assert everything(list(engine.generate(plain))) == everything(list(engine.generate(with_times)))
 
 
-def test_a_prompt_acts_in_its_sections_and_the_jobs_own_elsewhere(
+def test_a_timed_prompt_acts_in_its_sections_and_the_jobs_prompt_elsewhere(
     tiny_engine: TinyEngine, tmp_path: Path
 ) -> None:
     small = {"seconds": 1.6, "prompts": [timed(0.8, 1.2)]}  # sections of 0.4 s
@@ -151,7 +148,7 @@ def test_a_prompt_acts_in_its_sections_and_the_jobs_own_elsewhere(
 
 
 @pytest.mark.parametrize("transformer", KINDS)
-def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
+def test_resuming_after_any_event_gives_the_same_bits(
     tiny_engine: TinyEngine, tmp_path: Path, transformer: str
 ) -> None:
     engine = tiny_engine(transformer)
@@ -164,19 +161,19 @@ def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
         assert everything(following) == everything(whole[number + 1 : number + 4]), f"after event {number}"
 
 
-def test_tables_are_those_of_one_text_at_a_time_and_made_again_only_for_another(
+def test_each_text_is_precomputed_once_and_one_positive_text_is_kept_at_a_time(
     tiny_engine: TinyEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At full size those of one text take 100 MB on the device."""
+    """At full size, what is precomputed for one text takes 100 MB on the device."""
     engine = tiny_engine("framepack-f1")
     made: list[Any] = []
-    tables = engine._tables
+    precompute = engine.embedders.precompute
 
-    def noting(*args: Any) -> Any:
-        made.append(args[-1])
-        return tables(*args)
+    def noting(text: Any, *args: Any) -> Any:
+        made.append(text.pooled_prompt_embeds)
+        return precompute(text, *args)
 
-    monkeypatch.setattr(engine, "_tables", noting)
+    monkeypatch.setattr(engine.embedders, "precompute", noting)
     spans = [timed(0, 0.8), timed(0.8, 1.2, "a bird")]  # then the job's own
     request = request_for(tmp_path, seconds=1.6, prompts=spans, true_cfg_scale=2.0)
     conditioned = engine.encode(request)
@@ -184,7 +181,10 @@ def test_tables_are_those_of_one_text_at_a_time_and_made_again_only_for_another(
     assert sum(isinstance(event, Step) for event in events) == 12
     dog, bird = conditioned.timed
     expected = [dog, conditioned.negative, bird, conditioned.positive]
-    assert [id(text) for text in made] == [id(text) for text in expected]
+    assert len(made) == len(expected)
+    for text, wanted in zip(made, expected, strict=True):
+        assert wanted is not None
+        assert torch.equal(text, wanted.pooled_prompt_embeds)
 
 
 def test_each_text_is_encoded_once(tiny_engine: TinyEngine, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What was encoded for the last jobs is not encoded again, and is what it would be."""
+"""Texts and pictures of recent requests are not encoded again, and reused results are right."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_the_same_prompt_and_picture_are_not_encoded_again(
     assert calls == ALL
 
 
-def test_what_comes_from_the_cache_is_what_a_fresh_engine_computes(engine: Engine, tmp_path: Path) -> None:
+def test_reused_results_are_those_that_a_new_engine_computes(engine: Engine, tmp_path: Path) -> None:
     image, end = picture(tmp_path / "a.png"), picture(tmp_path / "b.png", 1)
     everything = {"end_image": end, "keyframes": {0: end, 1: image}, "seed": 7}
     guided = {"negative_prompt": "blurry", "true_cfg_scale": 2.0, "prompt": "a dog"}
@@ -105,7 +105,7 @@ def test_a_picture_that_was_replaced_is_encoded(engine: Engine, calls: Counter[s
     assert (calls["image_encoder"], calls["vae.encoder"], calls["text_encoder"]) == (2, 2, 1)
 
 
-def test_what_was_not_asked_for_longest_gives_way() -> None:
+def test_the_least_recently_used_result_is_dropped() -> None:
     made: list[str] = []
     recent = Recent[str](2)
 

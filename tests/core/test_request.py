@@ -1,4 +1,4 @@
-"""Requests check themselves, and mistakes are told in words."""
+"""Requests check themselves, and mistakes are explained in words."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Going on from any event gives, to the bit, what an undisturbed run gives."""
+"""Resuming after any event gives the bits of an uninterrupted run."""
 
 from dataclasses import replace
 from itertools import islice
@@ -26,7 +26,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
+def test_resuming_after_any_event_gives_the_same_bits(
     tiny_engine: TinyEngine, tmp_path: Path, mode: str
 ) -> None:
     transformer, settings = MODES[mode]
@@ -37,7 +37,7 @@ def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
     if "cached" in mode or mode == "scheduled":
         assert not all(event.computed for event in whole if isinstance(event, Step)), "the cache is at work"
     for number, event in enumerate(whole):
-        # What follows depends on the progress alone, which is compared too: three events stand for the rest.
+        # What follows depends on the progress alone, which is compared too: three events are enough.
         following = list(islice(engine.sample(request, conditioned, resume=event.progress), 3))
         assert everything(following) == everything(whole[number + 1 : number + 4]), f"after event {number}"
     third = whole[len(whole) // 3]
@@ -70,8 +70,8 @@ def test_resuming_repeats_no_step_and_with_a_cache_at_most_two_calls(
             assert left <= calls[0] <= left + most, (cache, number)
 
 
-def test_the_generator_of_the_noise_is_part_of_the_state(tiny_engine: TinyEngine, tmp_path: Path) -> None:
-    """Other draws between, in another process or in this one, change nothing."""
+def test_the_noise_generator_is_part_of_the_progress(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+    """Other draws in between, in this process or another, change nothing."""
     engine = tiny_engine("framepack-i2v")
     request = request_for(tmp_path)
     events = list(engine.generate(request))
@@ -85,7 +85,7 @@ def test_the_generator_of_the_noise_is_part_of_the_state(tiny_engine: TinyEngine
 def test_sections_whose_latents_are_known_are_decoded_again_but_not_sampled_again(
     tiny_engine: TinyEngine, tmp_path: Path
 ) -> None:
-    """Frames that got lost are made again from the latents."""
+    """Lost frames are made again from the latents."""
     engine = tiny_engine("framepack-f1")
     request = request_for(tmp_path)
     whole = list(engine.generate(request))
@@ -96,10 +96,10 @@ def test_sections_whose_latents_are_known_are_decoded_again_but_not_sampled_agai
 
 
 @pytest.mark.parametrize("mode", ["four-sections", "f1-four-sections", "cached"])
-def test_without_its_later_sections_a_progress_is_that_of_the_last_one_left(
+def test_dropping_later_sections_gives_the_progress_after_the_last_one_left(
     tiny_engine: TinyEngine, tmp_path: Path, mode: str
 ) -> None:
-    """Noise included: latents that got lost are made again to the bit."""
+    """Lost latents are made again with the same noise and bits."""
     transformer, settings = MODES[mode]
     engine, request = tiny_engine(transformer), request_for(tmp_path, **settings)
     events = list(engine.generate(request))

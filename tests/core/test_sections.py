@@ -1,4 +1,4 @@
-"""What must hold of every plan and every history, whatever the length and window."""
+"""Properties of every plan and every history, for all lengths and windows."""
 
 import torch
 from hypothesis import given
@@ -84,7 +84,7 @@ def test_history_holds_the_video_in_the_order_of_time(kind: Kind, sections: int,
     assert history.latents.shape[2] <= max(HISTORY_FRAMES, 2 * window + 1), "however long the video is"
 
 
-def test_what_a_section_looks_back_on_is_the_nearest_material_first() -> None:
+def test_a_sections_history_begins_with_the_nearest_frames() -> None:
     start = torch.full((1, 1, 1, 1, 1), -1.0)
     for kind, nearest in (("framepack", [100.0]), ("f1", [102.0])):
         history = History(kind, 3, start)

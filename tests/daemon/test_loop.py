@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import event
 
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
-from framepack_core.prompts import Cut
+from framepack_core.request import Cut
 from framepackd.control import commands
 from framepackd.delivery import deliveries
 from framepackd.folders import MARKER

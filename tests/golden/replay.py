@@ -68,7 +68,7 @@ def nothing_to_move(_: torch.nn.Module) -> nullcontext[None]:
     return nullcontext()
 
 
-def look_back(t: Tensors) -> tuple[Section, HistoryContext]:
+def section_and_history(t: Tensors) -> tuple[Section, HistoryContext]:
     """Give what a section looks back on, as recorded."""
 
     def indices(name: str) -> tuple[int, ...]:
@@ -98,12 +98,12 @@ def velocity_of(case: Case, core: Core, embedders: Embedders) -> torch.Tensor:
     mask = t["encoder_attention_mask"].bool().to(weight.device)
     text = TextConditioning(there("encoder_hidden_states"), mask, there("pooled_projections"))
     steps, scale = (t[name].to(weight.device) for name in ("timestep", "guidance"))
-    tables = embedders.tables(text, there("image_embeddings"), steps, scale, nothing_to_move)
-    section, history = look_back(t)
-    context = core.look_back(
+    precomputed = embedders.precompute(text, there("image_embeddings"), steps, scale, nothing_to_move)
+    section, history = section_and_history(t)
+    context = core.history_tokens(
         section, HistoryContext(*(part.to(weight.device, weight.dtype) for part in history))
     )
-    velocity: torch.Tensor = core(there("hidden_states"), tables, 0, context, None)
+    velocity: torch.Tensor = core(there("hidden_states"), precomputed, 0, context, None)
     return velocity
 
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show, on the tiny model."""
+"""Tests that need a real GPU, with the tiny model."""
 
 from pathlib import Path
 
@@ -44,23 +44,23 @@ def test_in_float32_the_gpu_computes_what_the_cpu_computes(image: Path) -> None:
     assert (on_gpu.latents - on_cpu.latents).abs().max() < 1e-2
 
 
-def test_in_the_dtypes_of_the_reference_it_runs_and_repeats_itself(image: Path) -> None:
+def test_in_the_references_dtypes_a_video_is_reproducible(image: Path) -> None:
     first, second = last_clip(image, "cuda", "auto"), last_clip(image, "cuda", "auto")
     assert torch.isfinite(first.latents).all()
     assert torch.equal(first.latents, second.latents)
 
 
-def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: Path) -> None:
-    """Only here do streams run beside the computing: a block that did not wait for its weights would show."""
+def test_every_placement_gives_the_same_bits(image: Path) -> None:
+    """Only on a GPU do copies run during computing: a block that did not wait for its weights would show."""
     request = Request(
         image=image, prompt="a cat", seconds=1, latent_window_size=3, steps=4, width=48, height=32
     )
     for tiling in (True, False):
         engine = Engine.load(tiny_spec(), device="cuda", tiling=tiling)
         made = []
-        for number, rung in enumerate(engine.rungs):
-            if rung.tile != 128:
-                engine.take_rung(number)
+        for number, level in enumerate(engine.levels):
+            if level.tile != 128:
+                engine.take_level(number)
                 *_, clip = engine.generate(request)
                 assert isinstance(clip, Clip)
                 made.append(clip.latents)
@@ -68,7 +68,7 @@ def test_what_stays_what_visits_and_what_is_streamed_gives_the_same_bits(image: 
         assert all(torch.equal(made[0], other) for other in made[1:])
 
 
-def test_merged_loras_reach_the_gpu_wherever_weights_live(image: Path, tmp_path: Path) -> None:
+def test_merged_loras_reach_the_gpu_on_every_level(image: Path, tmp_path: Path) -> None:
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
     plain = Request(
         image=image, prompt="a cat", seconds=1, latent_window_size=3, steps=4, width=48, height=32
@@ -77,9 +77,9 @@ def test_merged_loras_reach_the_gpu_wherever_weights_live(image: Path, tmp_path:
     for precision in ("exact", "fp8"):
         engine = Engine.load(tiny_spec(), device="cuda", precision=precision)
         made = []
-        for number, rung in enumerate(engine.rungs):
-            if rung.tile != 128:
-                engine.take_rung(number)
+        for number, level in enumerate(engine.levels):
+            if level.tile != 128:
+                engine.take_level(number)
                 for request in (plain, merged, plain, merged):
                     *_, clip = engine.generate(request)
                     assert isinstance(clip, Clip)
@@ -94,7 +94,7 @@ def test_merged_loras_reach_the_gpu_wherever_weights_live(image: Path, tmp_path:
 )
 @pytest.mark.parametrize("length", [1, 100, 18325])
 @pytest.mark.parametrize(("columns", "rows"), [(3072, 9216), (15360, 3072)])
-def test_multiplied_in_8_bits_a_layer_is_as_near_as_on_the_cpu(length: int, columns: int, rows: int) -> None:
+def test_multiplying_in_8_bits_is_as_exact_as_on_the_cpu(length: int, columns: int, rows: int) -> None:
     device = torch.device("cuda")
     assert fp8.multiplies(device, torch.bfloat16)
     torch.manual_seed(1)
@@ -118,7 +118,7 @@ def test_multiplied_in_8_bits_a_layer_is_as_near_as_on_the_cpu(length: int, colu
 def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
     engine = Engine.load(tiny_spec(), device="cuda")
     expected = last_clip(image, "cuda", "auto").latents
-    engine.take_rung(len(engine.rungs) - 2)
+    engine.take_level(len(engine.levels) - 2)
     assert all(weight.is_pinned() for weight in engine.core.blocks.parameters())
     assert engine.models.text_encoder.layers[0].mlp.up_proj.weight.device.type == "cpu"
     request = Request(
@@ -129,8 +129,8 @@ def test_page_locked_blocks_are_streamed_to_the_same_bits(image: Path) -> None:
     assert torch.equal(clip.latents, expected)
 
 
-def test_a_copy_to_the_host_holds_what_was_computed_when_it_was_asked_for() -> None:
-    """It is made beside what is computed: neither too early nor of memory that is used again."""
+def test_a_copy_to_the_host_holds_the_values_at_the_time_of_the_call() -> None:
+    """The copy runs during computing: it must neither start too early nor read reused memory."""
     latents = torch.randn(1, 16, 9, 80, 76, device="cuda")
     copies, expected = [], []
     for number in range(20):

@@ -1,4 +1,4 @@
-"""The cards that are played: what they hold, and how fast they are by their data sheets."""
+"""The cards that are played: their memory and their speed, from data sheets."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ CONTEXT = 500 << 20  # what CUDA's context takes of a card
 
 @dataclass(frozen=True)
 class CardModel:
-    """A card, by a roofline: an operation takes as long as its arithmetic or its traffic does."""
+    """A card as a roofline model: an operation takes the longer of its arithmetic and its traffic."""
 
     name: str
     memory: int  # bytes, as the driver tells them

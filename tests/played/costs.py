@@ -1,4 +1,4 @@
-"""What operations cost on a card: the arithmetic of matrices, the traffic of all else."""
+"""The time of operations on a card: arithmetic for matrix products, memory traffic for all others."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def of(
 
 
 def attention_kernels(query: torch.Tensor, mask: torch.Tensor | None, *, gqa: bool) -> tuple[str, ...]:
-    """Name those of PyTorch's kernels that take such an input; where none does, it is done in plain steps."""
+    """Name PyTorch's attention kernels that accept such an input; without one, plain operations are used."""
     half, head = query.dtype in (torch.float16, torch.bfloat16), query.shape[-1]
     takes = {
         "flash": half and mask is None and head <= 256 and not gqa,

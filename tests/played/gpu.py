@@ -1,4 +1,4 @@
-"""A GPU that is none: the code path of CUDA, played on a machine without one.
+"""A played GPU: runs the code path of CUDA on a machine without a GPU.
 
 What a GPU would refuse is refused: tensors of two devices in an operation. What it would make the program
 wait for is noted, with the line: copies, ``.item()``, streams that are waited for. What it would not notice
@@ -45,7 +45,7 @@ class _Failure:
 
 
 class PlayedGpu:
-    """Plays a GPU inside a ``with``; one at a time, in all threads that are started inside."""
+    """Plays a GPU inside a ``with`` block, one at a time, also for threads started in the block."""
 
     ended = 0.0  # the clock of the last one: streams that the program keeps may have work until then
 
@@ -85,20 +85,20 @@ class PlayedGpu:
     def fail(
         self, error: Exception, within: str = "", *, times: int = 1, after: int = 0, breaks: bool = False
     ) -> None:
-        """Have operations on the card fail that a function of the program asks for.
+        """Let operations on the card fail that a function of the program starts.
 
         Args:
             error: what is raised.
-            within: the function's name; it or one that it calls asks for it.
+            within: the name of a function on the call stack; "" for any.
             times: how often.
-            after: how many go well before.
-            breaks: every operation after it fails likewise, as in a CUDA context that is broken.
+            after: how many operations succeed before.
+            breaks: whether every later operation fails too, as in a broken CUDA context.
         """
         self._failures.append(_Failure(error, within, times, after, breaks))
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Count what happens inside under a name."""
+        """Count what happens inside the block under the name of a phase."""
         before, self.phase = self.phase, phase
         began = self.time
         try:
@@ -116,11 +116,11 @@ class PlayedGpu:
         self.faults[f"{text}, at {self._site()}"] += 1
 
     def _site(self) -> str:
-        """Say which line of the program is at work."""
+        """Name the current line of the program."""
         return next((_line(frame) for frame in _frames() if _is_program(frame)), "the test")
 
     def host_waits(self, what: str, order: Order, until: float) -> None:
-        """Have the host wait until work is done."""
+        """Let the host wait until work is done."""
         if self._broken is not None:
             raise self._broken
         join(self.host, order)
@@ -139,7 +139,7 @@ class PlayedGpu:
         self.host_waits(what, order, max(stream.until for stream in self._streams))
 
     def has_reached(self, order: Order, until: float) -> bool:
-        """Say whether work is done, without waiting for it."""
+        """Return whether work is done, without waiting for it."""
         self.time += self.card.launch
         if until > self.time:
             return False
@@ -150,7 +150,7 @@ class PlayedGpu:
         return self.blocks.get(body_of(tensor).untyped_storage()._cdata)
 
     def allocate(self, body: torch.Tensor) -> bool:
-        """Have a tensor's storage lie on the card; says whether it did not yet."""
+        """Put a tensor's storage on the card; return whether it was not there yet."""
         storage: Any = body.untyped_storage()
         if storage._cdata in self.blocks:
             return False
@@ -158,7 +158,7 @@ class PlayedGpu:
         return True
 
     def hold_on_host(self, body: torch.Tensor) -> None:
-        """Follow who uses page-locked memory."""
+        """Record the use of page-locked memory."""
         storage: Any = body.untyped_storage()
         if storage._cdata not in self.blocks:
             address = storage.data_ptr() if body.device.type == "cpu" else 0
@@ -190,7 +190,7 @@ class PlayedGpu:
         *,
         copies: bool = False,
     ) -> None:
-        """Have the current stream do something."""
+        """Add an operation to the current stream."""
         self._break()
         stream = self.current
         join(stream.after, self.host)
@@ -222,7 +222,7 @@ class PlayedGpu:
         return (block for tensor in used if (block := self.block(tensor)) is not None)
 
     def host_touches(self, tensors: Iterable[torch.Tensor], written: Iterable[torch.Tensor] = ()) -> None:
-        """See that the host neither reads what is still copied to, nor writes what is still copied from."""
+        """Check that the host neither reads the target nor writes the source of an unfinished copy."""
         for block in self._blocks(tensors):
             name, tick = block.wrote
             if not block.on_card and name and self.host[name] < tick:
@@ -233,7 +233,7 @@ class PlayedGpu:
                     self.fault(f"the host writes what {name} may still be copying from")
 
     def _break(self) -> None:
-        """Fail, if a test wants it."""
+        """Raise a failure that the test has planted here."""
         if self._broken is not None:
             raise self._broken
         for failure in self._failures:
@@ -251,7 +251,7 @@ class PlayedGpu:
                 self._broken = failure.error
             raise failure.error
 
-    # What stands for torch.cuda.
+    # Replacements of torch.cuda's functions.
 
     @property
     def current(self) -> Stream:
@@ -366,7 +366,7 @@ def _modes() -> Iterator[None]:
 
 
 def _in_every_thread(run: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
-    """Play the GPU in threads too: torch's modes are those of one."""
+    """Play the GPU in threads too: torch's modes hold for a single thread."""
 
     def running(thread: threading.Thread) -> None:
         with _modes():

@@ -1,4 +1,4 @@
-"""Memory of the played GPU: what is held of the card and of page-locked host memory, and who uses it.
+"""Memory of the played GPU: allocations on the card and in page-locked memory, and their uses.
 
 The card's allocator keeps what is given back: for its own stream at once, for what others were told of by
 ``record_stream`` when they are done with it. It loses nothing to gaps, which a real one does.
@@ -54,12 +54,12 @@ class CardMemory:
 
     @property
     def held(self) -> int:
-        """What nobody else can get by now: live, or given back while a stream still needs it."""
+        """Bytes that cannot be allocated now: live, or freed while a stream still uses them."""
         self._given_back = [(until, size) for until, size in self._given_back if until > self.gpu.time]
         return self.live + sum(size for _, size in self._given_back)
 
     def allocate(self, storage: Any, stream: Stream) -> Block:
-        """Take memory for a storage.
+        """Allocate memory for a storage.
 
         Raises:
             OutOfMemoryError: there is not enough.
@@ -83,7 +83,7 @@ class CardMemory:
         return block
 
     def free(self, block: Block) -> None:
-        """Take memory back: its own stream may use it again at once, the host's program may not notice."""
+        """Free memory: its own stream may reuse it at once."""
         self.live -= block.nbytes
         safe = block.home.now()
         join(safe, self.gpu.host)
@@ -98,7 +98,7 @@ class CardMemory:
             self._given_back.append((until, block.nbytes))
 
     def _drain(self) -> None:
-        """Wait for streams, as the allocator does before it gives up."""
+        """Wait for streams, as torch's allocator does before it raises."""
         if self._given_back:
             self.drains += 1
             self.gpu.note("allocator waits")
@@ -107,7 +107,7 @@ class CardMemory:
         self.reserved = self.held
 
     def empty_cache(self) -> None:
-        """Give back to the driver what is kept, which waits for the whole card."""
+        """Release cached memory to the driver, after waiting for the whole card."""
         if self.reserved > self.live:
             self.gpu.wait_for_all("empty_cache")
             self._drain()
@@ -117,7 +117,7 @@ class CardMemory:
 
 
 class HostMemory:
-    """What is page-locked: by torch, which hands it out in powers of two and keeps it, or by the program."""
+    """Page-locked memory: torch's, in powers of two and cached, or the program's own."""
 
     def __init__(self, gpu: "PlayedGpu") -> None:
         self.gpu = gpu
@@ -138,7 +138,7 @@ class HostMemory:
         return any(start <= begin and end <= start + size for start, size in self._ranges.items())
 
     def lock(self, body: torch.Tensor) -> None:
-        """Have a tensor be torch's page-locked memory."""
+        """Record that a tensor is in torch's page-locked memory."""
         storage: Any = body.untyped_storage()
         key, size = storage._cdata, 1 << max(storage.nbytes() - 1, 1).bit_length()
         if key in self._pinned:
@@ -157,12 +157,12 @@ class HostMemory:
         watch(storage, gone)
 
     def empty_cache(self) -> None:
-        """Give back what torch keeps."""
+        """Release the memory that torch caches."""
         self.locked -= sum(size * count for size, count in self._kept.items())
         self._kept.clear()
 
     def register(self, address: int, size: int, flags: int) -> int:
-        """Lock memory of the program's own; gives CUDA's error, 0 for none."""
+        """Page-lock memory of the program; return CUDA's error, 0 for none."""
         if self.refuse_to_register(size):
             return 2  # cudaErrorMemoryAllocation
         if any(start < address + size and address < start + have for start, have in self._ranges.items()):

@@ -1,4 +1,4 @@
-"""The tiny models on a GPU that is played, and a request on its way through the engine there."""
+"""The tiny models on a played GPU, and a request that runs through the engine there."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae", "image_encoder"
 
 
 def tiny_models(transformer: str = "framepack-i2v", precision: Precision = "exact") -> loading.Models:
-    """Load a tiny model in the dtypes of a GPU; but the VAE in float32: half precision takes a CPU long."""
+    """Load a tiny model in the dtypes of a GPU, but the VAE in float32: CPUs are slow in half precision."""
     models = loading.load(
         tiny_spec(transformer), dtype=torch.bfloat16, encoder_dtype=torch.float16, precision=precision
     )
@@ -33,14 +33,14 @@ def tiny_models(transformer: str = "framepack-i2v", precision: Precision = "exac
 
 
 def played(models: loading.Models) -> loading.Models:
-    """Have the GPU that is played be able to take a model's components."""
+    """Make a model's components playable."""
     for name in PARTS:
         play(getattr(models, name))
     return models
 
 
 def planner(device: torch.device, precision: Precision = "exact", room: int | None = None) -> Planner:
-    """Plan for the card that is played, or for the CPU, as :meth:`Engine.load` does.
+    """Plan for the played card, or for the CPU, as :meth:`Engine.load` does.
 
     ``room``: bytes for blocks that stay, instead of the plan's own: a tiny model's would all find room.
     """
@@ -69,7 +69,7 @@ def picture(folder: Path, name: str = "image.png", seed: int = 0, size: tuple[in
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a request."""
+    """The results of a request."""
 
     clip: Clip | None  # the last
     steps: list[Step]
@@ -84,7 +84,7 @@ def run(
     *,
     leave: Callable[[Step | Clip], bool] = lambda event: False,
 ) -> Run:
-    """Go through a request as the worker does; phases are encode, first step, step, last step and decode."""
+    """Run a request as the worker does, in the phases encode, first step, step, last step and decode."""
     with gpu.during("encode"):
         conditioned = engine.encode(request)
     steps, seconds, clip, copied = [], [], None, None

@@ -1,4 +1,4 @@
-"""Operations on played tensors: computed, or only their shapes; what they copy, hold and use."""
+"""Operations on played tensors: computes values or only shapes, and records copies and memory."""
 
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -29,7 +29,7 @@ _ONLY_ALLOCATED = ("aten::empty", "aten::new_empty")
 
 
 class Operations:
-    """What the program has the card do."""
+    """Carries out the program's operations on the card."""
 
     def __init__(self, gpu: "PlayedGpu") -> None:
         self.gpu = gpu
@@ -95,7 +95,7 @@ class Operations:
         return wrapped
 
     def _on_the_host(self, func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> Any:
-        """Do an operation that does not concern the card, but may use what is copied there or from it."""
+        """Do an operation on the host, which may use tensors that are being copied."""
         self.gpu.host_touches(tensors, _written(func, args))
         if kwargs.get("pin_memory"):
             result: torch.Tensor = func(*args, **(kwargs | {"pin_memory": False}))
@@ -122,7 +122,7 @@ class Operations:
                 raise RefusedError(text)
 
     def _is_large(self, args: Any, kwargs: Any) -> bool:
-        """Say whether what a function is to make lies on meta."""
+        """Return whether a function makes its result on meta."""
         size = args if args and isinstance(args[0], int) else (*args, kwargs.get("size"))[0]
         if isinstance(size, torch.Tensor):
             return self.gpu.full and size.numel() > KEPT
@@ -148,7 +148,7 @@ class Operations:
         return made
 
     def attention(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Attend, and note which of PyTorch's kernels could."""
+        """Compute attention, and record which of PyTorch's kernels accept it."""
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         named = dict(zip(names, args, strict=False)) | kwargs
         tensors = [value for value in named.values() if isinstance(value, torch.Tensor)]
@@ -208,7 +208,7 @@ class Operations:
         body = body_of(source)
         up = source.device.type == "cpu" and target.type == "cuda"
         if source.is_cuda and target.type == "cpu" and body.device.type == "meta":
-            copy = torch.zeros(body.shape, dtype=options["dtype"])  # what the host goes on with
+            copy = torch.zeros(body.shape, dtype=options["dtype"])  # the host continues with this
         elif body.device.type == "meta" or (up and self.gpu.full and body.numel() > KEPT):
             copy = torch.empty_like(body, device="meta", **options)
         else:

@@ -1,4 +1,4 @@
-"""What operations give on the meta device, remembered: torch computes shapes in Python, each time anew."""
+"""Caches the shapes of operations' results on the meta device: torch computes them in Python each time."""
 
 from functools import cache
 from typing import Any
@@ -9,7 +9,7 @@ _known: dict[Any, tuple[torch.Size, tuple[int, ...], torch.dtype]] = {}
 
 
 def compute(func: Any, args: Any, kwargs: Any) -> Any:
-    """Call an operation whose tensors all lie on meta."""
+    """Call an operation whose tensors are all on meta."""
     kind = _kind(func)
     key = (func, _described(args), _described(kwargs)) if kind else None
     if key in _known:
@@ -25,7 +25,7 @@ def compute(func: Any, args: Any, kwargs: Any) -> Any:
 
 @cache
 def _kind(func: Any) -> str | None:
-    """Say whether an operation makes a new tensor, or writes to its first one and gives that."""
+    """Return whether an operation makes a new tensor, instead of writing to its first one."""
     schema = func._schema
     if len(schema.returns) != 1 or str(schema.returns[0].type) != "Tensor":
         return None
@@ -37,7 +37,7 @@ def _kind(func: Any) -> str | None:
 
 
 def _described(value: Any) -> Any:
-    """Give all of an argument that a shape may depend on, as something that can be looked up."""
+    """Give everything in an argument on which a shape can depend, as a key for a dict."""
     if isinstance(value, torch.Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, tuple | list):

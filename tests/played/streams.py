@@ -1,7 +1,7 @@
-"""Streams and events of the played GPU: what is ordered after what, and when it is done by the clock.
+"""Streams and events of the played GPU: the order of operations, and when each is done.
 
 Operations are numbered, whatever stream they are in. A stream, an event and the host each know up to which
-number of every stream they come after; what they do not know of may still be going on.
+number of every stream they come after; any other operation may still be running.
 """
 
 import itertools
@@ -20,18 +20,18 @@ _ticks = itertools.count(1)  # over all GPUs: streams that the program keeps see
 
 
 def playing() -> "PlayedGpu":
-    """Give the GPU that is played: a program may keep streams from an earlier one."""
+    """Give the current played GPU; the program may keep streams of an earlier one."""
     return PLAYING[-1]
 
 
 def join(into: Order, other: Order) -> None:
-    """Have what comes after ``into`` come after ``other`` as well."""
+    """Order everything after ``into`` also after ``other``."""
     for name, tick in other.items():
         into[name] = max(into[name], tick)
 
 
 class Stream:
-    """Stands for ``torch.cuda.Stream``."""
+    """Replaces ``torch.cuda.Stream``."""
 
     def __init__(self, device: torch.device, name: str | None = None) -> None:
         self.device = device
@@ -46,7 +46,7 @@ class Stream:
         return self.tick
 
     def now(self) -> Order:
-        """Say what comes before whatever is given to it next."""
+        """Give the order of the stream's next operation: all that comes before it."""
         order = Order(self.after)
         order[self.name] = max(order[self.name], self.tick)
         return order
@@ -72,7 +72,7 @@ class Stream:
 
 
 class Event:
-    """Stands for ``torch.cuda.Event``."""
+    """Replaces ``torch.cuda.Event``."""
 
     def __init__(self, *_: object, **__: object) -> None:
         self.order = Order()
@@ -85,7 +85,7 @@ class Event:
         (stream or playing().current).wait_event(self)
 
     def synchronize(self) -> None:
-        if self.order:  # else it was never recorded, and nobody waits for it
+        if self.order:  # an event that was never recorded is done
             playing().host_waits("event.synchronize", self.order, self.until)
 
     def query(self) -> bool:

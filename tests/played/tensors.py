@@ -1,4 +1,4 @@
-"""Tensors of the played GPU: each a label of where it is, and an body in host memory or on meta.
+"""Tensors of the played GPU: each has a label of its device, and data in host memory or on meta.
 
 The body holds real numbers, so that results can be compared; or it lies on the meta device, where
 nothing is computed and only shapes, dtypes and bytes are. A CPU-only torch refuses the very word "cuda" and
@@ -22,11 +22,11 @@ _TO_THE_HOST = (torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.data_ptr)
 
 
 class RefusedError(RuntimeError):
-    """A GPU would refuse this."""
+    """A real GPU would refuse this operation."""
 
 
 class Played(torch.Tensor):
-    """A tensor with a label of where it is."""
+    """A tensor with a label of its device."""
 
     body: torch.Tensor
     place: torch.device
@@ -93,7 +93,7 @@ class PlainOperations(TorchDispatchMode):  # type: ignore[no-untyped-call] # as 
 
 
 def body_of(value: Any) -> Any:
-    """Give what a played tensor stands for; anything else as it is."""
+    """Give the data of a played tensor; anything else unchanged."""
     return value.body if isinstance(value, Played) else value
 
 
@@ -131,7 +131,7 @@ def _set_data(old: torch.Tensor, new: torch.Tensor) -> None:
 
 
 def _to_the_host(func: Any, tensor: torch.Tensor, **options: Any) -> Any:
-    """Let the host look at a tensor's numbers: numpy, tolist, data_ptr."""
+    """Let the host read a tensor's values: numpy, tolist, data_ptr."""
     if isinstance(tensor, Played):
         if tensor.is_cuda and func is torch.Tensor.numpy:
             raise RefusedError("numpy() of a tensor on the card")
@@ -145,7 +145,7 @@ def _to_the_host(func: Any, tensor: torch.Tensor, **options: Any) -> Any:
 
 
 def play(module: torch.nn.Module) -> torch.nn.Module:
-    """Have a module's tensors be played ones, in host memory; what is the same tensor stays the same."""
+    """Replace a module's tensors by played ones in host memory; shared tensors stay shared."""
     seen: dict[int, torch.Tensor] = {}
     for part in module.modules():
         held: dict[str, torch.Tensor | None]

@@ -1,4 +1,4 @@
-"""The engine over CUDA, on a GPU that is none: the bits are the CPU's, and nothing is done out of order."""
+"""The engine on a played GPU: the bits of the CPU, and no operation out of order."""
 
 from collections.abc import Callable
 from functools import cache
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.memory.footprint import Video, ladder
+from framepack_core.memory.footprint import Video, memory_levels
 from framepack_core.memory.streaming import PIECE
 from framepack_core.networks import fp8
 from framepack_core.networks.quantization import Precision
@@ -33,9 +33,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "with an end": {"end_image": "end.png", "steps": 2},
 }
 VIDEO = Video(32, 48)
-LADDER = ladder("auto", VIDEO)
+LEVELS = memory_levels("auto", VIDEO)
 CORE, STREAMED = (
-    next(number for number, rung in enumerate(LADDER) if rung.placement == placement)
+    next(number for number, level in enumerate(LEVELS) if level.placement == placement)
     for placement in ("core", "streamed")
 )
 
@@ -57,7 +57,7 @@ def request_for(folder: Path, **settings: Any) -> Request:
 
 
 class Made:
-    """Videos made on the CPU in the dtypes of a GPU, each once."""
+    """Videos made on the CPU in the dtypes of a GPU, each made once."""
 
     def __init__(self) -> None:
         self._engines: dict[tuple[str, Precision], Engine] = {}
@@ -81,7 +81,7 @@ def on_the_cpu() -> Made:
 
 
 def engine_for(
-    device: torch.device, kind: str = KINDS[0], precision: Precision = "exact", rung: int = 0
+    device: torch.device, kind: str = KINDS[0], precision: Precision = "exact", level: int = 0
 ) -> Engine:
     models = tiny_models(kind, precision)
     if device == CUDA:
@@ -89,7 +89,7 @@ def engine_for(
     engine = Engine(
         models, device, planner(device, precision, room=2 * PIECE), pinnable=True, precision=precision
     )
-    engine.prepare(VIDEO, rung=rung)
+    engine.prepare(VIDEO, level=level)
     return engine
 
 
@@ -104,36 +104,36 @@ def assert_same(made: Run, expected: Clip) -> None:
 
 @pytest.fixture(scope="module")
 def streamed() -> Callable[[str], tuple[PlayedGpu, Engine]]:
-    """Give a GPU, and an engine whose weights are streamed to it; each once a model."""
+    """Give a played GPU and an engine whose weights are streamed to it, one per model."""
 
     @cache
     def made(kind: str) -> tuple[PlayedGpu, Engine]:
         with PlayedGpu(H100_80) as gpu:
-            return gpu, engine_for(CUDA, kind, rung=STREAMED)
+            return gpu, engine_for(CUDA, kind, level=STREAMED)
 
     return made
 
 
 @pytest.mark.parametrize(
-    ("kind", "rungs"), [(KINDS[0], [*range(len(LADDER)), 0]), (KINDS[1], [CORE, CORE + 1, STREAMED])]
+    ("kind", "levels"), [(KINDS[0], [*range(len(LEVELS)), 0]), (KINDS[1], [CORE, CORE + 1, STREAMED])]
 )
-def test_a_video_is_the_same_to_the_bit_on_every_rung_of_the_ladder(
-    folder: Path, on_the_cpu: Made, kind: str, rungs: list[int]
+def test_every_level_gives_the_same_bits(
+    folder: Path, on_the_cpu: Made, kind: str, levels: list[int]
 ) -> None:
     request = request_for(folder, steps=2)
     expected = on_the_cpu(kind, request)
     with PlayedGpu(H100_80) as gpu:
         engine = engine_for(CUDA, kind)
-        for rung in rungs:
-            engine.take_rung(rung)
+        for level in levels:
+            engine.take_level(level)
             assert_same(run(gpu, engine, request), expected)
     assert not gpu.faults
 
 
-def test_while_a_section_is_sampled_nothing_of_the_decoded_one_lies_on_the_card(folder: Path) -> None:
+def test_during_sampling_the_card_holds_nothing_of_the_decoded_section(folder: Path) -> None:
     live = []
     with PlayedGpu(H100_80) as gpu:
-        engine, request = engine_for(CUDA, rung=STREAMED), request_for(folder, steps=2)
+        engine, request = engine_for(CUDA, level=STREAMED), request_for(folder, steps=2)
         for event in engine.generate(request):
             if isinstance(event, Step) and event.step == 1:
                 live.append(gpu.memory.live)
@@ -146,7 +146,7 @@ def test_while_a_section_is_sampled_nothing_of_the_decoded_one_lies_on_the_card(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_caches_guidance_and_an_end_frame_change_nothing_of_that(
+def test_caches_guidance_and_an_end_frame_give_the_same_bits_on_every_level(
     folder: Path,
     on_the_cpu: Made,
     streamed: Callable[[str], tuple[PlayedGpu, Engine]],
@@ -165,7 +165,7 @@ def test_caches_guidance_and_an_end_frame_change_nothing_of_that(
     assert not gpu.faults
 
 
-def test_going_on_from_a_progress_in_host_memory_gives_the_same_bits(
+def test_resuming_from_a_progress_in_host_memory_gives_the_same_bits(
     folder: Path, on_the_cpu: Made, streamed: Callable[[str], tuple[PlayedGpu, Engine]]
 ) -> None:
     gpu, engine = streamed("framepack-i2v")
@@ -187,16 +187,16 @@ def at(section: int, step: int) -> Callable[[Step | Clip], bool]:
 
 
 PLACEMENTS = pytest.mark.parametrize(
-    "rung", range(CORE, STREAMED + 1), ids=lambda rung: LADDER[rung].placement
+    "level", range(CORE, STREAMED + 1), ids=lambda level: LEVELS[level].placement
 )
 
 
 @PLACEMENTS
-def test_loras_are_merged_and_switched_as_on_the_cpu(folder: Path, rung: int) -> None:
+def test_loras_are_merged_and_switched_as_on_the_cpu(folder: Path, level: int) -> None:
     loras = [Lora(file=folder / f"{seed}.safetensors", weight=0.8) for seed in (1, 2)]
     plain = engine_for(CPU)
     with PlayedGpu(H100_80) as gpu:
-        engine = engine_for(CUDA, rung=rung)
+        engine = engine_for(CUDA, level=level)
     for merged in ((), loras[:1], loras[1:], loras, ()):
         request = request_for(folder, loras=tuple(merged))
         with gpu:
@@ -206,25 +206,25 @@ def test_loras_are_merged_and_switched_as_on_the_cpu(folder: Path, rung: int) ->
 
 
 @PLACEMENTS
-def test_reduced_weights_give_the_same_bits_wherever_they_are(
-    folder: Path, on_the_cpu: Made, rung: int, monkeypatch: pytest.MonkeyPatch
+def test_reduced_weights_give_the_same_bits_on_every_level(
+    folder: Path, on_the_cpu: Made, level: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The CPU has the product in 8 bits too, which it is not asked for otherwise.
     monkeypatch.setattr(fp8, "multiplies", lambda _, dtype: dtype == torch.bfloat16)
     request = request_for(folder, steps=2)
     with PlayedGpu(H100_80) as gpu:
-        engine = engine_for(CUDA, precision="fp8", rung=rung)
+        engine = engine_for(CUDA, precision="fp8", level=level)
         assert_same(run(gpu, engine, request), on_the_cpu("framepack-i2v", request, "fp8"))
     assert not gpu.faults
 
 
-@pytest.mark.parametrize("rung", range(1, STREAMED))
-def test_where_memory_runs_out_the_next_rung_goes_on_to_the_same_bits(
-    folder: Path, on_the_cpu: Made, rung: int
+@pytest.mark.parametrize("level", range(1, STREAMED))
+def test_after_memory_runs_out_the_next_level_continues_with_the_same_bits(
+    folder: Path, on_the_cpu: Made, level: int
 ) -> None:
     request = request_for(folder, steps=2)
     with PlayedGpu(H100_80) as gpu:
-        engine = engine_for(CUDA, rung=rung)
+        engine = engine_for(CUDA, level=level)
         run(gpu, engine, request)
         peaks = gpu.memory.peaks["held"]
         gpu.memory.capacity = max(peaks[phase] for phase in ("first step", "last step", "decode")) - 1
@@ -236,8 +236,8 @@ def test_where_memory_runs_out_the_next_rung_goes_on_to_the_same_bits(
 
         with pytest.raises(torch.OutOfMemoryError):
             run(gpu, engine, request, leave=note)
-        engine.take_rung(rung + 1)
-        assert LADDER[rung + 1].tile == LADDER[rung].tile
+        engine.take_level(level + 1)
+        assert LEVELS[level + 1].tile == LEVELS[level].tile
         made = run(gpu, engine, request, reached[-1] if reached else None)
     assert_same(made, on_the_cpu("framepack-i2v", request))
     assert not gpu.faults

@@ -1,4 +1,4 @@
-"""The published model on a GPU that is none: it holds what was planned, and in a step nothing waits."""
+"""The published model on a played GPU: it fits as planned, and nothing waits in a step."""
 
 import pytest
 

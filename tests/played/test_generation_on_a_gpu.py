@@ -1,4 +1,4 @@
-"""A job in the worker on a GPU that is none: its video, and what becomes of it when the GPU fails."""
+"""A job in the worker on a played GPU: its video, and its end when the GPU fails."""
 
 import gc
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ import torch
 
 from framepack_core import engine
 from framepack_core.networks import loading
-from framepack_core.progress import HostCopy
 from framepackd.worker.generation import Engines
 from framepackd.worker.messages import (
     Again,
@@ -28,7 +27,7 @@ from tests.daemon.worker.jobs import made, run, told_steps, work_in
 from tests.played.cards import H100_80
 from tests.played.gpu import PlayedGpu
 from tests.played.models import played
-from tests.played.streams import PLAYING, Stream
+from tests.played.streams import PLAYING, Event, Stream
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
@@ -39,7 +38,7 @@ LADDER = range(6)
 
 @pytest.fixture(autouse=True)
 def models_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have models be loaded that a GPU which is played can take; what encodes and decodes in float32."""
+    """Load models that a played GPU can take; encoders and the VAE in float32."""
     load = loading.load
 
     def loaded(spec: Any, **settings: Any) -> loading.Models:
@@ -57,7 +56,7 @@ def gpu() -> Iterator[PlayedGpu]:
 
 @pytest.fixture(scope="module")
 def on_the_cpu(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Give what a job leaves that is done on the CPU."""
+    """Give the results of the job on the CPU."""
     work = work_in(tmp_path_factory.mktemp("on the cpu"))
     answer, _ = run(replace(work, dtype="bfloat16"), Engines())
     assert isinstance(answer, Finished)
@@ -73,7 +72,7 @@ def lowered(messages: list[Message]) -> list[int]:
     return [message.rung for message in messages if isinstance(message, Lowered)]
 
 
-def test_a_job_is_done_and_its_video_is_the_cpus(
+def test_a_job_finishes_with_the_video_of_the_cpu(
     gpu: PlayedGpu, work: Work, on_the_cpu: dict[str, bytes]
 ) -> None:
     answer, messages = run(work, Engines())
@@ -86,11 +85,11 @@ def test_a_job_is_done_and_its_video_is_the_cpus(
     assert not gpu.faults
 
 
-def test_where_memory_runs_out_at_every_rung_the_last_one_makes_the_same_video(
+def test_if_memory_runs_out_on_every_other_level_the_last_makes_the_same_video(
     gpu: PlayedGpu, work: Work, on_the_cpu: dict[str, bytes]
 ) -> None:
-    """Which part of the way it is that wants too much: in turn."""
-    for within in ("tables", "_sample_section", "_decode", "_decode", "_sample_section"):
+    """Each level fails in another part of the work."""
+    for within in ("precompute", "sample_unipc", "decode", "decode", "sample_unipc"):
         gpu.fail(OUT_OF_MEMORY, within)
     answer, messages = run(work, Engines())
     assert isinstance(answer, Finished)
@@ -100,8 +99,8 @@ def test_where_memory_runs_out_at_every_rung_the_last_one_makes_the_same_video(
     assert not gpu.faults
 
 
-def test_where_the_last_rung_is_not_enough_the_job_fails_with_the_reason(gpu: PlayedGpu, work: Work) -> None:
-    gpu.fail(OUT_OF_MEMORY, "_decode", times=99)
+def test_if_the_last_level_needs_too_much_the_job_fails_with_the_reason(gpu: PlayedGpu, work: Work) -> None:
+    gpu.fail(OUT_OF_MEMORY, "decode", times=99)
     answer, messages = run(work, Engines())
     assert lowered(messages) == [*LADDER[1:]]
     assert isinstance(answer, Failed)
@@ -109,8 +108,8 @@ def test_where_the_last_rung_is_not_enough_the_job_fails_with_the_reason(gpu: Pl
     assert "make the video smaller" in answer.error
 
 
-@pytest.mark.parametrize(("error", "within"), [(CUBLAS, "_sample_section"), (CUDNN, "_decode")])
-def test_what_a_library_cannot_allocate_is_a_rung_down_in_another_process(
+@pytest.mark.parametrize(("error", "within"), [(CUBLAS, "sample_unipc"), (CUDNN, "decode")])
+def test_a_failed_allocation_of_a_library_uses_the_next_level_in_another_process(
     work: Work, on_the_cpu: dict[str, bytes], error: Exception, within: str
 ) -> None:
     with PlayedGpu(H100_80) as gpu:
@@ -128,7 +127,7 @@ def test_what_a_library_cannot_allocate_is_a_rung_down_in_another_process(
     assert made(work) == on_the_cpu
 
 
-@pytest.mark.parametrize("within", ["_encode_prompts", "_sample_section", "_decode"])
+@pytest.mark.parametrize("within", ["_encode_prompts", "sample_unipc", "decode"])
 def test_a_broken_context_fails_the_job_for_now_and_another_process_goes_on(
     work: Work, on_the_cpu: dict[str, bytes], within: str
 ) -> None:
@@ -144,12 +143,12 @@ def test_a_broken_context_fails_the_job_for_now_and_another_process_goes_on(
         assert not gpu.faults
     assert isinstance(answer, Finished)
     assert made(work) == on_the_cpu
-    if within == "_decode":
+    if within == "decode":
         assert messages[0] == Resumed(len(done))
 
 
 @pytest.mark.parametrize("rung", [0, 4])
-def test_what_an_engine_held_is_given_back_when_it_is_dropped(gpu: PlayedGpu, work: Work, rung: int) -> None:
+def test_a_dropped_engine_releases_its_memory(gpu: PlayedGpu, work: Work, rung: int) -> None:
     engines = Engines()
     work = replace(work, rungs={f"{H100_80.name}|framepack-i2v|48x32": rung})
     assert isinstance(run(work, engines)[0], Finished)
@@ -163,16 +162,16 @@ def test_what_an_engine_held_is_given_back_when_it_is_dropped(gpu: PlayedGpu, wo
     assert (gpu.host_memory.registered, gpu.host_memory.locked) == (0, 0)
 
 
-def test_a_copy_to_the_host_that_is_not_waited_for_would_be_told(
+def test_the_played_gpu_reports_a_copy_that_is_used_too_early(
     gpu: PlayedGpu, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what is saved beside the sampling, in a thread."""
-    monkeypatch.setattr(HostCopy, "wait", lambda self: self._progress)
+    """The progress that a thread saves during sampling."""
+    monkeypatch.setattr(Event, "synchronize", lambda _: None)
     run(work, Engines())
     assert any("the host uses what" in fault and "checkpoint" in fault for fault in gpu.faults)
 
 
-def test_a_copy_that_does_not_wait_for_the_computing_would_be_told(
+def test_the_played_gpu_reports_a_copy_that_does_not_wait_for_the_computing(
     gpu: PlayedGpu, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Stream, "wait_stream", lambda *_: None)

@@ -1,4 +1,4 @@
-"""What the played GPU notices: each fault made on purpose, and the same done right."""
+"""The played GPU reports each deliberate fault, and nothing when it is done right."""
 
 import mmap
 import threading
@@ -61,7 +61,7 @@ def test_a_copy_waits_until_the_slot_is_free(*, right: bool) -> None:
 
 
 @both
-def test_memory_is_not_given_back_while_another_stream_uses_it(*, right: bool) -> None:
+def test_freeing_memory_that_another_stream_uses_is_a_fault(*, right: bool) -> None:
     with PlayedGpu() as gpu:
         side, source = torch.cuda.Stream(), torch.ones(8).pin_memory()
         with torch.cuda.stream(side):
@@ -76,7 +76,7 @@ def test_memory_is_not_given_back_while_another_stream_uses_it(*, right: bool) -
 
 @both
 @pytest.mark.parametrize("look", [lambda here: here + 1, torch.Tensor.numpy, torch.Tensor.tolist])
-def test_the_host_does_not_read_what_is_still_copied(
+def test_the_host_reading_an_unfinished_copy_is_a_fault(
     look: Callable[[torch.Tensor], object], *, right: bool
 ) -> None:
     with PlayedGpu() as gpu:
@@ -89,7 +89,7 @@ def test_the_host_does_not_read_what_is_still_copied(
 
 
 @both
-def test_the_host_does_not_write_what_is_still_copied(*, right: bool) -> None:
+def test_the_host_overwriting_an_unfinished_copy_is_a_fault(*, right: bool) -> None:
     with PlayedGpu() as gpu:
         slab = torch.zeros(8, dtype=torch.uint8, pin_memory=True)
         there = slab.to("cuda", non_blocking=True)
@@ -101,7 +101,7 @@ def test_the_host_does_not_write_what_is_still_copied(*, right: bool) -> None:
 
 
 @both
-def test_it_is_played_in_threads_too(*, right: bool) -> None:
+def test_threads_use_the_played_gpu_too(*, right: bool) -> None:
     with PlayedGpu() as gpu:
         here = torch.ones(8).to("cuda").to("cpu", non_blocking=True)
         arrived = torch.cuda.current_stream().record_event()
@@ -117,7 +117,7 @@ def test_it_is_played_in_threads_too(*, right: bool) -> None:
     assert bool(gpu.faults) is not right
 
 
-def test_a_stream_that_is_kept_from_another_gpu_knows_nothing_of_this_one() -> None:
+def test_a_stream_of_an_earlier_played_gpu_orders_nothing_on_this_one() -> None:
     with PlayedGpu():
         side = torch.cuda.Stream()
         for _ in range(9):
@@ -131,7 +131,7 @@ def test_a_stream_that_is_kept_from_another_gpu_knows_nothing_of_this_one() -> N
     assert told(gpu, "reads what default may still be writing")
 
 
-def test_copies_and_what_the_host_waits_for_are_counted() -> None:
+def test_copies_and_waits_of_the_host_are_counted() -> None:
     with PlayedGpu() as gpu, gpu.during("it"):
         x = torch.ones(8).to("cuda")
         assert x.sum().item() == 8
@@ -144,7 +144,7 @@ def test_copies_and_what_the_host_waits_for_are_counted() -> None:
     assert gpu.waits["it"] == {"a copy to the card, at the test": 1, "item(), at the test": 2}
 
 
-def test_an_event_is_done_when_its_time_has_come() -> None:
+def test_an_event_is_done_at_its_time() -> None:
     with PlayedGpu() as gpu:
         torch.ones(1 << 20).pin_memory().to("cuda", non_blocking=True)
         copied = torch.cuda.current_stream().record_event()
@@ -152,7 +152,7 @@ def test_an_event_is_done_when_its_time_has_come() -> None:
         copied.synchronize()
         assert copied.query()
         assert gpu.counts["-"]["host waits"] == 1
-        assert torch.cuda.Event().query(), "nobody waits for what was never recorded"
+        assert torch.cuda.Event().query(), "an event that was never recorded is done"
 
 
 def test_out_of_memory_is_what_torch_raises_and_the_rest_can_be_used() -> None:
@@ -171,7 +171,7 @@ def test_out_of_memory_is_what_torch_raises_and_the_rest_can_be_used() -> None:
         assert torch.cuda.max_memory_reserved() == 0
 
 
-def test_what_streams_still_need_is_waited_for_before_memory_runs_out() -> None:
+def test_before_memory_runs_out_streams_are_waited_for() -> None:
     with PlayedGpu(capacity=1 << 20) as gpu:
         side = torch.cuda.Stream()
         for _ in range(3):
@@ -187,7 +187,7 @@ def test_what_streams_still_need_is_waited_for_before_memory_runs_out() -> None:
     assert not gpu.faults
 
 
-def test_a_slot_has_views_of_other_dtypes_and_what_is_copied_into_it_is_in_them() -> None:
+def test_views_of_a_slot_show_what_is_copied_into_it() -> None:
     weight = torch.randn(3, 5).to(torch.bfloat16)
     bias = torch.randn(3).to(torch.float32)
     with PlayedGpu() as gpu:
@@ -224,7 +224,7 @@ def test_torchs_page_locked_memory_comes_in_powers_of_two_and_is_kept() -> None:
         assert (gpu.host_memory.locked, gpu.host_memory.peak_locked) == (0, 8192)
 
 
-def test_memory_of_the_programs_own_is_registered_and_then_page_locked() -> None:
+def test_the_programs_own_memory_is_page_locked_by_registering_it() -> None:
     with PlayedGpu() as gpu, mmap.mmap(-1, 8192) as mapped:
         slab = torch.frombuffer(mapped, dtype=torch.uint8)
         cudart = torch.cuda.cudart()
@@ -260,7 +260,7 @@ def test_memory_is_not_unregistered_while_it_is_copied(*, right: bool) -> None:
     assert told(gpu, "unregistered while default still copies") is not right
 
 
-def test_what_is_large_has_no_numbers_at_full_shape_and_what_is_small_has() -> None:
+def test_at_full_shape_large_tensors_have_no_values_and_small_ones_have() -> None:
     with PlayedGpu(full=True) as gpu:
         large = torch.ones(1 << 10, 1 << 10, device="cuda") @ torch.ones(1 << 10, 1 << 10, device="cuda")
         assert body_of(large).is_meta

@@ -42,7 +42,7 @@ def film(
 
 
 def yuv(colour: tuple[int, int, int], matrix: int, colour_range: int) -> tuple[int, int, int]:
-    """Convert a colour as the standards write it down, for a test of what reads it."""
+    """Convert a colour by the formula of the standards, as a test's expectation."""
     red, green, blue = (level / 255 for level in colour)
     of_red, of_blue = WEIGHTS[matrix]
     luma = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue

@@ -1,4 +1,4 @@
-"""ICC profiles as bytes, made from what they mean: primaries and a curve, or colours of inks."""
+"""ICC profiles as bytes, made from primaries and a curve, or from the colours of inks."""
 
 import struct
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ def linear(level: float) -> float:
 
 
 def table(entries: int) -> bytes:
-    """sRGB's curve, as so many points of it."""
+    """sRGB's curve as a table of points."""
     points = [round(65535 * linear(number / (entries - 1))) for number in range(entries)]
     return b"curv\0\0\0\0" + struct.pack(f">I{entries}H", entries, *points)
 
 
 def formula() -> bytes:
-    """sRGB's curve as the formula that it is."""
+    """sRGB's curve as a formula."""
     parameters = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
     return b"para\0\0\0\0" + struct.pack(">HH", 3, 0) + b"".join(map(fixed, parameters))
 
@@ -69,7 +69,7 @@ def grey(curve: bytes) -> bytes:
 
 
 def inks(darkest: int = 0) -> bytes:
-    """Of CMYK, where each ink takes as much of the light: all greys, from white to a darkest (L* of 255)."""
+    """Make a CMYK profile whose inks all darken alike: greys from white to ``darkest`` (L* of 255)."""
     colours = [(255 - (255 - darkest) * max(amounts), 128, 128) for amounts in product((0, 1), repeat=4)]
     straight = bytes(range(256))
     content = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0))

@@ -1,4 +1,4 @@
-"""A video is gone on with: from latents as if it had been longer from the start, or from its last frames."""
+"""Extending a video: from latents it gets the bits of a longer video; or from its last frames."""
 
 import json
 from collections.abc import Callable
@@ -38,10 +38,10 @@ def kept(path: Path, latents: torch.Tensor) -> Path:
 
 
 @pytest.mark.parametrize(("sections", "settings"), [(1, {}), (2, GUIDED), (3, {}), (5, {})])
-def test_from_its_latents_a_video_goes_on_as_if_it_had_been_longer_from_the_start(
+def test_extending_from_latents_gives_the_bits_of_a_longer_video(
     tiny_engine: TinyEngine, tmp_path: Path, sections: int, settings: dict[str, object]
 ) -> None:
-    """Latents and frames, to the bit: also those at the seam."""
+    """Latents and frames have the same bits, also at the seam."""
     engine = tiny_engine("framepack-f1")
     request = request_for(tmp_path, **settings)
     short, long = (clips(engine, lasting(request, number)) for number in (sections, sections + 2))
@@ -53,9 +53,7 @@ def test_from_its_latents_a_video_goes_on_as_if_it_had_been_longer_from_the_star
     assert np.array_equal(together, whole_video(engine, long))
 
 
-def test_what_a_model_that_goes_backward_made_can_be_gone_on_with(
-    tiny_engine: TinyEngine, tmp_path: Path
-) -> None:
+def test_a_video_of_a_backward_model_can_be_extended(tiny_engine: TinyEngine, tmp_path: Path) -> None:
     request = lasting(request_for(tmp_path), 3)
     backward = clips(tiny_engine("framepack-i2v"), request)
     latents = kept(tmp_path / "a.safetensors", backward[-1].latents)
@@ -65,12 +63,14 @@ def test_what_a_model_that_goes_backward_made_can_be_gone_on_with(
     assert len(whole_video(engine, added)) == extend.remade(10, 3) + 12
 
 
-def test_latents_whose_extension_is_in_capitals_are_no_video(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+def test_latents_with_an_extension_in_capitals_are_not_read_as_a_video(
+    tiny_engine: TinyEngine, tmp_path: Path
+) -> None:
     latents = kept(tmp_path / "CAT.LATENTS.SAFETENSORS", torch.zeros(1, 16, 4, 4, 6))
     request = request_for(tmp_path, continue_from=latents)
-    before = tiny_engine("framepack-f1").encode(request).before
-    assert before is not None
-    assert torch.equal(before.latents, torch.zeros(1, 16, 4, 4, 6))
+    existing = tiny_engine("framepack-f1").encode(request).existing
+    assert existing is not None
+    assert torch.equal(existing.latents, torch.zeros(1, 16, 4, 4, 6))
 
 
 @pytest.mark.parametrize("window", [1, 2, 4, 7])
@@ -98,7 +98,7 @@ def film(path: Path, frames: int, size: tuple[int, int] = (32, 48)) -> np.ndarra
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5, 12, 30, 90])
-def test_a_video_of_somebody_elses_goes_on_from_its_last_frames_without_doubling_one(
+def test_a_foreign_video_is_extended_from_its_last_frames_without_repeating_one(
     tiny_engine: TinyEngine, tmp_path: Path, frames: int
 ) -> None:
     engine = tiny_engine("framepack-f1")
@@ -116,7 +116,7 @@ def test_a_video_of_somebody_elses_goes_on_from_its_last_frames_without_doubling
 
 
 @pytest.mark.parametrize("source", ["latents", "video"])
-def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
+def test_resuming_after_any_event_gives_the_same_bits(
     tiny_engine: TinyEngine, tmp_path: Path, source: str
 ) -> None:
     engine = tiny_engine("framepack-f1")
@@ -136,7 +136,7 @@ def test_resumed_after_any_event_the_rest_is_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("source", ["latents", "video"])
-def test_without_its_later_sections_a_progress_is_that_of_the_last_one_left(
+def test_dropping_later_sections_gives_the_progress_after_the_last_one_left(
     tiny_engine: TinyEngine, tmp_path: Path, source: str
 ) -> None:
     engine = tiny_engine("framepack-f1")
@@ -157,9 +157,9 @@ def film_of(path: Path, frames: int) -> Path:
     return path
 
 
-def test_a_model_that_goes_backward_refuses(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+def test_a_backward_model_refuses_to_extend(tiny_engine: TinyEngine, tmp_path: Path) -> None:
     latents = kept(tmp_path / "a.safetensors", torch.zeros(1, 16, 4, 4, 6))
-    with pytest.raises(RequestError, match="framepack-i2v generates backward and cannot go on with a video"):
+    with pytest.raises(RequestError, match="framepack-i2v generates backward and cannot extend a video"):
         tiny_engine("framepack-i2v").encode(request_for(tmp_path, continue_from=latents))
 
 
@@ -195,21 +195,23 @@ SOUND = {"dtype": "F32", "shape": [1, 16, 1, 4, 6], "data_offsets": [0, 1536]}
         (header({"latents": SOUND | {"shape": [1, 16, 10**30, 4, 6]}}), "not the latents of a video"),
     ],
 )
-def test_what_are_no_latents_is_told_by_the_header_alone(tmp_path: Path, content: bytes, told: str) -> None:
+def test_other_files_than_latents_are_refused_by_their_header_alone(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
     path = tmp_path / "cat.latents.safetensors"
     path.write_bytes(content)
     with pytest.raises(RequestError, match=rf"cat\.latents\.safetensors.*{told}.*leave it out"):
         extend.latents_shape(path)
 
 
-def test_latents_are_read_and_numbers_that_are_none_refused(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+def test_latents_are_read_and_nan_is_refused(tiny_engine: TinyEngine, tmp_path: Path) -> None:
     assert extend.latents_shape(kept(tmp_path / "a.safetensors", torch.zeros(1, 16, 3, 4, 6))) == (
         3,
         4,
         6,
     )
     spoilt = kept(tmp_path / "b.safetensors", torch.full((1, 16, 3, 4, 6), torch.nan))
-    with pytest.raises(RequestError, match=r"b\.safetensors holds numbers that are none"):
+    with pytest.raises(RequestError, match=r"b\.safetensors holds numbers that are not finite"):
         tiny_engine("framepack-f1").encode(request_for(tmp_path, continue_from=spoilt))
 
 
@@ -266,7 +268,7 @@ def test_a_video_that_a_phone_held_sideways_is_read_upright(
     assert video_reader.look(tmp_path / "a.mp4").size == frame.shape[:2]
 
 
-def test_one_that_is_too_long_or_whose_frames_are_too_large_is_refused(
+def test_a_video_that_is_too_long_or_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shot(tmp_path / "a.mp4", [0, 601], Fraction(1))
@@ -281,7 +283,7 @@ def test_one_that_is_too_long_or_whose_frames_are_too_large_is_refused(
     "content",
     [b"", b"no video", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", b"ffconcat version 1.0\nfile a.mp4\n"],
 )
-def test_what_is_no_mp4_is_opened_as_nothing_else(tmp_path: Path, content: bytes) -> None:
+def test_other_containers_than_mp4_are_not_opened(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "cat.mp4").write_bytes(content)
     with pytest.raises(RequestError, match=r"cat\.mp4 cannot be read as mp4.*save it again as mp4"):
         video_reader.look(tmp_path / "cat.mp4")

@@ -1,4 +1,4 @@
-"""HEIC, as iPhones save photos: read where pi-heif is installed, told by name where it is not.
+"""HEIC, the format of iPhone photos: read if pi-heif is installed, refused by name if not.
 
 ``iphone.heic`` is 64x48 of (70, 200, 90), its upper left quarter of (200, 60, 40), in Display P3; written by
 pillow-heif 1.8.1 (``image.save("iphone.heic", quality=90, icc_profile=...)``), which can write them.
@@ -19,7 +19,7 @@ from tests.core.media.photo import PHOTO, needs_pi_heif
 
 @pytest.fixture
 def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have pi-heif be as if it were not installed."""
+    """Pretend that pi-heif is not installed."""
     monkeypatch.setitem(sys.modules, "pi_heif", None)
 
 
@@ -40,7 +40,7 @@ def test_a_photo_of_an_iphone_is_read_in_its_colours(tmp_path: Path, name: str) 
 
 @needs_pi_heif
 @pytest.mark.parametrize("keep", [40, 400, 900])
-def test_a_damaged_one_is_told_as_what_it_is(tmp_path: Path, keep: int) -> None:
+def test_a_damaged_heic_file_is_named_as_heic(tmp_path: Path, keep: int) -> None:
     with pytest.raises(
         RequestError, match=r"^photo\.jpg: this is HEIC, from an iPhone .*, and cannot be read"
     ) as told:
@@ -49,7 +49,7 @@ def test_a_damaged_one_is_told_as_what_it_is(tmp_path: Path, keep: int) -> None:
 
 
 @needs_pi_heif
-def test_its_decoder_runs_in_no_process_that_reads_it() -> None:
+def test_the_heic_decoder_is_not_loaded_in_the_calling_process() -> None:
     code = (
         "import sys, pathlib\nfrom framepack_core.media import pictures\n"
         "pictures.open_picture(pathlib.Path(sys.argv[1]))\n"
@@ -60,7 +60,7 @@ def test_its_decoder_runs_in_no_process_that_reads_it() -> None:
 
 @pytest.mark.parametrize("name", ["photo.heic", "photo.jpg"])
 @pytest.mark.usefixtures("hidden")
-def test_without_pi_heif_it_is_said_what_it_is_and_what_to_do(tmp_path: Path, name: str) -> None:
+def test_without_pi_heif_the_error_names_heic_and_a_remedy(tmp_path: Path, name: str) -> None:
     with pytest.raises(RequestError) as told:
         picture_size(called(tmp_path, name))
     assert str(told.value).startswith(f"{name}: this is HEIC, from an iPhone")
@@ -72,7 +72,7 @@ def test_without_pi_heif_it_is_said_what_it_is_and_what_to_do(tmp_path: Path, na
     ("number", "said"),
     [(signal.SIGALRM, "takes more than 12 s to decode"), (signal.SIGSEGV, "breaks its decoder")],
 )
-def test_one_that_ends_its_decoder_is_refused(
+def test_a_file_that_crashes_the_decoder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, said: str
 ) -> None:
     broken = tmp_path / "python"

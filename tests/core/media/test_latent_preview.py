@@ -1,4 +1,4 @@
-"""Latents as colours: the map is right where it can be, and tame everywhere else."""
+"""Previews of latents: colours are right where the map can know them, and bounded everywhere else."""
 
 import numpy as np
 import pytest
@@ -48,8 +48,8 @@ def test_a_picture_of_one_colour_gives_that_colour_whatever_the_latents(
     assert np.abs(frames.astype(int) - level).max() <= 1
 
 
-def test_a_map_fitted_to_few_cells_is_tame() -> None:
-    """16 cells for 17 unknowns: without a ridge such a map fits perfectly and makes noise of all others."""
+def test_a_map_fitted_to_few_latents_stays_bounded() -> None:
+    """16 latents for 17 unknowns: without a ridge the map fits perfectly and turns all others into noise."""
     rng = np.random.default_rng(0)
     start = photo(rng, 4, 4)
     colours = Colours.fit(encoded(start[np.newaxis], rng, noise=0.3), start)
@@ -60,7 +60,7 @@ def test_a_map_fitted_to_few_cells_is_tame() -> None:
 
 @given(SEEDS, st.sampled_from([0.0, np.nan, np.inf, -np.inf, 1e30]))
 @settings(deadline=None, max_examples=20)
-def test_latents_that_are_no_numbers_still_give_a_picture(seed: int, value: float) -> None:
+def test_latents_with_nan_still_give_a_picture(seed: int, value: float) -> None:
     rng = np.random.default_rng(seed)
     start = photo(rng, 4, 6)
     latents = encoded(start[np.newaxis], rng)

@@ -1,4 +1,4 @@
-"""Pictures that people really have."""
+"""Reading, cropping and scaling the pictures that people have."""
 
 import hashlib
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_size_that_is_set_wins_over_the_buckets() -> None:
     ],
 )
 def test_pictures_are_scaled_to_the_same_bits_by_every_pillow(size: tuple[int, int], digest: str) -> None:
-    """Recorded with Pillow 13 in one call; before it the one call gives another first one."""
+    """Recorded with a single call of Pillow 13; in one call, earlier versions give another first result."""
     y, x = np.indices(size)
     picture = ((y[..., None] * 37 + x[..., None] * 91 + np.array([0, 80, 160])) % 256).astype(np.uint8)
     scaled = resize(picture, (28, 28), resample=Image.Resampling.BICUBIC)
@@ -80,14 +80,14 @@ def test_each_orientation_is_turned_as_pillow_does(tmp_path: Path, form: str, or
     assert picture_size(path) == expected.shape[:2]
 
 
-def test_other_formats_are_not_even_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To read EPS Pillow starts Ghostscript."""
+def test_other_formats_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow starts Ghostscript to read EPS."""
     Image.new("RGB", (8, 8)).save(tmp_path / "picture.png", "EPS")
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise AssertionError("opened")
 
-    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile._open", fail)
+    monkeypatch.setattr("PIL.EpsImagePlugin.EpsImageFile.__init__", fail)
     with pytest.raises(RequestError, match="is not a picture"):
         open_picture(tmp_path / "picture.png")
 

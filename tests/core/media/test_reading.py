@@ -1,4 +1,4 @@
-"""What a picture's pixels become: its colours, its transparency, its depth."""
+"""Reading pictures: colours, transparency and depth become 8-bit sRGB."""
 
 import struct
 import zlib
@@ -67,27 +67,27 @@ def test_a_profile_of_srgb_changes_no_pixel_whatever_it_is_called(
     assert told == []
 
 
-def test_a_profile_is_not_srgb_for_being_called_so(tmp_path: Path) -> None:
+def test_a_profile_named_srgb_is_still_applied_if_it_differs(tmp_path: Path) -> None:
     lying = icc.rgb(icc.DISPLAY_P3, icc.gamma(2.2), "sRGB IEC61966-2.1")
     picture, _ = read(saved(tmp_path / "a.png", Image.new("RGB", (8, 8), (70, 200, 90)), icc_profile=lying))
     assert tuple(picture[0, 0]) == (0, 205, 72)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "1"])
-def test_greys_are_converted_by_a_profile_of_grey(tmp_path: Path, mode: str) -> None:
+def test_grey_pictures_are_converted_by_a_grey_profile(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(np.full((8, 8), 255 if mode == "1" else 64, np.uint8)).convert(mode)
     picture, told = read(saved(tmp_path / "a.png", image, icc_profile=icc.grey(icc.gamma(1.0))))
     # A quarter of the light is a half of sRGB's levels.
     assert (set(picture[0, 0]), told) == ({255 if mode == "1" else 137}, [])
 
 
-def test_greys_of_srgbs_curve_keep_their_pixels(tmp_path: Path) -> None:
+def test_grey_pictures_with_srgbs_curve_keep_their_pixels(tmp_path: Path) -> None:
     image = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
     picture, _ = read(saved(tmp_path / "a.png", image, icc_profile=icc.grey(icc.table(1024))))
     assert np.array_equal(picture[..., 0], np.asarray(image))
 
 
-def test_inks_are_converted_by_their_profile_and_without_one_as_ever(tmp_path: Path) -> None:
+def test_cmyk_is_converted_by_its_profile_and_without_one_as_before(tmp_path: Path) -> None:
     image = Image.new("CMYK", (16, 16), (255, 0, 0, 0))
     with_profile, told = read(saved(tmp_path / "a.jpg", image, quality=100, icc_profile=icc.inks(128)))
     assert told == []
@@ -112,7 +112,7 @@ def test_inks_are_converted_by_their_profile_and_without_one_as_ever(tmp_path: P
         ("RGB", "AVIF", P3[:300] + b"\xff" * 40 + P3[340:], ""),
     ],
 )
-def test_a_profile_that_does_not_fit_is_passed_over_and_said(
+def test_a_profile_of_another_colour_space_is_ignored_with_a_warning(
     tmp_path: Path, mode: str, form: str, profile: bytes, said: str
 ) -> None:
     image = Image.fromarray(NOISE).convert(mode)
@@ -120,12 +120,12 @@ def test_a_profile_that_does_not_fit_is_passed_over_and_said(
     plain, _ = read(saved(tmp_path / "b", image, form))
     if said:
         assert len(told) == 1
-        assert told[0].startswith(f"a: its colour profile is passed over: {said}")
+        assert told[0].startswith(f"a: its colour profile is ignored: {said}")
         assert np.array_equal(picture, plain)
     assert picture_size(tmp_path / "a", told.append) == (12, 10), "looked at as it is read"
 
 
-def test_a_photo_lying_on_its_side_is_turned_and_converted(tmp_path: Path) -> None:
+def test_a_sideways_photo_is_turned_and_converted(tmp_path: Path) -> None:
     image = Image.new("RGB", (20, 10), (70, 200, 90))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -138,7 +138,7 @@ def test_a_photo_lying_on_its_side_is_turned_and_converted(tmp_path: Path) -> No
 
 
 def cutout(mode: str) -> Image.Image:
-    """Noise, the left half of which is clear, and a column of it half so."""
+    """Noise with a transparent left half and a half transparent column."""
     image = Image.fromarray(NOISE).convert(mode[:-1]).convert(mode)
     alpha = np.full(NOISE.shape[:2], 255, np.uint8)
     alpha[:, :5], alpha[:, 5] = 0, 128
@@ -150,7 +150,7 @@ def cutout(mode: str) -> Image.Image:
     ("mode", "form"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "AVIF")]
 )
 @pytest.mark.parametrize("background", ["#ffffff", "#204060"])
-def test_what_is_clear_shows_the_background(tmp_path: Path, background: str, mode: str, form: str) -> None:
+def test_transparent_parts_show_the_background(tmp_path: Path, background: str, mode: str, form: str) -> None:
     image = cutout(mode)
     picture, _ = read(
         saved(tmp_path / "a", image, form, **({} if form == "PNG" else {"lossless": True})), background
@@ -212,7 +212,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
         "1 bit",
     ],
 )
-def test_samples_of_other_depths_are_scaled_and_their_clear_colour_is_found(
+def test_samples_of_other_depths_are_scaled_and_their_transparent_colour_is_found(
     tmp_path: Path, content: bytes, row: list[tuple[int, ...]]
 ) -> None:
     (tmp_path / "a.png").write_bytes(content)
@@ -228,7 +228,7 @@ def test_sixteen_bits_of_grey_and_alpha_take_a_profile_of_grey(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("transparency", [0, bytes([0, 128])])
-def test_what_a_palette_leaves_clear_shows_the_background(tmp_path: Path, transparency: int | bytes) -> None:
+def test_transparent_palette_entries_show_the_background(tmp_path: Path, transparency: int | bytes) -> None:
     image = Image.new("P", (3, 1))
     image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
     image.putdata([0, 1, 2])
@@ -238,16 +238,14 @@ def test_what_a_palette_leaves_clear_shows_the_background(tmp_path: Path, transp
 
 
 @pytest.mark.parametrize(("mode", "clear"), [("RGB", (0, 0, 0)), ("L", 0), ("1", 0)])
-def test_a_colour_that_stands_for_clear_shows_the_background(
-    tmp_path: Path, mode: str, clear: object
-) -> None:
+def test_a_transparent_colour_shows_the_background(tmp_path: Path, mode: str, clear: object) -> None:
     image = Image.new(mode, (2, 1))
     image.putpixel((1, 0), (255,) * 3 if mode == "RGB" else 255)
     picture, _ = read(saved(tmp_path / "a.png", image, transparency=clear), "#204060")
     assert picture[0].tolist() == [[0x20, 0x40, 0x60], [255] * 3]
 
 
-def test_a_bmp_whose_fourth_byte_is_not_used_is_not_clear(tmp_path: Path) -> None:
+def test_a_bmp_with_an_unused_fourth_byte_is_opaque(tmp_path: Path) -> None:
     masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
     header = struct.pack("<IiiHHIIiiII", 108, 1, 1, 1, 32, 3, 4, 0, 0, 0, 0) + masks + bytes(52)
     content = b"BM" + struct.pack("<IHHI", 126, 0, 0, 122) + header + bytes([30, 20, 10, 0])
@@ -255,7 +253,7 @@ def test_a_bmp_whose_fourth_byte_is_not_used_is_not_clear(tmp_path: Path) -> Non
     assert read(tmp_path / "a.bmp")[0].tolist() == [[[10, 20, 30]]]
 
 
-def test_colours_are_converted_before_the_background_comes_in(tmp_path: Path) -> None:
+def test_colours_are_converted_before_the_background_is_added(tmp_path: Path) -> None:
     image = Image.new("RGBA", (2, 1), (70, 200, 90, 255))
     image.putpixel((1, 0), (70, 200, 90, 0))
     picture, _ = read(saved(tmp_path / "a.png", image, icc_profile=P3), "#46c85a")
@@ -271,7 +269,7 @@ def zeros(megabytes: int) -> bytes:
 
 
 def with_chunks(*chunks: bytes) -> bytes:
-    """A PNG with these before its pixels, and behind them."""
+    """Make a PNG with these chunks before and after its pixels."""
     header = struct.pack(">IIBBBBB", 10, 12, 8, 2, 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in NOISE)
     content = packed(header, zlib.compress(rows), *chunks)
@@ -298,12 +296,12 @@ def test_texts_in_a_png_are_no_reason_to_refuse_it(tmp_path: Path, chunks: list[
 
 
 def padded(megabytes: float) -> bytes:
-    """The profile of Display P3, with zeros behind its last tag, which count as its own."""
+    """The profile of Display P3, enlarged by zeros after its last tag."""
     content = P3 + bytes(int(megabytes * 2**20))
     return struct.pack(">I", len(content)) + content[4:]
 
 
-def test_a_large_profile_counts_and_one_without_end_is_passed_over(tmp_path: Path) -> None:
+def test_a_large_profile_is_used_and_a_huge_one_ignored(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(with_chunks(chunk(b"iCCP", b"x\0\0" + zlib.compress(padded(1.5)))))
     with Image.open(saved(tmp_path / "b.png", Image.fromarray(NOISE), icc_profile=P3)):
         expected, _ = read(tmp_path / "b.png")
@@ -313,27 +311,27 @@ def test_a_large_profile_counts_and_one_without_end_is_passed_over(tmp_path: Pat
     (tmp_path / "a.png").write_bytes(with_chunks(chunk(b"iCCP", b"x\0\0" + zeros(200))))
     picture, told = read(tmp_path / "a.png")
     assert np.array_equal(picture, NOISE)
-    assert told == ["a.png: its colour profile is passed over: it has more than 16 MiB"]
+    assert told == ["a.png: its colour profile is ignored: it has more than 16 MiB"]
 
 
 @pytest.mark.parametrize(
     "content", [b"x\0\0no zlib", b"x\0\0" + zlib.compress(P3)[:-40], b"x\0\7abc", b"", b"x"]
 )
-def test_a_profile_that_cannot_be_unpacked_is_passed_over_and_said(tmp_path: Path, content: bytes) -> None:
+def test_a_profile_that_cannot_be_unpacked_is_ignored_with_a_warning(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(with_chunks(chunk(b"iCCP", content)))
     picture, told = read(tmp_path / "a.png")
     assert np.array_equal(picture, NOISE)
-    assert "a.png: its colour profile is passed over: it is damaged" in told[0]
+    assert "a.png: its colour profile is ignored: it is damaged" in told[0]
 
 
-def test_a_length_that_is_a_lie_asks_for_no_memory(tmp_path: Path) -> None:
+def test_a_false_chunk_length_allocates_no_memory(tmp_path: Path) -> None:
     content = with_chunks()[:33] + b"\xff\xff\xff\xf0zTXt" + b"abc"
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(RequestError, match="damaged"):
         open_picture(tmp_path / "a.png")
 
 
-def test_what_png_says_of_its_colours_without_a_profile_is_passed_over(tmp_path: Path) -> None:
+def test_colour_chunks_of_png_without_a_profile_are_ignored(tmp_path: Path) -> None:
     chunks = [chunk(b"gAMA", struct.pack(">I", 100_000)), chunk(b"cICP", bytes([12, 16, 0, 1]))]
     (tmp_path / "a.png").write_bytes(with_chunks(*chunks, chunk(b"cHRM", bytes(32)), chunk(b"sRGB", b"\0")))
     assert np.array_equal(read(tmp_path / "a.png")[0], NOISE)
@@ -344,7 +342,7 @@ def test_what_png_says_of_its_colours_without_a_profile_is_passed_over(tmp_path:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "BMP", "AVIF"])
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.avif", "a.bmp", "a"])
-def test_a_picture_is_what_its_content_says_whatever_it_is_called(
+def test_the_content_of_a_picture_decides_its_format_not_its_name(
     tmp_path: Path, form: str, name: str
 ) -> None:
     path = saved(tmp_path / name, Image.fromarray(NOISE), form)

@@ -1,4 +1,4 @@
-"""Videos in pieces: what is joined is what was encoded, and players really play it."""
+"""Segments of videos: joined, they hold the encoded frames, and players can play them."""
 
 import io
 import random
@@ -28,7 +28,7 @@ LENGTHS = [(37,), (1, 36), (0, 36, 1, 2, 3, 5, 9), (4, 4, 4, 1), (73, 36)]
 
 
 def moving_frames(count: int, height: int = SIZE[0], width: int = SIZE[1]) -> Frames:
-    """Pan over coarse noise: what the encoder has choices about."""
+    """Pan over coarse noise, for which the encoder has to make choices."""
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 255, (height // 8, (width + count) // 8 + 1, 3), dtype=np.uint8)
     scene = coarse.repeat(8, axis=0).repeat(8, axis=1)
@@ -41,14 +41,14 @@ def pieces(lengths: tuple[int, ...], crf: int = 16) -> list[bytes]:
 
 
 def decoded(video: Path | bytes) -> tuple[list[float], Frames]:
-    """Decode to times, counted in frames, and pictures as they are stored."""
+    """Decode to times, in frames, and frames in their stored colours."""
     with av.open(io.BytesIO(video) if isinstance(video, bytes) else video) as container:
         shown = list(container.decode(video=0))
         times = [frame.pts * frame.time_base * 30 for frame in shown]
         return times, np.stack([frame.to_ndarray(format="yuv420p") for frame in shown])
 
 
-def test_a_video_is_what_players_play(tmp_path: Path) -> None:
+def test_a_video_is_mp4_as_players_expect_it(tmp_path: Path) -> None:
     assert join(tmp_path / "v.mp4", pieces((20, 17))) == 37
     with av.open(tmp_path / "v.mp4") as video:
         stream = video.streams.video[0]
@@ -61,7 +61,7 @@ def test_a_video_is_what_players_play(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_joined_segments_are_their_pictures_one_after_the_other(
+def test_joined_segments_show_their_frames_one_after_the_other(
     tmp_path: Path, lengths: tuple[int, ...]
 ) -> None:
     made = pieces(lengths)
@@ -87,7 +87,7 @@ def test_packets_come_in_steps_of_one_frame_and_before_they_are_shown(
 @pytest.mark.parametrize(
     "command", ["ffprobe -show_frames", "ffmpeg -f null - -i", "ffmpeg -c copy -f null - -i"]
 )
-def test_ffmpeg_has_nothing_to_complain_of(tmp_path: Path, lengths: tuple[int, ...], command: str) -> None:
+def test_ffmpeg_reports_no_errors(tmp_path: Path, lengths: tuple[int, ...], command: str) -> None:
     join(tmp_path / "v.mp4", pieces(lengths))
     program, *options = command.split()
     try:
@@ -101,13 +101,13 @@ def test_ffmpeg_has_nothing_to_complain_of(tmp_path: Path, lengths: tuple[int, .
 
 @pytest.mark.parametrize("crf", [0, 1, 16, 51])
 @pytest.mark.parametrize("length", [1, 2, 9])
-def test_frames_encoded_quickly_go_with_the_others(tmp_path: Path, crf: int, length: int) -> None:
+def test_quickly_encoded_segments_can_be_joined_with_others(tmp_path: Path, crf: int, length: int) -> None:
     quick = encode(moving_frames(length), size=SIZE, crf=crf, options=QUICK)
     assert join(tmp_path / "v.mp4", [quick, *pieces((3,), crf)]) == length + 3
 
 
 def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
-    """The macroblock tree of libx264 read memory that nobody had written: what lay there before decided."""
+    """The macroblock tree of libx264 read uninitialized memory, so the bytes differed between runs."""
     frames = moving_frames(25, 64, 208)
     rng, rubbish, seen = random.Random(0), [], set()
     for _ in range(25):
@@ -129,7 +129,7 @@ def test_no_frames_are_no_segment_and_no_video(tmp_path: Path) -> None:
     [{"crf": 17}, {"size": (96, 64)}, {"options": f"{EXACT}:ref=1"}, {"options": f"{EXACT}:bframes=0"}],
 )
 def test_segments_of_other_settings_are_not_joined(tmp_path: Path, other: dict[str, object]) -> None:
-    """What stands in the parameter sets holds for the whole file: the rest would be decoded wrongly."""
+    """The parameter sets hold for the whole file: other segments would be decoded wrongly."""
     settings = {"size": SIZE, "crf": 16} | other
     height, width = settings["size"]  # type: ignore[misc] # a size, in this dict of anything
     foreign = encode(moving_frames(3, height, width), **settings)  # type: ignore[arg-type] # the same
@@ -147,7 +147,7 @@ def test_a_damaged_segment_is_not_joined(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("most", "kept"), [(0, 0), (3, 0), (4, 4), (39, 4), (40, 40), (75, 40), (76, 76), (500, 76)]
 )
-def test_the_head_of_a_video_ends_where_a_picture_needs_no_other_and_can_be_joined(
+def test_the_head_of_a_video_ends_before_a_keyframe_and_can_be_joined(
     tmp_path: Path, most: int, kept: int
 ) -> None:
     made = pieces((4, 36, 36))
@@ -161,7 +161,7 @@ def test_the_head_of_a_video_ends_where_a_picture_needs_no_other_and_can_be_join
     assert np.array_equal(pictures[kept:], whole[:4])
 
 
-def test_what_was_encoded_otherwise_has_no_head_that_could_be_joined(tmp_path: Path) -> None:
+def test_a_video_with_other_parameters_has_no_head_to_join(tmp_path: Path) -> None:
     made = pieces((4, 36))
     join(tmp_path / "v.mp4", made)
     content = (tmp_path / "v.mp4").read_bytes()
@@ -176,7 +176,7 @@ def test_what_was_encoded_otherwise_has_no_head_that_could_be_joined(tmp_path: P
     assert head((tmp_path / "slow.mp4").read_bytes(), made[0], 40) == b""
 
 
-def test_encoded_exactly_not_one_pixel_is_another() -> None:
+def test_exactly_encoded_frames_keep_every_pixel() -> None:
     frames = np.random.default_rng(0).integers(0, 255, (12, *SIZE, 3), dtype=np.uint8)
     with av.open(io.BytesIO(encode_exactly(list(frames)))) as container:
         shown = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -1,4 +1,4 @@
-"""A video's colours are those of the frames it was made of, for whoever reads them by the tags."""
+"""A video read by its colour tags has the colours of the frames it was made of."""
 
 import io
 import itertools
@@ -38,7 +38,7 @@ def middles(picture: Picture) -> np.ndarray:
 
 
 def by_the_tags(path: Path, size: tuple[int, int]) -> Frames:
-    """Have ffmpeg decode a video: it goes by its tags."""
+    """Decode a video with ffmpeg, which follows its tags."""
     command = ["ffmpeg", "-v", "error", "-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     try:
         told = subprocess.run(command, capture_output=True, check=True)
@@ -54,7 +54,7 @@ def read(path: Path, untagged: Colours | None = None) -> np.ndarray:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("options", [EXACT, QUICK])
 @pytest.mark.parametrize("crf", [0, 1, 16])
-def test_decoded_by_the_tags_the_corners_of_the_cube_are_what_they_were(
+def test_decoding_by_the_tags_gives_the_original_colours(
     tmp_path: Path, size: tuple[int, int], options: str, crf: int
 ) -> None:
     frames = [flat(colour, size) for colour in CORNERS] + [patches(size)] * 3
@@ -65,7 +65,7 @@ def test_decoded_by_the_tags_the_corners_of_the_cube_are_what_they_were(
             assert np.abs(middles(made) - middles(frame)).max() <= WITHIN
 
 
-def test_what_people_see_says_that_it_is_bt709_of_limited_range(tmp_path: Path) -> None:
+def test_videos_for_people_are_tagged_as_bt709_of_limited_range(tmp_path: Path) -> None:
     segment = segments.encode([patches((96, 160))], size=(96, 160), crf=16)
     segments.join(tmp_path / "v.mp4", [segment, segment])
     for content in (segment, (tmp_path / "v.mp4").read_bytes()):
@@ -78,7 +78,7 @@ def test_what_people_see_says_that_it_is_bt709_of_limited_range(tmp_path: Path) 
             assert context.color_range == LIMITED
 
 
-def test_segments_of_older_versions_are_known_and_never_joined_with_others(tmp_path: Path) -> None:
+def test_segments_of_older_versions_are_recognized_and_never_joined_with_others(tmp_path: Path) -> None:
     old, new = (
         segments.encode([patches((96, 160))], size=(96, 160), crf=16, colours=colours)
         for colours in ("bt601", "bt709")
@@ -116,7 +116,7 @@ def test_a_video_is_read_by_its_tags_whatever_its_size(
         ("bt709", (96, 160), BT709),
     ],
 )
-def test_a_video_that_says_nothing_is_what_is_known_of_it_or_what_players_guess(
+def test_an_untagged_video_has_the_given_colours_or_those_that_players_guess(
     tmp_path: Path, untagged: Literal["bt601", "bt709"] | None, size: tuple[int, int], coded: int
 ) -> None:
     colour = (40, 200, 120)
@@ -124,7 +124,7 @@ def test_a_video_that_says_nothing_is_what_is_known_of_it_or_what_players_guess(
     assert np.abs(read(video, untagged) - colour).max() <= WITHIN
 
 
-def test_a_video_of_ours_is_known_by_its_options(tmp_path: Path) -> None:
+def test_our_own_videos_are_recognized_by_their_options(tmp_path: Path) -> None:
     for crf in (0, 16, 51):
         ours = segments.encode([flat((1, 2, 3))] * 3, size=(96, 160), crf=crf, colours="bt601")
         segments.join(tmp_path / "ours.mp4", [ours])

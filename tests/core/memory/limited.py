@@ -1,4 +1,4 @@
-"""An allocator with a limit, in place of a GPU's: counts what tensors hold and refuses more."""
+"""An allocator with a limit, instead of a GPU's: counts the bytes of tensors and refuses more."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LimitedMemory(TorchDispatchMode):
-    """Inside, operations may hold so many bytes in their results; else torch's own error is raised."""
+    """Inside the block, results of operations may take ``limit`` bytes; more raises torch's own error."""
 
     def __init__(self, limit: int = 1 << 60) -> None:
         super().__init__()

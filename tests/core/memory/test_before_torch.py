@@ -1,4 +1,4 @@
-"""Which card a process sees, and how its memory is held: of machines that are only told of."""
+"""Which card a process sees, and the settings of its allocator, on simulated machines."""
 
 import os
 import subprocess
@@ -19,18 +19,18 @@ SetUp = Callable[..., dict[str, str]]
 
 @pytest.fixture
 def cards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Have a driver with no card yet, on a Linux that is no guest of Windows, and nothing set up."""
+    """Simulate a driver without cards, on a Linux outside of Windows, with nothing set up."""
     kernel = tmp_path / "osrelease"
     kernel.write_text("6.8.0-45-generic\n")
     monkeypatch.setattr(before_torch, "CARDS", tmp_path / "gpus")
     monkeypatch.setattr(before_torch, "KERNEL", kernel)
-    monkeypatch.setattr(before_torch, "_seen", {})
+    monkeypatch.setattr(before_torch, "names_here", {})
     return tmp_path / "gpus"
 
 
 @pytest.fixture
 def set_up(cards: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
-    """Give what the environment becomes, before torch is imported."""
+    """Give a function that sets the environment up as before torch is imported, and returns it."""
 
     def of(device: str, **environment: str) -> dict[str, str]:
         with monkeypatch.context() as patched:
@@ -69,7 +69,7 @@ def seen(environment: dict[str, str]) -> str | None:
 
 @pytest.mark.usefixtures("three")
 @pytest.mark.parametrize(("device", "uuid"), [("cuda:0", FIRST), ("cuda:1", SECOND), ("cuda:2", THIRD)])
-def test_a_card_is_named_by_its_number_in_nvidia_smi_and_seen_alone(
+def test_a_card_is_found_by_its_number_in_nvidia_smi_and_is_the_only_visible_one(
     set_up: SetUp, device: str, uuid: str
 ) -> None:
     """Libraries made streams and contexts on the first card, while the second computed."""
@@ -87,19 +87,19 @@ def test_without_a_number_cuda_chooses_the_fastest_card_itself(set_up: SetUp, de
 
 
 @pytest.mark.usefixtures("three")
-def test_a_card_that_is_not_there_is_left_to_cuda_to_say(set_up: SetUp) -> None:
+def test_a_missing_card_is_left_to_cuda_to_report(set_up: SetUp) -> None:
     assert seen(set_up("cuda:3")) is None
     assert before_torch.name_here("cuda:3") == "cuda:3"
 
 
-def test_a_card_that_the_driver_leaves_out_is_not_counted(set_up: SetUp, cards: Path) -> None:
+def test_a_card_that_the_driver_excludes_is_not_counted(set_up: SetUp, cards: Path) -> None:
     add_card(cards, "0000:01:00.0", FIRST, excluded="Yes")
     add_card(cards, "0000:02:00.0", SECOND)
     assert seen(set_up("cuda:0")) == SECOND
 
 
 @pytest.mark.parametrize("uuid", ["GPU-????????-????-????-????-????????????", "N/A", ""])
-def test_where_no_uuid_is_told_the_number_is_kept(set_up: SetUp, cards: Path, uuid: str) -> None:
+def test_without_a_uuid_the_number_is_used(set_up: SetUp, cards: Path, uuid: str) -> None:
     assert seen(set_up("cuda:1")) == "1", "no driver in /proc, as on Windows' Linux"
     add_card(cards, "0000:01:00.0", FIRST)
     add_card(cards, "0000:02:00.0", uuid)
@@ -115,11 +115,11 @@ def test_where_no_uuid_is_told_the_number_is_kept(set_up: SetUp, cards: Path, uu
         ("2,0", "cuda:2", "2,0"),
         (f"{THIRD}, {FIRST}", "cuda:1", FIRST),
         ("MIG-0a1b2c3d-1,MIG-0a1b2c3d-2", "cuda:1", "MIG-0a1b2c3d-2"),
-        ("0,-1,1", "cuda:1", "0,-1,1"),  # what stands behind -1 is hidden
+        ("0,-1,1", "cuda:1", "0,-1,1"),  # entries after -1 are hidden
         ("", "cuda:0", ""),
     ],
 )
-def test_of_cards_that_a_person_lists_the_number_counts_through_the_list(
+def test_a_number_counts_through_the_users_list_of_visible_cards(
     set_up: SetUp, listed: str, device: str, card: str
 ) -> None:
     environment = set_up(device, CUDA_VISIBLE_DEVICES=listed)
@@ -128,25 +128,25 @@ def test_of_cards_that_a_person_lists_the_number_counts_through_the_list(
 
 
 @pytest.mark.usefixtures("three")
-def test_an_order_that_a_person_has_set_stays(set_up: SetUp) -> None:
+def test_the_users_order_of_devices_stays(set_up: SetUp) -> None:
     environment = set_up("cuda:1", CUDA_DEVICE_ORDER="FASTEST_FIRST")
     assert environment == ALLOCATOR | {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "CUDA_VISIBLE_DEVICES": "1"}
 
 
-def test_settings_of_the_allocator_that_a_person_has_made_stay(set_up: SetUp) -> None:
+def test_the_users_settings_of_the_allocator_stay(set_up: SetUp) -> None:
     for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
         own = {name: "max_split_size_mb:128"}
         assert set_up("auto", **own) == own
 
 
-def test_on_windows_memory_is_held_as_torch_does_by_itself(set_up: SetUp, tmp_path: Path) -> None:
-    """There segments that grow fail at the first allocation (pytorch issue 192330)."""
+def test_on_windows_the_allocator_keeps_its_defaults(set_up: SetUp, tmp_path: Path) -> None:
+    """Expandable segments fail there at the first allocation (pytorch issue 192330)."""
     (tmp_path / "osrelease").write_text("5.15.167.4-microsoft-standard-WSL2\n")
     assert set_up("auto") == {}
 
 
 @pytest.mark.usefixtures("three")
-def test_when_torch_is_imported_nothing_is_changed_any_more() -> None:
+def test_nothing_is_changed_after_torch_is_imported() -> None:
     environment: dict[str, str] = {}
     before_torch.set_up("cuda:1", environment)
     assert environment == {}
@@ -154,7 +154,7 @@ def test_when_torch_is_imported_nothing_is_changed_any_more() -> None:
 
 
 @pytest.mark.usefixtures("three")
-def test_inside_it_is_the_first_card_and_people_hear_the_name_they_gave(
+def test_the_process_sees_the_first_card_and_messages_name_the_configured_one(
     set_up: SetUp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, answer in (
@@ -174,7 +174,7 @@ def test_inside_it_is_the_first_card_and_people_hear_the_name_they_gave(
 
 
 def test_a_worker_sees_one_card_before_torch_is_imported() -> None:
-    """In a process of its own, as it is started: nothing on the way to it may import torch."""
+    """In a new process, as the daemon starts it: nothing before the setup may import torch."""
     code = (
         "import os, sys, framepackd.worker.main as worker\n"
         "worker._die_with = lambda parent: None\n"

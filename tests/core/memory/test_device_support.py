@@ -1,4 +1,4 @@
-"""What is said of cards and libraries that do badly: of some that are only told of."""
+"""Warnings about weak cards and faulty libraries, on simulated ones."""
 
 import pytest
 import torch
@@ -22,23 +22,23 @@ def told(
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (9, 0), (12, 0)])
-def test_of_cards_with_bfloat16_and_a_good_cudnn_nothing_is_said(
+def test_a_card_with_bfloat16_and_a_good_cudnn_gets_no_warning(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 ) -> None:
     assert told(monkeypatch, capability) == ""
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (7, 0), (6, 1)])
-def test_a_card_without_bfloat16_is_warned_of(
+def test_a_card_without_bfloat16_gets_a_warning(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
 ) -> None:
     said = told(monkeypatch, capability)
-    assert f"RTX 2080 Ti has compute capability {capability[0]}.{capability[1]}, and bfloat16 comes" in said
+    assert f"RTX 2080 Ti has compute capability {capability[0]}.{capability[1]}, and bfloat16 needs" in said
     assert 'dtype = "float32"' in said
-    assert told(monkeypatch, capability, dtype=torch.float32) == "", "it does what is said"
+    assert told(monkeypatch, capability, dtype=torch.float32) == "", "float32 is not emulated"
 
 
-def test_half_precision_that_makes_black_videos_is_warned_of_on_any_card(
+def test_float16_which_makes_black_videos_gets_a_warning_on_any_card(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for capability in ((7, 5), (9, 0)):
@@ -48,16 +48,16 @@ def test_half_precision_that_makes_black_videos_is_warned_of_on_any_card(
 @pytest.mark.parametrize(
     ("version", "named"), [(90800, "9.8.0"), (91002, "9.10.2"), (91400, "9.14.0"), (90701, ""), (91500, "")]
 )
-def test_a_cudnn_that_torch_does_without_is_named_with_the_remedy(
+def test_a_cudnn_that_torch_does_not_use_is_named_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, version: int, named: str
 ) -> None:
     said = told(monkeypatch, cudnn=version)
     assert bool(said) == bool(named)
     if named:
-        assert f"cuDNN {named} has 3D convolutions" in said
+        assert f"cuDNN {named} computes 3D convolutions" in said
         assert "pip install 'nvidia-cudnn-cu13>=9.15'" in said
 
 
-def test_without_cudnn_or_a_gpu_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cudnn_or_a_gpu_there_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(monkeypatch, cudnn=None) == ""
     assert device_support.warnings(torch.device("cpu"), torch.float16) == []

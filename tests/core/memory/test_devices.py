@@ -1,4 +1,4 @@
-"""Which device is taken, and what is said of one that cannot be: on cards that are only told of."""
+"""Which device is chosen, and why another is refused, on simulated cards."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from framepack_core.memory import devices
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """Tell of one Ampere card and a torch that is built for it."""
+    """Simulate an Ampere card and a torch that is built for it."""
     version = tmp_path / "version"
     version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.14  Thu Feb 22 2024\n")
     monkeypatch.setattr(devices, "NVIDIA_VERSION", version)
@@ -37,7 +37,7 @@ def test_auto_is_the_gpu_that_is_there(card: pytest.MonkeyPatch) -> None:
     assert devices.choose_device("auto", gpu_expected=True).type == "cuda"
 
 
-def test_auto_is_the_cpu_only_where_no_gpu_is_expected(card: pytest.MonkeyPatch) -> None:
+def test_auto_is_the_cpu_only_if_no_gpu_is_expected(card: pytest.MonkeyPatch) -> None:
     gone(card)
     assert devices.choose_device("auto").type == "cpu"
     with pytest.raises(
@@ -46,7 +46,7 @@ def test_auto_is_the_cpu_only_where_no_gpu_is_expected(card: pytest.MonkeyPatch)
         devices.choose_device("auto", gpu_expected=True)
 
 
-def test_what_is_missing_is_told_by_name(card: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_missing_driver_or_torch_is_named(card: pytest.MonkeyPatch, tmp_path: Path) -> None:
     gone(card)
     card.setattr(devices, "NVIDIA_VERSION", tmp_path / "none")
     with pytest.raises(DeviceError, match="no NVIDIA driver is loaded"):
@@ -56,7 +56,7 @@ def test_what_is_missing_is_told_by_name(card: pytest.MonkeyPatch, tmp_path: Pat
         devices.choose_device("cuda:0")
 
 
-def test_a_card_that_is_not_there_is_no_mistake_of_a_word(card: pytest.MonkeyPatch) -> None:
+def test_a_missing_card_is_not_reported_as_an_unknown_device(card: pytest.MonkeyPatch) -> None:
     with pytest.raises(DeviceError, match=r"'cuda:1' is not there \(1 CUDA devices are"):
         devices.choose_device("cuda:1")
     with pytest.raises(ModelError, match="'gpu' is unknown") as error:
@@ -76,7 +76,7 @@ def test_a_card_that_is_not_there_is_no_mistake_of_a_word(card: pytest.MonkeyPat
         ((8, 6), [], True),
     ],
 )
-def test_a_card_that_torch_is_not_built_for_is_told_before_its_first_kernel(
+def test_a_card_that_torch_is_not_built_for_is_refused_before_its_first_kernel(
     card: pytest.MonkeyPatch, capability: tuple[int, int], built_for: list[str], *, runs: bool
 ) -> None:
     card.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
@@ -97,10 +97,10 @@ def test_a_device_is_described_with_driver_wheel_and_capability(card: pytest.Mon
     assert devices.describe(torch.device("cpu")) == f"cpu, {torches}"
 
 
-def test_before_anything_is_computed_no_more_than_a_bare_context_counts_as_ours(
+def test_before_the_first_computation_only_a_bare_context_counts_as_ours(
     card: pytest.MonkeyPatch,
 ) -> None:
-    """What libraries take comes with the first computing: until then others could have it."""
+    """The libraries allocate their memory at the first computation: until then others could take it."""
     free, total, most = 8 << 30, 12 << 30, 0
     card.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
     card.setattr(torch.cuda, "memory_reserved", lambda device: 0)

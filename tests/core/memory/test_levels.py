@@ -1,4 +1,4 @@
-"""The ladder that is gone down when the device has too little memory."""
+"""Memory levels: each takes less memory than the one before."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def request_(tmp_path: Path) -> Request:
 
 
 def first_section(engine: Engine, request: Request) -> tuple[torch.Tensor, int]:
-    """Generate a section; gives its last step's latents and the most that was held."""
+    """Generate a section; give its last step's latents and the peak of memory."""
     conditioned = engine.encode(request)
     with LimitedMemory() as memory:
         for event in engine.sample(request, conditioned):
@@ -33,9 +33,9 @@ def first_section(engine: Engine, request: Request) -> tuple[torch.Tensor, int]:
     return latents, memory.peak
 
 
-def test_tiles_save_memory_and_moving_and_streaming_change_no_bit(request_: Request) -> None:
+def test_each_level_takes_less_memory_and_placement_changes_no_bit(request_: Request) -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    assert [(rung.tile, rung.placement) for rung in engine.rungs] == [
+    assert [(level.tile, level.placement) for level in engine.levels] == [
         (None, "all"),
         (256, "all"),
         (256, "core"),
@@ -44,13 +44,13 @@ def test_tiles_save_memory_and_moving_and_streaming_change_no_bit(request_: Requ
         (128, "streamed"),
     ]
     made = []
-    for number in range(len(engine.rungs)):
-        engine.take_rung(number)
+    for number in range(len(engine.levels)):
+        engine.take_level(number)
         made.append(first_section(engine, request_))
     latents, peaks = zip(*made, strict=True)
     assert all(torch.equal(latents[0], others) for others in latents[1:])
     assert peaks[1] < peaks[0] * 0.8
     assert peaks[5] < peaks[1] * 0.8
-    engine.take_rung(0)
+    engine.take_level(0)
     again, _ = first_section(engine, request_)
     assert torch.equal(again, latents[0]), "what was streamed can stay again"

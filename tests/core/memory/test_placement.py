@@ -1,4 +1,4 @@
-"""Weights visit the device as copies, and what is in host memory is never written."""
+"""Weights are copied to the device, and the originals in host memory are never written."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -16,7 +16,7 @@ from framepack_core.networks import quantization
 from tests.conftest import tiny_spec
 from tests.core.networks.precisions import needs_bitsandbytes
 
-DEVICE = torch.device("meta")  # stands for a GPU: copying off it is an error, and here it is counted as well
+DEVICE = torch.device("meta")  # replaces a GPU: copying from it is an error, and is counted here
 
 
 class Bus(TorchDispatchMode):
@@ -39,7 +39,7 @@ class Bus(TorchDispatchMode):
 
 
 class Model(nn.Module):
-    """Has what models have: weights used twice, buffers, nothing where something could be."""
+    """A model with shared weights, buffers, and an absent buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ def tensors(module: nn.Module) -> Iterator[torch.Tensor]:
 
 @needs_bitsandbytes
 @pytest.mark.parametrize("refused", [False, True])
-def test_what_nf4_is_scaled_by_goes_with_the_copy_and_the_hosts_own_stays(
+def test_nf4_scales_are_copied_to_the_device_and_the_originals_stay(
     refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a visit the host's weights had theirs on the card, which never left it, and could not compute."""
+    """After a visit the scales of the host's weights stayed on the card: the host could not compute."""
     model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
-    quantization._to_nf4(model, torch.float32)
+    quantization.reduce(model, "nf4", torch.float32)  # type: ignore[arg-type] # as much of blocks as it takes
     states = [layer.weight.quant_state for layer in model]
     if refused:
         monkeypatch.setattr(torch.Tensor, "to", refuse)
@@ -79,7 +79,7 @@ def test_what_nf4_is_scaled_by_goes_with_the_copy_and_the_hosts_own_stays(
 
 
 def scales(layer: Any) -> torch.Tensor:
-    """Give what the scales of a layer in nf4 are scaled by: they are quantized, too."""
+    """Give the scales of an nf4 layer's scales, which are quantized too."""
     found: torch.Tensor = layer.weight.quant_state.state2.absmax
     return found
 
@@ -88,7 +88,7 @@ def refuse(*_: object, **__: object) -> None:
     raise torch.OutOfMemoryError("planted")
 
 
-def test_weights_and_buffers_are_on_the_device_inside_and_the_hosts_own_after() -> None:
+def test_weights_and_buffers_are_on_the_device_inside_the_block_and_the_originals_after_it() -> None:
     model = Model()
     before = {name: (tensor, tensor.data_ptr()) for name, tensor in model.state_dict(keep_vars=True).items()}
     with visiting(model, device=DEVICE):
@@ -99,7 +99,7 @@ def test_weights_and_buffers_are_on_the_device_inside_and_the_hosts_own_after() 
     assert all(after[name].data_ptr() == address for name, (_, address) in before.items())
 
 
-def test_weights_that_are_one_tensor_visit_as_one() -> None:
+def test_shared_weights_are_copied_once() -> None:
     model = Model()
     with Bus() as bus, visiting(model, device=DEVICE):
         assert model.first.weight is model.second.weight
@@ -116,7 +116,7 @@ def test_nothing_is_copied_back() -> None:
     assert bus.to_host == 0
 
 
-def test_a_module_that_could_only_be_moved_half_way_is_whole_in_host_memory() -> None:
+def test_a_module_whose_move_fails_half_way_is_whole_in_host_memory() -> None:
     class Full(TorchDispatchMode):
         def __torch_dispatch__(
             self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -131,9 +131,9 @@ def test_a_module_that_could_only_be_moved_half_way_is_whole_in_host_memory() ->
     assert {tensor.device for tensor in tensors(model)} == {torch.device("cpu")}
 
 
-def test_what_stays_on_the_device_is_taken_there_once_and_dropped_without_copying_back() -> None:
+def test_a_staying_module_is_copied_once_and_dropped_without_copying_back() -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    places = engine._places
+    places = engine.places
     places.device = DEVICE
     vae = engine.models.vae
     with Bus() as bus:
@@ -143,16 +143,16 @@ def test_what_stays_on_the_device_is_taken_there_once_and_dropped_without_copyin
         assert bus.to_device == sum(tensor.nbytes for tensor in tensors(vae))
         assert vae.device == DEVICE
         places.device = torch.device("cpu")  # to which hooks can be put
-        engine.take_rung(len(engine.rungs) - 1)
+        engine.take_level(len(engine.levels) - 1)
     assert vae.device == torch.device("cpu")
     assert bus.to_host == 0
 
 
-def test_on_the_rungs_between_the_sampling_loop_and_the_vae_stay_and_the_rest_visits() -> None:
+def test_on_level_core_the_sampling_loop_and_the_vae_stay_and_the_rest_visits() -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    engine.take_rung(2)
-    assert engine.rungs[2].placement == "core"
-    places, models = engine._places, engine.models
+    engine.take_level(2)
+    assert engine.levels[2].placement == "core"
+    places, models = engine.places, engine.models
     places.device = DEVICE
     for module in (engine.core, models.vae, models.text_encoder_2, models.image_encoder):
         with places.on_device(module):

@@ -1,4 +1,4 @@
-"""What will live where, for the cards and hosts that people have."""
+"""Memory plans for the cards and hosts that people have."""
 
 import json
 import math
@@ -11,7 +11,16 @@ import torch
 
 from benchmarks import full_shape
 from framepack_core.memory import footprint
-from framepack_core.memory.footprint import GIB, PUBLISHED, ItemBytes, Rung, Video, ladder, peak_vram, weights
+from framepack_core.memory.footprint import (
+    GIB,
+    PUBLISHED,
+    ItemBytes,
+    MemoryLevel,
+    Video,
+    memory_levels,
+    peak_vram,
+    weights,
+)
 from framepack_core.memory.planning import Card, Host, host_memory, make_plan
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
 from tests.conftest import tiny_spec
@@ -21,23 +30,23 @@ VIDEO = Video(640, 608)
 
 
 @pytest.mark.parametrize(
-    ("card", "rung", "most"),
+    ("card", "level", "most"),
     [
-        (80, Rung(None, "all"), 60),
-        (48, Rung(256, "all"), 45),
-        (24, Rung(256, "core"), 22),
-        (16, Rung(256, "partly"), 15.2),
-        (12, Rung(256, "partly"), 11.4),
-        (8, Rung(256, "partly"), 7.6),
-        (6, Rung(256, "partly"), 5.7),
+        (80, MemoryLevel(None, "all"), 60),
+        (48, MemoryLevel(256, "all"), 45),
+        (24, MemoryLevel(256, "core"), 22),
+        (16, MemoryLevel(256, "partly"), 15.2),
+        (12, MemoryLevel(256, "partly"), 11.4),
+        (8, MemoryLevel(256, "partly"), 7.6),
+        (6, MemoryLevel(256, "partly"), 5.7),
     ],
 )
 @pytest.mark.parametrize("host", [128, 64, 32, 16, 8])
-def test_each_card_keeps_as_much_as_it_holds_whatever_the_host(
-    card: int, rung: Rung, most: float, host: int
+def test_each_card_gets_the_first_level_that_fits_whatever_the_host(
+    card: int, level: MemoryLevel, most: float, host: int
 ) -> None:
     plan = make_plan(PUBLISHED, Card.assumed(card), Host.assumed(host), VIDEO)
-    assert plan.rungs[plan.rung] == rung
+    assert plan.levels[plan.level] == level
     assert plan.shortage is None
     assert plan.vram <= most * GIB
 
@@ -82,14 +91,14 @@ def test_four_bit_weights_stay_on_the_card_or_are_refused() -> None:
     small, host = ItemBytes.of(2, 2, "nf4"), Host.assumed(32)
     plan = make_plan(PUBLISHED, Card.assumed(10), host, VIDEO, item_bytes=small)
     assert plan.shortage is None
-    assert plan.rungs[plan.rung].placement == "core"
-    assert all(rung.placement != "streamed" for rung in plan.rungs)
+    assert plan.levels[plan.level].placement == "core"
+    assert all(level.placement != "streamed" for level in plan.levels)
     plan = make_plan(PUBLISHED, Card.assumed(6), host, VIDEO, item_bytes=small)
     assert plan.shortage is not None
     assert 'set precision = "exact" or "fp8"' in plan.shortage
 
 
-def test_what_others_have_on_the_card_can_be_ended() -> None:
+def test_memory_of_other_programs_on_the_card_is_not_hopeless() -> None:
     card = replace(Card.assumed(24), free=3 * GIB)
     plan = make_plan(PUBLISHED, card, Host.assumed(32), VIDEO)
     assert plan.shortage is not None
@@ -106,10 +115,10 @@ def test_too_small_a_host_is_refused() -> None:
     assert not make_plan(PUBLISHED, Card.assumed(24), occupied, VIDEO).hopeless
 
 
-def test_what_is_kept_free_for_others_is_not_planned_with() -> None:
+def test_memory_to_keep_free_is_not_planned() -> None:
     card, host = Card.assumed(24), Host.assumed(32)
     plan = make_plan(PUBLISHED, card, host, VIDEO, keep_free=6 * GIB)
-    assert plan.rungs[plan.rung].placement == "partly"
+    assert plan.levels[plan.level].placement == "partly"
     assert plan.vram <= card.free - 6 * GIB
     plan = make_plan(PUBLISHED, card, host, VIDEO, keep_free=20 * GIB)
     assert plan.shortage is not None
@@ -120,7 +129,7 @@ def test_tiles_are_as_the_reference_has_them_unless_set() -> None:
     def tile(gib: float, **arguments: bool) -> int | None:
         plan = make_plan(PUBLISHED, Card.assumed(gib), Host.assumed(64), VIDEO, **arguments)  # type: ignore[arg-type] # tiling
         assert plan.shortage is None
-        return plan.rungs[plan.rung].tile
+        return plan.levels[plan.level].tile
 
     assert tile(63) == 256, "below 60 GiB free"
     assert tile(64) is None
@@ -131,9 +140,9 @@ def test_tiles_are_as_the_reference_has_them_unless_set() -> None:
     assert 'set vae_tiling = "auto"' in refused.shortage
 
 
-def test_every_rung_saves_more_than_the_one_above() -> None:
+def test_every_level_takes_less_memory_than_the_one_before() -> None:
     for tiling in ("auto", True, False):
-        peaks = [peak_vram(PUBLISHED, rung, Video(640, 640)) for rung in ladder(tiling, VIDEO)]
+        peaks = [peak_vram(PUBLISHED, level, Video(640, 640)) for level in memory_levels(tiling, VIDEO)]
         assert peaks == sorted(peaks, reverse=True)
 
 
@@ -142,9 +151,9 @@ def test_every_rung_saves_more_than_the_one_above() -> None:
     [(Video(640, 608), 1.93), (Video(320, 320), 0.54)],
 )
 def test_activations_are_as_they_were_measured(video: Video, gib: float) -> None:
-    """Against the live tensors at the transformer's peak, at full shape; with a prompt of 96 tokens."""
+    """Compared with the live tensors at the transformer's peak, at full shape, with a prompt of 96 tokens."""
     without = replace(PUBLISHED, core=replace(PUBLISHED.core, parameters=0, largest=0))
-    streamed = Rung(128, "streamed")
+    streamed = MemoryLevel(128, "streamed")
     longest_text = (256 - 96) * 113_200
     sampling = (video.tokens * 113_200 - longest_text) / GIB
     assert sampling == pytest.approx(gib, rel=0.1)
@@ -164,7 +173,7 @@ def test_tokens_are_those_of_the_transformer(size: tuple[int, int], window: int,
     [(Video(960, 960), 1.2), (Video(640, 608, window=33), 1.9), (Video(640, 608, cached=True), 1.05)],
 )
 def test_larger_videos_take_more(bigger: Video, much: float) -> None:
-    streamed = Rung(128, "streamed")
+    streamed = MemoryLevel(128, "streamed")
     assert peak_vram(PUBLISHED, streamed, bigger) > peak_vram(PUBLISHED, streamed, VIDEO) * much
 
 
@@ -182,10 +191,10 @@ def test_sizes_are_read_from_the_files_of_the_model() -> None:
     assert found.vae.stored_bytes == found.vae.parameters * found.vae.item_bytes
 
 
-def test_what_is_planned_by_files_of_the_published_shape_is_what_is_planned_without(
+def test_files_of_the_published_shape_give_the_published_plan(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Modulations move one by one, however their names begin: as one they were 2.3 of 3.8 billion numbers."""
+    """Modulations move one by one: counted as one component they were 2.3 of 3.8 billion parameters."""
     found = {
         part: SimpleNamespace(
             tensors={
@@ -221,7 +230,7 @@ def test_the_published_sizes_stand_in_for_a_model_that_is_not_here(tmp_path: Pat
     )
 
 
-def test_what_is_converted_counts_as_ram_and_what_is_not_as_mapped() -> None:
+def test_converted_weights_count_as_ram_and_others_as_mapped() -> None:
     card, host = Card.assumed(80), Host.assumed(128)
     as_stored = make_plan(PUBLISHED, card, host, VIDEO)
     in_float32 = make_plan(PUBLISHED, card, host, VIDEO, item_bytes=ItemBytes(4, 4, 4))
@@ -262,17 +271,17 @@ def test_fewer_bits_keep_the_sampling_loop_on_a_smaller_card() -> None:
     plan = make_plan(
         PUBLISHED, Card.assumed(16), Host.assumed(32), VIDEO, item_bytes=ItemBytes.of(2, 2, "fp8")
     )
-    assert plan.rungs[plan.rung].placement == "core"
+    assert plan.levels[plan.level].placement == "core"
     assert plan.vram < 14 * GIB
     assert plan.ram > 9e9, "it is converted"
 
 
 def test_frames_too_large_for_the_kernels_are_decoded_in_tiles_whatever_the_card() -> None:
-    """The largest tensor of the decoder may not hold 2^31 numbers: 704x640 is the first size that does."""
+    """The decoder's largest tensor must hold less than 2^31 numbers: 704x640 is the first size with more."""
     card, host = Card.assumed(140), Host.assumed(128)
-    assert make_plan(PUBLISHED, card, host, Video(656, 656)).rungs[0].tile is None
+    assert make_plan(PUBLISHED, card, host, Video(656, 656)).levels[0].tile is None
     large = make_plan(PUBLISHED, card, host, Video(704, 640))
-    assert all(rung.tile is not None for rung in large.rungs)
+    assert all(level.tile is not None for level in large.levels)
     refused = make_plan(PUBLISHED, card, host, Video(704, 640), tiling=False)
     assert refused.hopeless
     assert refused.shortage == (
@@ -281,8 +290,8 @@ def test_frames_too_large_for_the_kernels_are_decoded_in_tiles_whatever_the_card
     )
 
 
-def test_below_where_a_prediction_was_wrong_half_of_the_blocks_stay() -> None:
+def test_after_a_wrong_prediction_half_of_the_blocks_stay() -> None:
     """A card on which "core" was to fit, and did not: with the same prediction all blocks would stay."""
     plan = make_plan(PUBLISHED, Card.assumed(24), Host.assumed(64), VIDEO)
-    assert plan.rungs[plan.rung].placement == "core"
+    assert plan.levels[plan.level].placement == "core"
     assert plan.room == PUBLISHED.core.parameters

@@ -1,4 +1,4 @@
-"""Layers that are streamed: fetched ahead, computed with when they are there, on a GPU that is played."""
+"""Streamed layers on a played GPU: fetched ahead, and used only when their copy is complete."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from framepack_core.memory.footprint import SLOTS
-from framepack_core.memory.streaming import PIECE, Streamer, _evenly
+from framepack_core.memory.streaming import PIECE, Streamer, choose_staying
 from tests.played.gpu import PlayedGpu
 from tests.played.streams import Event, Stream
 from tests.played.tensors import CUDA, play
@@ -36,7 +36,7 @@ class Model(nn.Module):
 
 
 class Streamed:
-    """A model whose layers are streamed to a GPU that is played."""
+    """A model whose layers are streamed to a played GPU."""
 
     def __init__(self, gpu: PlayedGpu, *, lock: bool = True) -> None:
         torch.manual_seed(0)
@@ -103,18 +103,20 @@ def test_a_pass_copies_each_streamed_layer_once_and_the_host_waits_for_nothing(
     assert not counts["host waits"]
 
 
-def test_however_far_the_host_runs_ahead_two_slots_and_what_stays_are_held(gpu: PlayedGpu) -> None:
+def test_streaming_holds_two_slots_and_the_staying_layers_however_far_the_host_runs_ahead(
+    gpu: PlayedGpu,
+) -> None:
     streamed = Streamed(gpu)
     for stay in (0, 2):
         gpu.memory.reset_peaks()
         before = gpu.memory.live
         streamed.passes(stay * PIECE)
         slots = SLOTS * 2 * SIZE  # the largest layer's
-        assert gpu.memory.peak_held - before <= slots + stay * SIZE + 4096, "beside activations"
+        assert gpu.memory.peak_held - before <= slots + stay * SIZE + 4096, "without activations"
         assert gpu.memory.live == before
 
 
-def test_without_the_events_the_played_gpu_would_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_played_gpu_reports_missing_events(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, forgotten, lock in ((Stream, "wait_event", True), (Event, "synchronize", False)):
         with PlayedGpu() as gpu, monkeypatch.context() as patched:
             patched.setattr(kind, forgotten, lambda *_: None)
@@ -122,7 +124,7 @@ def test_without_the_events_the_played_gpu_would_tell(monkeypatch: pytest.Monkey
         assert gpu.faults, forgotten
 
 
-def test_what_the_kernel_does_not_lock_comes_by_way_of_page_locked_memory(
+def test_weights_that_cannot_be_page_locked_pass_through_page_locked_memory(
     gpu: PlayedGpu, expected: list[torch.Tensor], caplog: pytest.LogCaptureFixture
 ) -> None:
     sizes = list[int]()
@@ -137,16 +139,16 @@ def test_what_the_kernel_does_not_lock_comes_by_way_of_page_locked_memory(
     assert same(streamed.passes(), expected)
     assert len(sizes) == 3 + SLOTS
     assert [record.message for record in caplog.records] == [
-        "0 MiB of memory cannot be page-locked (CUDA error 2): weights come to the GPU slower"
+        "0 MiB of memory cannot be page-locked (CUDA error 2): weights are copied to the GPU slower"
     ]
 
 
-def test_nothing_can_be_locked_at_all(gpu: PlayedGpu, expected: list[torch.Tensor]) -> None:
+def test_streaming_works_without_any_page_locked_memory(gpu: PlayedGpu, expected: list[torch.Tensor]) -> None:
     gpu.host_memory.refuse_to_register = lambda size: True
     assert same(Streamed(gpu).passes(), expected)
 
 
-def test_page_locked_memory_is_of_the_weights_size_and_goes_with_them(gpu: PlayedGpu) -> None:
+def test_page_locked_memory_has_the_weights_size_and_is_freed_with_them(gpu: PlayedGpu) -> None:
     streamed = Streamed(gpu)
     weights = (LAYERS + 1) * SIZE
     assert gpu.host_memory.registered == weights
@@ -194,7 +196,7 @@ def test_layers_out_of_order_are_refused(gpu: PlayedGpu) -> None:
         streamed.model.layers[1](x)
 
 
-def test_where_a_streamed_parameter_is_fetched_from_can_be_written(gpu: PlayedGpu) -> None:
+def test_the_host_memory_of_a_streamed_parameter_can_be_written(gpu: PlayedGpu) -> None:
     streamed = Streamed(gpu)
     weight = streamed.model.layers[4].weight
     first = streamed.passes()[0]
@@ -206,8 +208,8 @@ def test_where_a_streamed_parameter_is_fetched_from_can_be_written(gpu: PlayedGp
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(0, 800))
-def test_as_many_layers_stay_as_there_is_room_for_far_from_each_other(sizes: list[int], room: int) -> None:
-    chosen = _evenly([size * PIECE for size in sizes], room * PIECE)
+def test_as_many_layers_stay_as_fit_and_are_spread_evenly(sizes: list[int], room: int) -> None:
+    chosen = choose_staying([size * PIECE for size in sizes], room * PIECE)
     assert sum(sizes[number] for number in chosen) <= room
     if sum(sizes) <= room:
         assert chosen == [*range(len(sizes))]

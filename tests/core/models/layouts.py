@@ -1,4 +1,4 @@
-"""Makes model files as people have them, of the tiny models: other names, other layouts, other numbers."""
+"""Writes the tiny models in the layouts that people have: other names, shards, prefixes and numbers."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ Weights = dict[str, torch.Tensor]
 
 
 def weights() -> Weights:
-    """Read the transformer's weights out of all of its shards."""
+    """Read the transformer's weights from all of its shards."""
     found: Weights = {}
     for shard in sorted(PUBLISHED.glob("*.safetensors")):
         found |= load_file(shard)
@@ -35,18 +35,18 @@ def weights() -> Weights:
 
 
 def spec_of(transformer: Path) -> ModelSpec:
-    """Name a tiny model whose transformer lies elsewhere."""
+    """Specify a tiny model whose transformer is elsewhere."""
     return replace(tiny_spec(), transformer=Source(str(transformer)))
 
 
 def load(transformer: Path, dtype: torch.dtype = torch.float32) -> Weights:
-    """Load a tiny model with that transformer, and give the weights that it has then."""
+    """Load a tiny model with that transformer, and give its loaded weights."""
     loaded = loading.load(spec_of(transformer), dtype=dtype, encoder_dtype=torch.float32)
     return dict(loaded.transformer.state_dict())
 
 
 def one_file(folder: Path, tensors: Mapping[str, torch.Tensor], name: str = FILE) -> Path:
-    """Write weights as one file, beside the config of the tiny model."""
+    """Write weights as one file, next to the config of the tiny model."""
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(PUBLISHED / "config.json", folder)
     save_file(dict(tensors), folder / name)
@@ -54,12 +54,12 @@ def one_file(folder: Path, tensors: Mapping[str, torch.Tensor], name: str = FILE
 
 
 def prefixed(tensors: Mapping[str, torch.Tensor]) -> Weights:
-    """Put what ComfyUI's checkpoints have before each name before it."""
+    """Add the prefix of ComfyUI's checkpoints to each name."""
     return {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
 
 
 def is_layer(name: str, tensor: torch.Tensor) -> bool:
-    """Tell the weights that programs store in 8 bits: the blocks' matrices."""
+    """Return whether programs store this weight in 8 bits: it is a matrix of a block."""
     return "blocks." in name and name.endswith(".weight") and tensor.dim() == 2
 
 
@@ -71,7 +71,7 @@ def fp8(tensors: Mapping[str, torch.Tensor]) -> Weights:
 
 
 def scaled_fp8(tensors: Mapping[str, torch.Tensor], *, by_row: bool = False) -> Weights:
-    """Store the blocks' matrices as fp8 numbers that use all of its range, with what they are scaled by."""
+    """Store the blocks' matrices as fp8 numbers that use its whole range, with their scales."""
     found: Weights = {"scaled_fp8": torch.zeros(2, dtype=FP8)}
     for name, tensor in tensors.items():
         if not is_layer(name, tensor):
@@ -114,7 +114,7 @@ def variant_shards(folder: Path) -> Path:
 
 
 def beside_others(folder: Path) -> Path:
-    """Put a smaller variant, what macOS leaves and a hidden index beside the usual files."""
+    """Add a smaller variant, macOS's hidden files and a hidden index to the usual files."""
     shutil.copytree(PUBLISHED, folder)
     save_file({"x": torch.zeros(1)}, folder / "diffusion_pytorch_model.fp16.safetensors")
     for name in ("._diffusion_pytorch_model-00001-of-00003.safetensors", "._x.safetensors.index.json"):
@@ -123,14 +123,14 @@ def beside_others(folder: Path) -> Path:
 
 
 def left_behind_index(folder: Path) -> Path:
-    """Leave the index of shards that are gone beside the one file that there is."""
+    """Add the index of missing shards to a single file of weights."""
     file = one_file(folder, weights(), "diffusion_pytorch_model.safetensors")
     shutil.copy(PUBLISHED / "diffusion_pytorch_model.safetensors.index.json", folder)
     return file.parent
 
 
 def hub_folder(folder: Path) -> Path:
-    """Put files as the hub's client does, with another revision; gives the folder above all."""
+    """Arrange files as the hub's client does, with another revision; gives the repository's folder."""
     above = folder / "models--lllyasviel--FramePackI2V_HY"
     shutil.copytree(PUBLISHED, above / "snapshots" / COMMIT)
     (above / "snapshots" / ("f" * 40)).mkdir()
@@ -156,7 +156,7 @@ LAYOUTS: dict[str, Callable[[Path], Path]] = {
 
 
 def full_size(file: Path, dtype: str = "F8_E4M3", **others: tuple[str, tuple[int, ...]]) -> Path:
-    """Write a file with the published transformer's header and length, of which nothing is on the disk.
+    """Write a sparse file with the published transformer's header and length.
 
     Args:
         file: where to.

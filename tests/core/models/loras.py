@@ -61,7 +61,7 @@ PLACES = (
 
 
 def hunyuan_modules(weights: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
-    """Give HunyuanVideo's modules of a transformer of any depth, with the weights that they are here."""
+    """Give HunyuanVideo's modules of a transformer of any depth, each with its weights in diffusers."""
     modules = {name: [f"{weight}.weight" for weight in parts] for name, parts in ONCE.items()}
     for pattern, theirs, names in PLACES:
         blocks = {(found[0], found[1]) for name in weights if (found := re.match(pattern, name))}
@@ -72,7 +72,7 @@ def hunyuan_modules(weights: Mapping[str, tuple[int, ...]]) -> dict[str, list[st
 
 
 def linear_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
-    """Give what a trainer that knows diffusers' names would train: every linear layer."""
+    """Give the layers that a trainer with diffusers' names trains: all linear ones."""
     return {
         name.removesuffix(".weight"): [name]
         for name, shape in shapes.items()
@@ -163,7 +163,7 @@ def make_lora(
 
 
 def by_hand(base: Weights, *added: tuple[float, Weights]) -> dict[str, torch.Tensor]:
-    """Merge what LoRAs add, each with its weight, into a model's own weights."""
+    """Add the deltas of LoRAs, each with its weight, to a model's own weights."""
     merged = {name: tensor.float().clone() for name, tensor in base.items()}
     for weight, deltas in added:
         for name, delta in deltas.items():
@@ -172,9 +172,9 @@ def by_hand(base: Weights, *added: tuple[float, Weights]) -> dict[str, torch.Ten
 
 
 def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
-    """Give a copy of every weight that the transformer computes with now, by its name in the files."""
+    """Copy all current weights of the transformer, by their names in the files."""
     weights = dict[str, torch.Tensor]()
-    for name, layer in engine.merger._layers.items():
+    for name, layer in engine.merger.layers.items():
         weights[f"{name}.weight"] = layer.weight.data.clone()
         if isinstance(layer, Fp8Linear):
             weights[f"{name}.scale"] = layer.scale.data.clone()
@@ -185,7 +185,7 @@ def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def differing(left: Weights, right: Weights) -> list[str]:
-    """Name what is not the same to the bit."""
+    """Name the weights whose bits differ."""
     assert left.keys() == right.keys()
     return [
         name
@@ -196,7 +196,7 @@ def differing(left: Weights, right: Weights) -> list[str]:
 
 
 def latents(engine: Engine, request: Request) -> torch.Tensor:
-    """Give what the first step makes of the noise."""
+    """Give the prediction of the first step."""
     for event in engine.generate(request):
         if isinstance(event, Step):
             return event.denoised.clone()
@@ -204,5 +204,5 @@ def latents(engine: Engine, request: Request) -> torch.Tensor:
 
 
 def merge(engine: Engine, *loras: Lora) -> None:
-    """Have just these merged."""
-    engine.merger.merge(loras, engine._places)
+    """Merge these LoRAs and no others."""
+    engine.merger.merge(loras, engine.places)

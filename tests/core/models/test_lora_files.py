@@ -89,7 +89,7 @@ def full_shapes() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_at_full_shape_every_key_of_a_family_finds_its_weights(family: str) -> None:
+def test_at_full_shape_every_key_of_a_family_matches(family: str) -> None:
     base = full_shapes()
     hunyuan, named, (down, up) = FAMILIES[family]
     shapes = {name: tensor.shape for name, tensor in base.items()}
@@ -110,8 +110,8 @@ def test_at_full_shape_every_key_of_a_family_finds_its_weights(family: str) -> N
     assert linear <= found.changed.keys(), "of the blocks none is missing"
 
 
-def test_keys_of_the_original_become_what_diffusers_makes_of_them() -> None:
-    """Its converter knows this family alone, and no alpha; of blocks it is right."""
+def test_original_keys_match_as_diffusers_converts_them() -> None:
+    """Diffusers' converter knows only this family, ignores alpha, and is right for blocks only."""
     base = full_shapes()
     shapes = {name: tensor.shape for name, tensor in base.items()}
     modules = hunyuan_modules({name: shape for name, shape in shapes.items() if ".1." in name})
@@ -134,7 +134,7 @@ def test_keys_of_the_original_become_what_diffusers_makes_of_them() -> None:
     assert not differing(ours, _convert_hunyuan_video_lora_to_diffusers(dict(tensors)))
 
 
-def test_shift_and_scale_of_the_last_layer_change_places(
+def test_shift_and_scale_of_the_last_layer_are_exchanged(
     base: Weights, engine: Engine, tmp_path: Path
 ) -> None:
     weight = base["norm_out.linear.weight"]
@@ -164,7 +164,7 @@ def fit_of(file: Path, *, allow_partial: bool = False) -> lora_files.Fit:
     return found
 
 
-def test_keys_for_text_encoders_are_ignored_and_those_of_no_block_counted(
+def test_keys_for_text_encoders_are_ignored_and_unmatched_ones_outside_blocks_counted(
     base: Weights, tmp_path: Path
 ) -> None:
     text_encoders = (
@@ -178,7 +178,7 @@ def test_keys_for_text_encoders_are_ignored_and_those_of_no_block_counted(
     matched = 2 * len(found.parts)
     assert found.counts == {"matched": matched, "unmatched": 2, "keys": matched + 4}
     assert found.text == (
-        f"matched {matched} of {matched + 4} keys, 2 belong nowhere (bundle_emb, whatever), "
+        f"matched {matched} of {matched + 4} keys, 2 match no weight (bundle_emb, whatever), "
         "2 for text encoders are ignored"
     )
 
@@ -193,13 +193,13 @@ def test_keys_for_text_encoders_are_ignored_and_those_of_no_block_counted(
         "transformer_blocks.0.attn.to_x.weight",  # a whole weight
     ],
 )
-def test_one_of_which_a_block_lacks_is_refused_unless_that_is_allowed(
+def test_an_unmatched_key_of_a_block_is_refused_unless_allow_partial(
     strange: str, base: Weights, engine: Engine, tmp_path: Path
 ) -> None:
     file = tmp_path / "a.safetensors"
     added = make_lora(file, "kohya-hunyuan", base, only="linear2", extra={strange: torch.ones(1, 1)})
     keys = 2 * len(added)
-    told = f"a.safetensors fits the model only in part: it matched {keys} of {keys + 1} keys, and of the keys"
+    told = f"a.safetensors fits the model only in part: {keys} of {keys + 1} keys matched, and some keys of"
     with pytest.raises(RequestError, match=told) as refused:
         fit_of(file)
     assert f"({strange}): use one that was made for this model, or write allow_partial = true" in str(
@@ -235,7 +235,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("spelling", SPELLINGS)
 @pytest.mark.parametrize("hunyuan", [True, False], ids=["HunyuanVideo's", "diffusers'"])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_whatever_the_prefix_and_the_spelling_every_key_finds_its_weights(
+def test_keys_match_with_any_prefix_and_spelling(
     prefix: str, hunyuan: bool, spelling: str, base: Weights
 ) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in base.items()}
@@ -270,7 +270,7 @@ def assert_merged_as_by_hand(engine: Engine, base: Weights, file: Path, added: W
     ],
     ids=lambda alpha: str(alpha.dtype),
 )
-def test_alpha_may_be_a_number_of_any_kind(
+def test_alpha_may_have_any_number_type(
     alpha: torch.Tensor, base: Weights, engine: Engine, tmp_path: Path
 ) -> None:
     added = make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base, only="linear2", alpha=alpha)
@@ -278,7 +278,7 @@ def test_alpha_may_be_a_number_of_any_kind(
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.float64])
-def test_small_numbers_are_merged_as_what_they_stand_for(
+def test_loras_in_8_bits_are_merged_by_their_values(
     dtype: torch.dtype, base: Weights, engine: Engine, tmp_path: Path
 ) -> None:
     added = make_lora(tmp_path / "a.safetensors", "diffusers", base, only="to_q", dtype=dtype)
@@ -321,7 +321,7 @@ OTHER_FAMILIES = [
 
 
 @pytest.mark.parametrize(("key", "value", "family"), OTHER_FAMILIES)
-def test_one_of_another_family_is_refused_by_its_name_although_it_fits(
+def test_a_lora_of_another_family_is_refused_although_it_fits(
     key: str, value: str, family: str, base: Weights, tmp_path: Path
 ) -> None:
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base, only="linear2", metadata={key: value})
@@ -338,25 +338,23 @@ def test_one_of_another_family_is_refused_by_its_name_although_it_fits(
         {"modelspec.architecture": "framepack/lora", "ss_network_module": "networks.lora_framepack"},
         {"modelspec.architecture": "hunyuan-video/lora", "ss_base_model_version": "hunyuan_video"},
         {"modelspec.architecture": "HunyuanVideo-I2V", "modelspec.title": "flux capacitor"},
-        {"modelspec.architecture": "swan/lora"},  # holds the name of a family and is none
+        {"modelspec.architecture": "swan/lora"},  # contains the name of a family without being one
         {"modelspec.architecture": ""},
     ],
 )
-def test_one_of_our_families_or_of_one_nobody_knows_is_taken(
+def test_a_lora_of_our_or_an_unknown_family_is_accepted(
     metadata: dict[str, str], base: Weights, tmp_path: Path
 ) -> None:
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base, only="linear2", metadata=metadata)
     assert fit_of(tmp_path / "a.safetensors").unmatched == ()
 
 
-def test_an_extension_in_capitals_is_one(base: Weights, tmp_path: Path) -> None:
+def test_an_extension_in_capitals_is_accepted(base: Weights, tmp_path: Path) -> None:
     make_lora(tmp_path / "A.SAFETENSORS", "diffusers", base)
     assert fit_of(tmp_path / "A.SAFETENSORS").matched > 50
 
 
-def test_the_alpha_that_diffusers_writes_beside_the_tensors_counts(
-    base: Weights, engine: Engine, tmp_path: Path
-) -> None:
+def test_the_alpha_in_diffusers_metadata_is_used(base: Weights, engine: Engine, tmp_path: Path) -> None:
     metadata = {"lora_adapter_metadata": json.dumps({"transformer.lora_alpha": 6, "transformer.r": RANK})}
     added = make_lora(tmp_path / "a.safetensors", "diffusers", base, only="to_q", metadata=metadata)
     merge(engine, Lora(file=tmp_path / "a.safetensors"))
@@ -373,12 +371,12 @@ Q = "transformer.transformer_blocks.0.attn.to_q"
 WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
     "of another model": (
         lambda width: {f"down_blocks.0.{side}": tensor for side, tensor in matrices(width, width).items()},
-        r"none of its 2 keys does \(down_blocks.0.lora_A.weight, down_blocks.0.lora_B.weight\)",
+        r"none of its 2 keys matches \(down_blocks.0.lora_A.weight, down_blocks.0.lora_B.weight\)",
     ),
-    "empty": (lambda _: {}, "none of its 0 keys does"),
+    "empty": (lambda _: {}, "none of its 0 keys matches"),
     "of another width": (
         lambda width: {f"{Q}.{side}": tensor for side, tensor in matrices(width, width + 8).items()},
-        rf"{Q}.lora_B.weight \(\d+, 2\) times {Q}.lora_A.weight \(2, \d+\) is to change "
+        rf"{Q}.lora_B.weight \(\d+, 2\) times {Q}.lora_A.weight \(2, \d+\) cannot change "
         r"transformer_blocks.0.attn.to_q \(\d+, \d+\)",
     ),
     "of two ranks": (
@@ -403,14 +401,14 @@ WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
         lambda width: {
             f"{Q}.{side}": tensor.to(torch.int8) for side, tensor in matrices(width, width).items()
         },
-        rf"{Q}.lora_(A|B|up|down).weight holds numbers of kind I8",
+        rf"{Q}.lora_(A|B|up|down).weight holds numbers of type I8",
     ),
     "of an alpha that is no number": (
         lambda width: {
             **{f"{Q}.{side}": tensor for side, tensor in matrices(width, width).items()},
             f"{Q}.alpha": torch.tensor(True),
         },
-        f"{Q}.alpha holds numbers of kind BOOL",
+        f"{Q}.alpha holds numbers of type BOOL",
     ),
     "fp8 with a scale beside it": (
         lambda width: {
@@ -434,7 +432,7 @@ WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
             **{f"{Q}.{side}": tensor for side, tensor in matrices(width, width).items()},
             f"{Q}.lora_A.other.weight": torch.ones(RANK, width),
         },
-        rf"holds {Q}.lora_A.*weight and {Q}.lora_A.*weight, which are the same",
+        rf"holds {Q}.lora_A.*weight and {Q}.lora_A.*weight for the same weight",
     ),
     "one weight under two names": (
         lambda width: {
@@ -455,7 +453,7 @@ WRONG: dict[str, tuple[Callable[[int], dict[str, torch.Tensor]], str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_wrong_one_is_refused_and_its_keys_are_named(
+def test_a_wrong_lora_is_refused_and_its_keys_are_named(
     wrong: str, base: Weights, engine: Engine, tmp_path: Path
 ) -> None:
     make, said = WRONG[wrong]
@@ -477,7 +475,7 @@ def test_files_that_are_gone_changed_or_something_else_are_refused(
     known = Lora(file=file, sha256=lora_files.sha256(file))
     merge(engine)
     make_lora(file, "diffusers", base, seed=2)
-    with pytest.raises(RequestError, match=r"a.safetensors is not the file any more that it was"):
+    with pytest.raises(RequestError, match=r"a.safetensors has changed since the job was taken in"):
         merge(engine, known)
     file.unlink()
     with pytest.raises(RequestError, match=r"a.safetensors cannot be read \(No such file or directory\)"):
@@ -502,7 +500,7 @@ anything = st.recursive(st.none() | st.integers() | st.text(), st.lists) | entri
 
 @given(st.binary(max_size=64) | st.dictionaries(st.text(max_size=4) | st.just("__metadata__"), anything))
 @settings(max_examples=200, deadline=None)
-def test_no_header_does_worse_than_being_refused(
+def test_any_damaged_header_is_refused(
     tmp_path_factory: pytest.TempPathFactory, told: bytes | dict[str, object]
 ) -> None:
     file = tmp_path_factory.getbasetemp() / "any.safetensors"
@@ -512,7 +510,7 @@ def test_no_header_does_worse_than_being_refused(
         assert sum(tensor.nbytes for tensor in read_header(file).tensors.values()) == 0
 
 
-def test_headers_tell_what_the_tensors_are(base: Weights) -> None:
+def test_headers_give_names_shapes_and_types_of_tensors(base: Weights) -> None:
     told = model_files.read_transformer(tiny_spec()).tensors
     assert {name: tensor.shape for name, tensor in told.items()} == {
         name: tuple(tensor.shape) for name, tensor in base.items()

@@ -1,4 +1,4 @@
-"""Model files as people have them: what is taken, and what is named as what it is, before torch is loaded."""
+"""The model files that people have: accepted, or recognized and refused, before torch is loaded."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def built(component: Any, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         ("image_encoder", SiglipVisionModel, SIGLIP | {"image_size": 384, "vision_use_head": False}),
     ],
 )
-def test_the_weights_that_a_config_makes_are_those_of_the_class(
+def test_the_shapes_derived_from_a_config_are_those_of_the_class(
     part: str, component: Any, config: dict[str, Any]
 ) -> None:
     assert shapes.expected(part, config) == built(component, config)
@@ -62,18 +62,16 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_layout_that_people_have_gives_the_weights_of_the_published_one(
-    tmp_path: Path, layout: str
-) -> None:
+def test_other_layouts_give_the_weights_of_the_published_one(tmp_path: Path, layout: str) -> None:
     assert same(layouts.load(LAYOUTS[layout](tmp_path / "model")), weights())
 
 
-def test_a_key_that_is_no_weight_is_said_and_the_model_loaded(
+def test_an_unused_key_is_reported_and_the_model_is_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = LAYOUTS["a key too many"](tmp_path)
     layouts.load(place)
-    assert f"{place} has 1 key that is no weight of the model (pos_embed_cache): passed over" in caplog.text
+    assert f"{place} has 1 key that is no weight of the model (pos_embed_cache): ignored" in caplog.text
 
 
 def test_fp8_gives_the_bits_of_casting_up_first(tmp_path: Path) -> None:
@@ -102,19 +100,19 @@ def test_scaled_fp8_is_scaled_in_float32_and_rounded_once(
     assert model_files.read(file, "transformer").left_over == ()
 
 
-def test_what_is_scaled_must_have_its_scale(tmp_path: Path) -> None:
+def test_scaled_weights_must_have_their_scales(tmp_path: Path) -> None:
     stored = layouts.scaled_fp8(weights())
     gone = next(key for key in stored if key.endswith(".scale_weight"))
     del stored[gone]
     with pytest.raises(ModelError, match="without the scale that others have"):
         model_files.read(one_file(tmp_path, stored), "transformer")
     stored[gone] = torch.ones(7)
-    with pytest.raises(ModelError, match=r"scale_weight \(F32, 7\), which is not read"):
+    with pytest.raises(ModelError, match=r"scale_weight \(F32, 7\), which is not supported"):
         model_files.read(one_file(tmp_path, stored), "transformer")
 
 
-def test_a_file_of_full_size_is_held_against_the_published_config(tmp_path: Path) -> None:
-    """Of the 13 GB nothing but the header is on the disk, and nothing else is read."""
+def test_a_file_of_full_size_is_checked_against_the_published_config(tmp_path: Path) -> None:
+    """Only the header of the 13 GB is on the disk, and only the header is read."""
     file = layouts.full_size(tmp_path / "FramePackI2V_HY_fp8_e4m3fn.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "another"}')
     found = model_files.read(file, "transformer")
@@ -142,8 +140,8 @@ KINDS = {
         "is a Git LFS pointer.*: run git lfs pull",
     ),
     "a page": (b"\n<!DOCTYPE html><html>", "is an HTML page: download the file itself; .*/resolve/"),
-    "an answer": (b'{"error":"Repository not found"}', "is a text: most likely what a server answered"),
-    "a sentence": (b"Invalid username or password.", "is a text: most likely what a server answered"),
+    "an answer": (b'{"error":"Repository not found"}', "is a text: most likely an error message of a server"),
+    "a sentence": (b"Invalid username or password.", "is a text: most likely an error message of a server"),
     "an archive": (b"PK\3\4" + bytes(100), "is a pickle, which can run code: and is never read"),
     "a pickle": (b"\x80\2\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is a pickle, which can run code"),
     "empty": (b"", "is empty: download it again"),
@@ -152,7 +150,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_another_kind_of_file_is_named_as_what_it_is(tmp_path: Path, kind: str) -> None:
+def test_a_file_of_another_kind_is_named(tmp_path: Path, kind: str) -> None:
     content, said = KINDS[kind]
     file = tmp_path / "model.safetensors"
     file.write_bytes(content)
@@ -162,14 +160,14 @@ def test_another_kind_of_file_is_named_as_what_it_is(tmp_path: Path, kind: str) 
     assert "config.json" not in str(raised.value)
 
 
-def test_a_file_that_is_not_there_is_named_and_no_config_in_it() -> None:
+def test_a_missing_file_is_named_and_no_config_below_it() -> None:
     with pytest.raises(ModelError, match=r"/nowhere/x.safetensors is missing: put it there"):
         registry.find(spec_of(Path("/nowhere/x.safetensors")))
     with pytest.raises(ModelError, match=r"models/x.gguf is missing: put it there"):
         registry.find(replace(tiny_spec(), transformer=Source("models/x.gguf")))
 
 
-def test_what_lies_there_in_place_of_weights_is_named_with_what_is_wanted(tmp_path: Path) -> None:
+def test_other_files_in_place_of_weights_are_named_with_what_is_wanted(tmp_path: Path) -> None:
     shutil.copy(layouts.PUBLISHED / "config.json", tmp_path)
     (tmp_path / "framepack-Q4_K_M.gguf").write_bytes(b"GGUF\3\0\0\0" + bytes(100))
     wanted = tmp_path / "diffusion_pytorch_model.safetensors"
@@ -179,14 +177,14 @@ def test_what_lies_there_in_place_of_weights_is_named_with_what_is_wanted(tmp_pa
     assert "framepack-Q4_K_M.gguf is there, a GGUF file" in str(raised.value)
 
 
-def test_of_a_folder_of_transformers_without_a_config_the_file_is_asked_for(tmp_path: Path) -> None:
+def test_a_folder_without_a_config_is_refused_and_its_file_suggested(tmp_path: Path) -> None:
     one_file(tmp_path, weights())
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ModelError, match=rf"config.json is missing: .*\({layouts.FILE} lies there"):
+    with pytest.raises(ModelError, match=rf"config.json is missing: .*\({layouts.FILE} is there"):
         registry.find(spec_of(tmp_path))
 
 
-def test_a_file_in_place_of_a_folder_of_several_parts_is_named_so(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_of_several_parts_is_refused(tmp_path: Path) -> None:
     file = one_file(tmp_path, weights())
     with pytest.raises(ModelError, match="is a file; wanted is a folder that holds text_encoder, "):
         registry.find(replace(tiny_spec(), base=Source(str(file))))
@@ -205,7 +203,7 @@ SINGLE_FILES = {  # of ComfyUI: a key of each
 
 @pytest.mark.parametrize("name", SINGLE_FILES)
 @pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
-def test_a_part_that_is_another_is_told_with_what_is_wanted(tmp_path: Path, name: str, part: str) -> None:
+def test_weights_of_another_part_are_named_with_what_is_wanted(tmp_path: Path, name: str, part: str) -> None:
     key, what = SINGLE_FILES[name]
     folder = TINY_MODELS / ("framepack-i2v" if part == "transformer" else f"hunyuanvideo/{part}")
     shutil.copy(folder / "config.json", tmp_path)
@@ -231,11 +229,11 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     ),
     "something beside a weight": (
         lambda held: held.update({"proj_out.weight.absmax": torch.zeros(1)}),
-        "packed in a way that is not read",
+        "packed in an unsupported way",
     ),
     "whole numbers": (
         lambda held: held.update({"proj_out.weight": held["proj_out.weight"].to(torch.int8)}),
-        r"numbers of the kind I8 \(proj_out.weight\)",
+        r"numbers of type I8 \(proj_out.weight\)",
     ),
     "another shape": (
         lambda held: held.update({"proj_out.weight": torch.zeros(1, 32)}),
@@ -253,10 +251,10 @@ def test_weights_that_do_not_make_the_model_are_refused_by_name(tmp_path: Path, 
         model_files.read(one_file(tmp_path, held), "transformer")
 
 
-def test_of_several_sets_of_weights_none_is_taken_by_chance(tmp_path: Path) -> None:
+def test_several_sets_of_weights_are_refused(tmp_path: Path) -> None:
     file = one_file(tmp_path, weights(), "a.safetensors")
     shutil.copy(file, tmp_path / "b.safetensors")
-    said = r"several sets of weights \(a.safetensors, b.safetensors\): leave the one there .*or give its file"
+    said = r"several sets of weights \(a.safetensors, b.safetensors\): keep only the one .*or give its file"
     with pytest.raises(ModelError, match=said):
         model_files.look(spec_of(tmp_path))
     assert model_files.read(file, "transformer").tensors
@@ -274,7 +272,7 @@ def test_a_shard_that_is_missing_without_an_index_is_named(tmp_path: Path) -> No
         registry.find(spec_of(folder))
 
 
-def test_of_the_hubs_folder_the_revision_is_taken_that_is_asked_for(tmp_path: Path) -> None:
+def test_in_the_hubs_folder_the_requested_revision_is_used(tmp_path: Path) -> None:
     above = layouts.hub_folder(tmp_path)
     assert Source(str(above)).folder == above / "snapshots" / layouts.COMMIT
     assert Source(str(above / "snapshots")).folder == above / "snapshots" / layouts.COMMIT
@@ -284,7 +282,7 @@ def test_of_the_hubs_folder_the_revision_is_taken_that_is_asked_for(tmp_path: Pa
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae", "image_encoder"])
-def test_the_other_parts_too_are_taken_under_other_names(tmp_path: Path, part: str) -> None:
+def test_weights_of_other_parts_may_have_other_names(tmp_path: Path, part: str) -> None:
     root = shutil.copytree(TINY_MODELS, tmp_path / "models")
     folder = root / ("flux_redux" if part == "image_encoder" else "hunyuanvideo") / part
     (file,) = folder.glob("*.safetensors")
@@ -306,7 +304,7 @@ def test_the_other_parts_too_are_taken_under_other_names(tmp_path: Path, part: s
 @pytest.mark.parametrize(
     "config", ["[]", "{", '{"num_layers": "many", "has_image_proj": 1, "has_clean_x_embedder": 1}']
 )
-def test_a_config_that_makes_no_sense_is_named(tmp_path: Path, config: str) -> None:
+def test_an_invalid_config_is_named(tmp_path: Path, config: str) -> None:
     folder = shutil.copytree(layouts.PUBLISHED, tmp_path / "model")
     (folder / "config.json").write_text(config)
     with pytest.raises(ModelError, match=r"config.json (is damaged|makes no sense)"):

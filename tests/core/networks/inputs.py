@@ -1,4 +1,4 @@
-"""What a transformer is given, made up."""
+"""Random inputs of a transformer."""
 
 from contextlib import nullcontext
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 from framepack_core.history import HistoryContext
 from framepack_core.networks.encoders import TextConditioning, pad_prompt_embeds
-from framepack_core.networks.transformer import Tables, guidance, timesteps
+from framepack_core.networks.transformer import Precomputed, guidance, timesteps
 
 WINDOW, HEIGHT, WIDTH = 3, 8, 12
 
@@ -17,7 +17,7 @@ Given = tuple[torch.Tensor, TextConditioning, torch.Tensor, HistoryContext]
 
 
 def inputs(config: Any, dtype: torch.dtype) -> Given:
-    """Make up latents, text, image embeds and history."""
+    """Draw latents, text, image embeds and history."""
     generator = torch.Generator().manual_seed(7)
 
     def random(*shape: int) -> torch.Tensor:
@@ -29,10 +29,10 @@ def inputs(config: Any, dtype: torch.dtype) -> Given:
     return latents, text, random(1, 4, config.image_proj_dim), history
 
 
-def compute_tables(embedders: Any, given: Given, scale: float, dtype: torch.dtype) -> Tables:
+def precompute(embedders: Any, given: Given, scale: float, dtype: torch.dtype) -> Precomputed:
     _, text, image_embeds, _ = given
     steps = timesteps(SIGMAS, dtype)
-    tables: Tables = embedders.tables(
+    precomputed: Precomputed = embedders.precompute(
         text, image_embeds, steps, guidance(scale, dtype), lambda _: nullcontext()
     )
-    return tables
+    return precomputed

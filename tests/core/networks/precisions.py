@@ -1,4 +1,4 @@
-"""The precisions that a test can have here."""
+"""The precisions that can be tested here."""
 
 import importlib.util
 

@@ -10,7 +10,7 @@ from framepack_core.models import taehv_files
 
 @cache
 def random_weights() -> dict[str, torch.Tensor]:
-    """Draw weights in the layout of the real ones, with which pictures are neither black nor white."""
+    """Draw weights in the layout of the real ones, scaled so that pictures are neither black nor white."""
     rng = np.random.default_rng(0)
     drawn = {}
     for name, shape in taehv_files.shapes().items():
@@ -20,7 +20,7 @@ def random_weights() -> dict[str, torch.Tensor]:
 
 
 def as_published(**changed: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Give what is in a file: half precision, and an encoder that nobody asked for."""
+    """Give the content of a published file: half precision, with an unused encoder."""
     found = {f"decoder.{name}": weight.half() for name, weight in random_weights().items()}
     found["encoder.0.weight"] = torch.zeros(64, 3, 3, 3, dtype=torch.float16)
     changes = {key.replace("__", "."): weight for key, weight in changed.items()}

@@ -1,4 +1,4 @@
-"""The backends of attention: refused with what to do, or computing the same within rounding."""
+"""The attention backends: refused with a remedy, or computing the same within rounding."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tests.conftest import tiny_spec
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-def test_by_default_it_is_pytorchs_own_choice() -> None:
+def test_by_default_pytorch_chooses_the_attention_backend() -> None:
     assert choose_attention("auto", CPU) == choose_attention("auto", GPU) == "native"
 
 
@@ -31,7 +31,7 @@ def test_by_default_it_is_pytorchs_own_choice() -> None:
         ("_native_cudnn", GPU, "needs cuDNN 9.15.1"),
     ],
 )
-def test_what_does_not_work_here_is_refused_with_what_to_do(
+def test_a_backend_that_does_not_work_here_is_refused_with_a_remedy(
     name: str, device: torch.device, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
@@ -39,7 +39,9 @@ def test_what_does_not_work_here_is_refused_with_what_to_do(
         choose_attention(name, device)
 
 
-def test_cudnn_is_taken_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnn_attention_is_allowed_only_from_the_first_correct_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91501)
     assert choose_attention("_native_cudnn", GPU) == "_native_cudnn"
 

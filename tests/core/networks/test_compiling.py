@@ -1,4 +1,4 @@
-"""Compiled blocks compute the same within rounding, and can be switched off; who cannot have them is told."""
+"""Compiled blocks compute the same within rounding, and can be switched off; what they lack is reported."""
 
 import re
 import shutil
@@ -27,7 +27,7 @@ BF16 = torch.bfloat16
 
 @pytest.fixture
 def tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """Have all be here that compiling on a GPU needs."""
+    """Pretend that everything that compiling on a GPU needs is here."""
     (tmp_path / "Python.h").touch()
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("CXX", raising=False)
@@ -94,13 +94,13 @@ LACKING: dict[str, tuple[Callable[[pytest.MonkeyPatch, Path], None], str]] = {
 
 
 @pytest.mark.parametrize("lacking", LACKING)
-def test_where_something_is_lacking_nothing_is_compiled_and_it_is_named_with_what_to_do(
+def test_what_compiling_lacks_is_named_with_a_remedy_and_nothing_is_compiled(
     lacking: str, tools: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only a compiler and triton were looked for: without Python's headers, often missing, jobs failed."""
+    """Only a compiler and triton were checked: without Python's headers, often missing, jobs failed."""
     take_away, said = LACKING[lacking]
     take_away(tools, tmp_path)
-    compiling._tell.cache_clear()
+    compiling.warn_once.cache_clear()
     for _ in range(2):
         assert not compiling.decide("auto", GPU, 50, dtype=BF16)
     (record,) = caplog.records  # once
@@ -109,7 +109,7 @@ def test_where_something_is_lacking_nothing_is_compiled_and_it_is_named_with_wha
         compiling.decide(True, GPU, 1, dtype=BF16)
 
 
-def test_float16_is_compiled_for_turing_and_on_the_cpu_no_card_is_looked_for(
+def test_turing_compiles_float16_and_the_cpu_needs_no_card(
     tools: pytest.MonkeyPatch,
 ) -> None:
     tools.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
@@ -118,7 +118,7 @@ def test_float16_is_compiled_for_turing_and_on_the_cpu_no_card_is_looked_for(
     assert compiling.missing(CPU, BF16) is None
 
 
-def test_the_drivers_library_is_looked_for_where_triton_does(
+def test_the_drivers_library_is_searched_where_triton_searches_it(
     tools: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     tools.setattr(compiling, "find_library", lambda _: None)
@@ -127,7 +127,7 @@ def test_the_drivers_library_is_looked_for_where_triton_does(
     assert compiling.missing(GPU, BF16) is None
 
 
-def test_what_has_failed_under_the_same_conditions_is_not_tried_again_unless_it_is_wanted(
+def test_failed_compiling_is_repeated_under_the_same_conditions_only_if_required(
     tools: pytest.MonkeyPatch,
 ) -> None:
     assert not compiling.decide("auto", GPU, 50, dtype=BF16, failed="no")
@@ -165,8 +165,8 @@ def test_compiled_blocks_compute_the_same_within_rounding(
     merged = latents(48, loras=[{"file": tmp_path / "a.safetensors"}])
     assert (merged - compiled).abs().max() > 1e-3
     assert torch.equal(latents(48), compiled)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "merging compiles nothing anew"
-    engine.take_rung(len(engine.rungs) - 1)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs, "merging must not compile again"
+    engine.take_level(len(engine.levels) - 1)
     assert torch.equal(latents(48), compiled), "streamed as well"
     engine.compiled.on = False
     assert torch.equal(latents(48), eager)

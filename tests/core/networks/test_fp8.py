@@ -1,4 +1,4 @@
-"""Layers in 8 bits: how near each is, what files give them, and what a LoRA makes of them."""
+"""Layers in 8 bits: their error, how they are read from files, and how LoRAs change them."""
 
 import shutil
 from pathlib import Path
@@ -14,8 +14,8 @@ from framepack_core.engine import Engine
 from framepack_core.models.registry import ModelSpec
 from framepack_core.networks import fp8, loading, quantization
 from framepack_core.networks.fp8 import FP8, Fp8Linear
-from framepack_core.networks.merging import _put
-from framepack_core.networks.transformer import take_apart
+from framepack_core.networks.lora import put
+from framepack_core.networks.transformer import split_transformer
 from framepack_core.request import Lora
 from tests.conftest import tiny_spec
 from tests.core.models import layouts
@@ -38,7 +38,7 @@ def layer(*, multiplies: bool, dtype: torch.dtype = BF16) -> tuple[nn.Linear, Fp
     return linear, small
 
 
-def test_the_largest_of_each_row_is_the_largest_there_is_and_all_are_within_a_sixteenth() -> None:
+def test_each_rows_largest_number_becomes_the_largest_e4m3_and_all_are_within_a_sixteenth() -> None:
     generator = torch.Generator().manual_seed(1)
     matrix = torch.randn(40, 300, generator=generator) * torch.logspace(-9, 9, 40)[:, None]
     numbers, scale = fp8.quantize(matrix)
@@ -47,14 +47,14 @@ def test_the_largest_of_each_row_is_the_largest_there_is_and_all_are_within_a_si
     assert ((numbers.float() * scale - matrix).abs() <= matrix.abs() / 16 + scale / 2**10).all()
 
 
-def test_of_nothing_it_makes_nothing_and_what_is_no_number_stays_none() -> None:
+def test_zeros_stay_zeros_and_nan_stays_nan() -> None:
     numbers, scale = fp8.quantize(torch.tensor([[0.0, 0.0], [torch.nan, 1.0], [torch.inf, 1.0]]))
     made = numbers.float() * scale
     assert torch.equal(made[0], torch.zeros(2))
     assert made[1:, 0].isnan().all()
 
 
-def test_piece_by_piece_it_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantizing_piece_by_piece_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     matrix = torch.randn(50, 16)
     whole = fp8.quantize(matrix)
     monkeypatch.setattr(fp8, "PIECE", 7 * 16)
@@ -63,7 +63,7 @@ def test_piece_by_piece_it_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, BF16])
-def test_where_nothing_multiplies_8_bits_it_is_a_layer_of_what_they_stand_for(dtype: torch.dtype) -> None:
+def test_without_8_bit_kernels_a_layer_computes_with_the_converted_weights(dtype: torch.dtype) -> None:
     linear, small = layer(multiplies=False, dtype=dtype)
     inputs = torch.randn(2, 7, 192, dtype=dtype)
     meant = (small.weight.float() * small.scale).to(dtype)
@@ -71,7 +71,7 @@ def test_where_nothing_multiplies_8_bits_it_is_a_layer_of_what_they_stand_for(dt
     assert relative(meant, linear.weight) < 0.03
 
 
-def test_multiplied_in_8_bits_it_is_as_near_as_two_roundings_leave_it() -> None:
+def test_multiplying_in_8_bits_costs_no_more_than_two_roundings() -> None:
     linear, small = layer(multiplies=True)
     inputs = torch.randn(2, 7, 192).to(BF16)
     made, exact = small(inputs), linear(inputs)
@@ -85,7 +85,7 @@ def test_multiplied_in_8_bits_it_is_as_near_as_two_roundings_leave_it() -> None:
 
 
 @pytest.mark.parametrize("multiplies", [False, True])
-def test_it_is_compiled_in_one_piece_for_all_lengths(multiplies: bool) -> None:
+def test_an_fp8_layer_compiles_to_one_graph_for_all_lengths(multiplies: bool) -> None:
     _, small = layer(multiplies=multiplies)
     graphs = list[object]()
 
@@ -105,7 +105,7 @@ def test_it_is_compiled_in_one_piece_for_all_lengths(multiplies: bool) -> None:
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler is here")
 @pytest.mark.parametrize("multiplies", [False, True])
-def test_compiled_it_computes_the_same_within_rounding(multiplies: bool) -> None:
+def test_a_compiled_fp8_layer_computes_the_same_within_rounding(multiplies: bool) -> None:
     _, small = layer(multiplies=multiplies)
     compiled = torch.compile(small.forward, fullgraph=True, dynamic=True)
     with torch.inference_mode():
@@ -119,30 +119,30 @@ def test_compiled_it_computes_the_same_within_rounding(multiplies: bool) -> None
     ("capability", "dtype", "expected"),
     [((9, 0), BF16, True), ((8, 9), BF16, True), ((8, 6), BF16, False), ((9, 0), torch.float16, False)],
 )
-def test_who_multiplies_in_8_bits(
+def test_cards_from_8_9_on_multiply_bfloat16_in_8_bits(
     capability: tuple[int, int], dtype: torch.dtype, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    monkeypatch.setattr(fp8, "_tried", lambda _: True)
+    monkeypatch.setattr(fp8, "has_kernel", lambda _: True)
     device = torch.device("cuda")
     assert fp8.multiplies(device, dtype) is expected
     assert fp8.manner(device, dtype).startswith("weights and" if expected else "weights, scaled")
     assert not fp8.multiplies(torch.device("cpu"), BF16)
 
 
-def test_it_is_tried_first_and_a_card_without_a_kernel_is_no_fault(
+def test_the_kernel_is_tried_first_and_a_card_without_it_is_no_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cpu = torch.device("cpu")
-    assert fp8._tried.__wrapped__(cpu)
+    assert fp8.has_kernel.__wrapped__(cpu)
 
     refused = NotImplementedError("Rowwise scaling is not currently supported on your device")
     monkeypatch.setattr(fp8, "scaled_mm", mock.Mock(side_effect=refused))
-    assert not fp8._tried.__wrapped__(cpu)
+    assert not fp8.has_kernel.__wrapped__(cpu)
     assert "cannot multiply in 8 bits on cpu" in caplog.text
 
 
-def test_norms_last_layers_and_widths_that_no_card_takes_stay_as_they_are() -> None:
+def test_norms_last_layers_and_unsupported_widths_are_not_reduced() -> None:
     named = {
         "transformer_blocks.0.attn.to_q": nn.Linear(32, 48),
         "transformer_blocks.0.norm1.linear": nn.Linear(32, 48),
@@ -164,8 +164,8 @@ def loaded(spec: ModelSpec, dtype: torch.dtype = BF16) -> dict[str, Fp8Linear]:
 
 
 @pytest.mark.parametrize("scaled", ["no", "once", "by row"])
-def test_what_a_file_has_in_e4m3_stays_what_it_is(tmp_path: Path, scaled: str) -> None:
-    """Rounded a second time it would lose as much again."""
+def test_weights_stored_as_e4m3_keep_their_bits(tmp_path: Path, scaled: str) -> None:
+    """A second rounding would double the error."""
     base = layouts.weights()
     file = layouts.fp8(base) if scaled == "no" else layouts.scaled_fp8(base, by_row=scaled == "by row")
     found = loaded(layouts.spec_of(layouts.one_file(tmp_path, file)))
@@ -179,7 +179,7 @@ def test_what_a_file_has_in_e4m3_stays_what_it_is(tmp_path: Path, scaled: str) -
         assert torch.equal(made.scale, scale.reshape(-1, 1).expand(len(made.weight), 1))
 
 
-def test_other_files_are_rounded_to_the_dtype_first_as_all_else() -> None:
+def test_other_weights_are_rounded_to_the_dtype_before_they_become_fp8() -> None:
     base = layouts.weights()
     for name, made in loaded(tiny_spec()).items():
         numbers, scale = fp8.quantize(base[f"{name}.weight"].to(BF16))
@@ -212,12 +212,12 @@ def test_a_lora_is_merged_into_weight_and_scale_and_taken_out_without_a_trace(
     assert not differing(weights_of(engine), before)
 
 
-def test_what_is_fetched_to_a_card_gets_both() -> None:
+def test_streamed_fp8_layers_receive_weight_and_scale() -> None:
     _, small = layer(multiplies=False)
     hosts = {id(part): torch.zeros_like(part.data) for part in (small.weight, small.scale)}
-    places = SimpleNamespace(fetched_from=lambda part: hosts[id(part)])
+    places = SimpleNamespace(home=lambda part: hosts[id(part)])
     for part in (small.weight, small.scale):
-        _put(part, part.data, places)  # type: ignore[arg-type] # as much of places as it takes
+        put(part, part.data, places)  # type: ignore[arg-type] # as much of places as it takes
         assert torch.equal(hosts[id(part)].float(), part.float())
 
 
@@ -228,7 +228,7 @@ def test_at_full_shape_every_layer_is_one_that_cards_multiply() -> None:
     with torch.device("meta"):
         one_of_each = FULL | {"num_layers": 1, "num_single_layers": 1}
         transformer = HunyuanVideoFramepackTransformer3DModel(**one_of_each).to(BF16)
-    blocks = take_apart(transformer)[0].blocks
+    blocks = split_transformer(transformer)[0].blocks
     quantization.reduce(blocks, "fp8", BF16)
     found = fp8.layers(blocks)
     assert not [part for part in blocks.modules() if isinstance(part, nn.Linear)]

@@ -1,4 +1,4 @@
-"""Loading trusts nothing: each thing that can be wrong with a model's files is told, with what to do."""
+"""Loading trusts nothing: each fault of a model's files is reported with a remedy."""
 
 import contextlib
 import json
@@ -41,7 +41,7 @@ def test_the_published_models_are_pinned_to_a_commit() -> None:
 
 @pytest.fixture
 def copied(tmp_path: Path) -> ModelSpec:
-    """Give a copy of the tiny model whose files may be spoilt."""
+    """Copy the tiny model, so that a test can damage its files."""
     shutil.copytree(TINY_MODELS, tmp_path / "models")
     return replace(
         tiny_spec(),
@@ -120,7 +120,7 @@ def test_an_index_that_names_anything_but_safetensors_beside_it_is_refused(
     known = json.loads(index.read_text())
     known["weight_map"] = dict.fromkeys(known["weight_map"], shard)
     index.write_text(json.dumps(known))
-    with pytest.raises(ModelError, match=r"not safetensors beside it|is damaged"):
+    with pytest.raises(ModelError, match=r"not safetensors in its folder|is damaged"):
         load(copied)
     assert not (tmp_path / "canary").exists()
 
@@ -148,10 +148,10 @@ def test_a_model_that_is_not_here_says_how_to_fetch_it(
         registry.find(spec)
 
 
-def test_what_was_downloaded_is_found_though_files_were_left_out(
+def test_a_downloaded_model_is_found_although_unused_files_were_not_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub's client remembers what a repository lists, and misses what was left out if asked for all."""
+    """The hub's client knows a repository's files, and misses the unused ones unless patterns are given."""
     revision = "0123456789abcdef0123456789abcdef01234567"
     cached = tmp_path / "models--me--mine"
     shutil.copytree(TINY_MODELS / "framepack-i2v", cached / "snapshots" / revision)
@@ -167,14 +167,14 @@ def test_what_was_downloaded_is_found_though_files_were_left_out(
         registry.find(spec)
 
 
-def test_a_path_that_is_no_folder_and_no_hub_id_is_told() -> None:
-    with pytest.raises(ModelError, match="neither a folder that is here nor a hub id"):
+def test_a_path_that_is_neither_a_folder_nor_a_hub_id_is_reported() -> None:
+    with pytest.raises(ModelError, match="neither an existing folder nor a hub id"):
         registry.find(replace(tiny_spec(), transformer=Source("models/my/transformer")))
 
 
 def test_a_download_that_breaks_off_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     class TransportError(Exception):
-        """What HTTP libraries raise: neither OSError nor the hub's own."""
+        """An error such as HTTP libraries raise: neither an OSError nor one of the hub's."""
 
     def fail(*_: object, **__: object) -> None:
         raise TransportError("connection reset")
@@ -184,7 +184,7 @@ def test_a_download_that_breaks_off_says_what_to_do(monkeypatch: pytest.MonkeyPa
         list(registry.download(BUILT_IN["framepack"]))
 
 
-def test_a_file_that_is_cut_short_is_told(copied: ModelSpec) -> None:
+def test_a_truncated_file_is_reported(copied: ModelSpec) -> None:
     file = copied.base.folder / "vae/diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"safetensors is damaged .*cut off"):
@@ -243,7 +243,7 @@ def test_the_output_hook_rounds_nothing() -> None:
     assert (holder.proj_out(x).double() - exact).abs().max() < 1e-6
 
 
-def test_devices_and_dtypes_that_are_not_there_are_told() -> None:
+def test_unknown_devices_and_dtypes_are_reported() -> None:
     with pytest.raises(ModelError, match="device 'gpu' is unknown"):
         choose_device("gpu")
     with pytest.raises(ModelError, match="nvidia-smi"):
@@ -255,8 +255,8 @@ def test_devices_and_dtypes_that_are_not_there_are_told() -> None:
     assert choose_dtypes(torch.device("cuda"), "float32") == (torch.float32, torch.float32)
 
 
-def test_what_is_stored_as_wanted_is_read_in_place_and_not_copied() -> None:
-    """Else the published model takes 26 GB of memory that the kernel cannot take back."""
+def test_weights_stored_in_the_wanted_dtype_are_mapped_not_copied() -> None:
+    """Otherwise the published model would take 26 GB of memory that the kernel cannot drop."""
     loaded = loading.load(BUILT_IN["demo"], dtype=torch.float16, encoder_dtype=torch.float16)
     maps = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     mapped = [
@@ -276,10 +276,10 @@ def test_the_part_of_the_image_encoder_that_is_not_used_is_not_loaded() -> None:
     assert not [name for name, _ in encoder.named_parameters() if "head" in name]
 
 
-def test_it_is_not_loaded_either_where_transformers_drops_words_that_its_file_does_not_have(
+def test_the_unused_part_is_not_loaded_although_transformers_ignores_unknown_config_keys(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """So does 5.17; the published file, like the tiny model's, has no word about the head."""
+    """transformers 5.17 does so, and the published config, like the tiny model's, does not name the head."""
     read = SiglipVisionConfig.from_pretrained.__func__
 
     def dropping(cls: type[SiglipVisionConfig], place: Path, **words: Any) -> SiglipVisionConfig:

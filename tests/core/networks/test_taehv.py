@@ -1,4 +1,4 @@
-"""The tiny decoder: what its authors' code computes, from files that hold nothing else."""
+"""The tiny decoder computes what its authors' code does, and reads only files that hold its weights."""
 
 import io
 import re
@@ -39,7 +39,7 @@ def test_frames_are_those_of_the_reference(doublings: int) -> None:
 
 @given(st.integers(1, 4), st.integers(0, 100))
 @settings(deadline=None, max_examples=5)
-def test_what_comes_later_changes_nothing_and_what_came_before_does(count: int, seed: int) -> None:
+def test_a_frame_depends_on_earlier_frames_and_not_on_later_ones(count: int, seed: int) -> None:
     latents = random_latents(5, seed)
     frames = DECODER.frames(latents, side=6)
     assert np.array_equal(DECODER.frames(latents[:, :, :count], side=6), frames[:count])
@@ -50,14 +50,14 @@ def test_what_comes_later_changes_nothing_and_what_came_before_does(count: int, 
     ("height", "width", "side", "expected"),
     [(4, 6, 1, (4, 6)), (4, 6, 9, (8, 12)), (6, 4, 8, (6, 4)), (4, 6, 9999, (32, 48))],
 )
-def test_frames_come_near_to_the_size_that_is_asked_for(
+def test_frames_have_nearly_the_requested_size(
     height: int, width: int, side: int, expected: tuple[int, int]
 ) -> None:
     assert DECODER.frames(torch.zeros(1, 16, 1, height, width), side).shape == (1, *expected, 3)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
-def test_latents_that_are_no_numbers_still_give_a_picture(value: float) -> None:
+def test_latents_with_nan_still_give_a_picture(value: float) -> None:
     latents = random_latents(2)
     latents[:, 3] = value
     frames = DECODER.frames(latents, side=6)
@@ -65,7 +65,7 @@ def test_latents_that_are_no_numbers_still_give_a_picture(value: float) -> None:
     assert frames.std() > 1
 
 
-def test_who_waits_may_give_up_long_before_the_end() -> None:
+def test_decoding_can_be_stopped_long_before_its_end() -> None:
     called: list[bool] = []
 
     def third() -> None:
@@ -79,8 +79,8 @@ def test_who_waits_may_give_up_long_before_the_end() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".SAFETENSORS", ".PTH"])
-def test_both_kinds_of_files_are_read_and_let_go_of(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
-    """Nothing of a file is needed once it is read, whatever is written to it."""
+def test_both_kinds_of_files_are_read_and_closed(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    """A file is not needed after it is read, even if it is overwritten."""
     file = tmp_path / f"taehv{suffix}"
     (save_file if suffix.lower() == ".safetensors" else torch.save)(
         {key: weight.to(dtype) for key, weight in as_published().items()}, file
@@ -94,7 +94,7 @@ def test_both_kinds_of_files_are_read_and_let_go_of(tmp_path: Path, suffix: str,
 
 
 class Harmful:
-    """Does something as it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, made: Path) -> None:
         self.made = made
@@ -103,7 +103,7 @@ class Harmful:
         return Path.touch, (self.made,)
 
 
-def test_a_file_that_would_run_something_is_refused_and_does_not(tmp_path: Path) -> None:
+def test_a_file_that_would_run_code_is_refused_without_running_it(tmp_path: Path) -> None:
     file, made = tmp_path / "taehv.pth", tmp_path / "made"
     torch.save(as_published(decoder__1__bias=Harmful(made)), file)  # type: ignore[arg-type] # on purpose
     with pytest.raises(ModelError, match=r"taehv\.pth holds no weights \(Weights only load failed.*"):
@@ -132,13 +132,13 @@ with zipfile.ZipFile(OTHER_ARCHIVE, "w") as archive:
         (
             "taehv.ckpt",
             b"",
-            "is neither .safetensors nor .pth: take taehv.safetensors or taehv.pth from https",
+            "is neither .safetensors nor .pth: use taehv.safetensors or taehv.pth from https",
         ),
-        ("taehv.pth", None, "cannot be read (No such file or directory): take"),
+        ("taehv.pth", None, "cannot be read (No such file or directory): use"),
         ("taehv.safetensors", None, "or correct the path"),
-        ("taehv.safetensors", b"<html>", "is damaged (it is an HTML page): take"),
+        ("taehv.safetensors", b"<html>", "is damaged (it is an HTML page): use"),
         ("taehv.safetensors", cut_off({}, ".safetensors"), "is damaged (no safetensors file, or cut off)"),
-        ("taehv.pth", b"<html>", "is damaged (no archive of torch's, or cut off): take"),
+        ("taehv.pth", b"<html>", "is damaged (no archive of torch's, or cut off): use"),
         (
             "taehv.pth",
             cut_off({"a": torch.ones(9999)}, ".pth"),
@@ -147,7 +147,7 @@ with zipfile.ZipFile(OTHER_ARCHIVE, "w") as archive:
         ("taehv.pth", OTHER_ARCHIVE.getvalue(), "holds no weights ("),
     ],
 )
-def test_a_file_that_is_none_is_refused_with_what_to_do(
+def test_a_file_without_the_decoder_is_refused_with_a_remedy(
     tmp_path: Path, name: str, content: bytes | None, message: str
 ) -> None:
     file = tmp_path / name
@@ -161,10 +161,10 @@ def test_a_file_that_is_none_is_refused_with_what_to_do(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"decoder__16__conv__2__bias": None}, "(it has no decoder.16.conv.2.bias): take"),
+        ({"decoder__16__conv__2__bias": None}, "(it has no decoder.16.conv.2.bias): use"),
         (
             {"decoder__1__weight": torch.zeros(256, 32, 3, 3)},
-            "(decoder.1.weight has the shape (256, 32, 3, 3), not (256, 16, 3, 3)): take",
+            "(decoder.1.weight has the shape (256, 32, 3, 3), not (256, 16, 3, 3)): use",
         ),
     ],
 )

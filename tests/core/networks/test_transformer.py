@@ -1,4 +1,4 @@
-"""The transformer taken apart computes what diffusers' own forward does, to the bit, with less."""
+"""The split transformer computes the bits of diffusers' own forward, with fewer operations."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.transformer import weight_bytes
 from framepack_core import sections
 from framepack_core.networks import loading
-from framepack_core.networks.transformer import guidance, take_apart, timesteps
+from framepack_core.networks.transformer import guidance, split_transformer, timesteps
 from tests.conftest import KINDS, tiny_spec
-from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, Given, compute_tables, inputs
+from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, Given, inputs, precompute
 
 FULL_DEPTH = FULL | {
     "num_attention_heads": 2,
@@ -27,7 +27,7 @@ FULL_DEPTH = FULL | {
 def whole_forward(
     transformer: Any, given: Given, step: int, scale: float, dtype: torch.dtype, section: sections.Section
 ) -> torch.Tensor:
-    """Call diffusers' own forward, which does all of it anew in every step."""
+    """Call diffusers' own forward, which computes everything again in each step."""
     latents, text, image_embeds, history = given
     indices = {name: run for name, run in vars(section).items() if name.startswith("indices_")}
     velocity: torch.Tensor = transformer(
@@ -48,30 +48,30 @@ def whole_forward(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", sorted(KINDS))
 @torch.inference_mode()
-def test_rows_computed_before_give_the_same_bits(name: str, dtype: torch.dtype) -> None:
+def test_precomputed_rows_give_the_same_bits(name: str, dtype: torch.dtype) -> None:
     transformer = loading.load(tiny_spec(name), dtype=dtype, encoder_dtype=torch.float32).transformer
     section = sections.plan(KINDS[name], 3, WINDOW)[1]
     given = inputs(transformer.config, dtype)
     expected = [whole_forward(transformer, given, step, 6.0, dtype, section) for step in range(3)]
-    core, embedders = take_apart(transformer)
-    tables = compute_tables(embedders, given, 6.0, dtype)
-    look_back = core.look_back(section, given[-1])
+    core, embedders = split_transformer(transformer)
+    precomputed = precompute(embedders, given, 6.0, dtype)
+    tokens = core.history_tokens(section, given[-1])
     for step in (2, 0, 1):
-        assert torch.equal(core(given[0], tables, step, look_back, None), expected[step])
+        assert torch.equal(core(given[0], precomputed, step, tokens, None), expected[step])
 
 
-def test_the_loop_holds_seven_tenths_of_the_weights_at_full_shape() -> None:
+def test_at_full_shape_the_core_holds_seven_tenths_of_the_weights() -> None:
     with torch.device("meta"):
         transformer = HunyuanVideoFramepackTransformer3DModel(**FULL).to(torch.bfloat16)
     whole = weight_bytes(transformer)
-    core, embedders = take_apart(transformer)
+    core, embedders = split_transformer(transformer)
     assert whole == pytest.approx(25.75e9, rel=1e-3)
     assert weight_bytes(core) <= 18.2e9
     assert weight_bytes(core) + weight_bytes(embedders) == whole
 
 
 class Operations(TorchDispatchMode):
-    """Counts what the device has to compute: no views."""
+    """Counts the operations that the device computes, without views."""
 
     count = 0
 
@@ -88,9 +88,9 @@ def test_a_step_takes_a_tenth_fewer_operations_at_full_depth() -> None:
     given = inputs(transformer.config, dtype)
     with Operations() as whole:
         whole_forward(transformer, given, 1, 6.0, dtype, section)
-    core, embedders = take_apart(transformer)
-    tables = compute_tables(embedders, given, 6.0, dtype)
-    look_back = core.look_back(section, given[-1])
+    core, embedders = split_transformer(transformer)
+    precomputed = precompute(embedders, given, 6.0, dtype)
+    tokens = core.history_tokens(section, given[-1])
     with Operations() as ours:
-        core(given[0], tables, 1, look_back, None)
+        core(given[0], precomputed, 1, tokens, None)
     assert ours.count / whole.count <= 0.91, (ours.count, whole.count)

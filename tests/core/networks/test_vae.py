@@ -1,4 +1,4 @@
-"""Decoding with tiles that are kept: the same bits as the VAE's own decoding, with less of it."""
+"""Decoding with kept tiles: the bits of the VAE's own decoding, with fewer tiles decoded."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,7 +22,7 @@ SIDE, PLACES = 16, 6  # of the tiles in space, in pixels, and how many of them t
 
 
 class Counted:
-    """A VAE, as small as they come, of which it is known how often it decoded."""
+    """A very small VAE that counts its decodings."""
 
     def __init__(self) -> None:
         torch.manual_seed(0)
@@ -54,7 +54,7 @@ def _inference() -> Iterator[None]:
 
 
 def windows(kind: Kind, window: int, sections: int) -> Iterator[tuple[Section, torch.Tensor, Shared | None]]:
-    """Give what is decoded after each section of a video made of noise, and what the next one has of it."""
+    """Give the latents decoded after each section of a video of noise, and what the next window shares."""
     generator = torch.Generator().manual_seed(window)
 
     def noise(count: int) -> torch.Tensor:
@@ -112,7 +112,7 @@ def test_no_more_than_two_tiles_are_kept_at_the_usual_window(counted: Counted) -
 
 @given(st.integers(1, 10), st.integers(1, 4), st.sampled_from(["framepack", "f1"]), st.data())
 @settings(max_examples=15, deadline=None)
-def test_whatever_is_kept_or_lost_the_frames_are_the_same(
+def test_the_frames_do_not_depend_on_which_tiles_are_kept(
     window: int, sections: int, kind: Kind, choose: st.DataObject
 ) -> None:
     counted, tiles = Counted(), vae.Tiles()
@@ -160,10 +160,10 @@ def test_a_failed_tile_leaves_the_vae_as_it_was(counted: Counted, monkeypatch: p
 
 
 @pytest.mark.parametrize("transformer", ["framepack-i2v", "framepack-f1"])
-def test_a_video_gone_on_with_decodes_what_it_misses_and_gives_the_same_bits(
+def test_a_resumed_video_decodes_missing_tiles_again_with_the_same_bits(
     tiny_engine: TinyEngine, tmp_path: Path, transformer: str
 ) -> None:
-    """At a window at which tiles are kept, which is more than the other tests of resuming have."""
+    """With a window so large that tiles are kept, unlike in the other tests of resuming."""
     engine = tiny_engine(transformer)
     request = request_for(tmp_path, latent_window_size=6, seconds=3, steps=1, width=32)
     conditioned = engine.encode(request)

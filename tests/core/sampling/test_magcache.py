@@ -31,7 +31,7 @@ def test_the_first_quarter_is_computed_and_never_more_than_two_in_a_row_are_skip
 
 
 @pytest.mark.parametrize("name", sorted(KINDS))
-def test_the_skipped_steps_are_the_schedules_in_every_section(
+def test_the_steps_of_the_schedule_are_skipped_in_every_section(
     tiny_engine: TinyEngine, tmp_path: Path, name: str
 ) -> None:
     events = list(tiny_engine(name).generate(request_for(tmp_path, cache="magcache", steps=25, seconds=1)))
@@ -41,7 +41,7 @@ def test_the_skipped_steps_are_the_schedules_in_every_section(
         assert skipped == skipped_steps(BUILT_IN_RATIOS[KINDS[name]], 25)
 
 
-def test_a_calibration_measures_what_the_schedule_goes_by(tiny_engine: TinyEngine, tmp_path: Path) -> None:
+def test_a_calibration_measures_the_ratios_of_the_schedule(tiny_engine: TinyEngine, tmp_path: Path) -> None:
     engine = tiny_engine("framepack-i2v")
     calibrating = engine.calibrate(request_for(tmp_path, steps=9, seconds=3, true_cfg_scale=2.0))
     seen = []

@@ -1,4 +1,4 @@
-"""The solver against what mathematics says, apart from any recording."""
+"""The solver against closed-form solutions, without recordings."""
 
 import math
 
@@ -19,7 +19,7 @@ def test_sigmas_fall_from_one_to_zero(steps: int, tokens: int) -> None:
 
 
 def test_the_solver_converges_on_a_distribution_with_a_known_answer() -> None:
-    """Data ~ N(2, 0.5^2): the best denoiser is known, and so is where the flow takes each noise."""
+    """Data ~ N(2, 0.5^2): the ideal denoiser is known, and so is the end of the flow for each noise."""
     mean, deviation = 2.0, 0.5
     noise = torch.linspace(-2, 2, 9, dtype=torch.float64)
 

@@ -131,7 +131,7 @@ def test_a_profile_that_cannot_be_used_is_recorded_and_shown_of_every_job(
     Image.new("RGB", (32, 32)).save(place.config.inbox / "cat.png", icc_profile=profile)
     (place.config.inbox / "cat.toml").write_text("prompt = 'a'\nseeds = 2")
     place.take()
-    told = "cat.png: its colour profile is passed over: it is for grey, and the picture is of RGB"
+    told = "cat.png: its colour profile is ignored: it is for grey, and the picture is of RGB"
     jobs = place.store.in_state(database_job.State.QUEUED)
     assert len(jobs) == 2
     for job in jobs:

@@ -314,7 +314,7 @@ def test_timed_prompts_count_from_the_start_of_the_whole_video(studio: Studio) -
 
 
 BACKWARD = (
-    "model backward generates backward and cannot go on with a video: "
+    "model backward generates backward and cannot extend a video: "
     "use a model of kind f1 (demo-f1, f1, forward)"
 )
 
@@ -363,7 +363,7 @@ def test_a_video_that_cannot_be_extended_fails_and_comes_back_under_its_name(
         if way == "nan":
             content[0, 0, 0, 0, 0] = torch.nan
         safetensors.torch.save_file({"latents": content}, kept)
-        told = "dog.latents.safetensors is of" if way != "nan" else "holds numbers that are none"
+        told = "dog.latents.safetensors is of" if way != "nan" else "holds numbers that are not finite"
     if way != "nan":
         assert told in studio.refusal()
         delivery.deliver(undelivered(studio.store)[0], studio.config, studio.store)

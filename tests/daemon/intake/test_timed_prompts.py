@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from framepack_core.prompts import sections_of
+from framepack_core.sections import sections_of
 from framepackd.cli import display
 from framepackd.delivery.deliver import final_record
 from framepackd.intake import resolve
@@ -73,7 +73,7 @@ def test_a_text_file_is_the_prompt_verbatim_and_no_times_are_read_out_of_it(tmp_
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        (TWO.replace("to = 5", "to = 7"), "from = 3.6, to = 7 ends behind the video, which has 4.83 s"),
+        (TWO.replace("to = 5", "to = 7"), "from = 3.6, to = 7 ends after the video, which has 4.83 s"),
         (
             TWO.replace("3.6", "2"),
             "cat.toml: prompts hold from = 0, to = 2.4 and from = 2, to = 5, which overlap",

@@ -1,6 +1,6 @@
 """What should be known of a job that is done all the same."""
 
-from framepack_core.prompts import Cut
+from framepack_core.request import Cut
 from framepackd.jobs import job_warnings
 
 SETTINGS = {

@@ -229,8 +229,8 @@ def test_out_of_memory_in_the_first_clip_is_known_in_the_second(
     sample, rungs = Engine.sample, []
 
     def refuse_whole_frames(self: Engine, *arguments: Any) -> Iterator[Any]:
-        rungs.append(self.rung)
-        if self.rung == 0:
+        rungs.append(self.level)
+        if self.level == 0:
             raise torch.OutOfMemoryError("planted")
         yield from sample(self, *arguments)
 

@@ -402,7 +402,7 @@ def test_after_an_error_the_worker_leaves_and_says_whether_it_was_the_devices(
 def test_the_next_job_begins_on_the_rung_that_worked(work: Work, own_engines: Engines) -> None:
     answer, messages = run(replace(work, rungs={"cpu|framepack-i2v|48x32": 1}), own_engines)
     assert isinstance(answer, Finished)
-    assert own_engines.get(work, 1).rung == 1
+    assert own_engines.get(work, 1).level == 1
     assert not [message for message in messages if isinstance(message, Lowered)]
 
 

@@ -1,12 +1,11 @@
-"""Merges LoRAs into the transformer's weights, and takes them out again.
+"""Merges LoRAs into the transformer's weights, and restores the model's own weights.
 
-Nothing is subtracted: a weight that is to change is made anew from the model's file, of which only that part
-is read. So the result is the same whatever was merged before, and no second copy of the weights is kept.
+A changed weight is computed from the model's file, of which only that weight is read; nothing is subtracted.
+So the result does not depend on what was merged before, and no second copy of the weights is kept.
 """
 
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -27,44 +26,44 @@ log = logging.getLogger(__name__)
 
 
 class Merger:
-    """Has a transformer's weights be the model's own, with some LoRAs merged into them."""
+    """Merges LoRAs into the weights of a transformer, and takes them out again."""
 
     def __init__(self, transformer: nn.Module, spec: ModelSpec, dtype: torch.dtype) -> None:
-        """Take note of a transformer's layers, before it is taken apart.
+        """Remember a transformer's layers, before it is split.
 
         Args:
             transformer: with its own weights.
             spec: names its files.
-            dtype: in which it was loaded.
+            dtype: of the weights as they were loaded.
         """
         self._spec, self._dtype = spec, dtype
-        self._layers = {name: layer for name, layer in transformer.named_modules() if _has_weight(layer)}
-        # What is fp8 already is rounded to this first, as when it was loaded.
+        self.layers = {name: layer for name, layer in transformer.named_modules() if _has_weight(layer)}
+        # A weight that is kept in fp8 is rounded to the loading dtype first, as when it was loaded.
         self._dtypes = {
             name: dtype if isinstance(layer, fp8.Fp8Linear) else layer.weight.dtype
-            for name, layer in self._layers.items()
+            for name, layer in self.layers.items()
         }
         self._changed = set[str]()  # weights that are not the model's own
-        self._merged: tuple[tuple[str, float], ...] | None = ()  # hash and weight; None: it failed half way
+        self._merged: tuple[tuple[str, float], ...] | None = ()  # hash and weight; None: failed half way
 
     def follow(self, blocks: nn.Module) -> None:
-        """Find the layers that have taken the place of blocks' own."""
-        self._layers |= {
+        """Find the layers that have replaced the blocks' own, after quantization."""
+        self.layers |= {
             name: layer
             for name, layer in blocks.named_modules()
-            if name in self._layers and _has_weight(layer)
+            if name in self.layers and _has_weight(layer)
         }
 
-    @torch.inference_mode(mode=False)  # so that the blocks' weights stay the kind they were compiled for
+    @torch.inference_mode(mode=False)  # inference tensors would make torch compile the blocks again
     @torch.no_grad()
     def merge(self, loras: Sequence[Lora], places: Places) -> None:
-        """Have just these LoRAs merged; in float32, rounded once, and before they are quantized.
+        """Merge these LoRAs and no others: in float32, rounded once, before weights are quantized.
 
         Raises:
             RequestError: a file cannot be read, has changed, or does not fit.
             ModelError: the model's files are gone or damaged.
         """
-        # In an order of their own: sums are rounded.
+        # Sorted: the sum is rounded, so the order must not depend on the request.
         loras = sorted(map(_identified, loras), key=lambda lora: (str(lora.sha256), lora.weight))
         wanted = tuple((str(lora.sha256), lora.weight) for lora in loras)
         if wanted == self._merged:
@@ -80,8 +79,7 @@ class Merger:
         base = model_files.read_transformer(self._spec).tensors
         self._merged = None
         places.leave(*(self._layer(name) for name in sources.keys() | self._changed))
-        with ExitStack() as stack:
-            files = TensorFiles(stack)
+        with TensorFiles() as files:
             for name in sorted(sources.keys() | self._changed):
                 layer, own = self._layer(name), base[name]
                 if name not in sources and isinstance(layer, fp8.Fp8Linear):
@@ -92,11 +90,11 @@ class Merger:
                 _write(layer, made, places)
                 if name not in sources:
                     self._changed.remove(name)
-        devices.release_unused(places.device)  # before the weights go there again
+        devices.release_unused(places.device)  # before the weights are moved there again
         self._merged = wanted
 
     def _layer(self, name: str) -> Any:
-        return self._layers[name.removesuffix(".weight")]
+        return self.layers[name.removesuffix(".weight")]
 
     def _value(
         self,
@@ -106,11 +104,11 @@ class Merger:
         files: TensorFiles,
         device: torch.device,
     ) -> torch.Tensor:
-        """Compute what a weight is to be, before it is quantized; in host memory."""
+        """Compute the new value of a weight, before it is quantized; in host memory."""
         value = files.weight(own)
         dtype = self._dtypes[name.removesuffix(".weight")]
         if not sources:
-            return value.to(self._dtype).to(dtype)  # as it was loaded
+            return value.to(self._dtype).to(dtype)  # the same roundings as when it was loaded
         value = value.to(device, torch.float32, copy=True)
         for lora, fit, part in sources:
             down = files.read(lora.file, part.down).to(device, torch.float32).flatten(1)
@@ -119,32 +117,33 @@ class Merger:
             if part.swapped:
                 up = torch.cat(up.chunk(2)[::-1])
             rank = down.shape[0]
-            # As a number of any kind: converters write whole ones.
+            # Through float64: converters also write alpha as an integer.
             alpha = files.read(lora.file, part.alpha).double().item() if part.alpha else fit.alpha
             value += (lora.weight * (rank if alpha is None else alpha) / rank) * (up @ down).view(value.shape)
         merged = value.to(dtype)
         if not merged.isfinite().all():
             names = ", ".join(lora.file.name for lora, *_ in sources)
-            raise RequestError(f"LoRA {names} makes {name} something that is no number: get it again")
+            raise RequestError(f"LoRA {names} makes numbers in {name} infinite or NaN: get it again")
         return merged.cpu()
 
 
 def _write(layer: Any, made: Any, places: Places) -> None:
-    """Have a layer hold a weight; one in fp8 with its scales."""
+    """Write a weight into a layer, and with fp8 its scales."""
     if isinstance(layer, fp8.Fp8Linear):
         numbers, scale = made if isinstance(made, tuple) else fp8.quantize(made)
-        _put(layer.weight, numbers, places)
-        _put(layer.scale, scale, places)
+        put(layer.weight, numbers, places)
+        put(layer.scale, scale, places)
     elif hasattr(layer.weight, "quant_state"):
         layer.weight = quantization.quantize(made)
     else:
-        _put(layer.weight, made, places)
+        put(layer.weight, made, places)
 
 
-def _put(parameter: nn.Parameter, value: torch.Tensor, places: Places) -> None:
-    fetched_from = places.fetched_from(parameter)
-    if fetched_from is not None:
-        fetched_from.copy_(value)
+def put(parameter: nn.Parameter, value: torch.Tensor, places: Places) -> None:
+    """Write a value into a parameter, or into the host memory that it is streamed from."""
+    home = places.home(parameter)
+    if home is not None:
+        home.copy_(value)
     else:
         parameter.data = value.to(parameter.dtype)
 
@@ -154,15 +153,15 @@ def _has_weight(layer: nn.Module) -> bool:
 
 
 def _identified(lora: Lora) -> Lora:
-    """Give a LoRA with its hash; a known one is believed until the file is read."""
+    """Give a LoRA with its hash; a hash in the request is checked later, when the file is read."""
     return lora if lora.sha256 else lora.model_copy(update={"sha256": _hash(lora)})
 
 
 def _verify(lora: Lora) -> None:
     if _hash(lora) != lora.sha256:
         raise RequestError(
-            f"LoRA {lora.file} is not the file any more that it was when the job was taken in: put that one "
-            "back and retry the job, or drop the job's files again to use this one"
+            f"LoRA {lora.file} has changed since the job was taken in: put the earlier file back and retry "
+            "the job, or drop the job's files again to use this one"
         )
 
 

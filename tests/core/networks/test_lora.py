@@ -1,4 +1,4 @@
-"""LoRAs switched without a trace, in every precision, wherever the weights live."""
+"""LoRAs are merged and removed without a trace, in every precision and on every memory level."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from framepack_core.memory.footprint import GIB, PUBLISHED, Video
 from framepack_core.memory.planning import Card, Host
 from framepack_core.models import tensor_files
 from framepack_core.models.registry import BUILT_IN
-from framepack_core.networks import loading, merging
+from framepack_core.networks import loading, quantization
 from framepack_core.networks.quantization import Precision
 from framepack_core.request import Lora, Request
 from tests.conftest import tiny_spec
@@ -35,7 +35,7 @@ MODES: list[Any] = [
 ]
 
 
-def test_what_was_read_as_fp8_takes_a_lora_as_what_was_reduced_later(
+def test_a_lora_gives_weights_read_as_fp8_the_bits_of_weights_reduced_after_loading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = stored(tiny_spec())
@@ -53,7 +53,7 @@ def test_what_was_read_as_fp8_takes_a_lora_as_what_was_reduced_later(
     assert all(torch.equal(read[name].float(), tensor.float()) for name, tensor in reduced.items())
 
 
-def test_loras_are_merged_into_scaled_fp8_with_a_prefix_as_into_what_it_stands_for(tmp_path: Path) -> None:
+def test_loras_are_merged_into_scaled_fp8_with_a_prefix_as_into_the_converted_weights(tmp_path: Path) -> None:
     scaled = layouts.scaled_fp8(layouts.weights())
     file = layouts.one_file(tmp_path / "scaled", layouts.prefixed(scaled))
     meant = dict(layouts.load(file))
@@ -103,13 +103,13 @@ def test_whatever_was_merged_before_leaves_no_trace(precision: Precision, dtype:
 
 
 @pytest.mark.parametrize("reduced", ["fp8", pytest.param("nf4", marks=needs_bitsandbytes)])
-def test_they_are_merged_before_the_weights_are_quantized(reduced: Precision, tmp_path: Path) -> None:
+def test_loras_are_merged_before_the_weights_are_quantized(reduced: Precision, tmp_path: Path) -> None:
     spec = BUILT_IN["demo"]
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(spec))
     exact, small = Engine.load(spec, device="cpu"), Engine.load(spec, device="cpu", precision=reduced)
     for engine in (exact, small):
         merge(engine, Lora(file=tmp_path / "a.safetensors"))
-    merging.quantization.reduce(exact.core.blocks, reduced, torch.float32)
+    quantization.reduce(exact.core.blocks, reduced, torch.float32)
     exact.merger.follow(exact.core.blocks)
     assert not differing(weights_of(exact), weights_of(small))
     assert {tensor.dtype for tensor in weights_of(small).values()} > {torch.float32}
@@ -135,7 +135,7 @@ class CountedFile:
         return tensor
 
 
-def test_a_switch_reads_only_what_it_changes_and_moves_nothing_else(
+def test_switching_loras_reads_and_replaces_only_the_changed_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = BUILT_IN["demo"]
@@ -143,7 +143,7 @@ def test_a_switch_reads_only_what_it_changes_and_moves_nothing_else(
     in_q = make_lora(tmp_path / "q.safetensors", "diffusers", base, only="attn.to_q").keys()
     in_k = make_lora(tmp_path / "k.safetensors", "diffusers", base, only="attn.to_k").keys()
     engine = Engine.load(spec, device="cpu")
-    layers = engine.merger._layers
+    layers = engine.merger.layers
     addresses = {f"{name}.weight": layer.weight.data_ptr() for name, layer in layers.items()}
     monkeypatch.setattr(loading, "load", None)
     monkeypatch.setattr(tensor_files, "safe_open", CountedFile)
@@ -164,29 +164,29 @@ def test_a_switch_reads_only_what_it_changes_and_moves_nothing_else(
 
 
 @pytest.mark.parametrize("placement", ["all", "core", "streamed"])
-def test_wherever_the_weights_live_the_video_is_the_same(
+def test_a_lora_gives_the_same_video_on_every_memory_level(
     placement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copy(tensor: torch.Tensor, _: torch.device) -> torch.Tensor:
-        """Copy, as to a GPU: what stays there does not see what is done to the host's."""
+        """Copy as if to a GPU: later changes of the original do not change the copy."""
         with torch.inference_mode(mode=False):
             clone = tensor.data.clone()
         return nn.Parameter(clone, requires_grad=False) if isinstance(tensor, nn.Parameter) else clone
 
-    monkeypatch.setattr(devices, "_copy", copy)
+    monkeypatch.setattr(devices, "copy_to", copy)
     make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
     plain = request_for(tmp_path, steps=1)
     merged = request_for(tmp_path, steps=1, loras=[{"file": tmp_path / "a.safetensors"}])
     resident, engine = (Engine.load(tiny_spec(), device="cpu") for _ in range(2))
     latents(engine, merged)  # what is placed has a LoRA in it
-    engine.take_rung(next(n for n, rung in enumerate(engine.rungs) if rung.placement == placement))
+    engine.take_level(next(n for n, level in enumerate(engine.levels) if level.placement == placement))
     for request in (merged, plain, merged, plain):
         assert torch.equal(latents(engine, request), latents(resident, request))
-    engine.take_rung(len(engine.rungs) - 1)
+    engine.take_level(len(engine.levels) - 1)
     assert torch.equal(latents(engine, plain), latents(resident, plain)), "the host has none of it either"
 
 
-def test_another_process_goes_on_with_the_same_loras_to_the_bit(tmp_path: Path) -> None:
+def test_another_process_resumes_with_the_same_loras_and_bits(tmp_path: Path) -> None:
     make_lora(tmp_path / "a.safetensors", "diffusers", stored(tiny_spec()))
     request = request_for(tmp_path, loras=[{"file": tmp_path / "a.safetensors", "weight": 0.8}])
     events = list(Engine.load(tiny_spec(), device="cpu").generate(request))
@@ -197,40 +197,38 @@ def test_another_process_goes_on_with_the_same_loras_to_the_bit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("precision", ["exact", "fp8"])
-def test_what_is_fetched_to_the_gpu_has_the_loras_merged(
+def test_streamed_weights_have_the_loras_merged(
     precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(streaming, "page_locked", lambda size, _: torch.empty(size, dtype=torch.uint8))
     added = make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", stored(tiny_spec()))
     expected, engine = (Engine.load(tiny_spec(), device="cpu", precision=precision) for _ in range(2))
-    places = engine._places
+    places = engine.places
     places.device = torch.device("cuda")
-    engine.take_rung(len(engine.rungs) - 1)
+    engine.take_level(len(engine.levels) - 1)
     places.device = torch.device("cpu")  # where there is something to merge with
-    blocks = {f"{name}.weight": layer.weight for name, layer in engine.merger._layers.items()}
+    blocks = {f"{name}.weight": layer.weight for name, layer in engine.merger.layers.items()}
     for loras in ([Lora(file=tmp_path / "a.safetensors")], []):
         merge(engine, *loras)
         merge(expected, *loras)
         wanted = weights_of(expected)
-        fetched = {
-            name: home for name, weight in blocks.items() if (home := places.fetched_from(weight)) is not None
-        }
+        fetched = {name: home for name, weight in blocks.items() if (home := places.home(weight)) is not None}
         assert len(fetched.keys() & added.keys()) > 15
         assert not differing(fetched, {name: wanted[name] for name in fetched})
         assert all(blocks[name].data_ptr() == home.data_ptr() for name, home in fetched.items())
 
 
-def test_only_what_holds_a_changed_layer_leaves_the_device() -> None:
+def test_only_modules_with_a_changed_layer_leave_the_device() -> None:
     engine = Engine.load(tiny_spec(), device="cpu")
-    places, projection = engine._places, engine.embedders.image_projection
+    places, projection = engine.places, engine.embedders.image_projection
     for module in (engine.core, engine.models.vae, projection):
         with places.on_device(module):
             pass
     places.leave(engine.core.blocks.transformer_blocks[0].attn.to_q)
-    assert list(places._stays) == [engine.models.vae, projection]
+    assert list(places.staying) == [engine.models.vae, projection]
 
 
-def test_one_that_breaks_off_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_merge_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
     engine, base = Engine.load(tiny_spec(), device="cpu"), stored(tiny_spec())
     before = weights_of(engine)
     embedder = base["x_embedder.proj.weight"]
@@ -239,7 +237,7 @@ def test_one_that_breaks_off_half_way_leaves_nothing_behind(tmp_path: Path) -> N
         "transformer.x_embedder.proj.lora_B.weight": torch.ones(len(embedder), RANK),
     }
     make_lora(tmp_path / "a.safetensors", "diffusers", base, extra=broken)
-    said = "a.safetensors makes x_embedder.proj.weight something that is no number"
+    said = "a.safetensors makes numbers in x_embedder.proj.weight infinite or NaN"
     with pytest.raises(RequestError, match=said):
         merge(engine, Lora(file=tmp_path / "a.safetensors"))
     assert differing(weights_of(engine), before), "it had begun"
@@ -247,8 +245,8 @@ def test_one_that_breaks_off_half_way_leaves_nothing_behind(tmp_path: Path) -> N
     assert not differing(weights_of(engine), before)
 
 
-def test_merged_weights_are_counted_where_they_are_not_locked_anyway() -> None:
-    """They are no pages of a file any more, which the kernel could drop."""
+def test_merged_weights_count_as_ram_unless_blocks_are_page_locked_anyway() -> None:
+    """They are not pages of a file any more, which the kernel could drop."""
     card, video = {gib: Card.assumed(gib) for gib in (6, 24)}, Video(640, 608)
     core = PUBLISHED.core.parameters
 
@@ -261,7 +259,7 @@ def test_merged_weights_are_counted_where_they_are_not_locked_anyway() -> None:
     assert ram(6, {"core": core, "embedders": GIB}) - ram(6, {}) == pytest.approx(2, abs=0.01)
 
 
-def test_what_a_lora_changes_is_told_by_part(tmp_path: Path) -> None:
+def test_the_parameters_that_a_lora_changes_are_counted_by_part(tmp_path: Path) -> None:
     base = stored(tiny_spec())
     added = make_lora(tmp_path / "a.safetensors", "kohya-hunyuan", base)
     told = footprint.changed([Lora(file=tmp_path / "a.safetensors")], tiny_spec())
