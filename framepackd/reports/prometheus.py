@@ -36,11 +36,9 @@ WRITE_SECONDS = 15.0  # without any, the file is written this often: its age tel
 class Metrics:
     """Writes the file from the rounds of the daemon's loop; whatever fails here, the loop goes on."""
 
-    def __init__(
-        self, config: Callable[[], Config], store: JobStore, look: Callable[[], dict[str, Any]]
-    ) -> None:
-        """Take what gives the configuration as it is now, and what ``status --json`` prints."""
-        self._config = config
+    def __init__(self, config: Config, store: JobStore, look: Callable[[], dict[str, Any]]) -> None:
+        """Write nothing yet; ``look`` gives what ``status --json`` prints."""
+        self.config = config
         self._store = store
         self._look = look
         self._next_look = self._next_write = 0.0
@@ -51,7 +49,7 @@ class Metrics:
 
     def round(self, *, ending: bool = False) -> None:
         """Write the file if something has changed or it has got old, and when the daemon ends."""
-        file = self._config().metrics_file
+        file = self.config.metrics_file
         if self._file is not None and self._file != file:
             with contextlib.suppress(OSError):  # what gets old must not be taken for the present
                 self._file.unlink()
@@ -81,7 +79,7 @@ class Metrics:
     @property
     def patience(self) -> float:
         """How many seconds the loop may wait before its next round."""
-        if self._config().metrics_file is None:
+        if self.config.metrics_file is None:
             return float("inf")
         due = self._next_look if self._stale else max(self._next_look, self._next_write)
         return max(due - time.monotonic(), 0.0)
@@ -93,7 +91,7 @@ class Metrics:
         going_on = (report["counts"], report["daemon"]["paused"], report["problems"], at)
         if going_on != self._written or now >= self._next_write or file != self._file or ending:
             families = [*self._of_the_daemon(report, up=not ending), *self._of_the_jobs(report, running)]
-            _replace(file, families, str(self._config().state_dir))
+            _replace(file, families, str(self.config.state_dir))
             self._written, self._file, self._next_write = going_on, file, now + WRITE_SECONDS
 
     def _of_the_daemon(self, report: dict[str, Any], *, up: bool) -> "Iterator[Metric]":
@@ -106,7 +104,7 @@ class Metrics:
         problems = Counter(problem["code"] for problem in report["problems"])
         yield _gauge("problems", "What a person should put right; status says it in words.", problems, "code")
         free: dict[str, float] = {}
-        for name, folder in self._config().folders.items():
+        for name, folder in self.config.folders.items():
             with contextlib.suppress(OSError):  # its disk is away just now
                 room = within(ANSWER_SECONDS, f"room-{name}", partial(shutil.disk_usage, folder), None)
                 free |= {} if room is None else {name: room.free}

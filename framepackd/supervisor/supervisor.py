@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 from framepack_core.models.registry import ModelSpec
@@ -30,14 +31,14 @@ RETRY_SECONDS = 30.0  # before something that kept a job from going on is tried 
 MAX_DOUBLINGS = 4  # of that, while a device stays away: a worker takes seconds of CPU time to look for it
 
 
-class Runner:
+class Supervisor:
     """The worker process, and the job it is on."""
 
     def __init__(self, config: Config, store: JobStore) -> None:
         """Start nothing yet: the worker process comes with the first job."""
-        self._config = config
+        self.config = config
         self._store = store
-        self._worker: process.Handle | None = None
+        self.worker: process.Handle | None = None
         self._last_round = time.monotonic()
         self._unheard: messages.Message | None = None  # taken from the connection, not yet recorded
         self._why_left = STOPPING  # if the worker is told to leave its job
@@ -50,32 +51,28 @@ class Runner:
         self.hardware: str | None = None
         self._gpu_used = store.gpu_used()
 
-    def reconfigure(self, config: Config) -> None:
-        """Take another configuration, for the jobs that start from now on."""
-        self._config = config
-
     @property
     def busy(self) -> bool:
         """Whether a job runs."""
-        return self._worker is not None and self._worker.job is not None
+        return self.worker is not None and self.worker.job is not None
 
     @property
     def unload_at(self) -> float:
         """When the worker has been idle for so long that it is ended, on the monotonic clock."""
-        seconds = self._config.gpu.idle_unload_seconds
-        if self._worker is None or self._worker.job is not None or not seconds:
+        seconds = self.config.gpu.idle_unload_seconds
+        if self.worker is None or self.worker.job is not None or not seconds:
             return math.inf
-        return self._worker.idle_since + seconds
+        return self.worker.idle_since + seconds
 
     @property
-    def sources(self) -> list[Any]:
+    def sources(self) -> list[Connection | int]:
         """What becomes ready when there is something to listen to."""
-        return [] if self._worker is None else [self._worker.connection, self._worker.process.sentinel]
+        return [] if self.worker is None else [self.worker.connection, self.worker.process.sentinel]
 
     @property
     def cancelling(self) -> bool:
         """Whether the running job is to be left for good."""
-        return self._worker is not None and self._worker.job is not None and bool(self._worker.job.cancel)
+        return self.worker is not None and self.worker.job is not None and bool(self.worker.job.cancel)
 
     def take_block(self) -> str | None:
         """Say why disk or device kept the last job from going on, once."""
@@ -90,12 +87,12 @@ class Runner:
 
     def next_job(self) -> Job | None:
         """Give the job that is to run next."""
-        return self.passed_over.next_job(self._config)
+        return self.passed_over.next_job(self.config)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What a person should put right before all jobs can run."""
-        return self.passed_over.problems(self._config)
+        return self.passed_over.problems(self.config)
 
     @property
     def why_passed_over(self) -> str | None:
@@ -105,29 +102,34 @@ class Runner:
     def start(self, job: Job) -> None:
         """Start a job of the queue; none may run."""
         try:
-            work = self._work(job)
+            work = self.work_of(job)
         except (KeyError, ValueError) as error:  # taken in under another config or version
             self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
             return
-        if self._worker is None:
-            self._worker = process.start(self._config.gpu.device)
-        self._worker.job = self._store.claim(job.id)  # last: what fails before leaves it in the queue
-        if self._worker.job is None:  # cancelled meanwhile
+        if self.worker is None:
+            self.worker = process.start(self.config.gpu.device)
+        self.worker.job = self._store.claim(job.id)  # last: what fails before leaves it in the queue
+        if self.worker.job is None:  # cancelled meanwhile
             return
-        self._worker.quiet, self._worker.awaited, self._worker.slowest = 0.0, "start", {}
-        self._worker.told_next = None
+        self.worker.quiet, self.worker.awaited, self.worker.slowest = 0.0, "start", {}
+        self.worker.told_next = None
         self._writes_what_exists = job.cancel is not None
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: noticed when it is listened to
-            self._worker.connection.send(work)
+            self.worker.connection.send(work)
 
-    def _work(self, job: Job) -> messages.Work:
+    def work_of(self, job: Job) -> messages.Work:
+        """Give a job as the worker is sent it.
+
+        Raises:
+            KeyError, ValueError: its settings do not fit the configuration any more.
+        """
         may_be_ahead = job.id not in self._not_ahead
-        return work_of(job, self._config, self._store, gpu_used=self._gpu_used, may_be_ahead=may_be_ahead)
+        return work_of(job, self.config, self._store, gpu_used=self._gpu_used, may_be_ahead=may_be_ahead)
 
     def listen(self) -> None:
         """Take in what the worker says, and notice when it is gone."""
-        running = self._worker
+        running = self.worker
         if running is None:
             return
         until = time.monotonic() + LISTEN_SECONDS
@@ -142,7 +144,7 @@ class Runner:
             self._end_if_hung(running)
             self._tell_next(running)
         elif time.monotonic() >= self.unload_at:
-            log.info("the worker is ended: it had no work for %.0f s", self._config.gpu.idle_unload_seconds)
+            log.info("the worker is ended: it had no work for %.0f s", self.config.gpu.idle_unload_seconds)
             self.end_worker()
 
     def _tell_next(self, running: process.Handle) -> None:
@@ -153,7 +155,7 @@ class Runner:
             return
         running.told_next = following
         with contextlib.suppress(KeyError, ValueError, OSError):  # what is wrong with it shows when it starts
-            running.connection.send(messages.Next(self._work(job) if job else None))
+            running.connection.send(messages.Next(self.work_of(job) if job else None))
 
     def _end_if_hung(self, running: process.Handle) -> None:
         """End a worker that gives no sign of life for much longer than it ever needed."""
@@ -161,7 +163,7 @@ class Runner:
         # A longer gap between two rounds was not the worker's: this process was stopped, or busy, itself.
         running.quiet += min(now - self._last_round, ROUND_SECONDS)
         self._last_round = now
-        running.end_if_hung(self._config.hang_seconds)
+        running.end_if_hung(self.config.hang_seconds)
 
     def _receive(self, running: process.Handle) -> bool:
         """Take a message; it is kept until what follows from it is recorded, which may fail just now."""
@@ -182,7 +184,7 @@ class Runner:
             return
         match message:
             case messages.Finished():
-                self._decide_done(job, message)
+                self.decide_done(job, message)
             case messages.Stopped():
                 self._put_back(job)
             case messages.Blocked():
@@ -267,9 +269,9 @@ class Runner:
             )
         log.error("job %s: back in the queue: the device failed: %s", job.id, first)
 
-    def _decide_done(self, job: Job, made: messages.Finished) -> None:
+    def decide_done(self, job: Job, made: messages.Finished) -> None:
         """Record that the video is made, and how."""
-        spec = self._config.spec(job.settings["model"])
+        spec = self.config.spec(job.settings["model"])
         self._store.decide(job.id, State.DONE, device=self.device, **_how_made(job, made, spec))
 
     def _bury(self, running: process.Handle) -> None:
@@ -283,7 +285,7 @@ class Runner:
             self._put_back(job)
         else:
             self._count_attempt(job, f"the worker {running.manner_of_death()}")
-        self._worker = None
+        self.worker = None
         running.connection.close()
 
     def _put_back(self, job: Job) -> None:
@@ -300,7 +302,7 @@ class Runner:
         log.info("job %s: %s", job.id, STOPPING)
 
     def _count_attempt(self, job: Job, error: str) -> None:
-        limit = self._config.max_attempts
+        limit = self.config.max_attempts
         attempts = self._store.count_attempt(job.id, error, max_attempts=limit)
         log.warning("job %s: attempt %d of %d: %s", job.id, attempts, limit, error)
 
@@ -310,16 +312,16 @@ class Runner:
 
     def runs(self, job_id: str) -> bool:
         """Say whether this is the job that runs."""
-        return self._worker is not None and self._worker.job is not None and self._worker.job.id == job_id
+        return self.worker is not None and self.worker.job is not None and self.worker.job.id == job_id
 
     def cancel(self, how: str) -> None:
         """Take note that the job that runs is cancelled, ``how`` as in its row."""
-        if self._worker is not None and self._worker.job is not None:
-            self._worker.job.cancel = how
+        if self.worker is not None and self.worker.job is not None:
+            self.worker.job.cancel = how
 
     def leave(self, now: float, why: str) -> None:
         """Have the worker leave its job at the next step; called again and again, end it if it does not."""
-        running = self._worker
+        running = self.worker
         if running is None or running.job is None:
             return
         if running.stop_sent is None:
@@ -333,15 +335,15 @@ class Runner:
 
     def kill(self) -> None:
         """End the worker at once; the job goes back to the queue."""
-        if self._worker is not None:
-            self._worker.end("the daemon was told to stop at once")
+        if self.worker is not None:
+            self.worker.end("the daemon was told to stop at once")
 
     def end_worker(self) -> None:
         """End an idle worker, which gives back the memory of the GPU."""
-        if self._worker is None:
+        if self.worker is None:
             return
-        self._worker.retire()
-        self._worker = None
+        self.worker.retire()
+        self.worker = None
 
 
 def _note_cuts(job: Job, message: messages.PromptsCut, store: JobStore) -> None:

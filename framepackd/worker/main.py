@@ -47,13 +47,13 @@ def main(connection: Connection, parent: int, device: str) -> None:
         except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a word
             return
         if isinstance(work, Work):  # else a word about work that is over
-            answer = _answer(work, engines, connection)
-            connection.send(answer)
-            if leaves_after(answer):
+            reply = answer(work, engines, connection)
+            connection.send(reply)
+            if leaves_after(reply):
                 return
 
 
-def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
+def answer(work: Work, engines: "Engines", connection: Connection) -> Message:
     """Do the work; the one place where exceptions become failures."""
     from framepack_core.memory.device_errors import Verdict, judge
     from framepackd.worker.generation import Generation

@@ -155,19 +155,19 @@ def test_the_daemon_says_that_a_folder_is_away_and_accepts_another_when_it_is_to
     place.drop()
     (place.config.inbox / "cat.toml").write_text("steps = 0")
     loop.round()
-    (problem,) = loop.daemon._snapshot()["problems"]
+    (problem,) = loop.daemon.snapshot()["problems"]
     assert problem["code"] == "failed"
     assert "is not the folder that it was" in problem["text"]
-    (job,) = loop.daemon._snapshot()["jobs"]
+    (job,) = loop.daemon.snapshot()["jobs"]
     assert job["delivery"]["state"] == "failed"
     assert "--accept-folders" in job["delivery"]["reason"]
     assert job["delivery"]["next_try"].endswith("Z")
     asked = ask_in_thread(loop, {"command": "accept_folders"})
-    loop.daemon._round()
+    loop.daemon.round()
     assert all(result["done"] for result in asked()["results"])
-    loop.daemon._round()
+    loop.daemon.round()
     assert loop.counts() == {"failed": 1}
-    assert loop.daemon._snapshot()["problems"] == []
+    assert loop.daemon.snapshot()["problems"] == []
 
 
 def test_an_inbox_that_was_there_is_not_made_again(place: Place) -> None:

@@ -24,6 +24,7 @@ from framepackd.inbox.scan import Inbox, Name
 from framepackd.intake import take as intake
 from framepackd.intake import take_back
 from framepackd.intake.rounds import Looked, Rounds
+from framepackd.intake.scanning import Scanning
 from framepackd.jobs import lock as control_lock
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.jobs.store import JobStore
@@ -88,7 +89,7 @@ def test_no_round_and_no_status_reads_all_jobs_that_have_ended(loop: Loop) -> No
     loop.round()  # a start compares all with what lies in the work folders
     assert loop.counts() == {"done": 3, "queued": 3}
     assert read_through(loop.place.store, loop.round) == []
-    assert read_through(loop.place.store, loop.daemon._snapshot) == []
+    assert read_through(loop.place.store, loop.daemon.snapshot) == []
 
 
 def test_no_job_is_looked_for_by_reading_all_of_them(loop: Loop) -> None:
@@ -296,15 +297,13 @@ def test_what_comes_and_belongs_to_others_keeps_nothing_back(
     assert dropped.taken.keys() == {"a", "b"}
 
 
-def test_of_many_changes_in_the_inbox_the_loop_hears_once(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_changes_in_the_inbox_the_loop_hears_once(loop: Loop) -> None:
     """What is taken in alone makes thousands; each had the loop go round."""
     heard: list[None] = []
-    monkeypatch.setattr(loop.daemon, "_nudge", lambda: heard.append(None))
-    loop.daemon._changed = False
+    scanning = Scanning(loop.place.config, loop.place.store, lambda: heard.append(None), lambda: False)
+    scanning.changed = False
     for _ in range(100):
-        loop.daemon.wake()
+        scanning.wake()
     assert len(heard) == 1
 
 
@@ -446,10 +445,10 @@ def test_the_more_jobs_there_are_the_less_often_figures_are_looked_for(
         clock[0] += 0.5
         return snapshot
 
-    snapshot = loop.daemon._snapshot()
+    snapshot = loop.daemon.snapshot()
     config = loop.place.config.model_copy(update={"metrics_file": loop.place.config.state_dir / "figures"})
     monkeypatch.setattr(prometheus.time, "monotonic", lambda: clock[0])
-    figures = prometheus.Metrics(lambda: config, loop.place.store, look)
+    figures = prometheus.Metrics(config, loop.place.store, look)
     while clock[0] < 130:
         figures.round()
         clock[0] += 0.25

@@ -20,7 +20,7 @@ from framepack_core.media.video_reader import pictures
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import load_config
-from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import identity
 from tests.acceptance.conftest import Daemon
 from tests.upgrade.make import HERE, JOBS, drop
@@ -73,10 +73,10 @@ def lying(daemon: Daemon) -> dict[str, bytes]:
 
 def made_here(place: Place) -> None:
     """Have the checkpoints be such as this version makes on this machine."""
-    runner = Runner(load_config(place.daemon.config), place.store)
+    supervisor = Supervisor(load_config(place.daemon.config), place.store)
     for state in (place.daemon.state / "jobs").rglob("state-*"):
         (job_id,) = (part for part in state.parts if part in place.store.states())
-        work = runner._work(place.store.get(job_id))
+        work = supervisor.work_of(place.store.get(job_id))
         ours = identity.of(work) | identity.computation(work)
         state.write_bytes(reidentified(state.read_bytes(), lambda _, ours=ours: ours))
 

@@ -147,10 +147,10 @@ def test_others_run_while_a_job_waits_for_its_device_and_it_goes_on_when_that_is
     assert started(loop) == ["a", "b"]
     first = loop.place.store.matching("a/cat")[0]
     assert (first.state, first.attempts) == (State.QUEUED, 0)
-    (problem,) = loop.daemon._runner.problems
+    (problem,) = loop.daemon.supervisor.problems
     assert problem.code == "other-device"
     assert problem.text == f"job {first.id} waits: {GONE.reason}"
-    report = loop.daemon._snapshot()
+    report = loop.daemon.snapshot()
     assert next(job["note"] for job in report["jobs"] if job["id"] == first.id) == GONE.reason
     assert report["daemon"]["paused"] is None
     loop.worker.send(worker_messages.Finished({}, {}, {}, None))
@@ -164,7 +164,7 @@ def test_others_run_while_a_job_waits_for_its_device_and_it_goes_on_when_that_is
     loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert started(loop) == ["c", "a"]
-    assert loop.daemon._runner.problems == ()
+    assert loop.daemon.supervisor.problems == ()
 
 
 @pytest.mark.parametrize("command", ["retry", "cancel"])
@@ -177,7 +177,7 @@ def test_a_job_that_waits_is_begun_anew_or_cancelled(loop: Loop, command: str) -
     ((done, message),) = ask(loop, command, anew=command == "retry")
     assert done, message
     loop.round()
-    assert loop.daemon._runner.problems == ()
+    assert loop.daemon.supervisor.problems == ()
     if command == "retry":
         assert started(loop) == [""]
         assert not (work / CHECKPOINT).exists()
@@ -189,7 +189,7 @@ def test_a_job_that_waits_is_begun_anew_or_cancelled(loop: Loop, command: str) -
 def ask(loop: Loop, command: str, **more: Any) -> list[tuple[bool, str]]:
     """Have the daemon do it."""
     daemon = loop.daemon
-    queue = commands.Queue(daemon._config, loop.place.store, daemon._runner, daemon._deliveries)
+    queue = commands.Queue(daemon.config, loop.place.store, daemon.supervisor, daemon.deliveries)
     answer = commands.perform({"command": command, "jobs": ["cat"], **more}, queue)
     return [(result["done"], result["message"]) for result in answer["results"]]
 

@@ -15,7 +15,7 @@ from framepack_core.sections import frame_count, section_count
 from framepackd.worker import identity
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import (
     Leave,
     Message,
@@ -71,8 +71,8 @@ class Ears:
 
 def run(work: Work, engines: Engines = ENGINES) -> tuple[Message, list[Message]]:
     ears = Ears()
-    answer = _answer(work, engines, ears.theirs)
-    return answer, ears.heard()
+    reply = answer(work, engines, ears.theirs)
+    return reply, ears.heard()
 
 
 def made(work: Work) -> dict[str, bytes]:

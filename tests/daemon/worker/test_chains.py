@@ -31,7 +31,7 @@ from framepackd.supervisor.work import clips
 from framepackd.worker import engines, video
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import (
     Finished,
     Leave,
@@ -253,7 +253,7 @@ def test_between_two_sections_the_next_clips_pictures_are_encoded(
 def test_told_to_leave_a_chain_stops_at_the_next_step(work: Work) -> None:
     ears = Ears()
     ears.ours.send(Leave())
-    assert _answer(work, ENGINES, ears.theirs) == Stopped()
+    assert answer(work, ENGINES, ears.theirs) == Stopped()
     assert told_steps(ears.heard()) == [(1, 1)]
 
 

@@ -20,7 +20,7 @@ from framepackd.worker import generation, identity
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import (
     Again,
     Blocked,
@@ -206,13 +206,13 @@ def test_what_exists_holds_nothing_of_an_attempt_that_was_given_up(
 
     with monkeypatch.context() as patched:
         patched.setattr(generation.Beside, "start", leave)
-        answer = _answer(work, ENGINES, ears.theirs)
+        reply = answer(work, ENGINES, ears.theirs)
     if sections:
-        assert isinstance(answer, Finished)
+        assert isinstance(reply, Finished)
         assert count_frames(work.result / ".mp4") == 4 * 3 - 3
         assert made(work).keys() == {".mp4", ".section-0.png", ".latents.safetensors"}
     else:
-        assert answer == Stopped()
+        assert reply == Stopped()
         assert not made(work)
 
 
@@ -268,10 +268,10 @@ def test_a_disk_that_is_full_or_fails_is_not_the_jobs_fault(
 def test_told_to_leave_it_stops_at_the_next_step_and_can_go_on(work: Work) -> None:
     ears = Ears()
     ears.ours.send(Leave())
-    assert _answer(work, ENGINES, ears.theirs) == Stopped()
+    assert answer(work, ENGINES, ears.theirs) == Stopped()
     assert told_steps(ears.heard()) == [(1, 1)]
-    answer, messages = run(work)
-    assert isinstance(answer, Finished)
+    reply, messages = run(work)
+    assert isinstance(reply, Finished)
     assert told_steps(messages)[0] == (1, 2)
 
 
@@ -290,12 +290,12 @@ def test_what_exists_is_kept_as_a_video_if_wished(
 
     with monkeypatch.context() as patched:
         patched.setattr(generation.Beside, "start", start_and_ask)
-        answer = _answer(work, ENGINES, ears.theirs)
+        reply = answer(work, ENGINES, ears.theirs)
     if where == "queued":
-        assert answer == Stopped()
-        answer, messages = run(replace(work, keep_only=True))
+        assert reply == Stopped()
+        reply, messages = run(replace(work, keep_only=True))
         assert messages == [Resumed(3)]
-    assert isinstance(answer, Finished)
+    assert isinstance(reply, Finished)
     assert count_frames(work.result / ".mp4") == 4 * 3 - 3, "a section, without what the last one brings"
 
 

@@ -12,7 +12,7 @@ from framepackd.worker import generation
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import Finished, Leave, Message, Resumed, StepDone, Stopped, Work
 from tests.daemon.worker.jobs import Cut, Ears, PowerCut, made, run, work_in
 
@@ -152,7 +152,7 @@ def test_skipped_steps_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pyt
     ears = Ears()
     work = work_of("magcache", tmp_path)
     telling: Any = Telling(ears.theirs, 999)
-    assert isinstance(_answer(work, ENGINES["magcache"], telling), Finished)
+    assert isinstance(answer(work, ENGINES["magcache"], telling), Finished)
     assert waited == [True]
 
 
@@ -167,7 +167,7 @@ def test_a_job_that_is_left_at_a_skipped_step_goes_on_right_there(tmp_path: Path
 
     work = work_of("magcache", tmp_path)
     leaving: Any = Leaving(ears.theirs, 999)
-    assert _answer(work, ENGINES["magcache"], leaving) == Stopped()
-    answer, messages = run(work, ENGINES["magcache"])
-    assert isinstance(answer, Finished)
+    assert answer(work, ENGINES["magcache"], leaving) == Stopped()
+    reply, messages = run(work, ENGINES["magcache"])
+    assert isinstance(reply, Finished)
     assert messages[0] == Resumed(4)
