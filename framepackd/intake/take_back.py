@@ -110,7 +110,7 @@ def _manifest(job: Job, config: Config) -> dict[str, Any]:
         **({"seed": job.settings["seed"]} if _checked(job) else {}),
         "folder": job.folder,
         "name": job.name,
-        "defaults": [] if _checked(job) else _defaults(job, config),
+        "defaults": [] if _checked(job) else defaults_of(job, config),
         "files": [
             {"path": prefix + entry["file"], "role": role, "signature": []}
             for role, entry in job.inputs.items()
@@ -118,7 +118,7 @@ def _manifest(job: Job, config: Config) -> dict[str, Any]:
     }
 
 
-def _defaults(job: Job, config: Config) -> list[str]:
+def defaults_of(job: Job, config: Config) -> list[str]:
     """Find the ``_defaults.toml`` files that hold for a job now; thousands of other files may wait there."""
     found: list[str] = []
     for above in folders_above(job.folder):

@@ -177,7 +177,7 @@ def _drop_in_text(service: Service, config: Config | None) -> str:
 
 def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
     """Yield what a service with a user and a sandbox of its own needs on top."""
-    _refuse_hidden(_installation(), INSTALL_ELSEWHERE)
+    _refuse_hidden(installation(), INSTALL_ELSEWHERE)
     folders = [service.state_dir, *(service.state_dir / name for name in DROP_FOLDERS)]
     if config is not None:
         folders = [*config.folders.values()]
@@ -202,7 +202,7 @@ def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
         yield f"put the rights in {config.state_dir} right", partial(rights.put_right, config)
 
 
-def _installation() -> list[Path]:
+def installation() -> list[Path]:
     """Name the places that running framepackd reads."""
     packages = [importlib.util.find_spec(name) for name in ("framepackd", "framepack_core", "torch")]
     origins = [Path(package.origin) for package in packages if package and package.origin]

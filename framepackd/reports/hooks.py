@@ -9,7 +9,6 @@ before a command or webhook was configured, is not told.
 import json
 import logging
 import os
-import queue
 import signal
 import subprocess
 import threading
@@ -28,6 +27,7 @@ from sqlalchemy import func, select
 
 from framepack_core import __version__
 from framepackd import files, rights
+from framepackd.apart import Apart
 from framepackd.jobs import lock as control_lock
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.described import whole
@@ -93,9 +93,9 @@ def run(config: Config) -> None:
     told = _with_webhook(config.notify)
     tells: dict[str, Tell] = {}
     if told.command:
-        tells["command"] = lambda event, stop: _call(told, event, stop)
+        tells["command"] = lambda event, stop: run_command(told, event, stop)
     if told.webhook is not None:
-        tells["webhook"] = lambda event, stop: _post(told, event, stop)
+        tells["webhook"] = lambda event, stop: call_webhook(told, event, stop)
     if not tells:
         raise NotifyError("there is nobody to tell: set command or webhook under [notify] in the config")
     folder = config.state_dir / FOLDER
@@ -261,7 +261,7 @@ def _event_of(job: Job) -> str:
     return str(State(job.state).value)
 
 
-def _call(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
+def run_command(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
     """Run the command, with no shell between."""
     try:
         process = subprocess.Popen(  # noqa: S603 - the configuration's own command
@@ -297,39 +297,32 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         """Follow nowhere."""
 
 
-def _post(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
-    """Send the event to the webhook; waits no longer than configured, whatever the other end does."""
+def call_webhook(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
+    """Post the event to the webhook; waits no longer than configured, whatever the server does."""
     assert settings.webhook is not None
-    whom = urlsplit(settings.webhook).hostname  # paths of webhooks are secrets
+    host = urlsplit(settings.webhook).hostname  # paths of webhooks are secrets
     headers = {"Content-Type": "application/json", "User-Agent": f"framepackd/{__version__}"}
     request = urllib.request.Request(settings.webhook, event.to_json(), headers)  # noqa: S310 - http(s) only
-    answer: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     slow = f"no answer within {settings.timeout_seconds:g} s"
 
-    def send() -> None:
+    def post() -> None:
         opener = urllib.request.build_opener(_NoRedirects)
         try:
             opener.open(request, timeout=settings.timeout_seconds).close()
-            answer.put(None)
         except urllib.error.HTTPError as error:
             error.close()
-            elsewhere = (
-                ", which leads elsewhere: set webhook to that address" if 300 <= error.code < 400 else ""
-            )
-            answer.put(f"answered {error.code}{elsewhere}")
+            redirects = ", a redirect: set webhook to that address" if 300 <= error.code < 400 else ""
+            raise _FailedError(f"{host}: answered {error.code}{redirects}") from error
         except Exception as error:  # of the socket, of TLS, of HTTP: this attempt failed
-            late = isinstance(getattr(error, "reason", error), TimeoutError)  # in whatever it is wrapped
-            answer.put(slow if late else str(error) or type(error).__name__)
+            late = isinstance(getattr(error, "reason", error), TimeoutError)  # URLError may wrap it
+            why = slow if late else str(error) or type(error).__name__
+            raise _FailedError(f"{host}: {why}") from error
 
-    # A thread that nobody waits for: who answers a byte at a time would outlast any timeout of the socket.
-    threading.Thread(target=send, daemon=True).start()
+    # A server that answers a byte at a time would outlast any timeout of the socket.
+    posting: Apart[None] = Apart("webhook", lambda: None)
+    posting.begin(post)
     deadline = time.monotonic() + settings.timeout_seconds
-    while time.monotonic() < deadline and not stop.is_set():
-        try:
-            problem = answer.get(timeout=LOOK_SECONDS)
-        except queue.Empty:
-            continue
-        if problem is not None:
-            raise _FailedError(f"{whom}: {problem}")
-        return
-    raise _FailedError(f"{whom}: {'stopped' if stop.is_set() else slow}")
+    while not posting.is_done(LOOK_SECONDS):
+        if stop.is_set() or time.monotonic() > deadline:
+            raise _FailedError(f"{host}: {'stopped' if stop.is_set() else slow}")
+    posting.take()

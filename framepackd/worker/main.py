@@ -32,7 +32,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 def main(connection: Connection, parent: int, device: str) -> None:
     """Do one piece of work after the other until the daemon closes the connection or dies."""
-    _die_with(parent)
+    die_with(parent)
     for number in FOR_THE_DAEMON:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
@@ -80,7 +80,7 @@ def answer(work: Work, engines: "Engines", connection: Connection) -> Message:
         return Failed(f"{type(error).__name__}: {error}", retry=True, device=broken)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have the kernel end this process with the daemon, however that dies: two must never share a GPU."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

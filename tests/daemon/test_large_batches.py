@@ -8,12 +8,13 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from framepackd import files
 from framepackd.cli import main
@@ -29,7 +30,7 @@ from framepackd.jobs import lock as control_lock
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.jobs.store import JobStore
 from framepackd.reports import prometheus, systemd
-from framepackd.settings.config import load_config
+from framepackd.settings.config import Config, load_config
 from tests.daemon.loop import Loop
 from tests.daemon.place import Place
 
@@ -57,11 +58,9 @@ def plans(store: JobStore, do: Callable[[], object]) -> dict[str, list[str]]:
         if statement.lstrip().startswith(("SELECT", "WITH", "UPDATE")):
             asked[statement] = parameters
 
-    for engine in (store._reader, store._engine):
-        event.listen(engine, "before_cursor_execute", note)
+    event.listen(Engine, "before_cursor_execute", note)
     do()
-    for engine in (store._reader, store._engine):
-        event.remove(engine, "before_cursor_execute", note)
+    event.remove(Engine, "before_cursor_execute", note)
     with closing(sqlite3.connect(store.path)) as connection:
         return {
             statement: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
@@ -201,7 +200,7 @@ class Dropped:
         self.rounds = Rounds(self.place.config, self.place.store, lambda: None)
         self.scans = 0
         self.meanwhile: Callable[[], object] = lambda: None
-        scan, take = self.rounds._inbox.scan, intake.take
+        scan, take = Inbox.scan, intake.take
 
         def counted(*arguments: Any) -> Any:
             self.scans += 1
@@ -212,7 +211,7 @@ class Dropped:
             meanwhile()
             return take(*arguments)
 
-        monkeypatch.setattr(self.rounds._inbox, "scan", counted)
+        monkeypatch.setattr(Inbox, "scan", counted)
         monkeypatch.setattr(intake, "take", noticed)
 
     def put(self, name: str, text: str = "a lake") -> None:
@@ -363,13 +362,19 @@ def test_thousands_of_jobs_are_cancelled_in_one_call_and_told_one_by_one(
     assert max(serving.parts) <= client.LARGEST_PART, "the loop hears others between"
 
 
-def test_a_part_is_as_large_as_the_daemon_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_as_large_as_the_daemon_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(client.time, "monotonic", lambda: clock[0])
-    sizes = []
-    for part in client._parts({"command": "cancel", "jobs": list(map(str, range(100)))}):
+    sizes: list[int] = []
+
+    def on_a_slow_disk(_: Config, part: dict[str, Any]) -> dict[str, Any]:
         sizes.append(len(part["jobs"]))
-        clock[0] += 0.25 * sizes[-1]  # on a slow disk
+        clock[0] += 0.25 * sizes[-1]
+        return {"results": []}
+
+    monkeypatch.setattr(client, "ask", on_a_slow_disk)
+    config = Place(tmp_path / "place").config
+    assert len(list(client.change(config, {"command": "cancel", "jobs": list(map(str, range(100)))})))
     assert sizes[:3] == [10, 4, 4]
     assert sum(sizes) == 100
 
@@ -411,7 +416,10 @@ def test_how_long_thousands_of_jobs_take_is_estimated_by_a_look_at_each() -> Non
     ]
     for job in jobs:
         job.width, job.height, job.sections, job.section, job.step, job.steps_total = 64, 64, 1, 0, 0, 10
-    assert status._estimate(jobs, [])[:3] == [10.0, 20.0, 30.0]
+        job.position, job.stalled_deaths = 0.0, 0
+    store: Any = SimpleNamespace(in_state=lambda *_: jobs, last_ended=lambda _: [], counts=dict)
+    report = status.snapshot(store, (), {"paused": None})
+    assert [job["eta_seconds"] for job in report["jobs"]][:3] == [10.0, 20.0, 30.0]
     assert Counted.looks <= 10 * len(jobs)
 
 
@@ -466,8 +474,8 @@ def test_a_retry_looks_for_defaults_above_its_job_alone(
     job = Job(id="id", name="cat", folder="a/b")
     found: list[str] = []
     listed = counted(
-        monkeypatch, files, "folder_below", lambda: found.extend(take_back._defaults(job, place.config))
+        monkeypatch, files, "folder_below", lambda: found.extend(take_back.defaults_of(job, place.config))
     )
     assert found == ["a/_defaults.TOML", "a/b/_defaults.TOML"]
     assert listed == 3
-    assert take_back._defaults(Job(id="id", name="cat", folder="gone"), place.config) == []
+    assert take_back.defaults_of(Job(id="id", name="cat", folder="gone"), place.config) == []

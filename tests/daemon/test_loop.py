@@ -4,6 +4,7 @@ import multiprocessing
 import shutil
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
 from framepack_core.prompts import Cut
@@ -22,7 +23,6 @@ from framepackd.intake import take_back
 from framepackd.jobs import database
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.job import Job, State
-from framepackd.jobs.store import JobStore
 from framepackd.settings.tables import GpuConfig
 from framepackd.supervisor.supervisor import STOP_SECONDS
 from framepackd.worker import messages as worker_messages
@@ -39,18 +39,20 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
 class FullDisk:
     """Has SQLite find no room for another page."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self) -> None:
         self.full = False
-        event.listen(store._engine, "connect", self._limit)
 
-    def _limit(self, connection: sqlite3.Connection, _: object) -> None:
+    def limit(self, connection: sqlite3.Connection, _: object) -> None:
         if self.full:
             connection.execute("PRAGMA max_page_count = 1")  # as many as there are
 
 
 @pytest.fixture
-def disk(loop: Loop) -> FullDisk:
-    return FullDisk(loop.place.store)
+def disk(loop: Loop) -> Iterator[FullDisk]:
+    disk = FullDisk()
+    event.listen(Engine, "connect", disk.limit)
+    yield disk
+    event.remove(Engine, "connect", disk.limit)
 
 
 def test_what_the_worker_said_while_the_disk_was_full_is_recorded_when_there_is_room(

@@ -11,7 +11,6 @@ import torch
 
 from framepack_core import engine
 from framepack_core.networks import loading
-from framepack_core.progress import HostCopy
 from framepackd.worker.generation import Engines
 from framepackd.worker.messages import (
     Again,
@@ -28,7 +27,7 @@ from tests.daemon.worker.jobs import made, run, told_steps, work_in
 from tests.played.cards import H100_80
 from tests.played.gpu import PlayedGpu
 from tests.played.models import played
-from tests.played.streams import PLAYING, Stream
+from tests.played.streams import PLAYING, Event, Stream
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
@@ -101,7 +100,7 @@ def test_where_memory_runs_out_at_every_rung_the_last_one_makes_the_same_video(
 
 
 def test_where_the_last_rung_is_not_enough_the_job_fails_with_the_reason(gpu: PlayedGpu, work: Work) -> None:
-    gpu.fail(OUT_OF_MEMORY, "_decode", times=99)
+    gpu.fail(OUT_OF_MEMORY, "decode", times=99)
     answer, messages = run(work, Engines())
     assert lowered(messages) == [*LADDER[1:]]
     assert isinstance(answer, Failed)
@@ -167,7 +166,7 @@ def test_a_copy_to_the_host_that_is_not_waited_for_would_be_told(
     gpu: PlayedGpu, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what is saved beside the sampling, in a thread."""
-    monkeypatch.setattr(HostCopy, "wait", lambda self: self._progress)
+    monkeypatch.setattr(Event, "synchronize", lambda self: None)
     run(work, Engines())
     assert any("the host uses what" in fault and "checkpoint" in fault for fault in gpu.faults)
 

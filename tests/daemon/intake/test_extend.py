@@ -24,7 +24,7 @@ from framepackd.intake import take_back
 from framepackd.intake.extend import MAX_RECORD_BYTES, Record, read_record
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import State
-from framepackd.supervisor import space
+from framepackd.supervisor import readiness
 from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import source_video
 from framepackd.worker.main import answer
@@ -57,7 +57,7 @@ def made_ready(studio: Studio) -> Continued:
     continued = Supervisor(studio.config, studio.store).work_of(job).continued
     assert continued is not None
     Path(continued.folder).mkdir()
-    source_video._take_apart(continued)
+    source_video.split(continued)
     return continued
 
 
@@ -229,7 +229,7 @@ def test_interrupted_it_goes_on_and_gives_the_same_bytes(studio: Studio, tmp_pat
         ears = Ears()
         assert isinstance(answer(work, ENGINES, ears.theirs), Finished)
         used = sum(path.stat().st_size for path in work.result.parent.rglob("*") if path.is_file())
-        assert used - film_size < sum(space.needed(job).values())
+        assert used - film_size < sum(readiness.needed(job).values())
         results.append(
             ((work.result / ".mp4").read_bytes(), (work.result / ".latents.safetensors").read_bytes())
         )

@@ -100,7 +100,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def look(config: Config, name: str = "webhook") -> Follower:
     """Follow as the process does, one look; gives the follower for more."""
-    tell = hooks._post if name == "webhook" else hooks._call
+    tell = hooks.call_webhook if name == "webhook" else hooks.run_command
     follower = Follower(
         config,
         config.state_dir / f"{name}.json",
@@ -183,7 +183,7 @@ def test_a_server_that_fails_hangs_dribbles_and_then_accepts_hears_it_once(
     reasons = [record.getMessage() for record in caplog.records]
     assert ["answered 500" in reasons[0], "no answer within 0.3 s" in reasons[1]] == [True, True]
     assert "no answer within 0.3 s" in reasons[2]
-    assert "answered 302, which leads elsewhere" in reasons[3]
+    assert "answered 302, a redirect: set webhook" in reasons[3]
     assert not any("secret-path" in reason for reason in reasons)
 
 

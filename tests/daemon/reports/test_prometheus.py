@@ -54,7 +54,7 @@ class Place:
         )
         self.paused: str | None = None
         config: Any = self.config
-        self.metrics = Metrics(config, self.jobs.store, self.look)
+        self.metrics = Metrics(config, self.jobs.store, lambda: self.look())
 
     def look(self) -> dict[str, Any]:
         daemon = {"since": "2026-01-01T00:00:00Z", "paused": self.paused}
@@ -211,7 +211,7 @@ def test_a_database_that_cannot_be_read_just_now_is_the_daemons_to_tell(
     def away() -> dict[str, Any]:
         raise StoreUnavailableError("the disk is away")
 
-    monkeypatch.setattr(place.metrics, "_look", away)
+    monkeypatch.setattr(place, "look", away)
     place.metrics.round()
     assert not caplog.records
     assert not place.file.exists()

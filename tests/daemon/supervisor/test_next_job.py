@@ -295,9 +295,9 @@ def test_too_little_memory_ahead_of_time_holds_on_to_nothing_and_is_not_met_twic
     monkeypatch.setattr(devices, "release_unused", lambda _: held.extend(ref() is not None for ref in taken))
     ears, engines = Ears(), Engines()
     ears.ours.send(Next(second))
-    coming = Generation._coming
+    ahead = Generation.work_ahead
     calls = iter((second, replace(second, request=first.request), second, second))
-    monkeypatch.setattr(Generation, "_coming", lambda self: coming(self) and next(calls))
+    monkeypatch.setattr(Generation, "work_ahead", lambda self: ahead(self) and next(calls))
     assert isinstance(answer(first, engines, ears.theirs), Finished)
     assert held == [False], "it is let go of before the memory is given back"
     assert tried == ["a cat", "a dog"]

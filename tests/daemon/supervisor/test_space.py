@@ -12,7 +12,7 @@ import pytest
 from framepack_core.media.segments import encode, join
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.settings.config import Config
-from framepackd.supervisor.space import needed, shortage
+from framepackd.supervisor.readiness import needed, shortage
 
 MIB = 1 << 20
 

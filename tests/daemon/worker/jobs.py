@@ -91,19 +91,19 @@ class Cut:
     """A connection at whose n-th message the power goes."""
 
     def __init__(self, connection: Connection, number: int) -> None:
-        self._connection, self._left = connection, number
+        self.connection, self.left = connection, number
 
     def send(self, message: Message) -> None:
-        if self._left == 0:
+        if self.left == 0:
             raise PowerCut
-        self._left -= 1
-        self._connection.send(message)
+        self.left -= 1
+        self.connection.send(message)
 
     def poll(self) -> bool:
-        return self._connection.poll()
+        return self.connection.poll()
 
     def recv(self) -> Any:
-        return self._connection.recv()
+        return self.connection.recv()
 
 
 class LeavingEars(Ears):

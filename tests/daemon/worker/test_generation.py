@@ -199,13 +199,13 @@ def test_what_exists_holds_nothing_of_an_attempt_that_was_given_up(
     assert {".mp4", ".section-1.png", ".latents.safetensors"} <= made(work).keys()
     ears = Ears()
 
-    def leave(self: Any, saving: Any, start: Any = generation.Beside.start) -> None:
+    def leave(self: Any, saving: Any, start: Any = generation.BackgroundWriter.start) -> None:
         start(self, saving)
         if sections == sum(isinstance(message, SectionDecoded) for message in ears.heard()):
             ears.ours.send(Leave(keep=True))
 
     with monkeypatch.context() as patched:
-        patched.setattr(generation.Beside, "start", leave)
+        patched.setattr(generation.BackgroundWriter, "start", leave)
         reply = answer(work, ENGINES, ears.theirs)
     if sections:
         assert isinstance(reply, Finished)
@@ -282,14 +282,14 @@ def test_what_exists_is_kept_as_a_video_if_wished(
     ears = Ears()
     sent = [0]
 
-    def start_and_ask(self: Any, saving: Any, start: Any = generation.Beside.start) -> None:
+    def start_and_ask(self: Any, saving: Any, start: Any = generation.BackgroundWriter.start) -> None:
         start(self, saving)
         sent[0] += 1
         if sent[0] == 3:  # the first step of the second section: a section's last step is saved at once
             ears.ours.send(Leave(keep=where == "running"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(generation.Beside, "start", start_and_ask)
+        patched.setattr(generation.BackgroundWriter, "start", start_and_ask)
         reply = answer(work, ENGINES, ears.theirs)
     if where == "queued":
         assert reply == Stopped()

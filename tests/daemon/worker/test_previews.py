@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,13 +48,14 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def every_picture(at_every_step: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each step wait until its picture is drawn."""
-    offer = previews.Previews.offer
 
-    def waiting(self: previews.Previews, copied: Any) -> None:
-        offer(self, copied)
-        self._drawing.result()  # type: ignore[union-attr] # there is one: none was left out
+    class Waiting(ThreadPoolExecutor):
+        def submit(self, *task: Any) -> Future[Any]:  # type: ignore[override] # as it is called here
+            drawing = super().submit(*task)
+            drawing.result()
+            return drawing
 
-    monkeypatch.setattr(previews.Previews, "offer", waiting)
+    monkeypatch.setattr(previews, "ThreadPoolExecutor", Waiting)
 
 
 def left_after(work: Work, last: tuple[int, int]) -> None:

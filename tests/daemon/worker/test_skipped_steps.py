@@ -73,7 +73,7 @@ def test_a_checkpoint_is_written_after_each_step_that_is_computed_and_at_a_secti
     assert len(saved) < len(steps), "the cache is at work"
 
 
-class Late(generation.Beside):
+class Late(generation.BackgroundWriter):
     """Does a piece of work no sooner than it is waited for, and never once the power is cut."""
 
     dead = False
@@ -97,9 +97,9 @@ class Without(Cut):
 
     def send(self, message: Message) -> None:
         if not isinstance(message, StepDone):
-            self._connection.send(message)
+            self.connection.send(message)
             return
-        if self._left == 0:
+        if self.left == 0:
             Late.dead = True
         super().send(message)
 
@@ -114,7 +114,7 @@ def test_after_a_kill_at_most_one_computed_step_is_done_again_and_the_bits_are_t
     for number in range(2, 12):  # into the second section
         work, ears = work_of(mode, tmp_path / str(number)), Ears()
         with monkeypatch.context() as patched:
-            patched.setattr(generation, "Beside", Late)
+            patched.setattr(generation, "BackgroundWriter", Late)
             patched.setattr(Late, "dead", False)
             patched.setattr(ears, "theirs", Without(ears.theirs, number))
             steps.clear()

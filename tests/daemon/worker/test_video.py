@@ -177,7 +177,7 @@ def test_a_video_that_an_older_version_began_ends_in_its_colours(
     """Segments of both kinds cannot be joined, and the bits are those that it would have had."""
     whole = work_in(tmp_path / "whole", transformer=work.spec.name, **LASTING)
     with monkeypatch.context() as older:
-        older.setattr(Video, "_colours", "bt601")
+        older.setattr(Video, "colours", "bt601")
         assert isinstance(run(whole)[0], Finished)
         leave_in_section(work, 3)
     assert segments.colours_of(work.preview.read_bytes()) == "bt601"
@@ -191,7 +191,7 @@ def test_what_exists_of_a_video_that_an_older_version_began_is_kept_in_its_colou
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(Video, "_colours", "bt601")
+        older.setattr(Video, "colours", "bt601")
         leave_in_section(work, 3)
     frames = count_frames(work.preview)
     assert isinstance(run(replace(work, keep_only=True))[0], Finished)
