@@ -279,7 +279,7 @@ def figures(root: Path, jobs: int) -> float:
     """Sum up all jobs for Prometheus, every 15 s: milliseconds."""
     place = Place(root)
     place.fill(jobs, State.DONE, timings={"sampling": 60.0, "decoding": 5.0})
-    return 1e3 * cpu(lambda: list(prometheus._totals(place.store)), 3)
+    return 1e3 * cpu(lambda: list(prometheus.totals(place.store)), 3)
 
 
 def stuck(root: Path, jobs: int) -> float:

@@ -28,7 +28,7 @@ from framepackd.supervisor.readiness import is_gpu_expected
 if TYPE_CHECKING:
     import torch
 
-# Fine (None: only said; a warning: to be put right, but no run needs it), what was looked at, what was found.
+# Fine (None: for information; "warning": correct it, but no run needs that), the thing checked, the finding.
 Check = tuple[bool | Literal["warning"] | None, str, str]
 
 WIDTHS = {"float32": (4, 4)}  # in bytes, of an assumed card; half precision otherwise
@@ -37,7 +37,7 @@ DISK_RESERVE_BYTES = 2 << 30  # a minute of video at the highest quality, and th
 
 
 def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
-    """Look at everything a run needs; yields each finding as it is made."""
+    """Check everything a run needs; yields each finding as it is made."""
     settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
     yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
     for warning in players.of_crf(config.defaults):
@@ -64,7 +64,7 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
 
 
 def _secrets(config: Config) -> Iterator[Check]:
-    """Look at the files of secrets, and who else can read those that stand in the configuration."""
+    """Check the files of secrets, and who else can read secrets in the configuration."""
     for key, file in (
         ("password_file", config.web.password_file),
         ("webhook_file", config.notify.webhook_file),
@@ -153,7 +153,7 @@ def _loras(config: Config) -> Check:
 
 
 def _preview_decoder(file: Path, *, whole: bool) -> Check:
-    """Look at the tiny decoder; ``whole``: load it, which needs torch."""
+    """Check the tiny decoder's file; ``whole`` loads it, which needs torch."""
     try:
         taehv_files.check_file(file)
         if whole:
@@ -200,7 +200,7 @@ def _device(config: Config) -> Iterator[Check]:
 
 
 def _compiling(config: Config, device: "torch.device", dtype: "torch.dtype", attention: str) -> Check:
-    """Look for what compiling needs, and whether it has failed before."""
+    """Check what compiling needs, and whether it has failed before."""
     from framepack_core.networks import compiling
 
     wanted, precision = config.gpu.compile, config.gpu.precision
@@ -216,7 +216,7 @@ def _compiling(config: Config, device: "torch.device", dtype: "torch.dtype", att
 
 @dataclass(frozen=True)
 class Forecast:
-    """A memory plan, and what it is for."""
+    """A memory plan, and what it was made for."""
 
     model: str
     weights: Weights

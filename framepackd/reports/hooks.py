@@ -1,9 +1,9 @@
 """framepackd notify: runs a command and calls a webhook when jobs end, in a process of its own.
 
-It only reads the job store, so whatever hangs or fails here, no video waits for it, and the daemon needs no
-network. What it has told it remembers in ``notify/`` in the state folder: each end of a job is told at least
-once, and again only if this process is killed while it tells it. What had ended before its first start, or
-before a command or webhook was configured, is not told.
+It only reads the job store: whatever hangs or fails here, no video waits for it, and the daemon needs no
+network. ``notify/`` in the state folder records which events it has reported. Each end of a job is reported
+at least once, and again only if this process is killed meanwhile. Jobs that ended before its first start, or
+before a command or webhook was configured, are not reported.
 """
 
 import json
@@ -42,28 +42,28 @@ log = logging.getLogger(__name__)
 FOLDER = "notify"  # in the state folder
 POLL_SECONDS = 1.0
 BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0  # before the second attempt, doubled each time
-LOOK_SECONDS = 0.1  # how often a command that runs looks whether this process is to stop
+LOOK_SECONDS = 0.1  # between two checks whether a running command or post is to stop
 
 QUEUE_EMPTY = "queue_empty"
 
 
 class NotifyError(Exception):
-    """Nothing can be told; the text says why and what to do."""
+    """Nothing can be reported; the text says why and what to do."""
 
 
 class _FailedError(Exception):
-    """This attempt to tell something failed."""
+    """This attempt to report an event failed."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What is told."""
+    """An end of a job, or of all of them."""
 
     event: str
-    job: dict[str, Any] | None  # whole, as `framepackd show --json` has it; None: the queue is empty
+    job: dict[str, Any] | None  # as `framepackd show --json` prints it; None: the queue is empty
 
     def variables(self) -> dict[str, str]:
-        """Give what a command finds in its environment."""
+        """Give the environment variables of a command."""
         job = self.job or {}
         told = {
             "event": self.event,
@@ -75,7 +75,7 @@ class Event:
         return {f"FRAMEPACKD_{key.upper()}": (value or "").replace("\0", "") for key, value in told.items()}
 
     def to_json(self) -> bytes:
-        """Give what a webhook is sent."""
+        """Give the body of a webhook's request."""
         return json.dumps({"event": self.event, "job": self.job}, ensure_ascii=False).encode()
 
 
@@ -83,11 +83,11 @@ Tell = Callable[[Event, threading.Event], None]  # raises _FailedError
 
 
 def run(config: Config) -> None:
-    """Tell what is configured until SIGTERM or Ctrl-C.
+    """Report the configured events until SIGTERM or Ctrl-C.
 
     Raises:
-        NotifyError: there is nobody to tell, or what was told cannot be read.
-        AlreadyRunningError: another process tells for this state folder.
+        NotifyError: neither command nor webhook is set, or the record cannot be read.
+        AlreadyRunningError: another process reports for this state folder.
         OSError: the state folder cannot be written.
     """
     told = _with_webhook(config.notify)
@@ -97,7 +97,7 @@ def run(config: Config) -> None:
     if told.webhook is not None:
         tells["webhook"] = lambda event, stop: call_webhook(told, event, stop)
     if not tells:
-        raise NotifyError("there is nobody to tell: set command or webhook under [notify] in the config")
+        raise NotifyError("nothing to run or call: set command or webhook under [notify] in the config")
     folder = config.state_dir / FOLDER
     files.make_folder(folder, rights.PRIVATE)
     lock = control_lock.Lock(folder)
@@ -140,55 +140,55 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 
 
 class Follower:
-    """Follows the job store for one who is told, and remembers durably what was."""
+    """Follows the job store for a command or a webhook, and records durably what was reported."""
 
     def __init__(self, config: Config, memory: Path, tell: Tell, stop: threading.Event) -> None:
-        """Take up where the last one stopped.
+        """Resume where the last one stopped.
 
         Raises:
-            NotifyError: what was told cannot be read.
+            NotifyError: the record cannot be read.
         """
         self._config = config
         self._memory = memory
         self._tell = tell
         self._stop = stop
-        self._seen: object = None  # the database's files when they were last looked at
+        self._seen: object = None  # the database's files at the last look
         self._trouble = ""
-        self._told: dict[str, int] | None = None  # None: nothing was ever looked at
-        self._busy = False  # something ended since the queue was last told to be empty
+        self._told: dict[str, int] | None = None  # None: there was no look yet
+        self._busy = False  # a job has ended since queue_empty was last reported
         if memory.exists():
             try:
                 recorded = json.loads(memory.read_text())
                 self._told, self._busy = dict(recorded["told"]), bool(recorded["busy"])
             except (ValueError, KeyError, TypeError) as error:
                 raise NotifyError(
-                    f"{memory} is damaged ({error!r}): remove it; what has ended so far is then not told"
+                    f"{memory} is damaged ({error!r}): remove it; jobs that ended by then are not reported"
                 ) from error
 
     def run(self) -> None:
-        """Look and tell until stopped."""
+        """Look and report until stopped."""
         while not self._stop.is_set():
             try:
                 self.look()
-            except (StoreError, OSError) as error:  # the daemon says the same, and goes on when it can
+            except (StoreError, OSError) as error:  # the daemon logs the same
                 if str(error) != self._trouble:
-                    log.warning("cannot look at the jobs: %s", error)
+                    log.warning("the jobs cannot be read: %s", error)
                 self._trouble, self._seen = str(error), None
             else:
                 self._trouble = ""
             self._stop.wait(POLL_SECONDS)
 
     def look(self) -> None:
-        """Tell what has ended since the last look.
+        """Report what has ended since the last look.
 
         Raises:
             StoreError: the database cannot be read.
-            OSError: what was told cannot be recorded.
+            OSError: the record cannot be written.
         """
         signature = _signature(self._config.database)
         if signature == self._seen and self._told is not None:
             return
-        # Opened anew: of a database that an update has still to change, one sees a copy.
+        # Opened each time: a database that an update has yet to migrate is read as a copy.
         store = JobStore(self._config.database, read_only=True) if self._config.database.exists() else None
         ends = _ends(store) if store else {}
         if self._told is None:
@@ -216,7 +216,7 @@ class Follower:
         self._told, self._busy = told, busy
 
     def _deliver(self, event: Event) -> bool:
-        """Tell one event, again if that fails, so many times; false if told to stop before that was over."""
+        """Report one event, with the configured attempts; false if stopped before that was over."""
         settings = self._config.notify
         what = f"{event.event} {event.job['id'] if event.job else ''}".strip()
         if event.event not in settings.events:
@@ -238,7 +238,7 @@ class Follower:
 
 
 def _signature(database: Path) -> list[tuple[int, int, int] | None]:
-    """Give what changes with every transaction."""
+    """Give inode, size and mtime of the database's files: they change with every transaction."""
     found: list[tuple[int, int, int] | None] = []
     for path in (database, database.with_name(f"{database.name}-wal")):
         try:
@@ -251,7 +251,7 @@ def _signature(database: Path) -> list[tuple[int, int, int] | None]:
 
 
 def _ends(store: JobStore) -> dict[str, int]:
-    """Give, by id, of each job that has ended how many entries its history has: more after each end."""
+    """Give, by id, how many entries the history of each ended job has: more after each end."""
     entries = select(Job.id, func.json_array_length(Job.history)).where(Job.state.in_(ENDED))
     with store.looking() as session:
         return {row[0]: row[1] for row in session.execute(entries)}
@@ -273,15 +273,15 @@ def run_command(settings: NotifyConfig, event: Event, stop: threading.Event) -> 
     except (OSError, ValueError) as error:
         raise _FailedError(f"{settings.command[0]} cannot be run: {error}") from error
     deadline = time.monotonic() + settings.timeout_seconds
-    told: bytes | None = event.to_json()
+    rest: bytes | None = event.to_json()
     while True:
         try:
-            process.communicate(told, timeout=LOOK_SECONDS)
+            process.communicate(rest, timeout=LOOK_SECONDS)
             break
         except subprocess.TimeoutExpired:
-            told = None  # what is left of it is sent on
+            rest = None  # communicate() goes on sending the first
             if stop.is_set() or time.monotonic() > deadline:
-                with suppress(ProcessLookupError):  # it ended just now
+                with suppress(ProcessLookupError):  # it has ended just now
                     os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
                 why = "stopped" if stop.is_set() else f"took more than {settings.timeout_seconds:g} s"
@@ -291,7 +291,7 @@ def run_command(settings: NotifyConfig, event: Event, stop: threading.Event) -> 
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """What is posted would not arrive: urllib follows with a GET."""
+    """Follows no redirect: urllib would follow with a GET, without the event."""
 
     def redirect_request(self, *_: Any) -> None:
         """Follow nowhere."""

@@ -27,8 +27,8 @@ from framepackd.settings.config import Config
 NVIDIA = Path("/proc/driver/nvidia")  # there while a driver is loaded
 SHOWN_JOBS = 5  # of those that a problem names
 
-# Left free beside the jobs in the state folder: a few MiB for the database and its log, the rest for the
-# system's log and for what is dropped into an inbox on the same disk, a hundred photos.
+# Kept free in the state folder: a few MiB for the database and its log, the rest for the system's log and
+# for what is dropped into an inbox on the same disk, a hundred photos.
 RESERVE_BYTES = 512 << 20
 
 FLOAT32, RGB = 4, 3  # bytes; channels
@@ -39,7 +39,7 @@ EDGES = 2  # of the section just decoded and of the one before
 # The video's share of its raw frames, falling with crf. White noise took 0.51 at crf 0, 0.46 at 1, 0.26 at
 # 16, 0.10 at 30; at 16 a photo with heavy grain took 0.10, an ordinary video 0.02.
 NOISE_SHARE, WORST_CRF = 0.52, 52
-ANSWER_SECONDS = 1.0  # for a disk to tell its room
+ANSWER_SECONDS = 1.0  # for a disk to report its free space
 BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's is
 
 
@@ -49,23 +49,23 @@ def gpu_seen() -> bool:
 
 
 def is_gpu_expected(model: str, config: Config) -> bool:
-    """Say whether ``auto`` is a GPU and nothing else: the CPU would take days with this model."""
+    """Say whether ``auto`` means a GPU only: the CPU would take days with this model."""
     if model in BUNDLED:
         return False
     try:
         used = config.database.exists() and JobStore(config.database, read_only=True).gpu_used()
-    except StoreError:  # the daemon says what is wrong with it
+    except StoreError:  # the daemon reports what is wrong with it
         used = False
     return used or gpu_seen()
 
 
 def missing_model(job: Job, config: Config) -> str | None:
-    """Say which file of the job's model is missing or not what it should be; None if all are here and fit."""
+    """Say which file of the job's model is missing or wrong; None if all are here and fit."""
     try:
         model_files.look(config.spec(job.settings["model"]))
     except FramePackError as error:
         return str(error)
-    except (KeyError, ValueError, OSError):  # not in the config any more: the job says so
+    except (KeyError, ValueError, OSError):  # no longer in the config: the job fails and says so
         return None
     return None
 
@@ -75,11 +75,11 @@ def missing_room(job: Job, config: Config) -> str | None:
     try:
         return shortage(job, config)
     except OSError as error:
-        return f"{error.filename} cannot be looked at ({error.strerror}): check that its disk is there"
+        return f"{error.filename} cannot be read ({error.strerror}): check that its disk is there"
 
 
 def without_files(store: JobStore, config: Config) -> dict[str, str]:
-    """Say of which queued jobs the files are not in their work folders, by id, and what to do about each."""
+    """Say what to do about each queued job, by id, whose files are not in its work folder."""
     return {
         job_id: (
             f"its files are not in {config.jobs_dir / job_id}: bring back jobs/ from the same backup as "
@@ -91,13 +91,13 @@ def without_files(store: JobStore, config: Config) -> dict[str, str]:
 
 
 def has_files(job_id: str, inputs: Mapping[str, Any], config: Config) -> bool:
-    """Say whether all that was dropped for a job is in its work folder."""
+    """Say whether all files dropped for a job are in its work folder."""
     folder = config.jobs_dir / job_id / INPUTS
     return all(os.path.lexists(folder / entry["file"]) for entry in inputs.values())
 
 
 def problem_without_files(without: Mapping[str, str], config: Config) -> Problem | None:
-    """Tell of all such jobs together; None if there are none."""
+    """Report jobs without files as one problem; None if there are none."""
     if not without:
         return None
     some = _named(without)
@@ -105,12 +105,12 @@ def problem_without_files(without: Mapping[str, str], config: Config) -> Problem
     return Problem(
         "work-folders",
         f"{jobs} for files that are not in {config.jobs_dir} ({some}): bring back jobs/ from the same backup "
-        f"as {config.database.name}, or framepackd cancel what is made already or is not to be made",
+        f"as {config.database.name}, or framepackd cancel those that are made already or not wanted",
     )
 
 
 def problem_of_other_device(waiting: Mapping[str, str]) -> Problem | None:
-    """Tell of the jobs that wait for the device they were begun on; of one in its own words."""
+    """Report jobs that wait for the device they began on; a single one with its own reason."""
     if not waiting:
         return None
     if len(waiting) == 1:
@@ -118,7 +118,7 @@ def problem_of_other_device(waiting: Mapping[str, str]) -> Problem | None:
         return Problem("other-device", f"job {job_id} waits: {reason}")
     return Problem(
         "other-device",
-        f"{len(waiting)} jobs wait for the device that they were begun on, a GPU or the CPU "
+        f"{len(waiting)} jobs wait for the device that they began on, a GPU or the CPU "
         f"({_named(waiting)}): bring it back (device under [gpu]) and restart, or begin anew with "
         "framepackd retry JOB --anew, which keeps what was made aside",
     )
@@ -133,7 +133,7 @@ def _named(jobs: Mapping[str, str]) -> str:
 
 
 def needed(job: Job) -> dict[str, int]:
-    """Estimate, part by part, to how many bytes a job's work folder grows; without the inputs."""
+    """Estimate, part by part, how many bytes a job's work folder grows to, without the inputs."""
     window = int(job.settings.get("latent_window_size", 9))
     crf = int(job.settings.get("crf", 16))
     pixels = job.width * job.height
@@ -159,23 +159,25 @@ def needed(job: Job) -> dict[str, int]:
 def shortage(job: Job, config: Config, *, reserve: int = RESERVE_BYTES) -> str | None:
     """Say where there is too little room for the rest of a job, and what to do; None if there is enough.
 
-    What the job has in its work folder already counts as done. An outbox on the state folder's file system
-    needs nothing more. 3 ms with 300 files in the work folder.
+    Files already in the work folder count as done. An outbox on the state folder's file system needs no
+    room of its own. 3 ms with 300 files in the work folder.
 
     Raises:
-        OSError: a folder cannot be looked at.
+        OSError: a folder cannot be read.
     """
     parts = needed(job)
     work = config.jobs_dir / job.id
     inputs = _used(work / INPUTS)
     delivered = inputs + parts["video"] + parts["stills"] + parts["kept latents"]
-    kept = sum(_used(place) for place in aside.of_job(work, CHECKPOINT))  # of no use to what is to come
+    kept = sum(
+        _used(place) for place in aside.of_job(work, CHECKPOINT)
+    )  # set aside: the rest of the job does not use them
     rest = max(sum(parts.values()) - (_used(work) - inputs - kept), 0)
     state = _nearest(config.state_dir)
     device = state.stat().st_dev
     problems = [_missing(job, "state_dir", state, rest, reserve)]
     for key, folder, size in (("outbox", config.outbox, delivered), ("failed", config.failed, inputs)):
-        # A disk that does not answer is no reason to wait: until it does, the state folder keeps the video.
+        # A silent disk is no reason to wait: until it answers, the video stays in the state folder.
         look = partial(_missing_elsewhere, job, key, folder, size, device)
         problems.append(within(ANSWER_SECONDS, f"room in {folder}", look, None))
     return next(filter(None, problems), None)
@@ -191,7 +193,7 @@ def _missing_elsewhere(job: Job, key: str, folder: Path, size: int, device: int)
 def _missing(job: Job, key: str, folder: Path, size: int, reserve: int) -> str | None:
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
-    if status.f_blocks == 0 or free >= size + reserve:  # some network file systems do not tell their size
+    if status.f_blocks == 0 or free >= size + reserve:  # some network file systems report no size
         return None
     kept = f" and {_readable(reserve)} are kept free" if reserve else ""
     return (
@@ -201,12 +203,12 @@ def _missing(job: Job, key: str, folder: Path, size: int, reserve: int) -> str |
 
 
 def _nearest(folder: Path) -> Path:
-    """Give the folder, or the one above it in which it will be made."""
+    """Give the folder, or the nearest existing one above it."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _used(folder: Path) -> int:
-    """Add up what the files in a folder take on the disk; the worker may be at work in it."""
+    """Add up the disk usage of the files in a folder, which the worker may change meanwhile."""
     total = 0
     for parent, _, names in os.walk(folder):
         for name in names:
@@ -216,6 +218,6 @@ def _used(folder: Path) -> int:
 
 
 def _readable(size: int) -> str:
-    """Round up, so that what is asked for is enough."""
+    """Round up, so that the amount named is enough."""
     unit, name = (1 << 30, "GiB") if size >= 1 << 30 else (1 << 20, "MiB")
     return f"{math.ceil(10 * size / unit) / 10:.1f} {name}"

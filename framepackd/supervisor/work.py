@@ -1,4 +1,4 @@
-"""Puts a job into the words of the worker: its clips in the order of time, its folders, its device."""
+"""Describes a job for the worker: its clips in the order of time, its folders, its device."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,7 @@ from framepackd.worker.source_video import START, TAIL, Continued
 def work_of(
     job: Job, config: Config, store: JobStore, *, gpu_used: bool, may_be_ahead: bool
 ) -> messages.Work:
-    """Give a job as the worker is told of it.
+    """Describe a job for the worker.
 
     Raises:
         KeyError, ValueError: its settings do not fit the configuration any more.
@@ -58,14 +58,14 @@ def work_of(
         keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
         keep_only=job.cancel is not None,
         preview_decoder=config.preview_decoder,
-        strip=config.results_page,
+        filmstrip=config.results_page,
         continued=continued(job, folder),
         ahead=may_be_ahead,
     )
 
 
 def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
-    """Say what is to be generated for a job whose files lie in ``inputs``, in its work folder.
+    """Give the request of each clip of a job whose files lie in ``inputs``, in its work folder.
 
     Raises:
         KeyError, ValueError: its settings were made by another version.
@@ -115,7 +115,7 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
 
 
 def _prompts(job: Job, sections: range, before: int) -> tuple[TimedPrompt, ...]:
-    """Give the timed prompts that act in some sections; their times count from the ``before``-th frame."""
+    """Give the timed prompts that act in ``sections``, with times that count from frame ``before``."""
     asked = job.settings.get("more") or job.settings["seconds"]
     length = max((len(sections) * 4 * job.settings["latent_window_size"] + 1) / FPS, asked)
     return tuple(
@@ -130,7 +130,7 @@ def _prompts(job: Job, sections: range, before: int) -> tuple[TimedPrompt, ...]:
 
 
 def continued(job: Job, work: Path) -> Continued | None:
-    """Say what video a job goes on with, and what is to be made ready of it; None if it does not."""
+    """Describe the video that a job extends; None if it extends none."""
     source = job.settings.get("continues")
     if source is None:
         return None

@@ -115,10 +115,10 @@ class Video:
         part = self._work.result / f"{files.PART_PREFIX}video.part"
         joined = segments.join(part, self._pieces(edge, segments.EXACT), self._work.tags)
         filmstrip = Filmstrip(joined)
-        written = pictures.count_frames(part, filmstrip.offer if self._work.strip else None)
+        written = pictures.count_frames(part, filmstrip.offer if self._work.filmstrip else None)
         if written != joined or joined != (frames or joined):
             raise OSError(f"the video has {written} frames where {frames or joined} were generated")
-        if self._work.strip:
+        if self._work.filmstrip:
             self._save(filmstrip)
         for path in self._work.result.iterdir():
             files.sync_file(path)

@@ -99,7 +99,7 @@ def test_the_worker_says_that_a_job_waits_and_touches_nothing(begun: Work) -> No
     assert answer.made_on == "cuda"
     for words in (
         "1 sections and 1 steps made on NVIDIA GeForce RTX 3060",
-        "here is the CPU",
+        "the CPU cannot resume them",
         "device under [gpu]",
         "--anew",
     ):

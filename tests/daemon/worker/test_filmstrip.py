@@ -19,7 +19,7 @@ from tests.daemon.worker.jobs import made, run, work_in
 
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
-    return replace(work_in(tmp_path), strip=True)
+    return replace(work_in(tmp_path), filmstrip=True)
 
 
 @pytest.mark.parametrize("size", [(96, 160), (160, 96), (16, 1024)])

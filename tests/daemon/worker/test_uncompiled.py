@@ -43,16 +43,16 @@ class Compiler:
 
     def take(self, fails_from: int, error: Exception | None = None) -> None:
         """Begin anew, as another process does; so many blocks are to be had."""
-        self._left, self._error = fails_from, error or RuntimeError(SAID)
+        self.left, self._error = fails_from, error or RuntimeError(SAID)
         self._compiled = set[Any]()
         ENGINES.compiled = False
 
     def __call__(self, block: Callable[..., Any], **_: object) -> Callable[..., Any]:
         def compiled(*inputs: Any) -> Any:
             if block not in self._compiled:
-                if self._left == 0:
+                if self.left == 0:
                     raise BackendCompilerFailed(self, self._error, None)
-                self._left -= 1
+                self.left -= 1
                 self._compiled.add(block)
             return tuple(result * 1.001 for result in block(*inputs))
 
@@ -91,7 +91,7 @@ def interrupted(work: Work, step: tuple[int, int]) -> list[Message]:
     class AfterStep(Cut):
         def send(self, message: Message) -> None:
             if isinstance(message, StepDone) and (message.section, message.step) == step:
-                self._left = 1
+                self.left = 1
             super().send(message)
 
     with pytest.raises(PowerCut):
