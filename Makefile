@@ -1,10 +1,10 @@
-# Two commands on a fresh machine; each builds .venv if it is missing.
+# make demo and make test need nothing but a fresh clone: each command builds .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PROCESSES := $(shell expr $$(nproc) \* 3 / 2)
 
-# Hundreds of processes are started here, and each would compile this package anew.
+# The tests start hundreds of processes. Without bytecode files each of them would compile this package again.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test long check clean
@@ -12,13 +12,13 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/package
 	@$(BIN)/framepackd demo
 
-# A file a process and a thread each: the tiny models gain nothing from threads. More processes than cores: a third
-# of the time nothing computes, the tests wait for daemons. In the order of the folders: the slow files come first,
-# and many quick ones fill up the end.
+# Each file of tests runs in one process with one thread: the tiny models gain nothing from threads. There are more
+# processes than cores, because a third of the time the tests only wait for daemons. The files run in the order of the
+# folders: the slow files come first, and many quick ones fill the end.
 test: .venv/installed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not gpu and not systemd and not long" --durations=15
 
-# What takes minutes; and with root and systemd-nspawn the service on a real systemd.
+# Tests that take minutes. As root, with systemd-nspawn, also the service on a real systemd.
 long: .venv/installed
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --durations=15
 	@[ $$(id -u) != 0 ] || BOOT_SYSTEMD=1 $(BIN)/python -m pytest -m systemd -s
@@ -28,13 +28,13 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# What the daemon needs, and nothing more.
+# Installs what the daemon needs, and nothing more.
 .venv/package: pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv .venv
 	$(INSTALL) -e .
 	@touch $@
 
-# And what tests and checks need.
+# Installs also what tests and checks need.
 .venv/installed: .venv/package
 	$(INSTALL) -e '.[dev]'
 	@touch $@
