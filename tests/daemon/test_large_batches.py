@@ -281,7 +281,7 @@ def test_an_end_frame_that_cannot_be_read_and_comes_meanwhile_keeps_its_job_back
     assert "b.end.tiff is not of a known type" in waiting
 
 
-def test_what_comes_and_belongs_to_others_keeps_nothing_back(
+def test_files_that_belong_to_other_jobs_delay_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("framepackd.intake.rounds.FRESH_SECONDS", -1.0)
@@ -423,7 +423,7 @@ def test_how_long_thousands_of_jobs_take_is_estimated_by_a_look_at_each() -> Non
     assert Counted.looks <= 20 * len(jobs)
 
 
-def test_the_more_there_is_to_say_the_less_often_systemd_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_more_there_is_to_say_the_less_often_systemd_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """With 10,000 jobs in the queue the loop spent two thirds of its time on that."""
     clock = [100.0]
     told: list[float] = []

@@ -178,7 +178,7 @@ def test_a_queue_whose_model_does_not_fit_waits_and_starts_no_worker(loop: Loop,
 
 
 @pytest.mark.parametrize("once", [False, True], ids=["", "once"])
-def test_a_queue_whose_model_is_missing_waits_and_goes_on_by_itself(
+def test_a_queue_whose_model_is_missing_waits_and_continues_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, once: bool
 ) -> None:
     """With --once nobody waits: the worker is asked, and its refusal fails the job."""
@@ -388,7 +388,7 @@ def test_auto_is_a_gpu_for_a_real_model_where_one_is_or_was(
     assert work.gpu_expected is expected
 
 
-def test_a_worker_that_cannot_go_on_itself_is_followed_by_another_and_costs_nothing(loop: Loop) -> None:
+def test_a_worker_that_cannot_continue_is_followed_by_another_and_costs_nothing(loop: Loop) -> None:
     loop.start_job()
     loop.worker.send(worker_messages.Lowered("gpu|demo|128x128", 1, "smaller tiles"))
     loop.answer_and_leave(worker_messages.Again("out of memory (CUBLAS_STATUS_ALLOC_FAILED)"))
@@ -425,7 +425,7 @@ def test_where_compiling_has_failed_the_next_worker_knows(loop: Loop) -> None:
     assert work.uncompiled == {"cpu|torch 2.13.0": reason}
 
 
-def test_what_is_set_of_the_gpu_reaches_the_worker(loop: Loop) -> None:
+def test_the_settings_of_the_gpu_reach_the_worker(loop: Loop) -> None:
     gpu = GpuConfig(vae_tiling=True, attention="_native_math", compile=False)
     loop.daemon.supervisor.config = loop.place.config.model_copy(update={"gpu": gpu})
     loop.place.drop()
@@ -447,7 +447,9 @@ def test_a_job_that_ends_in_the_moment_it_is_cancelled_is_cancelled(loop: Loop) 
     assert loop.counts() == {"cancelled": 1}
 
 
-def test_nobody_is_answered_for_what_is_done_later(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_answered_busy_is_not_done_later(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A request that the loop does not come to in time is withdrawn, not done behind the back."""
     monkeypatch.setattr("framepackd.control.requests.WAIT_SECONDS", 0.01)
     assert "nothing was changed" in loop.daemon.answer({"command": "pause"})["error"]
@@ -527,7 +529,7 @@ def test_a_worker_that_is_ended_at_once_has_not_hung(loop: Loop) -> None:
     assert (the_job(loop).state, the_job(loop).attempts) == (State.QUEUED, 0)
 
 
-def test_an_idle_worker_that_is_ended_with_the_daemon_is_not_told_as_a_lack_of_memory(
+def test_an_idle_worker_that_is_ended_with_the_daemon_is_not_reported_as_a_lack_of_memory(
     loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop.start_job()
@@ -565,7 +567,7 @@ def test_what_becomes_of_a_checkpoint_is_in_the_history_and_once_in_the_log(
     assert caplog.text.count(told) == 1
 
 
-def test_a_prompt_that_is_cut_is_told_once_and_stands_where_the_job_does(
+def test_a_prompt_that_is_cut_is_reported_once_and_stands_where_the_job_does(
     loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop.start_job()
@@ -602,7 +604,7 @@ def lost(loop: Loop, *folders: str) -> list[Path]:
     return gone
 
 
-def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_are_there(
+def test_jobs_without_their_files_are_passed_over_reported_and_run_when_the_files_are_there(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They failed as damaged pictures, and were said to lie beside a text that lay there alone."""
@@ -680,7 +682,7 @@ def test_a_job_without_its_files_is_cancelled_and_not_told_that_they_lie_beside(
     assert not list(config.jobs_dir.glob("*/stem"))
 
 
-def test_a_finished_job_without_its_video_is_not_told_as_done(loop: Loop) -> None:
+def test_a_finished_job_without_its_video_is_not_reported_as_done(loop: Loop) -> None:
     lost(loop, "a")
     job = loop.place.store.matching("a/cat")[0]
     loop.place.store.decide(job.id, State.DONE)

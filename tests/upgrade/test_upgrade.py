@@ -152,7 +152,7 @@ def test_what_had_ended_stays_as_it_was(place: Place, here: Place) -> None:
         assert name.endswith("index.html") or retried or now[name] == content, name
 
 
-def test_checkpoints_that_do_not_fit_are_told_kept_and_cost_no_attempt(elsewhere: Place) -> None:
+def test_checkpoints_that_do_not_fit_are_reported_kept_and_cost_no_attempt(elsewhere: Place) -> None:
     for name in BEGUN:
         notes = [entry["note"] for entry in elsewhere.job(name).history]
         told = [note for note in notes if "beginning anew" in note]
@@ -165,7 +165,7 @@ def test_checkpoints_that_do_not_fit_are_told_kept_and_cost_no_attempt(elsewhere
     assert list((elsewhere.daemon.state / "jobs" / failed.id / "checkpoint").glob("state-*"))
 
 
-def test_checkpoints_that_fit_are_gone_on_from(here: Place) -> None:
+def test_checkpoints_that_fit_are_resumed(here: Place) -> None:
     for name in (*BEGUN, "failed"):
         job = here.job(name)
         assert not [entry for entry in job.history if "aside" in entry["note"]]

@@ -155,7 +155,7 @@ def test_a_users_service_is_put_in_place_once_and_taken_away_again(systemctl: Pa
     assert command("uninstall", "--user").exit_code == 0, "it is gone already"
 
 
-def test_what_runs_beside_the_daemon_comes_when_it_is_asked_for_and_goes_with_it(
+def test_a_companion_is_installed_when_asked_for_and_removed_with_the_daemon(
     systemctl: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "config/systemd/user"
@@ -197,7 +197,7 @@ def test_a_dry_run_says_all_and_does_nothing(systemctl: Path, tmp_path: Path) ->
     assert not systemctl.exists()
 
 
-def test_a_configuration_with_a_mistake_is_told_before_anything_is_done(
+def test_a_configuration_with_a_mistake_is_reported_before_anything_is_done(
     systemctl: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "config/framepackd/config.toml"
@@ -268,7 +268,7 @@ def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
         list(service.install(chosen))
 
 
-def test_what_makes_the_devices_is_put_in_place_for_the_machine_and_goes_with_the_last_service(
+def test_the_unit_that_makes_the_devices_is_removed_with_the_last_service(
     systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "installation", list)

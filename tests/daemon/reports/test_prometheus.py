@@ -72,7 +72,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path)
 
 
-def test_it_tells_the_queue_the_running_job_and_what_was_done(place: Place) -> None:
+def test_it_shows_the_queue_the_running_job_and_the_work_done(place: Place) -> None:
     for name in ("cat", "dog", "owl", "cow"):
         place.jobs.add(name)
     place.jobs.end("cat")

@@ -261,7 +261,7 @@ def failing_ahead(monkeypatch: pytest.MonkeyPatch, error: Exception) -> tuple[li
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
 )
-def test_a_device_that_breaks_ahead_of_time_has_the_running_job_go_on_in_another_process(
+def test_a_device_that_breaks_ahead_of_time_has_the_running_job_continue_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     """The error was swallowed: the next step of the job that ran failed, and cost it an attempt."""

@@ -156,7 +156,7 @@ def test_skipped_steps_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pyt
     assert waited == [True]
 
 
-def test_a_job_that_is_left_at_a_skipped_step_goes_on_right_there(tmp_path: Path) -> None:
+def test_a_job_that_is_left_at_a_skipped_step_resumes_right_there(tmp_path: Path) -> None:
     ears = Ears()
 
     class Leaving(Cut):
