@@ -198,17 +198,13 @@ class Daemon:
             self.scanning.end()
             self._results_page.close()
             self._metrics.round(ending=True)
-        if not self._once or self.stopping:
-            return 1 if self._once and self._has_failed else 0
-        left = self.store.next_queued()
-        if left:
-            log.error("jobs are left in the queue: %s", self.why_paused)
-        self.scanning.looked.tell_what_waits()
-        return 1 if left or self._has_failed else 0
-
-    @property
-    def _has_failed(self) -> bool:
-        return self.scanning.failed or self.deliveries.failed
+        failed = self.scanning.failed or self.deliveries.failed
+        if self._once and not self.stopping:
+            if self.store.next_queued():
+                failed = True
+                log.error("jobs are left in the queue: %s", self.why_paused)
+            self.scanning.looked.tell_what_waits()
+        return 1 if self._once and failed else 0
 
     def _adopt_leftovers(self) -> None:
         """Resume what a daemon before this one, or this one, began and did not record to the end."""

@@ -23,7 +23,7 @@ from framepackd.settings import loras, players
 from framepackd.settings.config import SECRET_KEYS, Config, poll_seconds
 from framepackd.settings.job_settings import JobSettings
 from framepackd.settings.secret_files import SecretError
-from framepackd.supervisor.readiness import is_gpu_expected
+from framepackd.supervisor.readiness import is_gpu_expected, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -109,11 +109,11 @@ def readers_of_secrets(config: Config) -> str | None:
 
 
 def _folder(name: str, path: Path) -> Check:
-    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not nearest.is_dir():
-        return False, name, f"{nearest} is a file: move it away, or set another {name}"
-    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
-        return False, name, f"{nearest} cannot be written by this user: change its owner or rights"
+    folder = nearest(path)
+    if not folder.is_dir():
+        return False, name, f"{folder} is a file: move it away, or set another {name}"
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return False, name, f"{folder} cannot be written by this user: change its owner or rights"
     return True, name, str(path) if path.exists() else f"{path} (will be made)"
 
 
@@ -166,10 +166,10 @@ def _preview_decoder(file: Path, *, whole: bool) -> Check:
 
 
 def _disk(path: Path) -> Check:
-    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-    free = shutil.disk_usage(nearest).free
+    folder = nearest(path)
+    free = shutil.disk_usage(folder).free
     if free < DISK_RESERVE_BYTES:
-        return False, "disk", f"{free / 2**30:.1f} GiB free in {nearest}: make room, 2 GiB are needed"
+        return False, "disk", f"{free / 2**30:.1f} GiB free in {folder}: make room, 2 GiB are needed"
     return True, "disk", f"{free / 2**30:.0f} GiB free"
 
 

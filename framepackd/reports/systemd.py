@@ -42,20 +42,15 @@ class Reporter:
         self._next_feed = 0.0 if self._feed_seconds < float("inf") else float("inf")
         self._stopping = False
 
-    def feed(self) -> None:
-        """Report that the loop is alive."""
+    def round(self, *, stopping: bool) -> None:
+        """Report that the loop is alive, and the status if it has changed."""
         now = time.monotonic()
         if now >= self._next_feed:
             self._next_feed = now + self._feed_seconds
             notify("WATCHDOG=1")
-
-    def round(self, *, stopping: bool) -> None:
-        """Report that the loop is alive, and the status if it has changed."""
-        self.feed()
         if stopping:
             notify(*([] if self._stopping else ["STOPPING=1"]), f"EXTEND_TIMEOUT_USEC={STOP_USEC}")
             self._stopping = True
-        now = time.monotonic()
         self._stale = now < self._next_status
         if self._stale:
             return

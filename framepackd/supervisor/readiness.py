@@ -125,7 +125,6 @@ def problem_of_other_device(waiting: Mapping[str, str]) -> Problem | None:
 
 
 def _named(jobs: Mapping[str, str]) -> str:
-    """Name some jobs by their ids."""
     return ", ".join(list(jobs)[:SHOWN_JOBS]) + (" ..." if len(jobs) > SHOWN_JOBS else "")
 
 
@@ -173,7 +172,7 @@ def shortage(job: Job, config: Config, *, reserve: int = RESERVE_BYTES) -> str |
         _used(place) for place in aside.of_job(work, CHECKPOINT)
     )  # set aside: the rest of the job does not use them
     rest = max(sum(parts.values()) - (_used(work) - inputs - kept), 0)
-    state = _nearest(config.state_dir)
+    state = nearest(config.state_dir)
     device = state.stat().st_dev
     problems = [_missing(job, "state_dir", state, rest, reserve)]
     for key, folder, size in (("outbox", config.outbox, delivered), ("failed", config.failed, inputs)):
@@ -184,10 +183,10 @@ def shortage(job: Job, config: Config, *, reserve: int = RESERVE_BYTES) -> str |
 
 
 def _missing_elsewhere(job: Job, key: str, folder: Path, size: int, device: int) -> str | None:
-    nearest = _nearest(folder)
-    if nearest.stat().st_dev == device:  # a rename moves the files there
+    above = nearest(folder)
+    if above.stat().st_dev == device:  # a rename moves the files there
         return None
-    return _missing(job, key, nearest, size, 0)
+    return _missing(job, key, above, size, 0)
 
 
 def _missing(job: Job, key: str, folder: Path, size: int, reserve: int) -> str | None:
@@ -202,7 +201,7 @@ def _missing(job: Job, key: str, folder: Path, size: int, reserve: int) -> str |
     )
 
 
-def _nearest(folder: Path) -> Path:
+def nearest(folder: Path) -> Path:
     """Give the folder, or the nearest existing one above it."""
     return next(path for path in (folder, *folder.parents) if path.exists())
 

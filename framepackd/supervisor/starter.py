@@ -31,7 +31,8 @@ class Starter:
     def start_next(self, now: float) -> bool:
         """Start the next job, unless something it needs is missing; says whether one failed at once."""
         supervisor = self._supervisor
-        job, passed_over = supervisor.next_job(), supervisor.why_passed_over
+        job = supervisor.passed_over.next_job(supervisor.config)
+        passed_over = supervisor.why_passed_over
         if job is None:
             self.held = passed_over
             self.again = now + RETRY_SECONDS if passed_over else self.again

@@ -85,10 +85,6 @@ class Supervisor:
         doublings = min(max(self._device_faults - DEVICE_FAULTS, 0), MAX_DOUBLINGS)
         return RETRY_SECONDS * (1 << doublings)
 
-    def next_job(self) -> Job | None:
-        """Give the job that runs next."""
-        return self.passed_over.next_job(self.config)
-
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What a person should put right before all jobs can run."""
@@ -149,7 +145,7 @@ class Supervisor:
 
     def _tell_next(self, running: process.Handle) -> None:
         """Tell the worker which job comes next: it encodes the inputs ahead of time."""
-        job = self.next_job()
+        job = self.passed_over.next_job(self.config)
         following = job.id if job else None
         if following == running.told_next:
             return
@@ -158,7 +154,6 @@ class Supervisor:
             running.connection.send(messages.Next(self.work_of(job) if job else None))
 
     def _end_if_hung(self, running: process.Handle) -> None:
-        """End a worker that is silent for much longer than it ever was."""
         now = time.monotonic()
         # A longer gap between two rounds is not the worker's: this process itself was stopped or busy.
         running.quiet += min(now - self._last_round, ROUND_SECONDS)

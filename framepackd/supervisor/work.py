@@ -73,7 +73,9 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
     files = {role: inputs / str(entry["file"]) for role, entry in job.inputs.items()}
     apart = ("prompts", "background")
     generation = {key: job.settings[key] for key in GenerationSettings.model_fields if key not in apart}
-    generation["background"] = job.settings.get("background", WHITE)  # not in jobs from before there was one
+    generation["background"] = job.settings.get("background", WHITE)  # older jobs have none
+    generation |= {"prompt": job.settings["prompt"], "seed": job.settings["seed"]}
+    generation["loras"] = loras.requested(job.settings, lora_dir)
     source = continued(job, inputs.parent)
     if source is not None:
         folder = Path(source.folder)
@@ -81,9 +83,6 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
         return [
             Request(
                 image=files.get("image", folder / START),
-                prompt=job.settings["prompt"],
-                seed=job.settings["seed"],
-                loras=loras.requested(job.settings, lora_dir),
                 prompts=_prompts(job, range(job.sections), source.frames - 1),
                 continue_from=files.get("latents", folder / TAIL),
                 **generation,
@@ -94,14 +93,10 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
     keyframes = {int(section): inputs / file for section, file in job.settings.get("keyframes", {}).items()}
     sections = job.sections // job.clips
     section = 4 * job.settings["latent_window_size"]  # frames
-    merged = loras.requested(job.settings, lora_dir)
     return [
         Request(
             image=image,
             end_image=end,
-            prompt=job.settings["prompt"],
-            seed=job.settings["seed"],
-            loras=merged,
             prompts=_prompts(job, range(first, first + sections), first * section),
             keyframes={
                 section - first: file
@@ -124,7 +119,7 @@ def _prompts(job: Job, sections: range, before: int) -> tuple[TimedPrompt, ...]:
             end=min(timed["to"] - before / FPS, length),
             text=timed["text"],
         )
-        for timed in job.settings.get("prompts", [])  # not in jobs from before there were any
+        for timed in job.settings.get("prompts", [])  # older jobs have none
         if any(section in sections for section in timed["sections"])
     )
 

@@ -318,7 +318,6 @@ def _read(path: Path, sha256: str) -> bytes:
 
 
 def _reasons(wrong: Mapping[str, str]) -> str:
-    """Name what is wrong, each reason once."""
     told: dict[str, str] = {}
     for name, why in wrong.items():
         told.setdefault(why, name)

@@ -19,26 +19,10 @@ from framepack_core.models.lora_files import fit_all
 from framepack_core.networks import compiling
 from framepack_core.progress import HostCopy, Progress
 from framepackd import files
-from framepackd.worker import identity, source_video
+from framepackd.worker import identity, messages, source_video
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines, device_of
-from framepackd.worker.messages import (
-    AheadError,
-    Finished,
-    Leave,
-    Lowered,
-    Message,
-    Next,
-    PromptsCut,
-    Ready,
-    Resumed,
-    SectionDecoded,
-    SetAside,
-    StepDone,
-    Stopped,
-    Uncompiled,
-    Work,
-)
+from framepackd.worker.messages import AheadError, Work
 from framepackd.worker.previews import Previews
 from framepackd.worker.quality import Measures
 from framepackd.worker.video import Video
@@ -88,7 +72,7 @@ class Generation:
         self._previews = Previews(work)
         self._resume()
         self._loras: tuple[dict[str, int], ...] = ()
-        self._leave: Leave | None = None  # the daemon's wish, once it came
+        self._leave: messages.Leave | None = None  # the daemon's wish, once it came
         self._next: Work | None = None  # the job after this one
 
     def _resume(self) -> None:
@@ -103,19 +87,19 @@ class Generation:
                 preview.unlink(missing_ok=True)
         self._has_more()  # enters the clip in which the chain was left
 
-    def run(self) -> Message:
+    def run(self) -> messages.Message:
         """Generate what is missing, then write the video."""
         with self._previews, self._writer:  # both have ended when the job is left
             return self._run()
 
-    def _run(self) -> Message:
+    def _run(self) -> messages.Message:
         work = self._work
         files.make_folder(work.result)
         if work.continued is not None:
             source_video.prepare(work.continued)
         self._report_resumed()
         if work.keep_only:
-            self._leave = Leave(keep=True)
+            self._leave = messages.Leave(keep=True)
         while self._leave is None and self._has_more():
             try:
                 self._generate_within_memory()
@@ -128,13 +112,13 @@ class Generation:
         if self._leave is not None and self._leave.keep:
             self._video.forget_after(exists)
         if self._leave is not None and not (self._leave.keep and exists):
-            return Stopped()
+            return messages.Stopped()
         self._video.write(self._progress.edge, None if self._leave else work.frames)
         self._clock.lap("write")
         request, size = self._work.request, self._work.size
         # Its warnings were logged at intake.
         picture = pictures.crop_to(pictures.open_picture(request.image, request.background, log.debug), size)
-        return Finished(
+        return messages.Finished(
             self._clock.seconds,
             identity.versions(),
             self._computation,
@@ -145,7 +129,7 @@ class Generation:
 
     def _report_resumed(self) -> None:
         sampled = self._sections_before + len(self._progress.sampled)
-        self._connection.send(Resumed(sampled * self._work.request.steps + self._progress.step))
+        self._connection.send(messages.Resumed(sampled * self._work.request.steps + self._progress.step))
 
     def _resume_uncompiled(self, reason: str) -> None:
         """Continue without compiling; steps that compiled blocks computed are set aside.
@@ -161,7 +145,7 @@ class Generation:
                 f"compile = true, and the blocks cannot be compiled ({reason}): put that right, or set "
                 'compile = "auto" and retry the job'
             )
-        self._connection.send(Uncompiled(identity.conditions(work), reason))
+        self._connection.send(messages.Uncompiled(identity.conditions(work), reason))
         self._computation["compiled"] = False
         self._resume()
         self._report_resumed()
@@ -177,7 +161,6 @@ class Generation:
 
     @property
     def _sections_before(self) -> int:
-        """How many sections the clips before the current one have."""
         return self._clip * self._sections_per_clip
 
     def _has_more(self) -> bool:
@@ -207,7 +190,7 @@ class Generation:
 
     def _report_set_aside(self, text: str) -> None:
         """Report what happens to an unusable checkpoint, before it is moved."""
-        self._connection.send(SetAside(text))
+        self._connection.send(messages.SetAside(text))
 
     def _generate_within_memory(self) -> None:
         """Generate; each time the device runs out of memory, take the next memory level."""
@@ -226,7 +209,7 @@ class Generation:
         for rung in range(engine.rung, len(engine.rungs)):
             if rung > engine.rung:
                 log.warning("out of memory (%s): going on with %s", refused, engine.rungs[rung].text)
-                self._connection.send(Lowered(key, rung, engine.rungs[rung].text))
+                self._connection.send(messages.Lowered(key, rung, engine.rungs[rung].text))
             try:
                 engine.take_rung(rung)
                 self._generate(engine)
@@ -238,7 +221,7 @@ class Generation:
                 refused = str(error).partition("\n")[0]
                 self._writer.wait()
                 if verdict is Verdict.MEMORY_AND_CONTEXT and rung + 1 < len(engine.rungs):
-                    self._connection.send(Lowered(key, rung + 1, engine.rungs[rung + 1].text))
+                    self._connection.send(messages.Lowered(key, rung + 1, engine.rungs[rung + 1].text))
                     raise FreshProcessError(f"out of memory ({refused})") from error
             else:
                 return
@@ -249,7 +232,7 @@ class Generation:
 
     def _report_ready(self, engine: Engine) -> None:
         name = before_torch.name_outside(str(engine.device))
-        self._connection.send(Ready(name, devices.describe(engine.device)))
+        self._connection.send(messages.Ready(name, devices.describe(engine.device)))
 
     def _generate(self, engine: Engine) -> None:
         """Generate from the progress to the end, or until the daemon says to leave."""
@@ -261,7 +244,7 @@ class Generation:
         request = self._work.clips[self._clip]
         conditioned = self._engines.encode(request, engine)
         if conditioned.cuts:
-            self._connection.send(PromptsCut(conditioned.cuts))
+            self._connection.send(messages.PromptsCut(conditioned.cuts))
         self._previews.fit_to(request, conditioned.start_latents)
         self._clock.lap("encode")
         self._report_ready(engine)
@@ -291,7 +274,7 @@ class Generation:
             self._previews.offer(copied)
         self._progress = step.progress
         seconds = self._clock.lap("sample")
-        self._connection.send(StepDone(self._sections_before + step.section + 1, step.step, seconds))
+        self._connection.send(messages.StepDone(self._sections_before + step.section + 1, step.step, seconds))
         if copied is None:
             return
         if step.step < step.steps:
@@ -306,7 +289,7 @@ class Generation:
         seconds = self._clock.lap("decode")
         keep = partial(self._keep, self._in_chain(clip), clip.progress.to_host(), self._notes())
         self._writer.start(keep)
-        self._connection.send(SectionDecoded(self._sections_before + clip.section + 1, seconds))
+        self._connection.send(messages.SectionDecoded(self._sections_before + clip.section + 1, seconds))
 
     def _encode_ahead(self, work: Work) -> None:
         try:
@@ -334,7 +317,7 @@ class Generation:
         """Read what the daemon has sent meanwhile."""
         while self._connection.poll():
             message = self._connection.recv()
-            if isinstance(message, Next):
+            if isinstance(message, messages.Next):
                 self._next = message.work
             else:
                 self._leave = message

@@ -73,29 +73,33 @@ class Next:
     work: Work | None
 
 
+class Message:
+    """What the worker tells the daemon about its job."""
+
+
 @dataclass(frozen=True)
-class Resumed:
+class Resumed(Message):
     """So many steps of the job are already done."""
 
     steps: int
 
 
 @dataclass(frozen=True)
-class SetAside:
+class SetAside(Message):
     """A checkpoint cannot be used, or not all of it: why, how the job continues, where the rest is kept."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class PromptsCut:
+class PromptsCut(Message):
     """Prompts of the job are too long for a text encoder."""
 
     cuts: tuple[Cut, ...]
 
 
 @dataclass(frozen=True)
-class Ready:
+class Ready(Message):
     """The model is loaded, or the inputs are encoded."""
 
     device: str
@@ -103,7 +107,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Lowered:
+class Lowered(Message):
     """The device had too little memory; the job continues at a lower memory level."""
 
     key: str  # device, model and size
@@ -112,7 +116,7 @@ class Lowered:
 
 
 @dataclass(frozen=True)
-class Uncompiled:
+class Uncompiled(Message):
     """Compiling failed; the job continues without."""
 
     key: str  # see compiling.conditions
@@ -120,7 +124,7 @@ class Uncompiled:
 
 
 @dataclass(frozen=True)
-class StepDone:
+class StepDone(Message):
     """A sampling step is done; sections count from 1."""
 
     section: int
@@ -129,7 +133,7 @@ class StepDone:
 
 
 @dataclass(frozen=True)
-class SectionDecoded:
+class SectionDecoded(Message):
     """A section is decoded; sections count from 1."""
 
     section: int
@@ -137,7 +141,7 @@ class SectionDecoded:
 
 
 @dataclass(frozen=True)
-class Finished:
+class Finished(Message):
     """The video is written, checked and durable; after Leave(keep=True), as much of it as existed."""
 
     timings: dict[str, float]
@@ -149,12 +153,12 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Stopped:
+class Stopped(Message):
     """The worker left the job as the daemon asked; it can be resumed."""
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failed(Message):
     """The job cannot be done, or could not this time."""
 
     error: str
@@ -163,7 +167,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Again:
+class Again(Message):
     """The job must continue in another process; no fault of the job."""
 
     reason: str
@@ -171,7 +175,7 @@ class Again:
 
 
 @dataclass(frozen=True)
-class Blocked:
+class Blocked(Message):
     """The disk is full or fails, or the device is missing: no fault of the job, which resumes later."""
 
     reason: str
@@ -179,29 +183,11 @@ class Blocked:
 
 
 @dataclass(frozen=True)
-class Waits:
+class Waits(Message):
     """The job's checkpoint is of the other type of device: a person decides; other jobs can run."""
 
     reason: str
     made_on: other_device.Type
-
-
-Message = (
-    Resumed
-    | SetAside
-    | PromptsCut
-    | Ready
-    | Lowered
-    | Uncompiled
-    | StepDone
-    | SectionDecoded
-    | Finished
-    | Stopped
-    | Blocked
-    | Waits
-    | Failed
-    | Again
-)
 
 
 def leaves_after(answer: Message) -> bool:
