@@ -91,7 +91,7 @@ class Place:
     def daemon(self) -> Daemon:
         """Give a daemon that has scanned its inbox."""
         made = Daemon(self.config, self.store, load_again=lambda: self.config)
-        made._paused = self.store.paused()
+        made.paused = self.store.paused()
         for _ in range(3):
             go_round(made)
         return made
@@ -102,9 +102,9 @@ COUNTED = ("seq", "id", "name", "position", "inputs")
 
 def go_round(made: Daemon) -> None:
     """Go round once, after what was begun in threads is over."""
-    made._round()
-    while made._deliveries.busy or made._at_inbox.busy:
-        made._round()
+    made.round()
+    while made.deliveries.busy or made.scanning.busy:
+        made.round()
 
 
 def cpu(task: Callable[[], object], repeated: int = 1) -> float:
@@ -142,9 +142,9 @@ def captions(root: Path, files: int) -> float:
     place = _with_captions(root, files)
     with fed() as times:
         made = Daemon(place.config, place.store, load_again=lambda: place.config)
-        made._paused = place.store.paused()
+        made.paused = place.store.paused()
         taken = cpu(lambda: go_round(made))
-    assert len(made._looked.waiting) == files
+    assert len(made.scanning.looked.waiting) == files
     longest.append(max(after - before for before, after in itertools.pairwise(times)))
     return 1e3 * taken / files
 
@@ -234,7 +234,7 @@ def asked(root: Path, jobs: int, command: str) -> float:
     def ask() -> None:
         for results in client.change(place.config, {"command": command, "jobs": wanted}):
             answers.extend(results)
-        made._nudge()
+        made.wake()
 
     lock = control_lock.Lock(place.config.state_dir)
     with control.serve(place.config.state_dir, made.answer):
@@ -242,8 +242,8 @@ def asked(root: Path, jobs: int, command: str) -> float:
         begun = time.process_time()
         asking.start()
         while asking.is_alive():
-            made._wait()
-            made._round()
+            made.sleep()
+            made.round()
         taken = time.process_time() - begun
     lock.release()
     assert len(answers) == jobs
@@ -256,7 +256,7 @@ def one_round(root: Path, jobs: int) -> float:
     place = Place(root)
     place.fill(jobs, State.DONE)
     made = place.daemon()
-    return 1e3 * cpu(made._round, 20)
+    return 1e3 * cpu(made.round, 20)
 
 
 def one_report(root: Path, jobs: int) -> float:
@@ -264,7 +264,7 @@ def one_report(root: Path, jobs: int) -> float:
     place = Place(root)
     place.fill(jobs, State.DONE)
     made = place.daemon()
-    return 1e3 * cpu(lambda: in_one_line(made._snapshot(), datetime.now(UTC)), 5)
+    return 1e3 * cpu(lambda: in_one_line(made.snapshot(), datetime.now(UTC)), 5)
 
 
 def queued_report(root: Path, jobs: int) -> float:
@@ -272,14 +272,14 @@ def queued_report(root: Path, jobs: int) -> float:
     place = Place(root)
     place.fill(jobs, State.QUEUED, inputs={})
     made = place.daemon()
-    return 1e3 * cpu(lambda: in_one_line(made._snapshot(), datetime.now(UTC)), 3) / jobs
+    return 1e3 * cpu(lambda: in_one_line(made.snapshot(), datetime.now(UTC)), 3) / jobs
 
 
 def figures(root: Path, jobs: int) -> float:
     """Sum up all jobs for Prometheus, every 15 s: milliseconds."""
     place = Place(root)
     place.fill(jobs, State.DONE, timings={"sampling": 60.0, "decoding": 5.0})
-    return 1e3 * cpu(lambda: list(prometheus._totals(place.store)), 3)
+    return 1e3 * cpu(lambda: list(prometheus.totals(place.store)), 3)
 
 
 def stuck(root: Path, jobs: int) -> float:
@@ -292,7 +292,7 @@ def stuck(root: Path, jobs: int) -> float:
 
     def all_once() -> None:
         go_round(made)
-        while made._deliveries.due == 0.0:
+        while made.deliveries.due == 0.0:
             go_round(made)
 
     taken = cpu(all_once)
@@ -306,7 +306,7 @@ def resume(root: Path, jobs: int) -> float:
     place = Place(root)
     place.fill(jobs, State.RUNNING, "stuck", delivery={"state": State.DONE, "error": None})
     made = place.daemon()
-    made._deliveries.retry_now()
+    made.deliveries.retry_now()
     took: list[float] = []
 
     def ask() -> None:
@@ -318,7 +318,7 @@ def resume(root: Path, jobs: int) -> float:
     asking = threading.Thread(target=ask)
     asking.start()
     while asking.is_alive():
-        made._round()
+        made.round()
     return took[0]
 
 

@@ -17,8 +17,8 @@ from benchmarks import Row
 from framepack_core.progress import Progress
 from framepack_core.sampling.step_cache import BranchState
 from framepack_core.sampling.unipc import SolverState
-from framepackd.worker.beside import Beside
 from framepackd.worker.checkpoint import Checkpoints
+from framepackd.worker.generation import BackgroundWriter
 
 WINDOW, HEIGHT, WIDTH = 9, 640, 640
 STEPS, STEP_SECONDS = 25, 0.5  # far less than a step takes on any card, so that a slow disk would show
@@ -46,15 +46,15 @@ def section(*, cached: bool) -> list[Progress]:
 
 def measure(folder: Path, *, cached: bool) -> Iterator[Row]:
     """Save a section's steps as the worker does, in the background of steps that take a fixed time."""
-    checkpoints, beside = Checkpoints(folder, {}), Beside()
+    checkpoints, writer = Checkpoints(folder, {}), BackgroundWriter()
     stalled, written = [], []
     for progress in section(cached=cached):
         time.sleep(STEP_SECONDS)
         begun = time.perf_counter()
-        beside.start(partial(checkpoints.save, progress, {}))
+        writer.start(partial(checkpoints.save, progress, {}))
         stalled.append(time.perf_counter() - begun)
         begun = time.perf_counter()
-        beside.wait()
+        writer.wait()
         written.append(time.perf_counter() - begun)
     size = max(path.stat().st_size for path in folder.glob("state-*"))
     kind = "TeaCache" if cached else "no cache"

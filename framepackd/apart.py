@@ -1,4 +1,4 @@
-"""Runs what may hang, such as calls to a disk, in a thread of its own: the main loop never waits."""
+"""Runs calls that may hang, as to a disk, in threads: the main loop never waits for them."""
 
 import threading
 import time
@@ -7,12 +7,12 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from typing import Generic, TypeVar
 
-SILENT_SECONDS = 60.0  # without an answer; then status says so
+SILENT_SECONDS = 60.0  # without an answer; then status reports it
 Made = TypeVar("Made")
 
 
 class Apart(Generic[Made]):
-    """One task at a time, in a daemon thread: a disk that never answers keeps no process from ending."""
+    """One task at a time, in a daemon thread: a disk that never answers stops no process from ending."""
 
     def __init__(self, name: str, wake: Callable[[], None]) -> None:
         """Begin nothing yet; ``wake`` is called, from the thread, when a task is done."""
@@ -23,17 +23,17 @@ class Apart(Generic[Made]):
 
     @property
     def busy(self) -> bool:
-        """Whether a task was begun whose outcome nobody has taken yet."""
+        """Whether there is a task whose outcome was not taken yet."""
         return self._outcome is not None
 
     @property
     def seconds(self) -> float:
-        """How long the task has been under way; 0 when there is none, or it is done."""
+        """How long the task has been running; 0 if none is."""
         under_way = self._outcome is not None and not self._outcome.done()
         return time.monotonic() - self._begun if under_way else 0.0
 
     def begin(self, task: Callable[[], Made]) -> None:
-        """Begin a task; no other may be under way."""
+        """Begin a task; no other may be running, or wait to be taken."""
         assert self._outcome is None, f"{self._name} is at another task"
         outcome: Future[Made] = Future()
 
@@ -58,7 +58,7 @@ class Apart(Generic[Made]):
         return True
 
     def take(self) -> Made:
-        """Give the outcome of a task that is done, once.
+        """Give the outcome of a finished task, once.
 
         Raises:
             Exception: whatever the task raised.
@@ -72,9 +72,9 @@ _asked: dict[str, Apart[object]] = {}
 
 
 def within(seconds: float, key: str, task: Callable[[], Made], otherwise: Made) -> Made:
-    """Give what a task returns, or something else if that takes longer.
+    """Give what a task returns, or ``otherwise`` if that takes longer.
 
-    While a task of this ``key`` is under way, no other of it is begun: for a disk that hangs, one waits.
+    One task of a ``key`` runs at a time: a disk that hangs blocks one thread, not more and more.
 
     Raises:
         Exception: whatever the task raised.
@@ -83,8 +83,8 @@ def within(seconds: float, key: str, task: Callable[[], Made], otherwise: Made) 
     if apart.busy:
         if not apart.is_done():
             return otherwise
-        apart = _asked[key] = Apart(key, lambda: None)  # what came of the one before is old by now
+        apart = _asked[key] = Apart(key, lambda: None)  # the outcome of the last task is out of date
     apart.begin(task)
     if not apart.is_done(seconds):
         return otherwise
-    return apart.take()  # type: ignore[return-value] # of this very task
+    return apart.take()  # type: ignore[return-value] # of this task

@@ -1,6 +1,6 @@
-"""Decodes dropped pictures and videos in a process of its own: some break decoders or fill memory.
+"""Decodes dropped pictures and videos in a confined process: some break decoders or fill memory.
 
-The process is started when the first of them is looked at and ends with the daemon.
+The process starts with the first of them and ends with the daemon.
 """
 
 import atexit
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 DECODE_SECONDS = 15  # a hundred megapixels take four, with their conversion to sRGB
 MEMORY_BYTES = 2 << 30  # address space of the process
 
-_running: subprocess.Popen[bytes] | None = None  # one for the whole daemon
+running: subprocess.Popen[bytes] | None = None  # one for the whole daemon
 _asking = threading.Lock()  # the inbox's thread, and that of the failed folder, where a job is tried again
 
 
 def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Size:
     """Read a picture as a video's is read, and give its height and width upright.
 
-    ``tell`` is told what of it is passed over: a profile of its colours that cannot be used.
+    ``tell`` hears what is passed over: a colour profile that cannot be used.
 
     Raises:
         RequestError: it cannot be used; says why and what to do.
@@ -84,37 +84,37 @@ def _answer(path: Path, what: str, remedy: str) -> dict[str, Any]:
 
 def _ask(path: Path, what: str) -> tuple[bytes, int | None]:
     """Give what the process answers; nothing, and how it ended, if it died over it."""
-    global _running
-    if _running is None:
-        _running = subprocess.Popen(
+    global running
+    if running is None:
+        running = subprocess.Popen(
             [sys.executable, "-m", "framepackd.inbox.inspect"],
             bufsize=0,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
         atexit.register(_end_unless_asked)
-    assert _running.stdin is not None
-    assert _running.stdout is not None
+    assert running.stdin is not None
+    assert running.stdout is not None
     try:
-        _running.stdin.write(json.dumps([what, str(path)]).encode() + b"\n")
-        line = _running.stdout.readline()
+        running.stdin.write(json.dumps([what, str(path)]).encode() + b"\n")
+        line = running.stdout.readline()
     except BrokenPipeError:
         line = b""
-    return (line, None) if line else (line, _end())
+    return (line, None) if line else (line, end())
 
 
 def _end_unless_asked() -> None:
     """End the process with the daemon; one that a thread still asks ends by itself, as its input does."""
     if _asking.acquire(blocking=False):
-        _end()
+        end()
 
 
-def _end() -> int | None:
+def end() -> int | None:
     """Let the process end, and say with what exit code it did."""
-    global _running
-    if _running is None:
+    global running
+    if running is None:
         return None
-    process, _running = _running, None
+    process, running = running, None
     atexit.unregister(_end_unless_asked)
     with process:
         assert process.stdin is not None

@@ -101,7 +101,7 @@ def _manifest(job: Job, config: Config) -> Manifest:
     return Manifest(
         folder=job.folder,
         name=job.name,
-        defaults=() if job.settings else tuple(_defaults(job, config)),
+        defaults=() if job.settings else tuple(defaults_of(job, config)),
         files=tuple(
             DroppedFile(path=prefix + entry["file"], role=role, signature=())
             for role, entry in job.inputs.items()
@@ -110,7 +110,7 @@ def _manifest(job: Job, config: Config) -> Manifest:
     )
 
 
-def _defaults(job: Job, config: Config) -> list[str]:
+def defaults_of(job: Job, config: Config) -> list[str]:
     """Find the ``_defaults.toml`` files that hold for a job now, without scanning the inbox."""
     found: list[str] = []
     for above in folders_above(job.folder):

@@ -1,4 +1,4 @@
-"""framepackd calibrate: measures the ratios that MagCache goes by, for a model of one's own."""
+"""framepackd calibrate: measures the MagCache ratios of a user's own model."""
 
 import json
 from datetime import UTC, datetime
@@ -21,9 +21,9 @@ DEMO = files("framepackd").joinpath("demo")
 
 
 def calibrate(config: Config, model: str, picture: Path | None, prompt: str | None, output: Path) -> str:
-    """Make a section with all blocks computed, write the ratios as JSON; returns what to do with them.
+    """Compute a section with all blocks and write the ratios as JSON; returns what to do with them.
 
-    Size, steps and what else there is are the config's defaults: calibrate as you generate.
+    Size, steps and the other settings are the config's defaults: calibrate as you generate.
 
     Raises:
         FramePackError: the model is unknown or not here, or the picture cannot be used.

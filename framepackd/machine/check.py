@@ -24,12 +24,12 @@ from framepackd.settings import loras
 from framepackd.settings.config import SECRET_KEYS, Config, poll_seconds
 from framepackd.settings.job_settings import JobSettings
 from framepackd.settings.secret_files import SecretError
-from framepackd.supervisor.readiness import is_gpu_expected
+from framepackd.supervisor.readiness import is_gpu_expected, nearest
 
 if TYPE_CHECKING:
     import torch
 
-# Fine (None: only said; a warning: to be put right, but no run needs it), what was looked at, what was found.
+# Fine (None: for information; "warning": correct it, but no run needs that), the thing checked, the finding.
 Check = tuple[bool | Literal["warning"] | None, str, str]
 
 WIDTHS = {"float32": (4, 4)}  # in bytes, of an assumed card; half precision otherwise
@@ -38,7 +38,7 @@ DISK_RESERVE_BYTES = 2 << 30  # a minute of video at the highest quality, and th
 
 
 def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
-    """Look at everything a run needs; yields each finding as it is made."""
+    """Check everything a run needs; yields each finding as it is made."""
     settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
     yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
     for warning in job_warnings.of_crf(config.defaults):
@@ -65,7 +65,7 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
 
 
 def _secrets(config: Config) -> Iterator[Check]:
-    """Look at the files of secrets, and who else can read those that stand in the configuration."""
+    """Check the files of secrets, and who else can read secrets in the configuration."""
     for key, file in (
         ("password_file", config.web.password_file),
         ("webhook_file", config.notify.webhook_file),
@@ -110,11 +110,11 @@ def readers_of_secrets(config: Config) -> str | None:
 
 
 def _folder(name: str, path: Path) -> Check:
-    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not nearest.is_dir():
-        return False, name, f"{nearest} is a file: move it away, or set another {name}"
-    if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
-        return False, name, f"{nearest} cannot be written by this user: change its owner or rights"
+    folder = nearest(path)
+    if not folder.is_dir():
+        return False, name, f"{folder} is a file: move it away, or set another {name}"
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        return False, name, f"{folder} cannot be written by this user: change its owner or rights"
     return True, name, str(path) if path.exists() else f"{path} (will be made)"
 
 
@@ -154,7 +154,7 @@ def _loras(config: Config) -> Check:
 
 
 def _preview_decoder(file: Path, *, whole: bool) -> Check:
-    """Look at the tiny decoder; ``whole``: load it, which needs torch."""
+    """Check the tiny decoder's file; ``whole`` loads it, which needs torch."""
     try:
         taehv_files.check_file(file)
         if whole:
@@ -167,10 +167,10 @@ def _preview_decoder(file: Path, *, whole: bool) -> Check:
 
 
 def _disk(path: Path) -> Check:
-    nearest = next(folder for folder in (path, *path.parents) if folder.exists())
-    free = shutil.disk_usage(nearest).free
+    folder = nearest(path)
+    free = shutil.disk_usage(folder).free
     if free < DISK_RESERVE_BYTES:
-        return False, "disk", f"{free / 2**30:.1f} GiB free in {nearest}: make room, 2 GiB are needed"
+        return False, "disk", f"{free / 2**30:.1f} GiB free in {folder}: make room, 2 GiB are needed"
     return True, "disk", f"{free / 2**30:.0f} GiB free"
 
 
@@ -201,7 +201,7 @@ def _device(config: Config) -> Iterator[Check]:
 
 
 def _compiling(config: Config, device: "torch.device", dtype: "torch.dtype", attention: str) -> Check:
-    """Look for what compiling needs, and whether it has failed before."""
+    """Check what compiling needs, and whether it has failed before."""
     from framepack_core.networks import compiling
 
     wanted, precision = config.gpu.compile, config.gpu.precision
@@ -217,7 +217,7 @@ def _compiling(config: Config, device: "torch.device", dtype: "torch.dtype", att
 
 @dataclass(frozen=True)
 class Forecast:
-    """A memory plan, and what it is for."""
+    """A memory plan, and what it was made for."""
 
     model: str
     weights: Weights

@@ -1,8 +1,8 @@
 """framepackd sanity-check: makes a short video on this machine and says whether it is right.
 
-The demo model is computed in float32 and compared with a fingerprint of what it gave elsewhere: samples of
-its latents and pixels. Of other models nothing is known beforehand; theirs must be plausible: numbers,
-neither black nor frozen nor noise, beginning with the picture.
+The demo model is computed in float32 and compared with a recorded fingerprint: samples of its latents and
+pixels. Other models have none; their video must be plausible: finite, neither black nor frozen nor noise,
+beginning with the picture.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 DEMO = files("framepackd").joinpath("demo")
 FINGERPRINT = DEMO.joinpath("fingerprint.json")
-RECORD = "python training/record_fingerprint.py"  # what records it anew, in a checkout
+RECORD = "python training/record_fingerprint.py"  # records it again, in a checkout
 LATENT_STRIDE, PIXEL_STRIDE = 37, 997  # prime: samples of all places, channels and frames
 
 # How far samples may be from the fingerprint's: root mean square of the differences over their deviation.
@@ -54,9 +54,7 @@ LATENT_STRIDE, PIXEL_STRIDE = 37, 997  # prime: samples of all places, channels 
 # float16 8e-4, one text encoder silenced 2e-3, a block left out 2e-2.
 # Not measured on a GPU: there more is allowed, and still less than any of these faults takes.
 LATENTS_TOLERANCE = {"cpu": 1e-4, "cuda": 2e-4}
-PIXELS_TOLERANCE = (
-    1e-2  # for the VAE's decoder alone, which a wrong pixel here and there does not make broken
-)
+PIXELS_TOLERANCE = 1e-2  # for the VAE's decoder alone: a few wrong pixels do not break it
 STEPS = 6  # the first warms up; the rest are timed
 LEAST_PSNR = 18.0  # dB, of the first frame against the picture; through the VAE alone it is 30 and more
 SHOWN_FRAMES = 5
@@ -66,7 +64,7 @@ Samples = dict[str, "np.ndarray[Any, np.dtype[np.float64]]"]
 
 @dataclass
 class Report:
-    """What was found."""
+    """What the check found."""
 
     model: str
     compared: bool  # with the fingerprint
@@ -80,7 +78,7 @@ class Report:
         return not self.problems
 
     def findings(self) -> list[tuple[bool | None, str, str]]:
-        """List all of it, as ``check`` does: whether it is fine, what was looked at, what was found."""
+        """List all findings, as ``check`` does: whether it is fine, what was checked, the finding."""
         said = "as recorded" if self.compared else "plausible"
         verdict = [(False, "video", problem) for problem in self.problems] or [(True, "video", said)]
         return [
@@ -102,7 +100,7 @@ class Made:
 
 
 def request(*, small: bool = False) -> Request:
-    """Give what is generated: one section from the bundled picture, at the model's own size or ``small``."""
+    """Give the request: one section from the bundled picture, at the model's own size or ``small``."""
     size = {"width": 64, "height": 64} if small else {}
     prompt = DEMO.joinpath("lake.txt").read_text(encoding="utf-8").strip()
     return Request(image=Path(str(DEMO.joinpath("lake.png"))), prompt=prompt, seconds=1, steps=STEPS, **size)
@@ -112,7 +110,7 @@ def sanity_check(config: Config, model: str) -> Report:
     """Generate a short video, with a progress bar, and judge it.
 
     Raises:
-        FramePackError: the model is unknown, not here or does not fit, or the configuration cannot be had.
+        FramePackError: the model is unknown, not here or too large, or a setting is not possible here.
     """
     if model not in config.model_names():
         raise ModelError(config.unknown_model(model))
@@ -160,7 +158,7 @@ def write_sheet(report: Report, path: Path) -> None:
 
 
 def is_demo(spec: ModelSpec) -> bool:
-    """Tell whether a model is the bundled one, of which it is known what it gives."""
+    """Say whether a model is the bundled one, which has a fingerprint."""
     demo = BUILT_IN["demo"]
     same = (spec.transformer, spec.base, spec.image_encoder) == (
         demo.transformer,
@@ -175,7 +173,7 @@ def generate(engine: Engine, asked: Request, told: Callable[[Step], None] = lamb
     laps = []
     for event in engine.generate(asked):
         if engine.device.type == "cuda":
-            torch.cuda.synchronize(engine.device)  # what was only asked for so far is no time
+            torch.cuda.synchronize(engine.device)  # else queued work would not be timed
         laps.append(time.monotonic())
         if isinstance(event, Clip):
             seconds = [later - earlier for earlier, later in pairwise(laps)]
@@ -198,12 +196,12 @@ def _exact_float32(*, when: bool) -> "Iterator[None]":
 
 
 def compare(made: Samples, device: torch.device) -> list[str]:
-    """Say where samples of a video of the demo model are not those that were recorded."""
+    """Say where samples of the demo model's video differ from the recorded ones."""
     expected = json.loads(FINGERPRINT.read_text())
     if expected["made_from"] != made_from():
         return [
             "the files of the demo model are not those that the fingerprint was recorded from: install "
-            f"framepackd again or, after a change of the model, record it anew: {RECORD}"
+            f"framepackd again or, after a change of the model, record it again: {RECORD}"
         ]
     tolerance = {"latents": LATENTS_TOLERANCE[device.type], "pixels": PIXELS_TOLERANCE}
     problems = []
@@ -234,7 +232,7 @@ def made_from() -> str:
 
 
 def samples(made: Made) -> Samples:
-    """Give what the fingerprint holds of a video."""
+    """Take the samples of a video that the fingerprint holds."""
     return {
         "latents": made.latents.flatten()[::LATENT_STRIDE].double().cpu().numpy(),
         "pixels": made.frames.reshape(-1)[::PIXEL_STRIDE].astype(np.float64),

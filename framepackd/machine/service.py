@@ -29,26 +29,25 @@ INSTALL_ELSEWHERE = (
     "sudo python3 -m venv /opt/framepackd && sudo /opt/framepackd/bin/pip install . && "
     "sudo /opt/framepackd/bin/framepackd service install."
 )
-# What the sandbox takes away, by ProtectHome= and by PrivateTmp=.
-HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - not used, only told
+# Folders that the sandbox hides, by ProtectHome= and PrivateTmp=.
+HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - not used, only named
 
-
-# What of a user's unit a system may deny to users; a service that asks for it would then not start.
+# Lines of a user's unit that some systems deny to users: the service would not start with them.
 IN_NAMESPACE = re.compile(r"# In a namespace of users.*\n((?:\w+=.*\n)+)\n")
 TRIAL_SECONDS = 20.0
 
-# What is done, in words, and how.
+# What a step does, in words, and how.
 Step = tuple[str, Callable[[], object]]
 
 
 def install(service: Service, beside: Sequence[str] = ()) -> Iterator[Step]:
-    """Yield what is left to do to have the service in place; nothing is done before a step is called.
+    """Yield the steps that install or update the service; nothing is done before a step is called.
 
-    ``beside`` names parts that are to run beside it. Those that are in place already are kept up to date.
+    ``beside`` names parts that run beside it. Installed parts are updated too.
 
     Raises:
-        ServiceError: the service would not see or could not use what it needs.
-        ConfigError: there is a configuration, and it holds a mistake.
+        ServiceError: the service could not see or use something it needs.
+        ConfigError: the configuration holds a mistake.
     """
     wanted = [service, *(service.companion(part) for part in beside)]
     wanted += [each for each in service.with_companions() if each not in wanted]
@@ -75,7 +74,7 @@ def install(service: Service, beside: Sequence[str] = ()) -> Iterator[Step]:
 
 
 def uninstall(service: Service) -> Iterator[Step]:
-    """Yield what is left to do to have the service gone; its configuration, jobs and results stay."""
+    """Yield the steps that remove the service; its configuration, jobs and results stay."""
     if not service.unit.exists():
         return
     for each in reversed(service.with_companions()):
@@ -83,8 +82,8 @@ def uninstall(service: Service) -> Iterator[Step]:
         yield f"stop and disable {each.name}", partial(_run, *disable)
         if each.drop_in.exists():
             yield f"remove {each.drop_in}", each.drop_in.unlink
-        of_all = each.unit.name.partition(".")[0]  # framepackd@: others may be enabled
-        enabled = {link.name for link in each.unit.parent.glob(f"*.wants/{of_all}*")}
+        template = each.unit.name.partition(".")[0]  # framepackd@: other instances may be enabled
+        enabled = {link.name for link in each.unit.parent.glob(f"*.wants/{template}*")}
         if "@" not in each.name or enabled <= {f"{each.name}.service"}:
             yield f"remove {each.unit}", each.unit.unlink
     devices = service.unit.with_name(DEVICES)
@@ -94,7 +93,7 @@ def uninstall(service: Service) -> Iterator[Step]:
 
 
 def advice(service: Service, beside: Sequence[str] = ()) -> str:
-    """Say what is left to a person once the service is in place."""
+    """Say what a person does once the service is installed."""
     control = " ".join(service.systemctl)
     names = " ".join([service.name, *(service.companion(part).name for part in beside)])
     download = f"{' '.join(command())} models download --config {service.config}"
@@ -128,7 +127,7 @@ def unit_text(service: Service) -> str:
 
 
 def _granted(properties: list[str]) -> bool:
-    """Try whether this user's systemd can start something with these properties."""
+    """Try to start something with these properties under this user's systemd."""
     trial = [
         "systemd-run",
         "--user",
@@ -155,7 +154,7 @@ def quoted(path: object) -> str:
 
 
 def _drop_in_text(service: Service, config: Config | None) -> str:
-    """Open the folders that the sandbox would keep read-only; empty if there are none."""
+    """Make folders writable that the sandbox keeps read-only; empty if there are none."""
     if config is None or service.of_user:
         return ""
     own = (service.state_dir, SHARED_FOLDER)
@@ -165,7 +164,7 @@ def _drop_in_text(service: Service, config: Config | None) -> str:
     required = " ".join(map(quoted, outside))
     opened = [required] if outside else []
     if config.metrics_file is not None:
-        opened.append(quoted(f"-{config.metrics_file.parent}"))  # may be missing: the videos do without
+        opened.append(quoted(f"-{config.metrics_file.parent}"))  # "-": it may be missing
     if not opened:
         return ""
     mounts = f"[Unit]\nRequiresMountsFor={required}\n\n" if outside else ""
@@ -176,8 +175,8 @@ def _drop_in_text(service: Service, config: Config | None) -> str:
 
 
 def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
-    """Yield what a service with a user and a sandbox of its own needs on top."""
-    _refuse_hidden(_installation(), INSTALL_ELSEWHERE)
+    """Yield the steps that only a service with its own user and sandbox needs."""
+    _refuse_hidden(installation(), INSTALL_ELSEWHERE)
     folders = [service.state_dir, *(service.state_dir / name for name in DROP_FOLDERS)]
     if config is not None:
         folders = [*config.folders.values()]
@@ -202,8 +201,8 @@ def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
         yield f"put the rights in {config.state_dir} right", partial(rights.put_right, config)
 
 
-def _installation() -> list[Path]:
-    """Name the places that running framepackd reads."""
+def installation() -> list[Path]:
+    """Name the paths that framepackd reads to run."""
     packages = [importlib.util.find_spec(name) for name in ("framepackd", "framepack_core", "torch")]
     origins = [Path(package.origin) for package in packages if package and package.origin]
     return [Path(sys.executable), Path(sys.prefix), Path(sys.base_prefix), *origins]
@@ -250,7 +249,7 @@ def _try_installation() -> None:
 
 
 def _make_folder(folder: Path, service: Service) -> None:
-    """Make a folder for the service's user; its group may drop and collect."""
+    """Make a folder for the service's user; its group may drop files and collect results."""
     folder.mkdir(parents=True)
     shutil.chown(folder, USER, USER)
     folder.chmod(rights.WALKED if folder == service.state_dir else rights.SHARED)
@@ -278,7 +277,7 @@ def _write_config(service: Service) -> None:
 
 
 def _close_config(service: Service) -> None:
-    """Have a configuration read by the service and who may write it, no others: it may hold secrets."""
+    """Let only the service and its administrator read a configuration: it may hold secrets."""
     if not service.of_user:
         shutil.chown(service.config, group=USER)
     service.config.chmod(USERS_CONFIG_MODE if service.of_user else CONFIG_MODE)

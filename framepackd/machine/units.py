@@ -1,4 +1,4 @@
-"""Lists the systemd units that framepackd installs, and where the parts of each go."""
+"""Lists the systemd units that framepackd installs, and where the files of each go."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import framepackd
 from framepackd.problems import CommandError
 from framepackd.settings.config import Config, load_config
 
-DEVICES = "framepackd-nvidia.service"  # which makes them, for all services of the machine
+DEVICES = "framepackd-nvidia.service"  # creates the GPU's device files, for all services of the machine
 INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HERE = Path(framepackd.__file__).parent
 # In a wheel the units lie in the package, in a checkout beside it.
@@ -17,12 +17,12 @@ UNITS = next(folder for folder in (_HERE / "systemd", _HERE.parent / "systemd") 
 
 
 class ServiceError(CommandError):
-    """The service cannot be put in place; the text says why and what to do."""
+    """The service cannot be installed; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Service:
-    """Which service, and where its parts go."""
+    """A service, and where its files go."""
 
     name: str  # as systemctl calls it
     template: Path
@@ -59,7 +59,7 @@ class Service:
 
     @classmethod
     def of_this_user(cls) -> "Service":
-        """Give the service of the user who asks."""
+        """Give this user's own service."""
         config = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
         state = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
         return cls(
@@ -92,23 +92,23 @@ class Service:
         )
 
     def with_companions(self) -> "list[Service]":
-        """Give this one and, of those that run beside it, those that are in place."""
+        """Give this service and its installed companions."""
         beside = [self.companion(part) for part in parts()]
         return [self, *(each for each in beside if each.is_in_place)]
 
     @property
     def is_in_place(self) -> bool:
-        """Whether its unit is there and, of one instance of several, whether this one is set up."""
+        """Whether its unit exists and, for one instance of several, its configuration."""
         return self.unit.exists() and ("@" not in self.name or self.config.exists())
 
     @property
     def drop_in(self) -> Path:
-        """What is added to the unit for the folders in the configuration."""
+        """The file that adds the configuration's folders to the unit."""
         return self.unit.parent / f"{self.name}.service.d/folders.conf"
 
     @property
     def systemctl(self) -> list[str]:
-        """The command that its systemd listens to."""
+        """The command that controls it."""
         return ["systemctl", "--user"] if self.of_user else ["systemctl"]
 
     def configuration(self) -> Config | None:
@@ -124,6 +124,6 @@ class Service:
 
 
 def parts() -> list[str]:
-    """Name what may run beside the daemon as a service of its own."""
+    """Name the parts that can run beside the daemon as services of their own."""
     units = set(UNITS.glob("framepackd-*[!@].service")) - {UNITS / DEVICES}
     return sorted(unit.stem.removeprefix("framepackd-") for unit in units)

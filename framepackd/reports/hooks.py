@@ -1,15 +1,14 @@
 """framepackd notify: runs a command and calls a webhook when jobs end, in a process of its own.
 
-It only reads the job store, so whatever hangs or fails here, no video waits for it, and the daemon needs no
-network. What it has told it remembers in ``notify/`` in the state folder: each end of a job is told at least
-once, and again only if this process is killed while it tells it. What had ended before its first start, or
-before a command or webhook was configured, is not told.
+It only reads the job store: whatever hangs or fails here, no video waits for it, and the daemon needs no
+network. ``notify/`` in the state folder records which events it has reported. Each end of a job is reported
+at least once, and again only if this process is killed meanwhile. Jobs that ended before its first start, or
+before a command or webhook was configured, are not reported.
 """
 
 import json
 import logging
 import os
-import queue
 import signal
 import subprocess
 import threading
@@ -28,6 +27,7 @@ from sqlalchemy import func, select
 
 from framepack_core import __version__
 from framepackd import files, rights
+from framepackd.apart import Apart
 from framepackd.jobs import lock as control_lock
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.described import whole
@@ -43,30 +43,30 @@ log = logging.getLogger(__name__)
 FOLDER = "notify"  # in the state folder
 POLL_SECONDS = 1.0
 BACKOFF_SECONDS, LONGEST_BACKOFF_SECONDS = 1.0, 300.0  # before the second attempt, doubled each time
-LOOK_SECONDS = 0.1  # how often a command that runs looks whether this process is to stop
+LOOK_SECONDS = 0.1  # between two checks whether a running command or post is to stop
 
 QUEUE_EMPTY = "queue_empty"
 
 
 class NotifyError(CommandError):
-    """Nothing can be told; the text says why and what to do."""
+    """Nothing can be reported; the text says why and what to do."""
 
     exit_code = 2
 
 
 class _FailedError(Exception):
-    """This attempt to tell something failed."""
+    """This attempt to report an event failed."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What is told."""
+    """An end of a job, or of all of them."""
 
     event: str
     job: Record | None  # whole, as `framepackd show --json` has it; None: the queue is empty
 
     def variables(self) -> dict[str, str]:
-        """Give what a command finds in its environment."""
+        """Give the environment variables of a command."""
         job = self.job or {}
         told = {
             "event": self.event,
@@ -78,7 +78,7 @@ class Event:
         return {f"FRAMEPACKD_{key.upper()}": (value or "").replace("\0", "") for key, value in told.items()}
 
     def to_json(self) -> bytes:
-        """Give what a webhook is sent."""
+        """Give the body of a webhook's request."""
         return json.dumps({"event": self.event, "job": self.job}, ensure_ascii=False).encode()
 
 
@@ -86,22 +86,22 @@ Tell = Callable[[Event, threading.Event], None]  # raises _FailedError
 
 
 def run(config: Config) -> None:
-    """Tell what is configured until SIGTERM or Ctrl-C.
+    """Report the configured events until SIGTERM or Ctrl-C.
 
     Raises:
-        NotifyError: there is nobody to tell, or what was told cannot be read.
+        NotifyError: neither command nor webhook is set, or the record cannot be read.
         SecretError: the webhook's address cannot be read.
-        AlreadyRunningError: another process tells for this state folder.
+        AlreadyRunningError: another process reports for this state folder.
         OSError: the state folder cannot be written.
     """
     told = config.notify.model_copy(update={"webhook": config.notify.read_webhook(), "webhook_file": None})
     tells: dict[str, Tell] = {}
     if told.command:
-        tells["command"] = lambda event, stop: _call(told, event, stop)
+        tells["command"] = lambda event, stop: run_command(told, event, stop)
     if told.webhook is not None:
-        tells["webhook"] = lambda event, stop: _post(told, event, stop)
+        tells["webhook"] = lambda event, stop: call_webhook(told, event, stop)
     if not tells:
-        raise NotifyError("there is nobody to tell: set command or webhook under [notify] in the config")
+        raise NotifyError("nothing to run or call: set command or webhook under [notify] in the config")
     folder = config.state_dir / FOLDER
     files.make_folder(folder, rights.PRIVATE)
     lock = control_lock.Lock(folder)
@@ -136,55 +136,55 @@ def _stopped_by_signals() -> Iterator[threading.Event]:
 
 
 class Follower:
-    """Follows the job store for one who is told, and remembers durably what was."""
+    """Follows the job store for a command or a webhook, and records durably what was reported."""
 
     def __init__(self, config: Config, memory: Path, tell: Tell, stop: threading.Event) -> None:
-        """Take up where the last one stopped.
+        """Resume where the last one stopped.
 
         Raises:
-            NotifyError: what was told cannot be read.
+            NotifyError: the record cannot be read.
         """
         self._config = config
         self._memory = memory
         self._tell = tell
         self._stop = stop
-        self._seen: object = None  # the database's files when they were last looked at
+        self._seen: object = None  # the database's files at the last look
         self._trouble = ""
-        self._told: dict[str, int] | None = None  # None: nothing was ever looked at
-        self._busy = False  # something ended since the queue was last told to be empty
+        self._told: dict[str, int] | None = None  # None: there was no look yet
+        self._busy = False  # a job has ended since queue_empty was last reported
         if memory.exists():
             try:
                 recorded = json.loads(memory.read_text())
                 self._told, self._busy = dict(recorded["told"]), bool(recorded["busy"])
             except (ValueError, KeyError, TypeError) as error:
                 raise NotifyError(
-                    f"{memory} is damaged ({error!r}): remove it; what has ended so far is then not told"
+                    f"{memory} is damaged ({error!r}): remove it; jobs that ended by then are not reported"
                 ) from error
 
     def run(self) -> None:
-        """Look and tell until stopped."""
+        """Look and report until stopped."""
         while not self._stop.is_set():
             try:
                 self.look()
-            except (StoreError, OSError) as error:  # the daemon says the same, and goes on when it can
+            except (StoreError, OSError) as error:  # the daemon logs the same
                 if str(error) != self._trouble:
-                    log.warning("cannot look at the jobs: %s", error)
+                    log.warning("the jobs cannot be read: %s", error)
                 self._trouble, self._seen = str(error), None
             else:
                 self._trouble = ""
             self._stop.wait(POLL_SECONDS)
 
     def look(self) -> None:
-        """Tell what has ended since the last look.
+        """Report what has ended since the last look.
 
         Raises:
             StoreError: the database cannot be read.
-            OSError: what was told cannot be recorded.
+            OSError: the record cannot be written.
         """
         signature = _signature(self._config.database)
         if signature == self._seen and self._told is not None:
             return
-        # Opened anew: of a database that an update has still to change, one sees a copy.
+        # Opened each time: a database that an update has yet to migrate is read as a copy.
         store = JobStore(self._config.database, read_only=True) if self._config.database.exists() else None
         ends = _ends(store) if store else {}
         if self._told is None:
@@ -212,7 +212,7 @@ class Follower:
         self._told, self._busy = told, busy
 
     def _deliver(self, event: Event) -> bool:
-        """Tell one event, again if that fails, so many times; false if told to stop before that was over."""
+        """Report one event, with the configured attempts; false if stopped before that was over."""
         settings = self._config.notify
         what = f"{event.event} {event.job['id'] if event.job else ''}".strip()
         if event.event not in settings.events:
@@ -234,7 +234,7 @@ class Follower:
 
 
 def _signature(database: Path) -> list[tuple[int, int, int] | None]:
-    """Give what changes with every transaction."""
+    """Give inode, size and mtime of the database's files: they change with every transaction."""
     found: list[tuple[int, int, int] | None] = []
     for path in (database, database.with_name(f"{database.name}-wal")):
         try:
@@ -247,7 +247,7 @@ def _signature(database: Path) -> list[tuple[int, int, int] | None]:
 
 
 def _ends(store: JobStore) -> dict[str, int]:
-    """Give, by id, of each job that has ended how many entries its history has: more after each end."""
+    """Give, by id, how many entries the history of each ended job has: more after each end."""
     entries = select(Job.id, func.json_array_length(Job.history)).where(Job.state.in_(ENDED))
     with store.looking() as session:
         return {row[0]: row[1] for row in session.execute(entries)}
@@ -257,7 +257,7 @@ def _event_of(job: Job) -> str:
     return str(State(job.state).value)
 
 
-def _call(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
+def run_command(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
     """Run the command, with no shell between."""
     try:
         process = subprocess.Popen(  # noqa: S603 - the configuration's own command
@@ -269,15 +269,15 @@ def _call(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
     except (OSError, ValueError) as error:
         raise _FailedError(f"{settings.command[0]} cannot be run: {error}") from error
     deadline = time.monotonic() + settings.timeout_seconds
-    told: bytes | None = event.to_json()
+    rest: bytes | None = event.to_json()
     while True:
         try:
-            process.communicate(told, timeout=LOOK_SECONDS)
+            process.communicate(rest, timeout=LOOK_SECONDS)
             break
         except subprocess.TimeoutExpired:
-            told = None  # what is left of it is sent on
+            rest = None  # communicate() goes on sending the first
             if stop.is_set() or time.monotonic() > deadline:
-                with suppress(ProcessLookupError):  # it ended just now
+                with suppress(ProcessLookupError):  # it has ended just now
                     os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
                 why = "stopped" if stop.is_set() else f"took more than {settings.timeout_seconds:g} s"
@@ -287,45 +287,38 @@ def _call(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """What is posted would not arrive: urllib follows with a GET."""
+    """Follows no redirect: urllib would follow with a GET, without the event."""
 
     def redirect_request(self, *_: Any) -> None:
         """Follow nowhere."""
 
 
-def _post(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
-    """Send the event to the webhook; waits no longer than configured, whatever the other end does."""
+def call_webhook(settings: NotifyConfig, event: Event, stop: threading.Event) -> None:
+    """Post the event to the webhook; waits no longer than configured, whatever the server does."""
     assert settings.webhook is not None
-    whom = urlsplit(settings.webhook).hostname  # paths of webhooks are secrets
+    host = urlsplit(settings.webhook).hostname  # paths of webhooks are secrets
     headers = {"Content-Type": "application/json", "User-Agent": f"framepackd/{__version__}"}
     request = urllib.request.Request(settings.webhook, event.to_json(), headers)  # noqa: S310 - http(s) only
-    answer: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     slow = f"no answer within {settings.timeout_seconds:g} s"
 
-    def send() -> None:
+    def post() -> None:
         opener = urllib.request.build_opener(_NoRedirects)
         try:
             opener.open(request, timeout=settings.timeout_seconds).close()
-            answer.put(None)
         except urllib.error.HTTPError as error:
             error.close()
-            elsewhere = (
-                ", which leads elsewhere: set webhook to that address" if 300 <= error.code < 400 else ""
-            )
-            answer.put(f"answered {error.code}{elsewhere}")
+            redirects = ", a redirect: set webhook to that address" if 300 <= error.code < 400 else ""
+            raise _FailedError(f"{host}: answered {error.code}{redirects}") from error
         except Exception as error:  # of the socket, of TLS, of HTTP: this attempt failed
-            late = isinstance(getattr(error, "reason", error), TimeoutError)  # in whatever it is wrapped
-            answer.put(slow if late else str(error) or type(error).__name__)
+            late = isinstance(getattr(error, "reason", error), TimeoutError)  # URLError may wrap it
+            why = slow if late else str(error) or type(error).__name__
+            raise _FailedError(f"{host}: {why}") from error
 
-    # A thread that nobody waits for: who answers a byte at a time would outlast any timeout of the socket.
-    threading.Thread(target=send, daemon=True).start()
+    # A server that answers a byte at a time would outlast any timeout of the socket.
+    posting: Apart[None] = Apart("webhook", lambda: None)
+    posting.begin(post)
     deadline = time.monotonic() + settings.timeout_seconds
-    while time.monotonic() < deadline and not stop.is_set():
-        try:
-            problem = answer.get(timeout=LOOK_SECONDS)
-        except queue.Empty:
-            continue
-        if problem is not None:
-            raise _FailedError(f"{whom}: {problem}")
-        return
-    raise _FailedError(f"{whom}: {'stopped' if stop.is_set() else slow}")
+    while not posting.is_done(LOOK_SECONDS):
+        if stop.is_set() or time.monotonic() > deadline:
+            raise _FailedError(f"{host}: {'stopped' if stop.is_set() else slow}")
+    posting.take()

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select, true
 
@@ -27,31 +28,31 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS = 1.0  # at most this often it is looked for changes ...
-LOOK_SHARE = 0.05  # ... which takes at most this much of the loop's time, however many jobs there are
-ANSWER_SECONDS = 3.0  # for a disk to tell its room
-WRITE_SECONDS = 15.0  # without any, the file is written this often: its age tells whether the daemon is alive
+LOOK_SECONDS = 1.0  # at least, between two looks for changes ...
+LOOK_SHARE = 0.05  # ... which take at most this share of the loop's time, however many jobs there are
+ANSWER_SECONDS = 3.0  # for a disk to report its free space
+WRITE_SECONDS = 15.0  # between two writes without a change: the file's age shows whether the daemon lives
 
 
 class Metrics:
-    """Writes the file from the rounds of the daemon's loop; whatever fails here, the loop goes on."""
+    """Writes the file from the rounds of the daemon's loop; no failure here stops the loop."""
 
-    def __init__(self, config: Callable[[], Config], store: JobStore, look: Callable[[], Report]) -> None:
-        """Take what gives the configuration as it is now, and what ``status --json`` prints."""
-        self._config = config
+    def __init__(self, config: Config, store: JobStore, look: Callable[[], Report]) -> None:
+        """Write nothing yet; ``look`` gives what ``status --json`` prints."""
+        self.config = config
         self._store = store
         self._look = look
         self._next_look = self._next_write = 0.0
         self._stale = False  # there was a round since the last look
-        self._written: object = None  # what was going on when the file was last written
-        self._file: Path | None = None  # the one that was written
+        self._written: object = None  # the state that the file shows
+        self._file: Path | None = None  # the file that was written
         self._trouble: str | None = None
 
     def round(self, *, ending: bool = False) -> None:
-        """Write the file if something has changed or it has got old, and when the daemon ends."""
-        file = self._config().metrics_file
+        """Write the file if something has changed or it is old, and when the daemon ends."""
+        file = self.config.metrics_file
         if self._file is not None and self._file != file:
-            with contextlib.suppress(OSError):  # what gets old must not be taken for the present
+            with contextlib.suppress(OSError):  # nobody may take an old file for the present
                 self._file.unlink()
             self._file, self._next_look = None, 0.0
         now = time.monotonic()
@@ -62,7 +63,7 @@ class Metrics:
             self._write(file, now, ending=ending)
         except StoreUnavailableError:
             self._next_look = now + LOOK_SECONDS  # the daemon says so
-        except Exception as error:  # a full disk or whatever it is: no video waits for figures
+        except Exception as error:  # a full disk or whatever: no video waits for metrics
             why = str(error)
             if isinstance(error, OSError):
                 why = f"{error.strerror}: make the folder if it is missing, and let this user write there"
@@ -79,7 +80,7 @@ class Metrics:
     @property
     def patience(self) -> float:
         """How many seconds the loop may wait before its next round."""
-        if self._config().metrics_file is None:
+        if self.config.metrics_file is None:
             return float("inf")
         due = self._next_look if self._stale else max(self._next_look, self._next_write)
         return max(due - time.monotonic(), 0.0)
@@ -91,7 +92,7 @@ class Metrics:
         going_on = (report["counts"], report["daemon"]["paused"], report["problems"], at)
         if going_on != self._written or now >= self._next_write or file != self._file or ending:
             families = [*self._of_the_daemon(report, up=not ending), *self._of_the_jobs(report, running)]
-            _replace(file, families, str(self._config().state_dir))
+            _replace(file, families, str(self.config.state_dir))
             self._written, self._file, self._next_write = going_on, file, now + WRITE_SECONDS
 
     def _of_the_daemon(self, report: Report, *, up: bool) -> "Iterator[Metric]":
@@ -105,7 +106,7 @@ class Metrics:
         problems = Counter(problem["code"] for problem in report["problems"])
         yield _gauge("problems", "What a person should put right; status says it in words.", problems, "code")
         free: dict[str, float] = {}
-        for name, folder in self._config().folders.items():
+        for name, folder in self.config.folders.items():
             with contextlib.suppress(OSError):  # its disk is away just now
                 room = within(ANSWER_SECONDS, f"room-{name}", partial(shutil.disk_usage, folder), None)
                 free |= {} if room is None else {name: room.free}
@@ -122,7 +123,7 @@ class Metrics:
         if tries:
             at = datetime.fromisoformat(min(tries)).timestamp()
             yield _gauge("delivery_next_try_time_seconds", "When they are tried again, in Unix time.", at)
-        yield from _totals(self._store)
+        yield from totals(self._store)
         if report["eta_seconds"] is not None:
             yield _gauge("queue_eta_seconds", "Until all that is queued is done.", report["eta_seconds"])
         if running is None:
@@ -134,8 +135,8 @@ class Metrics:
             yield _gauge("step_seconds", "What a step of the running job takes.", pace)
 
 
-def _totals(store: JobStore) -> "Iterator[Metric]":
-    """Count over all jobs that are recorded, and all their attempts."""
+def totals(store: JobStore) -> "Iterator[Metric]":
+    """Sum over all recorded jobs and all their attempts."""
     from prometheus_client.core import CounterMetricFamily
 
     entry = func.json_each(Job.history).table_valued("value")
@@ -169,30 +170,19 @@ def _gauge(name: str, what: str, value: "float | Mapping[str, float]", label: st
     return family
 
 
-class _Collected:
-    """Families that are there already, as a registry wants them."""
-
-    def __init__(self, families: "list[Metric]") -> None:
-        self._families = families
-
-    def collect(self) -> "list[Metric]":
-        return self._families
-
-
 def _replace(file: Path, families: "list[Metric]", state_dir: str) -> None:
     """Write the file whole, readable for everybody: the exporter is another user.
 
     All is labelled with the state folder: of two daemons an exporter refuses figures that look the same.
     """
-    from prometheus_client import CollectorRegistry, generate_latest
+    from prometheus_client import generate_latest
 
     own = {"state_dir": as_utf8(state_dir)}
     for family in families:
         family.samples = [sample._replace(labels={**sample.labels, **own}) for sample in family.samples]
-    registry = CollectorRegistry()
-    registry.register(_Collected(families))
     part = file.with_name(f"{PART_PREFIX}{file.name}.part")
     try:
+        registry: Any = SimpleNamespace(collect=lambda: families)  # all of it that is used
         part.write_bytes(generate_latest(registry))
         part.chmod(0o644)
         part.replace(file)

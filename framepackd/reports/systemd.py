@@ -6,10 +6,10 @@ import socket
 import time
 from collections.abc import Callable
 
-STATUS_SECONDS = 1.0  # at most this often, however fast steps follow each other
-STATUS_SHARE = 0.05  # of the loop's time, at most: of ten thousand jobs the status takes most of a second
-SEND_SECONDS = 5.0  # to a systemd that does not read: the videos go on without it
-STOP_USEC = 30_000_000  # what a stop in progress asks for, again in every round
+STATUS_SECONDS = 1.0  # at least, between two, however fast the steps are
+STATUS_SHARE = 0.05  # of the loop's time, at most: with ten thousand jobs the status takes most of a second
+SEND_SECONDS = 5.0  # at most, to a systemd that does not read
+STOP_USEC = 30_000_000  # a stop in progress asks for this much time in every round
 
 
 def notify(*assignments: str) -> None:
@@ -25,15 +25,15 @@ def notify(*assignments: str) -> None:
 
 
 def reloading() -> None:
-    """Say that the configuration is read again; READY=1 says that this is over."""
+    """Report that the configuration is being read again; READY=1 reports the end of it."""
     notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 class Reporter:
-    """Keeps systemd informed from the rounds of the loop, and only from there: who hangs falls silent."""
+    """Informs systemd from the rounds of the loop only: a loop that hangs falls silent."""
 
     def __init__(self, status: Callable[[], str]) -> None:
-        """Take what gives the status in one line; it is asked only if systemd listens."""
+        """Take ``status``, which gives one line; it is called only if systemd listens."""
         self._status = status
         self._said = ""
         self._next_status = 0.0 if os.environ.get("NOTIFY_SOCKET") else float("inf")
@@ -42,20 +42,15 @@ class Reporter:
         self._next_feed = 0.0 if self._feed_seconds < float("inf") else float("inf")
         self._stopping = False
 
-    def feed(self) -> None:
-        """Say that the loop gets on with its work."""
+    def round(self, *, stopping: bool) -> None:
+        """Report that the loop is alive, and the status if it has changed."""
         now = time.monotonic()
         if now >= self._next_feed:
             self._next_feed = now + self._feed_seconds
             notify("WATCHDOG=1")
-
-    def round(self, *, stopping: bool) -> None:
-        """Say that the loop went round, and what is going on."""
-        self.feed()
         if stopping:
             notify(*([] if self._stopping else ["STOPPING=1"]), f"EXTEND_TIMEOUT_USEC={STOP_USEC}")
             self._stopping = True
-        now = time.monotonic()
         self._stale = now < self._next_status
         if self._stale:
             return
@@ -73,7 +68,7 @@ class Reporter:
 
 
 def _feed_seconds() -> float:
-    """Give a quarter of what systemd waits for: two rounds that far apart are still in time."""
+    """Give a quarter of the watchdog's timeout: even two such intervals are in time."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     meant = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     return int(microseconds) / 4e6 if meant and microseconds.isdecimal() else float("inf")

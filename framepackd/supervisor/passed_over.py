@@ -1,4 +1,4 @@
-"""Passes over jobs that cannot run just now, and says what a person can do about it."""
+"""Passes over jobs that cannot run just now, and says what a person can do about them."""
 
 import logging
 import math
@@ -14,7 +14,7 @@ from framepackd.worker.other_device import Type, type_of
 
 log = logging.getLogger(__name__)
 
-FOLDERS_SECONDS = 10.0  # before it is looked again whether the files of passed over jobs are there
+FOLDERS_SECONDS = 10.0  # before the missing files of passed over jobs are looked for again
 
 
 class PassedOver:
@@ -23,12 +23,12 @@ class PassedOver:
     def __init__(self, store: JobStore) -> None:
         """Pass nothing over yet."""
         self._store = store
-        self._without_files: dict[str, str] = {}  # by id: what to do about it
-        self._of_other_device: dict[str, tuple[str, Type]] = {}  # and on which type they were begun
+        self._without_files: dict[str, str] = {}  # by id: what to do
+        self._of_other_device: dict[str, tuple[str, Type]] = {}  # and on which type they began
         self._folders_again = 0.0
 
     def next_job(self, config: Config) -> Job | None:
-        """Give the job that is to run next: the first in the queue that can."""
+        """Give the job that runs next: the first in the queue that can."""
         if time.monotonic() >= self._folders_again:
             self._look_for_files(config)
         job = self._store.next_queued(self.reasons)
@@ -39,25 +39,25 @@ class PassedOver:
 
     @property
     def reasons(self) -> Mapping[str, str]:
-        """Say of each job, by id, why it is passed over and what to do."""
+        """Why each passed over job, by id, cannot run, and what to do."""
         return {job: reason for job, (reason, _) in self._of_other_device.items()} | self._without_files
 
     def wait_for_device(self, job_id: str, reason: str, made_on: Type) -> None:
-        """Pass a job over that was begun on the other type of device."""
+        """Pass over a job that began on the other type of device."""
         self._of_other_device[job_id] = reason, made_on
 
-    def device_is_there(self, device: str) -> None:
-        """Pass the jobs over no more that were begun on such a device."""
+    def device_found(self, device: str) -> None:
+        """Pass over no longer the jobs that began on this type of device."""
         for job_id, (_, made_on) in list(self._of_other_device.items()):
             if made_on == type_of(device):
                 del self._of_other_device[job_id]
 
     def forget(self, job_id: str) -> None:
-        """Pass a job over no more that was cancelled, or is to begin anew."""
+        """Pass over a job no longer: it was cancelled, or begins anew."""
         self._of_other_device.pop(job_id, None)
 
     def _look_for_files(self, config: Config) -> None:
-        """Find the jobs without their files; they are told when there are more of them."""
+        """Find the jobs without their files; log them if there are new ones."""
         before, self._without_files = self._without_files, readiness.without_files(self._store, config)
         self._folders_again = time.monotonic() + FOLDERS_SECONDS if self._without_files else math.inf
         problem = readiness.problem_without_files(self._without_files, config)

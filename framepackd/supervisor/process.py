@@ -12,26 +12,26 @@ from multiprocessing.connection import Connection
 from framepackd.jobs.job import Job
 from framepackd.worker import main
 
-# A worker hangs if it takes this many times as long as ever before; what was never seen may take longer.
+# A worker hangs if it takes this many times as long as ever before, or as the minimum if nothing is known.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
 
 
 @dataclass
 class Handle:
-    """The daemon's end: the process, the connection to it, and the job it is on."""
+    """The daemon's end of the worker: the process, the connection, and its job."""
 
     process: multiprocessing.process.BaseProcess
     connection: Connection
     job: Job | None = None
-    told_next: str | None = None  # the job that it knows to come next
+    told_next: str | None = None  # the id of the job that it was told comes next
     idle_since: float = field(default_factory=time.monotonic)
     stop_sent: float | None = None
     quiet: float = 0.0  # seconds since the last sign of life
-    awaited: str = "start"  # what the next sign is of: start, step, decode or end
-    slowest: dict[str, float] = field(default_factory=dict)  # of what was awaited, in seconds
-    worked: bool = False  # it has done a step: the device computes
-    hung: str | None = None  # why it was ended, at the cost of an attempt
-    ended: str | None = None  # why it was ended, through no fault of the job
+    awaited: str = "start"  # the next sign of life: start, step, decode or end
+    slowest: dict[str, float] = field(default_factory=dict)  # seconds, by what was awaited
+    worked: bool = False  # it has done a step: the device works
+    hung: str | None = None  # why it was ended; the job loses an attempt
+    ended: str | None = None  # why it was ended; the job loses nothing
 
     def manner_of_death(self) -> str:
         """Say in words how the process ended."""
@@ -45,22 +45,22 @@ class Handle:
         return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
 
     def end_if_hung(self, least: float) -> None:
-        """End the process if it is silent for much longer than it ever was, and for ``least`` seconds."""
+        """End the process if it is silent much longer than ever before, and at least ``least`` seconds."""
         known = self.slowest.get(self.awaited)
         bound = least * FIRST_FACTOR if known is None else max(least, known * HANG_FACTOR)
         if self.quiet > bound and self.hung is None and self.ended is None:
-            usual = "" if known is None else f", where {known:.1f} s were the most before"
+            usual = "" if known is None else f", where it had never needed more than {known:.1f} s"
             self.hung = f"was ended: it did nothing for {self.quiet:.0f} s ({self.awaited}){usual}"
             self.process.kill()
 
     def end(self, why: str) -> None:
-        """End the process at once, through no fault of its job."""
+        """End the process at once; the job loses nothing."""
         self.ended = self.ended or f"was ended: {why}"
         self.process.kill()
 
     def retire(self) -> None:
-        """End an idle process, and wait until it has."""
-        self.connection.close()  # idle, it reads the end and returns
+        """End an idle process, and wait until it is gone."""
+        self.connection.close()  # an idle worker reads the end of input and returns
         self.process.join(5)
         if self.process.is_alive():
             self.process.kill()
@@ -72,8 +72,8 @@ def start(device: str) -> Handle:
     spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
     ours, theirs = spawn.Pipe()
     process = spawn.Process(target=main.main, args=(theirs, os.getpid(), device), name="framepackd-worker")
-    # Inherited, until the worker is so far that it ignores them: else one that comes too early ends it.
-    resource_tracker.ensure_running()  # which would let them through again
+    # Blocked signals are inherited: an early one would end a worker that does not ignore them yet.
+    resource_tracker.ensure_running()  # its start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, main.FOR_THE_DAEMON)
     try:
         process.start()

@@ -1,23 +1,46 @@
-"""Looks for what must be there before a job starts: its files, its model, its GPU."""
+"""Checks what must be there before a job starts: its files, its model, its GPU, room on the disks.
 
+Room is an upper estimate: better to refuse a video before its night than in it.
+"""
+
+import contextlib
+import math
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from framepack_core.errors import FramePackError
+from framepack_core.media.extend import frames_of, tail_latents
 from framepack_core.models import model_files
 from framepack_core.models.registry import BUNDLED
+from framepackd.apart import within
+from framepackd.jobs import aside
 from framepackd.jobs.database import StoreError
-from framepackd.jobs.folder import INPUTS
+from framepackd.jobs.folder import CHECKPOINT, INPUTS
 from framepackd.jobs.job import Job
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.settings.config import Config
-from framepackd.supervisor.space import shortage
 
 NVIDIA = Path("/proc/driver/nvidia")  # there while a driver is loaded
 SHOWN_JOBS = 5  # of those that a problem names
+
+# Kept free in the state folder: a few MiB for the database and its log, the rest for the system's log and
+# for what is dropped into an inbox on the same disk, a hundred photos.
+RESERVE_BYTES = 512 << 20
+
+FLOAT32, RGB = 4, 3  # bytes; channels
+LATENT_CHANNELS, LATENT_PIXELS = 16, 8  # a latent stands for 8x8 pixels
+SAMPLER_TENSORS = 6  # of a section: up to four of the solver, two of the step cache
+STATES = 3  # two are kept while the next is written
+EDGES = 2  # of the section just decoded and of the one before
+# The video's share of its raw frames, falling with crf. White noise took 0.51 at crf 0, 0.46 at 1, 0.26 at
+# 16, 0.10 at 30; at 16 a photo with heavy grain took 0.10, an ordinary video 0.02.
+NOISE_SHARE, WORST_CRF = 0.52, 52
+ANSWER_SECONDS = 1.0  # for a disk to report its free space
+BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's is
 
 
 def gpu_seen() -> bool:
@@ -26,23 +49,23 @@ def gpu_seen() -> bool:
 
 
 def is_gpu_expected(model: str, config: Config) -> bool:
-    """Say whether ``auto`` is a GPU and nothing else: the CPU would take days with this model."""
+    """Say whether ``auto`` means a GPU only: the CPU would take days with this model."""
     if model in BUNDLED:
         return False
     try:
         used = config.database.exists() and JobStore(config.database, read_only=True).gpu_used()
-    except StoreError:  # the daemon says what is wrong with it
+    except StoreError:  # the daemon reports what is wrong with it
         used = False
     return used or gpu_seen()
 
 
 def missing_model(job: Job, config: Config) -> str | None:
-    """Say which file of the job's model is missing or not what it should be; None if all are here and fit."""
+    """Say which file of the job's model is missing or wrong; None if all are here and fit."""
     try:
         model_files.look(config.spec(job.settings["model"]))
     except FramePackError as error:
         return str(error)
-    except (KeyError, ValueError, OSError):  # not in the config any more: the job says so
+    except (KeyError, ValueError, OSError):  # no longer in the config: the job fails and says so
         return None
     return None
 
@@ -52,11 +75,11 @@ def missing_room(job: Job, config: Config) -> str | None:
     try:
         return shortage(job, config)
     except OSError as error:
-        return f"{error.filename} cannot be looked at ({error.strerror}): check that its disk is there"
+        return f"{error.filename} cannot be read ({error.strerror}): check that its disk is there"
 
 
 def without_files(store: JobStore, config: Config) -> dict[str, str]:
-    """Say of which queued jobs the files are not in their work folders, by id, and what to do about each."""
+    """Say what to do about each queued job, by id, whose files are not in its work folder."""
     return {
         job_id: (
             f"its files are not in {config.jobs_dir / job_id}: bring back jobs/ from the same backup as "
@@ -68,13 +91,13 @@ def without_files(store: JobStore, config: Config) -> dict[str, str]:
 
 
 def has_files(job_id: str, inputs: Mapping[str, Any], config: Config) -> bool:
-    """Say whether all that was dropped for a job is in its work folder."""
+    """Say whether all files dropped for a job are in its work folder."""
     folder = config.jobs_dir / job_id / INPUTS
     return all(os.path.lexists(folder / entry["file"]) for entry in inputs.values())
 
 
 def problem_without_files(without: Mapping[str, str], config: Config) -> Problem | None:
-    """Tell of all such jobs together; None if there are none."""
+    """Report jobs without files as one problem; None if there are none."""
     if not without:
         return None
     some = _named(without)
@@ -82,12 +105,12 @@ def problem_without_files(without: Mapping[str, str], config: Config) -> Problem
     return Problem(
         "work-folders",
         f"{jobs} for files that are not in {config.jobs_dir} ({some}): bring back jobs/ from the same backup "
-        f"as {config.database.name}, or framepackd cancel what is made already or is not to be made",
+        f"as {config.database.name}, or framepackd cancel those that are made already or not wanted",
     )
 
 
 def problem_of_other_device(waiting: Mapping[str, str]) -> Problem | None:
-    """Tell of the jobs that wait for the device they were begun on; of one in its own words."""
+    """Report jobs that wait for the device they began on; a single one with its own reason."""
     if not waiting:
         return None
     if len(waiting) == 1:
@@ -95,12 +118,105 @@ def problem_of_other_device(waiting: Mapping[str, str]) -> Problem | None:
         return Problem("other-device", f"job {job_id} waits: {reason}")
     return Problem(
         "other-device",
-        f"{len(waiting)} jobs wait for the device that they were begun on, a GPU or the CPU "
+        f"{len(waiting)} jobs wait for the device that they began on, a GPU or the CPU "
         f"({_named(waiting)}): bring it back (device under [gpu]) and restart, or begin anew with "
         "framepackd retry JOB --anew, which keeps what was made aside",
     )
 
 
 def _named(jobs: Mapping[str, str]) -> str:
-    """Name some jobs by their ids."""
     return ", ".join(list(jobs)[:SHOWN_JOBS]) + (" ..." if len(jobs) > SHOWN_JOBS else "")
+
+
+# room on the disks
+
+
+def needed(job: Job) -> dict[str, int]:
+    """Estimate, part by part, how many bytes a job's work folder grows to, without the inputs."""
+    window = int(job.settings.get("latent_window_size", 9))
+    crf = int(job.settings.get("crf", 16))
+    pixels = job.width * job.height
+    latent_frame = FLOAT32 * LATENT_CHANNELS * pixels // LATENT_PIXELS**2
+    raw = job.frames * pixels * RGB
+    video = int(raw * NOISE_SHARE * (1 - crf / WORST_CRF))
+    continued = job.settings.get("continues") or {}
+    tail = frames_of(tail_latents(continued["frames"])) if continued else 0
+    latents = (job.sections * window + job.clips + (continued.get("latents") or 0)) * latent_frame
+    return {
+        "segments": video,
+        "preview": video,
+        "continued": video + tail * pixels * RGB if continued else 0,  # its old part, its last frames
+        "video": video,  # or a preview, while there is an older one
+        "stills": job.sections * pixels * RGB if job.settings.get("save_section_frames") else 0,
+        "kept latents": latents if job.settings.get("keep_latents") else 0,
+        "latents": latents,
+        "sampler state": STATES * SAMPLER_TENSORS * window * latent_frame,
+        "section edges": EDGES * (4 * window - 3) * pixels * RGB * FLOAT32,
+    }
+
+
+def shortage(job: Job, config: Config, *, reserve: int = RESERVE_BYTES) -> str | None:
+    """Say where there is too little room for the rest of a job, and what to do; None if there is enough.
+
+    Files already in the work folder count as done. An outbox on the state folder's file system needs no
+    room of its own. 3 ms with 300 files in the work folder.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    parts = needed(job)
+    work = config.jobs_dir / job.id
+    inputs = _used(work / INPUTS)
+    delivered = inputs + parts["video"] + parts["stills"] + parts["kept latents"]
+    kept = sum(
+        _used(place) for place in aside.of_job(work, CHECKPOINT)
+    )  # set aside: the rest of the job does not use them
+    rest = max(sum(parts.values()) - (_used(work) - inputs - kept), 0)
+    state = nearest(config.state_dir)
+    device = state.stat().st_dev
+    problems = [_missing(job, "state_dir", state, rest, reserve)]
+    for key, folder, size in (("outbox", config.outbox, delivered), ("failed", config.failed, inputs)):
+        # A silent disk is no reason to wait: until it answers, the video stays in the state folder.
+        look = partial(_missing_elsewhere, job, key, folder, size, device)
+        problems.append(within(ANSWER_SECONDS, f"room in {folder}", look, None))
+    return next(filter(None, problems), None)
+
+
+def _missing_elsewhere(job: Job, key: str, folder: Path, size: int, device: int) -> str | None:
+    above = nearest(folder)
+    if above.stat().st_dev == device:  # a rename moves the files there
+        return None
+    return _missing(job, key, above, size, 0)
+
+
+def _missing(job: Job, key: str, folder: Path, size: int, reserve: int) -> str | None:
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if status.f_blocks == 0 or free >= size + reserve:  # some network file systems report no size
+        return None
+    kept = f" and {_readable(reserve)} are kept free" if reserve else ""
+    return (
+        f"{folder} has {_readable(free)} free, {job.path} needs {_readable(size)} there{kept}: "
+        f"free {_readable(size + reserve - free)}, or set {key} to a larger disk"
+    )
+
+
+def nearest(folder: Path) -> Path:
+    """Give the folder, or the nearest existing one above it."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
+def _used(folder: Path) -> int:
+    """Add up the disk usage of the files in a folder, which the worker may change meanwhile."""
+    total = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).lstat().st_blocks * BLOCK_BYTES
+    return total
+
+
+def _readable(size: int) -> str:
+    """Round up, so that the amount named is enough."""
+    unit, name = (1 << 30, "GiB") if size >= 1 << 30 else (1 << 20, "MiB")
+    return f"{math.ceil(10 * size / unit) / 10:.1f} {name}"

@@ -1,4 +1,4 @@
-"""Puts a job into the words of the worker: its clips in the order of time, its folders, its device."""
+"""Describes a job for the worker: its clips in the order of time, its folders, its device."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +21,7 @@ from framepackd.worker.source_video import START, TAIL, Continued
 def work_of(
     job: Job, config: Config, store: JobStore, *, gpu_used: bool, may_be_ahead: bool
 ) -> messages.Work:
-    """Give a job as the worker is told of it.
+    """Describe a job for the worker.
 
     Raises:
         KeyError, ValueError: its settings do not fit the configuration any more.
@@ -57,14 +57,14 @@ def work_of(
         keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),
         keep_only=job.cancel is not None,
         preview_decoder=config.preview_decoder,
-        strip=config.results_page,
+        filmstrip=config.results_page,
         continued=continued(job, folder),
         ahead=may_be_ahead,
     )
 
 
 def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
-    """Say what is to be generated for a job whose files lie in ``inputs``, in its work folder.
+    """Give the request of each clip of a job whose files lie in ``inputs``, in its work folder.
 
     Raises:
         KeyError, ValueError: its settings were made by another version.
@@ -72,7 +72,9 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
     files = {role: inputs / str(entry["file"]) for role, entry in job.inputs.items()}
     apart = ("prompts", "background")
     generation = {key: job.settings[key] for key in GenerationSettings.model_fields if key not in apart}
-    generation["background"] = job.settings.get("background", WHITE)  # not in jobs from before there was one
+    generation["background"] = job.settings.get("background", WHITE)  # older jobs have none
+    generation |= {"prompt": job.settings["prompt"], "seed": job.settings["seed"]}
+    generation["loras"] = loras.requested(job.settings, lora_dir)
     source = continued(job, inputs.parent)
     if source is not None:
         folder = Path(source.folder)
@@ -80,9 +82,6 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
         return [
             Request(
                 image=files.get("image", folder / START),
-                prompt=job.settings["prompt"],
-                seed=job.settings["seed"],
-                loras=loras.requested(job.settings, lora_dir),
                 prompts=_prompts(job, range(job.sections), source.frames - 1),
                 continue_from=files.get("latents", folder / TAIL),
                 **generation,
@@ -93,14 +92,10 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
     keyframes = {int(section): inputs / file for section, file in job.settings.get("keyframes", {}).items()}
     sections = job.sections // job.clips
     section = 4 * job.settings["latent_window_size"]  # frames
-    merged = loras.requested(job.settings, lora_dir)
     return [
         Request(
             image=image,
             end_image=end,
-            prompt=job.settings["prompt"],
-            seed=job.settings["seed"],
-            loras=merged,
             prompts=_prompts(job, range(first, first + sections), first * section),
             keyframes={
                 section - first: file
@@ -114,7 +109,7 @@ def clips(job: Job, inputs: Path, lora_dir: Path) -> list[Request]:
 
 
 def _prompts(job: Job, sections: range, before: int) -> tuple[TimedPrompt, ...]:
-    """Give the timed prompts that act in some sections; their times count from the ``before``-th frame."""
+    """Give the timed prompts that act in ``sections``, with times that count from frame ``before``."""
     asked = job.settings.get("more") or job.settings["seconds"]
     length = max((len(sections) * 4 * job.settings["latent_window_size"] + 1) / FPS, asked)
     return tuple(
@@ -123,13 +118,13 @@ def _prompts(job: Job, sections: range, before: int) -> tuple[TimedPrompt, ...]:
             end=min(timed["to"] - before / FPS, length),
             text=timed["text"],
         )
-        for timed in job.settings.get("prompts", [])  # not in jobs from before there were any
+        for timed in job.settings.get("prompts", [])  # older jobs have none
         if any(section in sections for section in timed["sections"])
     )
 
 
 def continued(job: Job, work: Path) -> Continued | None:
-    """Say what video a job goes on with, and what is to be made ready of it; None if it does not."""
+    """Describe the video that a job extends; None if it extends none."""
     source = job.settings.get("continues")
     if source is None:
         return None

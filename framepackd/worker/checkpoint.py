@@ -1,10 +1,9 @@
-"""The checkpoint format: a job's progress on disk, whole after any crash, one computed step old at most.
+"""The checkpoint format: a job's progress on disk, whole after any crash, at most one computed step old.
 
-Latents, segments of video and edges are files of their own, written once; a small state file after each step
-that was computed names them with their hashes. Everything is written aside, made durable and renamed. The
-state before the newest is kept until the newest is safe, and taken up if the newest is damaged. Where latents
-are damaged, the sections before them are gone on from. What cannot be used is moved aside, see
-:mod:`framepackd.jobs.aside`.
+Latents, segments of video and edges are files of their own, written once; after each computed step a small
+state file names them with their hashes. Every file is written aside, made durable and renamed. The last state
+but one is kept until the newest is safe, and used if the newest is damaged. Where latents are damaged, the
+job resumes from the sections before them. Unusable files are set aside, see :mod:`framepackd.jobs.aside`.
 """
 
 import hashlib
@@ -38,27 +37,27 @@ _HASH_BYTES = hashlib.sha256().digest_size
 
 
 class DamagedError(Exception):
-    """A file is not what was written, or belongs to something else."""
+    """A file is not what was written, or belongs to another job or version."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is on disk: how far the video is, and what was noted beside."""
+    """A checkpoint read from disk: how far the video is, and the notes saved with it."""
 
     progress: Progress
     notes: dict[str, Any] = field(default_factory=dict)  # JSON
-    rewound: bool = False  # latents of later sections are lost: see Progress.without_later
+    rewound: bool = False  # later sections' latents are lost: see Progress.without_later
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """A state, and what of the files that it names is whole."""
+    """A state, and which of the files that it names are whole."""
 
     state: Path
     checkpoint: Checkpoint
-    hashes: dict[str, str]  # of the files that are gone on from
-    named: frozenset[str]  # all that the state names
-    wrong: dict[str, str]  # what is wrong with which of them
+    hashes: dict[str, str]  # of the files that the job resumes from
+    named: frozenset[str]  # all files that the state names
+    wrong: dict[str, str]  # what is wrong, by file
 
     @property
     def sections(self) -> int:
@@ -80,11 +79,10 @@ class Checkpoints:
         """Use a folder.
 
         Args:
-            folder: where they are; it need not exist.
-            identity: as JSON, what they are checkpoints of: no others are loaded.
-            tell: is told, before it happens, what is moved aside and why.
-            to_write: what exists is written and nothing generated any more: others will do, and no latents
-                are needed.
+            folder: where the checkpoints are; it need not exist.
+            identity: JSON that names what the video's bits depend on; only equal checkpoints are loaded.
+            tell: gets, before it happens, a text about what is set aside and why.
+            to_write: only write what exists: any identity will do, and no latents are needed.
         """
         self._folder = folder
         self._identity = json.loads(json.dumps(identity))
@@ -95,14 +93,14 @@ class Checkpoints:
         self._kept: list[set[str]] = []  # per kept state: its own file and those it names
 
     def load(self) -> Checkpoint | None:
-        """Read the newest checkpoint that is whole, or as much as is whole; None to begin at the beginning.
+        """Read the newest whole checkpoint, or the whole part of one; None if the job must begin anew.
 
-        Those of another request, model or version are not gone on from: mixing would give the video of
-        neither. They, and what is damaged, are moved aside first; where they fit again, they are taken up.
+        A checkpoint of another request, model or version is never resumed: the mix would be neither video.
+        It is set aside, as is a damaged one; a set aside one that fits again is restored.
 
         Raises:
             OtherDeviceError: it was made on a GPU and this is the CPU, or the other way round.
-            OSError: the disk cannot be read or written just now: nothing is said about what is on it.
+            OSError: the disk cannot be read or written now; that says nothing about its files.
         """
         found, wrong = self._read_best(self._folder)
         if found is not None and wrong:
@@ -110,7 +108,7 @@ class Checkpoints:
         elif found is None:
             if wrong:
                 self._put_all_away(wrong)
-            found = self._take_up()
+            found = self._restore()
         if found is None:
             self._number, self._hashes, self._kept = 0, {}, []
             return None
@@ -119,10 +117,10 @@ class Checkpoints:
         return found.checkpoint
 
     def save(self, progress: Progress, notes: dict[str, Any], segment: bytes | None = None) -> None:
-        """Write a checkpoint, durable when it returns; ``segment`` is the video of a section just decoded.
+        """Write a checkpoint, durable on return; ``segment`` is the video of a section just decoded.
 
         Raises:
-            OSError: it could not be written; the one before holds.
+            OSError: it could not be written; the one before still holds.
         """
         files.make_folder(self._folder)
         last = progress.decoded - 1
@@ -148,16 +146,16 @@ class Checkpoints:
         self._kept = [*self._kept[1 - KEPT_STATES :], {own, *hashes}]
 
     def clear(self) -> None:
-        """Remove what no kept state needs; takes milliseconds, and is not urgent."""
+        """Remove files that no kept state names; takes milliseconds, and is not urgent."""
         for path in self._folder.iterdir():
             if not any(path.name in names for names in self._kept):
                 path.unlink()
 
     def segments(self, kind: Kind) -> Iterator[bytes]:
-        """Give the video of the decoded sections, piece by piece in the order of time.
+        """Give the segments of the decoded sections in the order of time.
 
         Raises:
-            DamagedError: they are not what was written.
+            DamagedError: one is not what was written.
         """
         names = sorted(name for name in self._hashes if name.startswith("segment-"))
         for name in chronological(kind, names):
@@ -166,19 +164,19 @@ class Checkpoints:
     def _kept_or_written(self, name: str, made: torch.Tensor | bytes | None) -> dict[str, str]:
         if name in self._hashes:
             return {name: self._hashes[name]}
-        assert made is not None, f"{name} was written when it was new"
+        assert made is not None, f"{name} must exist already"
         if isinstance(made, torch.Tensor):
             made = safetensors.torch.save({_kind(name): made.contiguous()})
-        # Its name becomes durable with that of the state, which is written next to it and names it.
+        # Its name becomes durable with that of the state, which lies in the same folder and names it.
         files.write_bytes(self._folder / name, made, named=False)
         return {name: hashlib.sha256(made).hexdigest()}
 
     # reading
 
     def _read_best(self, folder: Path) -> tuple[_Reading | None, dict[str, str]]:
-        """Read the newest state that is whole, else the one with the most whole sections.
+        """Read the newest whole state, else the one with the most whole sections.
 
-        Says too what is wrong with each file that cannot be used.
+        Also says what is wrong with each unusable file.
         """
         wrong: dict[str, str] = {}
         partly: list[_Reading] = []
@@ -232,27 +230,27 @@ class Checkpoints:
     def _read(self, name: str) -> bytes:
         return _read(self._folder / name, self._hashes[name])
 
-    # what cannot be used
+    # unusable files
 
     def _put_away(self, found: _Reading, wrong: Mapping[str, str]) -> None:
-        """Move aside what is damaged, and go on from the rest."""
+        """Set aside the damaged files, and resume from the rest."""
         place = aside.next_place(self._folder)
         progress = found.checkpoint.progress
         steps = 0 if found.checkpoint.rewound else progress.step
-        then = f"going on after {len(progress.sampled)} sections and {steps} steps"
+        then = f"resuming after {len(progress.sampled)} sections and {steps} steps"
         if any(_kind(name) in ("segment", "edge") for name in wrong):
             then += ", whose pixels are decoded again"
-        self._tell(f"{_reasons(wrong)}: {then}; what cannot be used is kept in {place}")
+        self._tell(f"{_reasons(wrong)}: {then}; the unusable files are kept in {place}")
         aside.move_files(self._folder, wrong, place)
 
     def _put_all_away(self, wrong: Mapping[str, str]) -> None:
-        """Move aside all there is, and begin anew."""
+        """Set aside the whole checkpoint, and begin anew."""
         place = aside.next_place(self._folder)
         self._tell(f"{_reasons(wrong)}: beginning anew; the old checkpoint is kept in {place}")
         aside.move(self._folder, place)
 
-    def _take_up(self) -> _Reading | None:
-        """Go on from what was set aside, if that fits again: by whoever goes back to an older version."""
+    def _restore(self) -> _Reading | None:
+        """Restore a set aside checkpoint that fits again, as after a return to an older version."""
         for place in reversed(aside.places(self._folder)):
             if aside.is_given_up(place):
                 continue
@@ -261,7 +259,7 @@ class Checkpoints:
             except OtherDeviceError:
                 continue
             if found is not None:
-                self._tell(f"{place} can be used again: going on from there")
+                self._tell(f"{place} can be used again: resuming from there")
                 if self._folder.exists():  # without a state
                     aside.move(self._folder, aside.next_place(self._folder))
                 aside.move(place, self._folder)
@@ -272,7 +270,7 @@ class Checkpoints:
 
 
 class _Files:
-    """The files that a state names; notes which of them are of no use."""
+    """The files that a state names; notes which are unusable."""
 
     def __init__(self, folder: Path, hashes: dict[str, str]) -> None:
         self.hashes = hashes
@@ -290,14 +288,14 @@ class _Files:
         return None
 
     def tensors(self, kind: str, count: int) -> tuple[torch.Tensor, ...]:
-        """Read the first files of a kind, up to one that is of no use; those behind it are looked at too."""
+        """Read the first files of a kind, up to an unusable one; the later ones are checked too."""
         contents = [self.read(_name(kind, number)) for number in range(count)]
         whole = takewhile(lambda content: content is not None, contents)
         return tuple(safetensors.torch.load(content)[kind] for content in whole if content is not None)
 
 
 def _as_decoded(progress: Progress, named: _Files) -> Progress:
-    """Have what is decoded go on from its edge; where any of it is of no use, all is decoded again."""
+    """Add the edge of the decoded sections; if any of their files is unusable, decode all again."""
     whole = [named.read(_name("segment", number)) is not None for number in range(progress.decoded)]
     edge_name = _name("edge", progress.decoded - 1)
     edge = named.read(edge_name) if edge_name in named.hashes else b""
@@ -307,7 +305,7 @@ def _as_decoded(progress: Progress, named: _Files) -> Progress:
 
 
 def _is_part_of(progress: Progress, name: str) -> bool:
-    """Say whether a progress goes on from a file."""
+    """Say whether a resume from this progress needs a file."""
     kind, _, number = name.partition("-")
     return int(number) < (len(progress.sampled) if kind == "latents" else progress.decoded)
 
@@ -320,7 +318,6 @@ def _read(path: Path, sha256: str) -> bytes:
 
 
 def _reasons(wrong: Mapping[str, str]) -> str:
-    """Say what is wrong, each reason once."""
     told: dict[str, str] = {}
     for name, why in wrong.items():
         told.setdefault(why, name)
@@ -354,7 +351,7 @@ def _difference(what: str, theirs: Any, ours: Any) -> str:
 
 
 def _describe(progress: Progress) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Take a state apart into tensors for safetensors, which wants each once, and JSON for the rest."""
+    """Split a state into tensors for safetensors, each stored once, and JSON for the rest."""
     solver, cache = progress.solver, progress.cache
     named = {"noise": progress.noise}
     described: dict[str, Any] = {"sampled": len(progress.sampled), "decoded": progress.decoded}

@@ -7,39 +7,34 @@ import torch
 
 from framepack_core.conditioning import Conditioning
 from framepack_core.engine import Engine
-from framepack_core.errors import (
-    DeviceError,
-)
+from framepack_core.errors import DeviceError
 from framepack_core.memory import device_support, devices, footprint
 from framepack_core.memory.device_errors import Verdict, judge
 from framepack_core.request import Request
-from framepackd.worker.messages import (
-    AheadError,
-    Work,
-)
+from framepackd.worker.messages import AheadError, Work
 
 log = logging.getLogger(__name__)
 
 
 class Engines:
-    """The engine that is loaded, kept from job to job."""
+    """The loaded engine, kept from job to job."""
 
     def __init__(self) -> None:
         """Load nothing yet."""
-        self.compiled = False  # whether a step was made by compiled blocks
+        self.compiled = False  # whether compiled blocks have computed a step
         self._key: tuple[Any, ...] | None = None
         self._engine: Engine | None = None
         self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
-        self._not_ahead: set[str] = set()  # jobs for which there was too little memory
+        self._not_ahead: set[str] = set()  # jobs for which memory was too small
 
     def get(self, work: Work, rung: int) -> Engine:
-        """Give the engine for a job, loaded if it is not yet."""
+        """Give the engine for a job; load it if need be."""
         key = engine_key(work)
         video = footprint.Video.asked_for(work.request, work.size)
         if self._engine is not None and key == self._key:
             self._engine.prepare(video, work.keep_free, rung, work.request.loras)
             return self._engine
-        self._engine = self._ahead = None  # first let go of the other model
+        self._engine = self._ahead = None  # frees the other model first
         engine = Engine.load(
             work.spec,
             str(device_of(work)),
@@ -65,10 +60,10 @@ class Engines:
         return engine.encode(request)
 
     def encode_ahead(self, work: Work) -> None:
-        """Encode the inputs of a job to come, once, if its model is loaded and has the device to itself.
+        """Encode the inputs of a later job, once, if its model is loaded and all of it fits the device.
 
         Raises:
-            AheadError: the device is broken, and only another process can go on.
+            AheadError: the device is broken, and only another process can continue.
         """
         engine = self._engine
         if not work.ahead or work.job_id in self._not_ahead:
@@ -78,11 +73,11 @@ class Engines:
         ahead = (engine, work.request)
         if engine.levels[engine.level].placement != "all" or (self._ahead and self._ahead[:2] == ahead):
             return
-        self._ahead = (*ahead, None)  # what fails is not tried again before its time
+        self._ahead = (*ahead, None)  # a failure is not repeated ahead of time
         try:
             self._ahead = (*ahead, engine.encode(work.request))
-        except Exception as error:  # no fault of the job that runs: the other one shows it when it starts
-            # No more than its text: the error holds on to the tensors of the frames it passed.
+        except Exception as error:  # not the running job's fault: the later one fails when it starts
+            # Only the text: the error keeps its frames' tensors alive.
             verdict, why = judge(error), str(error).partition("\n")[0]
         else:
             return
@@ -106,4 +101,4 @@ def device_of(work: Work) -> torch.device:
     except DeviceError:
         if not work.keep_only:
             raise
-        return torch.device("cpu")  # what exists is written: nothing is computed on any device
+        return torch.device("cpu")  # only what exists is written: no device computes

@@ -1,20 +1,17 @@
-"""Makes one job's video in the worker, from its request or from where it was left."""
+"""Makes one job's video in the worker, from its request or from its checkpoint."""
 
 import contextlib
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Self
 
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.errors import (
-    CompileError,
-    FramePackError,
-    FreshProcessError,
-    ModelError,
-)
+from framepack_core.errors import CompileError, FramePackError, FreshProcessError, ModelError
 from framepack_core.media import extend, pictures
 from framepack_core.memory import before_torch, devices
 from framepack_core.memory.device_errors import Verdict, judge
@@ -22,27 +19,10 @@ from framepack_core.models.lora_files import fit_all
 from framepack_core.networks import compiling
 from framepack_core.progress import HostCopy, Progress
 from framepackd import files
-from framepackd.worker import identity, source_video
-from framepackd.worker.beside import Beside
+from framepackd.worker import identity, messages, source_video
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines, device_of
-from framepackd.worker.messages import (
-    AheadError,
-    Finished,
-    Leave,
-    Lowered,
-    Message,
-    Next,
-    PromptsCut,
-    Ready,
-    Resumed,
-    SectionDecoded,
-    SetAside,
-    StepDone,
-    Stopped,
-    Uncompiled,
-    Work,
-)
+from framepackd.worker.messages import AheadError, Work
 from framepackd.worker.previews import Previews
 from framepackd.worker.quality import Measures
 from framepackd.worker.video import Video
@@ -50,26 +30,53 @@ from framepackd.worker.video import Video
 log = logging.getLogger(__name__)
 
 
+class BackgroundWriter:
+    """Saves and encodes in a thread while the sampling goes on; one task at a time."""
+
+    def __init__(self) -> None:
+        """Begin with nothing to do."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._task: Future[None] | None = None
+
+    def start(self, task: Callable[[], None]) -> None:
+        """Start a task when the last one is done; raises what the last one raised."""
+        self.wait()
+        self._task = self._thread.submit(task)
+
+    def wait(self) -> None:
+        """Wait until the task is done; raises, once, what it raised."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the task end, whatever failed elsewhere."""
+        self._thread.shutdown()
+
+
 class Generation:
-    """A job on its way; what it has reached is on disk at every step that was computed."""
+    """A running job; all that it has computed is on disk after every computed step."""
 
     def __init__(self, work: Work, engines: Engines, connection: Connection) -> None:
-        """Take up what an earlier run of the job has left."""
+        """Resume from what an earlier run of the job has left."""
         self._work = work
         self._engines = engines
         self._connection = connection
         self._computation = identity.computation(work)
-        self._clips: list[Checkpoints] = []  # of the clips up to the one at hand
+        self._clips: list[Checkpoints] = []  # of the clips up to the current one
         self._video = Video(work, self._clips)
-        self._beside = Beside()
+        self._writer = BackgroundWriter()
         self._previews = Previews(work)
-        self._take_up()
+        self._resume()
         self._loras: tuple[dict[str, int], ...] = ()
-        self._asked: Leave | None = None  # to leave the job
-        self._next: Work | None = None  # what comes after it
+        self._leave: messages.Leave | None = None  # the daemon's wish, once it came
+        self._next: Work | None = None  # the job after this one
 
-    def _take_up(self) -> None:
-        """Go to where an earlier run of the job has left it, if it was computed in the same way."""
+    def _resume(self) -> None:
+        """Load the checkpoints of an earlier run, if it computed in the same way."""
         self._identity = identity.of(self._work) | self._computation
         self._clips.clear()
         self._clock = _PhaseClock()
@@ -78,40 +85,40 @@ class Generation:
         if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
             for preview in (self._work.preview, self._previews.file):
                 preview.unlink(missing_ok=True)
-        self._has_more()  # goes to where the chain was left
+        self._has_more()  # enters the clip in which the chain was left
 
-    def run(self) -> Message:
+    def run(self) -> messages.Message:
         """Generate what is missing, then write the video."""
-        with self._previews, self._beside:  # whoever takes up the job next must not find either at work
+        with self._previews, self._writer:  # both have ended when the job is left
             return self._run()
 
-    def _run(self) -> Message:
+    def _run(self) -> messages.Message:
         work = self._work
         files.make_folder(work.result)
         if work.continued is not None:
-            source_video.make_ready(work.continued)
-        self._tell_resumed()
+            source_video.prepare(work.continued)
+        self._report_resumed()
         if work.keep_only:
-            self._asked = Leave(keep=True)
-        while self._asked is None and self._has_more():
+            self._leave = messages.Leave(keep=True)
+        while self._leave is None and self._has_more():
             try:
                 self._generate_within_memory()
             except CompileError as error:
-                reason = str(error)  # no more than that: the error holds on to the tensors it passed
+                reason = str(error)  # only the text: the error keeps its frames' tensors alive
             else:
                 continue
-            self._go_on_uncompiled(reason)
+            self._resume_uncompiled(reason)
         exists = self._sections_before + self._progress.decoded
-        if self._asked is not None and self._asked.keep:
+        if self._leave is not None and self._leave.keep:
             self._video.forget_after(exists)
-        if self._asked is not None and not (self._asked.keep and exists):
-            return Stopped()
-        self._video.write(self._progress.edge, None if self._asked else work.frames)
+        if self._leave is not None and not (self._leave.keep and exists):
+            return messages.Stopped()
+        self._video.write(self._progress.edge, None if self._leave else work.frames)
         self._clock.lap("write")
         request, size = self._work.request, self._work.size
-        # What of it is passed over was told before.
+        # Its warnings were logged at intake.
         picture = pictures.crop_to(pictures.open_picture(request.image, request.background, log.debug), size)
-        return Finished(
+        return messages.Finished(
             self._clock.seconds,
             identity.versions(),
             self._computation,
@@ -120,15 +127,15 @@ class Generation:
             encoded_anew=work.continued is not None and work.continued.encoded_anew(),
         )
 
-    def _tell_resumed(self) -> None:
+    def _report_resumed(self) -> None:
         sampled = self._sections_before + len(self._progress.sampled)
-        self._connection.send(Resumed(sampled * self._work.request.steps + self._progress.step))
+        self._connection.send(messages.Resumed(sampled * self._work.request.steps + self._progress.step))
 
-    def _go_on_uncompiled(self, reason: str) -> None:
-        """Compute the blocks as they are from here on; what compiled ones have computed is set aside.
+    def _resume_uncompiled(self, reason: str) -> None:
+        """Continue without compiling; steps that compiled blocks computed are set aside.
 
-        A video is made in one of both ways, whoever takes it up later. Before it comes to that, another
-        process tries to compile: this one may have compiled too much already, which loses nothing.
+        A video is computed in one way from start to end. If this process has compiled before, a fresh one
+        tries again first: it may have compiled too much, and nothing is lost.
         """
         if self._engines.compiled:
             raise FreshProcessError(f"compiling failed ({reason})")
@@ -138,14 +145,14 @@ class Generation:
                 f"compile = true, and the blocks cannot be compiled ({reason}): put that right, or set "
                 'compile = "auto" and retry the job'
             )
-        self._connection.send(Uncompiled(identity.conditions(work), reason))
+        self._connection.send(messages.Uncompiled(identity.conditions(work), reason))
         self._computation["compiled"] = False
-        self._take_up()
-        self._tell_resumed()
+        self._resume()
+        self._report_resumed()
 
     @property
     def _clip(self) -> int:
-        """Which clip is at hand, from 0."""
+        """The current clip, from 0."""
         return len(self._clips) - 1
 
     @property
@@ -154,11 +161,10 @@ class Generation:
 
     @property
     def _sections_before(self) -> int:
-        """How many sections the clips before the one at hand have."""
         return self._clip * self._sections_per_clip
 
     def _has_more(self) -> bool:
-        """Say whether anything is left to generate, and go on to the clip in which that is."""
+        """Say whether anything is left to generate; enters the clip in which it is."""
         while self._progress.decoded == self._sections_per_clip:
             if len(self._clips) == len(self._work.clips):
                 return False
@@ -166,11 +172,13 @@ class Generation:
         return True
 
     def _enter_next(self) -> None:
-        """Take up the next clip where it was left; what it was measured by includes the clips before it."""
+        """Load the next clip's checkpoint; its measures include the clips before it."""
         folder = self._work.checkpoint
         if self._work.following:
             folder /= f"clip-{len(self._clips) + 1:04}"
-        self._clips.append(Checkpoints(folder, self._identity, self._tell, to_write=self._work.keep_only))
+        self._clips.append(
+            Checkpoints(folder, self._identity, self._report_set_aside, to_write=self._work.keep_only)
+        )
         found = self._clips[-1].load()
         self._progress = found.progress if found else Progress.start(self._work.request.seed)
         if found is not None and found.rewound:
@@ -180,15 +188,15 @@ class Generation:
             if self._progress.decoded:
                 self._measures = Measures.from_json(found.notes["quality"])
 
-    def _tell(self, text: str) -> None:
-        """Have it recorded what becomes of a checkpoint that cannot be used, before it is moved."""
-        self._connection.send(SetAside(text))
+    def _report_set_aside(self, text: str) -> None:
+        """Report what happens to an unusable checkpoint, before it is moved."""
+        self._connection.send(messages.SetAside(text))
 
     def _generate_within_memory(self) -> None:
-        """Generate; where the device has not enough memory, take one rung down the ladder."""
+        """Generate; each time the device runs out of memory, take the next memory level."""
         device = devices.device_name(device_of(self._work))
         key = f"{device}|{self._work.spec.name}|{self._work.size[1]}x{self._work.size[0]}"
-        if self._work.vae_tiling != "auto":  # another ladder
+        if self._work.vae_tiling != "auto":  # it has other levels
             key += "|tiles" if self._work.vae_tiling else "|whole"
         engine = self._engines.get(self._work, self._work.rungs.get(key, 0))
         self._loras = tuple(fit.counts for fit in fit_all(self._work.request.loras, self._work.spec))
@@ -196,24 +204,24 @@ class Generation:
         if engine.compiled.on:
             compiling.set_up(self._work.compile_cache)
         self._clock.lap("load")
-        self._tell_ready(engine)
+        self._report_ready(engine)
         refused = ""
-        for rung in range(engine.level, len(engine.levels)):
-            if rung > engine.level:
-                log.warning("out of memory (%s): going on with %s", refused, engine.levels[rung].text)
-                self._connection.send(Lowered(key, rung, engine.levels[rung].text))
+        for level in range(engine.level, len(engine.levels)):
+            if level > engine.level:
+                log.warning("out of memory (%s): continuing with %s", refused, engine.levels[level].text)
+                self._connection.send(messages.Lowered(key, level, engine.levels[level].text))
             try:
-                engine.take_level(rung)
+                engine.take_level(level)
                 self._generate(engine)
             except RuntimeError as error:
                 verdict = judge(error)
                 if verdict not in (Verdict.MEMORY, Verdict.MEMORY_AND_CONTEXT):
                     raise
-                # No more than its text: the error holds on to the tensors of the frames it passed.
+                # Only the text: the error keeps its frames' tensors alive.
                 refused = str(error).partition("\n")[0]
-                self._beside.wait()
-                if verdict is Verdict.MEMORY_AND_CONTEXT and rung + 1 < len(engine.levels):
-                    self._connection.send(Lowered(key, rung + 1, engine.levels[rung + 1].text))
+                self._writer.wait()
+                if verdict is Verdict.MEMORY_AND_CONTEXT and level + 1 < len(engine.levels):
+                    self._connection.send(messages.Lowered(key, level + 1, engine.levels[level + 1].text))
                     raise FreshProcessError(f"out of memory ({refused})") from error
             else:
                 return
@@ -222,24 +230,24 @@ class Generation:
             "make the video smaller (resolution), or the latent_window_size"
         )
 
-    def _tell_ready(self, engine: Engine) -> None:
+    def _report_ready(self, engine: Engine) -> None:
         name = before_torch.name_outside(str(engine.device))
-        self._connection.send(Ready(name, devices.describe(engine.device)))
+        self._connection.send(messages.Ready(name, devices.describe(engine.device)))
 
     def _generate(self, engine: Engine) -> None:
-        """Go on from the progress until the end, or until told to leave."""
-        while self._asked is None and self._has_more():
+        """Generate from the progress to the end, or until the daemon says to leave."""
+        while self._leave is None and self._has_more():
             self._generate_clip(engine)
 
     def _generate_clip(self, engine: Engine) -> None:
-        """Generate what is missing of the clip at hand; everything reached is saved."""
+        """Generate what is missing of the current clip; all that is computed is saved."""
         request = self._work.clips[self._clip]
         conditioned = self._engines.encode(request, engine)
         if conditioned.cuts:
-            self._connection.send(PromptsCut(conditioned.cuts))
+            self._connection.send(messages.PromptsCut(conditioned.cuts))
         self._previews.fit_to(request, conditioned.start_latents)
         self._clock.lap("encode")
-        self._tell_ready(engine)
+        self._report_ready(engine)
         try:
             for event in engine.sample(request, conditioned, self._progress):
                 if isinstance(event, Step):
@@ -248,51 +256,51 @@ class Generation:
                 else:
                     self._take_clip(event)
                 self._listen()
-                if self._asked is not None:
+                if self._leave is not None:
                     if isinstance(event, Step) and not _is_saved(event):
-                        self._beside.start(partial(self._save, event.progress.to_host(), self._notes()))
+                        self._writer.start(partial(self._save, event.progress.to_host(), self._notes()))
                     break
-                if isinstance(event, Clip) and (coming := self._coming()) is not None:
+                if isinstance(event, Clip) and (coming := self.work_ahead()) is not None:
                     self._encode_ahead(coming)
         finally:
-            self._beside.wait()
+            self._writer.wait()
 
     def _take_step(self, step: Step) -> None:
-        """Save what a step has brought, and tell of it; a step that was skipped is sooner done than saved."""
+        """Save a step's result and report it; a skipped step is repeated sooner than saved."""
         copied = step.progress.to_host() if _is_saved(step) else None
         if copied is not None:
-            # At most one computed step may be lost: those before are safe before this one counts as done.
-            self._beside.wait()
+            # At most one computed step may be lost: the one before is saved before this one is reported.
+            self._writer.wait()
             self._previews.offer(copied)
         self._progress = step.progress
         seconds = self._clock.lap("sample")
-        self._connection.send(StepDone(self._sections_before + step.section + 1, step.step, seconds))
+        self._connection.send(messages.StepDone(self._sections_before + step.section + 1, step.step, seconds))
         if copied is None:
             return
         if step.step < step.steps:
-            self._beside.start(partial(self._save, copied, self._notes()))
-        else:  # at once: whatever decoding does, even to this process, the section is sampled
+            self._writer.start(partial(self._save, copied, self._notes()))
+        else:  # at once: even if decoding kills this process, the section is sampled
             self._clips[-1].save(copied.wait(), self._notes())
 
     def _take_clip(self, clip: Clip) -> None:
-        """Keep what a decoded section has brought, and tell of it."""
-        self._beside.wait()
+        """Save a decoded section and report it."""
+        self._writer.wait()
         self._progress = clip.progress
         seconds = self._clock.lap("decode")
         keep = partial(self._keep, self._in_chain(clip), clip.progress.to_host(), self._notes())
-        self._beside.start(keep)
-        self._connection.send(SectionDecoded(self._sections_before + clip.section + 1, seconds))
+        self._writer.start(keep)
+        self._connection.send(messages.SectionDecoded(self._sections_before + clip.section + 1, seconds))
 
     def _encode_ahead(self, work: Work) -> None:
         try:
             self._engines.encode_ahead(work)
         except AheadError:
-            with contextlib.suppress(Exception):  # it may need the device; what is not kept is made again
-                self._beside.wait()
+            with contextlib.suppress(Exception):  # it may need the device; what is not saved is made again
+                self._writer.wait()
             raise
 
     def _in_chain(self, clip: Clip) -> Clip:
-        """Count a clip's section among all of the chain, and leave out the frame that two clips share."""
+        """Number a clip's section within the chain, and drop the frame that two clips share."""
         ends = clip.section + 1 == clip.sections
         return replace(
             clip,
@@ -300,34 +308,34 @@ class Generation:
             frames=clip.frames[1:] if ends and self._clip else clip.frames,
         )
 
-    def _coming(self) -> Work | None:
-        """Say whose inputs are needed next: those of the next clip, or of the next job."""
+    def work_ahead(self) -> Work | None:
+        """Give the work whose inputs are encoded next: the next clip, or the next job."""
         following = self._work.clips[self._clip + 1 :]
         return replace(self._work, request=following[0], following=()) if following else self._next
 
     def _listen(self) -> None:
-        """Take in what the daemon says meanwhile."""
+        """Read what the daemon has sent meanwhile."""
         while self._connection.poll():
             message = self._connection.recv()
-            if isinstance(message, Next):
+            if isinstance(message, messages.Next):
                 self._next = message.work
             else:
-                self._asked = message
+                self._leave = message
 
     def _save(self, copied: HostCopy, notes: dict[str, Any], segment: bytes | None = None) -> None:
         self._clips[-1].save(copied.wait(), notes, segment)
         self._clips[-1].clear()
 
     def _keep(self, clip: Clip, copied: HostCopy, notes: dict[str, Any]) -> None:
-        """Keep what a section brought; all of it is durable before a checkpoint says that it is decoded."""
+        """Save a section's files; all are durable before a checkpoint says that it is decoded."""
         self._measures.add(clip.frames, finite=clip.finite)
         notes["quality"] = self._measures.to_json()
         self._save(copied, notes, self._video.encode(clip))
-        if clip.section + 1 < self._work.sections:  # else the video itself comes at once
+        if clip.section + 1 < self._work.sections:  # else the whole video follows at once
             self._video.write_preview(clip.progress.edge)
 
     def _notes(self) -> dict[str, Any]:
-        """Give, as JSON, what is kept beside the progress."""
+        """Give, as JSON, what a checkpoint holds besides the progress."""
         return {"seconds": dict(self._clock.seconds), "quality": self._measures.to_json()}
 
 
@@ -337,7 +345,7 @@ def _is_saved(step: Step) -> bool:
 
 
 def _noises_before(work: Work) -> int:
-    """Count the sections of a video that is gone on with: their noise is drawn and let go."""
+    """Count the sections of the video that the job extends: their noise is drawn and dropped."""
     if work.continued is None:
         return 0
     return extend.sections_taken(work.continued.known, work.request.latent_window_size)

@@ -9,13 +9,11 @@ from framepack_core.networks import compiling, fp8
 from framepack_core.networks.attention import AUTO
 from framepack_core.sampling.magcache import load_ratios
 from framepackd.worker.engines import device_of
-from framepackd.worker.messages import (
-    Work,
-)
+from framepackd.worker.messages import Work
 
 
 def of(work: Work) -> dict[str, Any]:
-    """Name all that the bits of the video depend on; what LoRAs hold is in the fingerprint."""
+    """Name all that the bits of the video depend on; the fingerprint covers the LoRAs."""
     return {
         "request": work.fingerprint,
         "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
@@ -27,13 +25,13 @@ def of(work: Work) -> dict[str, Any]:
 
 
 def _mag_ratios(work: Work) -> tuple[float, ...]:
-    """Give the calibration of one's own that the bits depend on, if they do."""
+    """Return the user's MagCache ratios if this job uses them, else ()."""
     file = work.spec.mag_ratios
     return load_ratios(file) if file is not None and work.request.cache == "magcache" else ()
 
 
 def computation(work: Work) -> dict[str, str | bool]:
-    """Name what was chosen of the ways to compute the same video, which round differently or worse."""
+    """Name the chosen way to compute the video: each rounds differently."""
     device = device_of(work)
     dtype, _ = devices.choose_dtypes(device, work.dtype)
     compiled = compiling.decide(
@@ -49,7 +47,7 @@ def computation(work: Work) -> dict[str, str | bool]:
 
 
 def conditions(work: Work) -> str:
-    """Name what a failed compile is remembered for: card, versions, and what is computed."""
+    """Name the conditions for which a failed compile is remembered: card, versions, dtype and precision."""
     device = device_of(work)
     dtype, _ = devices.choose_dtypes(device, work.dtype)
     return compiling.conditions(device, dtype, work.precision, _attention(work))
@@ -60,7 +58,7 @@ def _attention(work: Work) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of what computes and writes."""
+    """Give the versions of the libraries that compute and write."""
     libraries = {
         name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "av")
     }

@@ -1,7 +1,7 @@
-"""The worker process: does one piece of work after the other until the daemon goes.
+"""The worker process: does one piece of work after the other until the daemon ends.
 
-A process of its own, so that a crash of the model's code takes neither the daemon nor the queue with it.
-Only here is torch imported, and only inside functions: the daemon imports this module to start it.
+A process of its own, so that a crash of the model's code ends neither the daemon nor the queue.
+torch is imported only inside functions here: the daemon imports this module to start the process.
 """
 
 import ctypes
@@ -32,7 +32,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
 def main(connection: Connection, parent: int, device: str) -> None:
     """Do one piece of work after the other until the daemon closes the connection or dies."""
-    _die_with(parent)
+    die_with(parent)
     for number in FOR_THE_DAEMON:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
@@ -44,17 +44,17 @@ def main(connection: Connection, parent: int, device: str) -> None:
     while True:
         try:
             work = connection.recv()
-        except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a word
+        except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a message
             return
-        if isinstance(work, Work):  # else a word about work that is over
-            answer = _answer(work, engines, connection)
-            connection.send(answer)
-            if leaves_after(answer):
+        if isinstance(work, Work):  # else a message about work that is over
+            reply = answer(work, engines, connection)
+            connection.send(reply)
+            if leaves_after(reply):
                 return
 
 
-def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
-    """Do the work; the one place where exceptions become failures."""
+def answer(work: Work, engines: "Engines", connection: Connection) -> Message:
+    """Do the work, and give the message that ends it; the one place where exceptions become failures."""
     from framepack_core.memory.device_errors import Verdict, judge
     from framepackd.worker.generation import Generation
 
@@ -80,7 +80,7 @@ def _answer(work: Work, engines: "Engines", connection: Connection) -> Message:
         return Failed(f"{type(error).__name__}: {error}", retry=True, device=broken)
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """Have the kernel end this process with the daemon, however that dies: two must never share a GPU."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -90,7 +90,7 @@ def _die_with(parent: int) -> None:
 def quiet_libraries() -> None:
     """Keep progress bars and advice out of the daemon's log."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models are fetched by `models download`, never on the way
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # `models download` fetches models, nothing else does
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     import diffusers.utils.logging
@@ -98,4 +98,4 @@ def quiet_libraries() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a package that nothing here needs
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package that nothing here needs

@@ -1,6 +1,6 @@
 """Holds back a job whose checkpoint was made on the other type of device, CPU or GPU.
 
-Another card of the same type is no such case: there the job begins anew by itself.
+With another card of the same type the job begins anew by itself.
 """
 
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ Type = Literal["cpu", "cuda"]
 
 
 class OtherDeviceError(Exception):
-    """A checkpoint was made on the other type of device; nothing was touched. The text says how to go on."""
+    """A checkpoint was made on the other type of device; nothing was changed. The text says what to do."""
 
     def __init__(self, made_on: str, here: str, what: str) -> None:
-        """Say ``what`` was made on which device, by its name, and which one is here."""
+        """Say ``what`` was made on which device, by its name, and which one this is."""
         super().__init__(
-            f"{what} made on {_words(made_on)}, and here is {_words(here)}, which cannot go on from them: "
+            f"{what} made on {_words(made_on)}, and {_words(here)} cannot resume them: "
             f"bring {_words(made_on)} back, or set device under [gpu] to it, and restart; or begin anew with "
-            "framepackd retry JOB --anew, which keeps what was made aside"
+            "framepackd retry JOB --anew, which sets aside what was made"
         )
         self.made_on: Type = type_of(made_on)
 

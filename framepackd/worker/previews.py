@@ -1,8 +1,8 @@
 """Draws preview.png of the section being sampled, at most every 2 s.
 
-In a thread of its own, from the copies of the latents that checkpoints are written from. While it is slow, or
-fails, pictures are left out: the sampling never waits for one, and the video does not depend on it. With a
-tiny decoder one takes seconds, on a core that gives way to all else; when the job is left it is given up.
+In a thread of its own, from the host copies of the latents that checkpoints are made of. A slow or failed
+picture is skipped: the sampling never waits, and the video does not depend on it. With a tiny decoder one
+takes seconds, at the lowest priority; it is cancelled when the worker leaves the job.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ LOWEST_PRIORITY = 19
 
 
 class Previews:
-    """Draws one picture after the other; whoever offers latents goes on at once."""
+    """Draws one picture after the other; offering latents never waits."""
 
     def __init__(self, work: Work) -> None:
         """Draw nothing yet."""
@@ -44,26 +44,26 @@ class Previews:
         self._drawing: Future[None] | None = None
         self._next_at = 0.0
         self._colours: Callable[[], Colours] | None = None  # fitted once, in the thread
-        self._told = False  # that there is none
+        self._warned = False  # that there is none
         self._leaving = threading.Event()
 
     @property
     def file(self) -> Path:
-        """The picture, beside the video of what exists."""
+        """The picture, next to the preview of the video."""
         return self._work.preview.with_suffix(".png")
 
     def fit_to(self, request: Request, start_latents: torch.Tensor) -> None:
-        """Have the colours be those of a request's picture, whose latents (1, 16, 1, h, w) these are."""
+        """Fit the colours to a request's picture; ``start_latents`` (1, 16, 1, h, w) are its latents."""
 
         def fit() -> Colours:
-            opened = pictures.open_picture(request.image, request.background, log.debug)  # told by now
+            opened = pictures.open_picture(request.image, request.background, log.debug)  # logged at intake
             picture = pictures.crop_to(opened, self._work.size)
             return Colours.fit(start_latents.numpy(), picture)
 
         self._colours = cache(fit)
 
     def offer(self, copied: HostCopy) -> None:
-        """Draw the section at hand from a step's progress, unless the last picture is new or not done."""
+        """Draw the current section from a step's progress, unless the last picture is new or unfinished."""
         now = time.monotonic()
         busy = self._drawing is not None and not self._drawing.done()
         if busy or self._colours is None or now < self._next_at:
@@ -80,20 +80,20 @@ class Previews:
             part.replace(self.file)
         except CancelledError:
             return
-        except Exception as error:  # a picture less, whatever it is
-            if not self._told:
+        except Exception as error:  # whatever it is, only a picture is lost
+            if not self._warned:
                 log.warning("there is no preview of what is sampled: %s: %s", type(error).__name__, error)
-            self._told = True
+            self._warned = True
             part.unlink(missing_ok=True)
 
     def _frames(self, colours: Callable[[], Colours], latents: torch.Tensor) -> pictures.Picture:
         if self._decoder is None:
             return colours().frames(latents.numpy())
-        return self._decoder.frames(latents, CELL_PIXELS, self._give_up_if_leaving)
+        return self._decoder.frames(latents, CELL_PIXELS, self._cancel_if_leaving)
 
     @cached_property
     def _decoder(self) -> TinyDecoder | None:
-        """Load the tiny decoder, in the thread; None if there is none, or it is no good."""
+        """Load the tiny decoder, in the thread; None if there is none or it cannot be used."""
         file = self._work.preview_decoder
         if file is None:
             return None
@@ -102,13 +102,13 @@ class Previews:
         except ModelError as error:
             log.warning("preview_decoder: %s; previews are drawn without it", error)
             return None
-        # Of this thread, and of those begun later, which compute nothing: what samples keeps its own number.
+        # For this thread only, and later ones, which compute nothing: the sampling keeps its threads.
         torch.set_num_threads(1)
         with contextlib.suppress(OSError):  # of this thread alone, on Linux
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         return decoder
 
-    def _give_up_if_leaving(self) -> None:
+    def _cancel_if_leaving(self) -> None:
         if self._leaving.is_set():
             raise CancelledError
 
@@ -116,6 +116,6 @@ class Previews:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let the last picture be done, or given up: the work folder may be removed then."""
+        """Finish or cancel the last picture: then the work folder may be removed."""
         self._leaving.set()
         self._thread.shutdown()

@@ -1,8 +1,8 @@
 """Recognizes broken videos: NaN, black or one colour, frozen, nothing but noise.
 
-Cheap measures of frames as they come by, section by section, in any order and cut anywhere. They are for
-marking a video, not for refusing it, so the limits lie where no clip of the kind people make was hit: photos
-panned over, with and without grain, real videos, night, fog, grass, gravel, snow, confetti, stars.
+Cheap measures of each frame, section by section, in any order and portion. They mark a video and do not
+refuse it, so the limits lie where no clip of the kind people make is marked: photos panned over, with and
+without grain, real videos, night, fog, grass, gravel, snow, confetti, stars.
 The comment at each limit names the nearest harmless clip and the nearest broken one (640x640, median frame).
 """
 
@@ -15,8 +15,8 @@ from framepack_core.media.pictures import Frames, Picture
 
 Plane = np.ndarray[Any, np.dtype[np.float32]]  # levels of one channel, or means of tiles
 
-TILE = 16  # pixels; two cells of the latents, so that in noise neighbouring tiles know nothing of each other
-ROW_STEP = 4  # of each tile every 4th row is looked at, whole: 64 of its 256 pixels
+TILE = 16  # pixels; two cells of the latents, so that in noise neighbouring tiles are unrelated
+ROW_STEP = 4  # of each tile every 4th row is measured: 64 of its 256 pixels
 MIN_TILES = 64  # a frame of fewer (128x128) is too small to tell noise from a picture
 
 # One colour. Both must hold: a faint fog has small ranges, a few stars move no tile's mean.
@@ -46,7 +46,7 @@ NOISE_SHARE = 0.25  # of the frames: one section in four
 
 @dataclass(eq=False)
 class Measures:
-    """What has been seen of a video so far: the same in whatever order and portions the frames came."""
+    """What the frames so far have shown; their order and portions make no difference."""
 
     frames: int = 0
     not_finite: int = 0  # frames made from pixels that were NaN or infinite
@@ -60,12 +60,12 @@ class Measures:
     brightest: Plane | None = None
 
     def add(self, frames: Frames, *, finite: bool = True) -> None:
-        """Look at frames (T, H, W, 3), each once; ``finite`` is false if NaN or infinity was in their pixels.
+        """Measure frames (T, H, W, 3), each once; ``finite`` is false if their pixels held NaN or infinity.
 
         2.5 ms a frame of 640x640.
         """
         for frame in frames:
-            seen = look(frame)
+            seen = measure(frame)
             self.frames += 1
             self.not_finite += not finite
             if seen.blank:
@@ -90,12 +90,12 @@ class Measures:
         return float((self.brightest - self.darkest).max())
 
     def verdict(self, picture: Picture | None = None) -> str | None:
-        """Say in plain words, with figures, what is wrong with the video; None if nothing is.
+        """Say in words, with figures, what is wrong with the video; None if nothing is.
 
-        ``picture`` is what it was made from, cropped to its size: of one colour or full of confetti, it
-        excuses a video that is the same.
+        ``picture`` is what it was made from, cropped to its size: if that is of one colour or noise, so may
+        the video be.
         """
-        given = None if picture is None else look(picture)
+        given = None if picture is None else measure(picture)
         if self.not_finite:
             return f"not finite: {self.not_finite} of {self.frames} frames have pixels that are not numbers"
         if self.blank > BLANK_SHARE * self.frames and not (given and given.blank):
@@ -113,7 +113,7 @@ class Measures:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Give what a checkpoint has to hold: a few numbers; the means of all tiles while nothing moves."""
+        """Give the JSON for a checkpoint: a few numbers, and the tiles' means while nothing moves."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {
             name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in values.items()
@@ -121,7 +121,7 @@ class Measures:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
-        """Take up where :meth:`to_json` was called."""
+        """Restore what :meth:`to_json` gave."""
         planes = {
             name: np.array(values[name], np.float32)
             for name in ("darkest", "brightest")
@@ -131,15 +131,15 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one frame looks like; levels are of 255."""
+class FrameMeasures:
+    """The measures of one frame; levels are of 255."""
 
     pixel_range: float  # of the channel with the widest
     tile_range: float  # the same of the means of tiles
     contrast: float  # standard deviation of the channel with the largest
     pixel_correlation: float  # of horizontal neighbours, green
     tile_correlation: float  # of neighbouring tiles, green
-    colour: float  # 0: red and blue follow green everywhere, 1: they know nothing of it; by tiles
+    colour: float  # 0: red and blue follow green everywhere, 1: they are unrelated to it; by tiles
     evenness: float  # activity of the calmest tenth of the tiles over the median tile's, green
     tail: float  # mean over root mean square of horizontal differences: 0.8 for normal ones, less with edges
     tiles: Plane  # means, green
@@ -152,7 +152,7 @@ class Look:
 
     @property
     def noisy(self) -> bool:
-        """Noise of pixels or of decoded latents, and nothing else."""
+        """Nothing but noise, of pixels or of decoded latents."""
         if self.tiles.size < MIN_TILES or self.evenness < EVEN_ACTIVITY:
             return False
         white = self.contrast > WHITE_CONTRAST and self.pixel_correlation < WHITE_CORRELATION
@@ -165,7 +165,7 @@ class Look:
         return white or blocky
 
 
-def look(frame: Picture) -> Look:
+def measure(frame: Picture) -> FrameMeasures:
     """Measure one frame (H, W, 3), uint8; of each tile every 4th row, edges that fill no tile left out."""
     height, width = (length // TILE * TILE for length in frame.shape[:2])
     sampled = frame[:height:ROW_STEP, :width].transpose(2, 0, 1)
@@ -175,7 +175,7 @@ def look(frame: Picture) -> Look:
     differences = np.abs(np.diff(green, axis=1, append=green[:, -1:]))
     activity = _tile_means(differences[np.newaxis])[0]
     calm, median = np.percentile(activity, (10, 50))
-    return Look(
+    return FrameMeasures(
         pixel_range=float(np.ptp(planes, axis=(1, 2)).max()),
         tile_range=float(np.ptp(tiles, axis=(1, 2)).max()),
         contrast=float(planes.std(axis=(1, 2)).max()),
@@ -203,7 +203,7 @@ def _tile_means(planes: Plane) -> Plane:
 
 
 def _correlation(one: Plane, other: Plane) -> float:
-    """Correlate two planes; 1 where one of them is flat, for it tells nothing against a picture."""
+    """Correlate two planes; 1 where one is flat, which is no sign of noise."""
     one, other = one - one.mean(), other - other.mean()
     norm = float(np.sqrt(np.square(one).mean() * np.square(other).mean()))
     return float((one * other).mean()) / norm if norm else 1.0

@@ -1,8 +1,8 @@
-"""Decodes the untrusted video that a job extends, in a process of its own.
+"""Decodes the untrusted video that a job extends, in a confined process.
 
-What comes of it lies in the job's work folder, all of it our own: the part that stays as it is, encoded so
-that it can be joined with what is added; its last frames, to the bit, if there are no latents; the picture to
-start from, if none was dropped. The same input gives the same bytes: what is interrupted is done again.
+It writes into the job's work folder: the part that stays, encoded so that the new part can be joined to it;
+its last frames, losslessly, if there are no latents; the start picture, if none was dropped. The same input
+gives the same bytes: after an interruption it starts again.
 """
 
 import ctypes
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
 OLD, TAIL, START = "old.mp4", "tail.mp4", "start.png"
 ANEW = "encoded-anew"  # an empty file: none of the old part could be copied
 SECONDS = 120  # it may take so long
-FRAMES_PER_SECOND = 2  # and so much longer that this many are done in a second
+FRAMES_PER_SECOND = 2  # and so much longer that this many are decoded in a second
 MEMORY_BYTES = 6 << 30  # address space of the process
 _PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Continued:
-    """A video that is gone on with, and what is to be made ready of it."""
+    """A video that a job extends, and where its parts are written."""
 
     video: str  # path
-    folder: str  # path of what is made ready
-    frames: int  # as counted when it was taken in
-    latents: int | None  # how many there are of its end; None: it is gone on with from its frames
+    folder: str  # path of the parts
+    frames: int  # as counted at intake
+    latents: int | None  # how many there are of its end; None: it is extended from its frames
     window: int
     size: tuple[int, int]  # height, width
     crf: int
-    ours: bool = False  # its record lay beside it
+    ours: bool = False  # its record was dropped with it
 
     @property
     def known(self) -> int:
-        """How many latents of its end there are, or are made."""
+        """How many latents of its end there are, or are encoded."""
         return extend.tail_latents(self.frames) if self.latents is None else self.latents
 
     @property
     def stays(self) -> int:
-        """How many frames stay as they are; the others come with what is added."""
+        """How many frames stay as they are; the others are made again with the new part."""
         return self.frames - extend.remade(self.known, self.window)
 
     def old(self) -> bytes:
@@ -62,15 +62,15 @@ class Continued:
         return (Path(self.folder) / OLD).read_bytes()
 
     def encoded_anew(self) -> bool:
-        """Say whether the part that stays was encoded once more: as it was it cannot be joined to ours."""
+        """Say whether the part that stays was encoded again: its own packets cannot be joined to ours."""
         return (Path(self.folder) / ANEW).exists()
 
 
-def make_ready(continued: Continued) -> None:
-    """Make it ready, unless it is.
+def prepare(continued: Continued) -> None:
+    """Write what the job needs of the video, unless it is written.
 
     Raises:
-        RequestError: it cannot be decoded; says why and what to do.
+        RequestError: the video cannot be decoded; says why and what to do.
         OSError: there is no room.
     """
     folder = Path(continued.folder)
@@ -99,7 +99,7 @@ def make_ready(continued: Continued) -> None:
 
 def _main() -> None:
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # whoever asked is gone: nobody wants it
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # two must never write into a folder
     if os.getppid() != parent:
         return
     for ignored in (signal.SIGINT, signal.SIGTERM):  # the daemon decides when this ends
@@ -108,7 +108,7 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer: dict[str, Any] = {}
     try:
-        _take_apart(Continued(**json.loads(sys.argv[1])))
+        split(Continued(**json.loads(sys.argv[1])))
     except RequestError as error:
         answer = {"error": str(error)}
     except OSError as error:
@@ -116,8 +116,13 @@ def _main() -> None:
     print(json.dumps(answer))
 
 
-def _take_apart(continued: Continued) -> None:
-    """Decode a video once, from its start to its end, and write what is wanted of it."""
+def split(continued: Continued) -> None:
+    """Decode the video once, from start to end, and write its parts; in the confined process.
+
+    Raises:
+        RequestError: the video cannot be decoded.
+        OSError: there is no room.
+    """
     from framepack_core.media import pictures, segments, video_reader
 
     path, folder = Path(continued.video), Path(continued.folder)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from framepackd import daemon
 from framepackd.control import socket
 from framepackd.daemon import Daemon
 from framepackd.delivery import deliveries
+from framepackd.intake import scanning
 from framepackd.supervisor import process as worker_process
 from framepackd.worker import messages as worker_messages
 from tests.daemon.place import Place
@@ -29,7 +29,7 @@ class Loop:
         self.alive = os.eventfd(0)  # never to be heard of
         self.started = 0
         monkeypatch.setattr(worker_process, "start", self._start)
-        for module in (daemon, deliveries):  # what is done apart is done within a round
+        for module in (scanning, deliveries):  # what runs in threads ends within a round
             monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
@@ -49,10 +49,10 @@ class Loop:
         theirs.close()
 
     def round(self) -> None:
-        """Go round, however short ago the last time was."""
-        self.daemon._next_scan = self.daemon._store_again = self.daemon._look_again = 0.0
-        self.daemon._deliveries.retry_now()
-        self.daemon._round()
+        """Go round as if all that waits for its time were due."""
+        self.daemon.retry_now()
+        self.daemon.deliveries.retry_now()
+        self.daemon.round()
 
     def start_job(self) -> None:
         self.place.drop()
@@ -60,8 +60,7 @@ class Loop:
         assert isinstance(self.worker.recv(), worker_messages.Work)
 
     def paused(self) -> str | None:
-        words: str | None = self.daemon._describe()["paused"]
-        return words
+        return self.daemon.why_paused
 
     def counts(self) -> dict[str, int]:
         return {state: count for state, count in self.place.store.counts().items() if count}
@@ -83,7 +82,7 @@ def ask_in_thread(loop: Loop, request: dict[str, Any]) -> Any:
     thread = threading.Thread(target=ask)
     thread.start()
     deadline = time.monotonic() + 10
-    while loop.daemon._requests.empty() and time.monotonic() < deadline:
+    while loop.daemon.requests.empty() and time.monotonic() < deadline:
         time.sleep(0.005)
 
     def answer() -> Any:

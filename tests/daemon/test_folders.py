@@ -71,7 +71,9 @@ def test_a_folder_without_the_marker_is_waited_for_and_nothing_is_made_in_it(
 
 
 @needs_mounts
-def test_an_outbox_that_is_read_only_at_the_first_start_is_told_and_used_when_it_can_be(place: Place) -> None:
+def test_an_outbox_that_is_read_only_at_the_first_start_is_reported_and_used_when_it_can_be(
+    place: Place,
+) -> None:
     with mounted(place.config.outbox, "-o", "ro"):
         folders.make_new(place.config)
         with pytest.raises(OSError, match="Read-only") as told, folders.opened("outbox", place.config):
@@ -144,7 +146,7 @@ def test_an_outbox_cannot_be_unmounted_under_a_delivery(place: Place) -> None:
         unmount(place.config.outbox)
 
 
-def test_the_daemon_says_that_a_folder_is_away_and_accepts_another_when_it_is_told(
+def test_the_daemon_says_that_a_folder_is_away_and_accepts_another_when_it_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = Loop(tmp_path / "place", monkeypatch)
@@ -155,19 +157,19 @@ def test_the_daemon_says_that_a_folder_is_away_and_accepts_another_when_it_is_to
     place.drop()
     (place.config.inbox / "cat.toml").write_text("steps = 0")
     loop.round()
-    (problem,) = loop.daemon._snapshot()["problems"]
+    (problem,) = loop.daemon.snapshot()["problems"]
     assert problem["code"] == "failed"
     assert "is not the folder that it was" in problem["text"]
-    (job,) = loop.daemon._snapshot()["jobs"]
+    (job,) = loop.daemon.snapshot()["jobs"]
     assert job["delivery"]["state"] == "failed"
     assert "--accept-folders" in job["delivery"]["reason"]
     assert job["delivery"]["next_try"].endswith("Z")
     asked = ask_in_thread(loop, {"command": "accept_folders"})
-    loop.daemon._round()
+    loop.daemon.round()
     assert all(result["done"] for result in asked()["results"])
-    loop.daemon._round()
+    loop.daemon.round()
     assert loop.counts() == {"failed": 1}
-    assert loop.daemon._snapshot()["problems"] == []
+    assert loop.daemon.snapshot()["problems"] == []
 
 
 def test_an_inbox_that_was_there_is_not_made_again(place: Place) -> None:
@@ -215,7 +217,7 @@ def test_an_inbox_that_was_replaced_is_watched_again(
 
 
 @needs_mounts
-def test_an_inbox_whose_share_is_mounted_late_and_goes_away_is_told_and_watched_again(
+def test_an_inbox_whose_share_is_mounted_late_and_goes_away_is_reported_and_watched_again(
     place: Place, rounds: Rounds, woken: threading.Event
 ) -> None:
     assert look(rounds, place) == []

@@ -8,12 +8,13 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from framepackd import files
 from framepackd.cli import main
@@ -24,11 +25,12 @@ from framepackd.inbox.scan import Inbox, Name
 from framepackd.intake import take as intake
 from framepackd.intake import take_back
 from framepackd.intake.rounds import Looked, Rounds
+from framepackd.intake.scanning import Scanning
 from framepackd.jobs import lock as control_lock
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.jobs.store import JobStore
 from framepackd.reports import prometheus, systemd
-from framepackd.settings.config import load_config
+from framepackd.settings.config import Config, load_config
 from tests.daemon.loop import Loop
 from tests.daemon.place import Place
 
@@ -56,11 +58,9 @@ def plans(store: JobStore, do: Callable[[], object]) -> dict[str, list[str]]:
         if statement.lstrip().startswith(("SELECT", "WITH", "UPDATE")):
             asked[statement] = parameters
 
-    for engine in (store._reader, store._engine):
-        event.listen(engine, "before_cursor_execute", note)
+    event.listen(Engine, "before_cursor_execute", note)
     do()
-    for engine in (store._reader, store._engine):
-        event.remove(engine, "before_cursor_execute", note)
+    event.remove(Engine, "before_cursor_execute", note)
     with closing(sqlite3.connect(store.path)) as connection:
         return {
             statement: [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)]
@@ -88,7 +88,7 @@ def test_no_round_and_no_status_reads_all_jobs_that_have_ended(loop: Loop) -> No
     loop.round()  # a start compares all with what lies in the work folders
     assert loop.counts() == {"done": 3, "queued": 3}
     assert read_through(loop.place.store, loop.round) == []
-    assert read_through(loop.place.store, loop.daemon._snapshot) == []
+    assert read_through(loop.place.store, loop.daemon.snapshot) == []
 
 
 def test_no_job_is_looked_for_by_reading_all_of_them(loop: Loop) -> None:
@@ -200,7 +200,7 @@ class Dropped:
         self.rounds = Rounds(self.place.config, self.place.store, lambda: None)
         self.scans = 0
         self.meanwhile: Callable[[], object] = lambda: None
-        scan, take = self.rounds._inbox.scan, intake.take
+        scan, take = Inbox.scan, intake.take
 
         def counted(*arguments: Any) -> Any:
             self.scans += 1
@@ -211,7 +211,7 @@ class Dropped:
             meanwhile()
             return take(*arguments)
 
-        monkeypatch.setattr(self.rounds._inbox, "scan", counted)
+        monkeypatch.setattr(Inbox, "scan", counted)
         monkeypatch.setattr(intake, "take", noticed)
 
     def put(self, name: str, text: str = "a lake") -> None:
@@ -281,7 +281,7 @@ def test_an_end_frame_that_cannot_be_read_and_comes_meanwhile_keeps_its_job_back
     assert "b.end.tiff is not of a known type" in waiting
 
 
-def test_what_comes_and_belongs_to_others_keeps_nothing_back(
+def test_files_that_belong_to_other_jobs_delay_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("framepackd.intake.rounds.FRESH_SECONDS", -1.0)
@@ -296,15 +296,13 @@ def test_what_comes_and_belongs_to_others_keeps_nothing_back(
     assert dropped.taken.keys() == {"a", "b"}
 
 
-def test_of_many_changes_in_the_inbox_the_loop_hears_once(
-    loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_changes_in_the_inbox_the_loop_hears_once(loop: Loop) -> None:
     """What is taken in alone makes thousands; each had the loop go round."""
     heard: list[None] = []
-    monkeypatch.setattr(loop.daemon, "_nudge", lambda: heard.append(None))
-    loop.daemon._changed = False
+    scanning = Scanning(loop.place.config, loop.place.store, lambda: heard.append(None), lambda: False)
+    scanning.changed = False
     for _ in range(100):
-        loop.daemon.wake()
+        scanning.wake()
     assert len(heard) == 1
 
 
@@ -364,13 +362,19 @@ def test_thousands_of_jobs_are_cancelled_in_one_call_and_told_one_by_one(
     assert max(serving.parts) <= client.LARGEST_PART, "the loop hears others between"
 
 
-def test_a_part_is_as_large_as_the_daemon_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_is_as_large_as_the_daemon_is_fast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(client.time, "monotonic", lambda: clock[0])
-    sizes = []
-    for part in client._parts({"command": "cancel", "jobs": list(map(str, range(100)))}):
+    sizes: list[int] = []
+
+    def on_a_slow_disk(_: Config, part: dict[str, Any]) -> dict[str, Any]:
         sizes.append(len(part["jobs"]))
-        clock[0] += 0.25 * sizes[-1]  # on a slow disk
+        clock[0] += 0.25 * sizes[-1]
+        return {"results": []}
+
+    monkeypatch.setattr(client, "ask", on_a_slow_disk)
+    config = Place(tmp_path / "place").config
+    assert len(list(client.change(config, {"command": "cancel", "jobs": list(map(str, range(100)))})))
     assert sizes[:3] == [10, 4, 4]
     assert sum(sizes) == 100
 
@@ -412,11 +416,14 @@ def test_how_long_thousands_of_jobs_take_is_estimated_by_a_look_at_each() -> Non
     ]
     for job in jobs:
         job.width, job.height, job.sections, job.section, job.step, job.steps_total = 64, 64, 1, 0, 0, 10
-    assert status._estimate(jobs, [])[:3] == [10.0, 20.0, 30.0]
-    assert Counted.looks <= 10 * len(jobs)
+        job.position, job.stalled_deaths = 0.0, 0
+    store: Any = SimpleNamespace(in_state=lambda *_: jobs, last_ended=lambda _: [], counts=dict)
+    report = status.snapshot(store, (), {"paused": None})
+    assert [job["eta_seconds"] for job in report["jobs"]][:3] == [10.0, 20.0, 30.0]
+    assert Counted.looks <= 20 * len(jobs)
 
 
-def test_the_more_there_is_to_say_the_less_often_systemd_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_more_there_is_to_say_the_less_often_systemd_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """With 10,000 jobs in the queue the loop spent two thirds of its time on that."""
     clock = [100.0]
     told: list[float] = []
@@ -446,10 +453,10 @@ def test_the_more_jobs_there_are_the_less_often_figures_are_looked_for(
         clock[0] += 0.5
         return snapshot
 
-    snapshot = loop.daemon._snapshot()
+    snapshot = loop.daemon.snapshot()
     config = loop.place.config.model_copy(update={"metrics_file": loop.place.config.state_dir / "figures"})
     monkeypatch.setattr(prometheus.time, "monotonic", lambda: clock[0])
-    figures = prometheus.Metrics(lambda: config, loop.place.store, look)
+    figures = prometheus.Metrics(config, loop.place.store, look)
     while clock[0] < 130:
         figures.round()
         clock[0] += 0.25
@@ -467,8 +474,8 @@ def test_a_retry_looks_for_defaults_above_its_job_alone(
     job = Job(id="id", name="cat", folder="a/b")
     found: list[str] = []
     listed = counted(
-        monkeypatch, files, "folder_below", lambda: found.extend(take_back._defaults(job, place.config))
+        monkeypatch, files, "folder_below", lambda: found.extend(take_back.defaults_of(job, place.config))
     )
     assert found == ["a/_defaults.TOML", "a/b/_defaults.TOML"]
     assert listed == 3
-    assert take_back._defaults(Job(id="id", name="cat", folder="gone"), place.config) == []
+    assert take_back.defaults_of(Job(id="id", name="cat", folder="gone"), place.config) == []

@@ -3,8 +3,8 @@
 import multiprocessing
 import shutil
 import sqlite3
-import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
 from framepack_core.request import Cut
@@ -23,7 +23,6 @@ from framepackd.intake import take_back
 from framepackd.jobs import database
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.job import Job, State
-from framepackd.jobs.store import JobStore
 from framepackd.settings.tables import GpuConfig
 from framepackd.supervisor.supervisor import STOP_SECONDS
 from framepackd.worker import messages as worker_messages
@@ -40,18 +39,20 @@ def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Loop:
 class FullDisk:
     """Has SQLite find no room for another page."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self) -> None:
         self.full = False
-        event.listen(store._engine, "connect", self._limit)
 
-    def _limit(self, connection: sqlite3.Connection, _: object) -> None:
+    def limit(self, connection: sqlite3.Connection, _: object) -> None:
         if self.full:
             connection.execute("PRAGMA max_page_count = 1")  # as many as there are
 
 
 @pytest.fixture
-def disk(loop: Loop) -> FullDisk:
-    return FullDisk(loop.place.store)
+def disk(loop: Loop) -> Iterator[FullDisk]:
+    disk = FullDisk()
+    event.listen(Engine, "connect", disk.limit)
+    yield disk
+    event.remove(Engine, "connect", disk.limit)
 
 
 def test_what_the_worker_said_while_the_disk_was_full_is_recorded_when_there_is_room(
@@ -100,7 +101,7 @@ def test_a_lock_of_another_program_is_waited_for(
     loop.start_job()
     monkeypatch.setattr(database, "BUSY_MILLISECONDS", 10)
     if says is None:
-        running = loop.daemon._runner._worker
+        running = loop.daemon.supervisor.worker
         assert running is not None
         dead: Any = SimpleNamespace(is_alive=lambda: False, exitcode=-9, join=lambda: None)
         running.process = dead
@@ -168,7 +169,7 @@ def test_a_queue_whose_model_does_not_fit_waits_and_starts_no_worker(loop: Loop,
     config = loop.place.config.model_copy(
         update={"models": {"demo": SimpleNamespace(spec=lambda _: spec(file))}}
     )
-    loop.daemon._config = loop.daemon._runner._config = config
+    loop.daemon.reconfigure(config)
     loop.place.drop()
     loop.round()
     assert not loop.started
@@ -177,7 +178,7 @@ def test_a_queue_whose_model_does_not_fit_waits_and_starts_no_worker(loop: Loop,
 
 
 @pytest.mark.parametrize("once", [False, True], ids=["", "once"])
-def test_a_queue_whose_model_is_missing_waits_and_goes_on_by_itself(
+def test_a_queue_whose_model_is_missing_waits_and_continues_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, once: bool
 ) -> None:
     """With --once nobody waits: the worker is asked, and its refusal fails the job."""
@@ -191,7 +192,7 @@ def test_a_queue_whose_model_is_missing_waits_and_goes_on_by_itself(
             }
         }
     )
-    loop.daemon._config = loop.daemon._runner._config = config
+    loop.daemon.reconfigure(config)
     here.rename(gone)
     loop.place.drop()
     loop.round()
@@ -220,7 +221,7 @@ def test_a_pause_stops_the_running_job_and_lets_the_worker_go(loop: Loop) -> Non
     loop.worker.send(worker_messages.Stopped())
     loop.round()
     assert loop.counts() == {"queued": 1}
-    assert loop.daemon._runner._worker is None, "the memory of the GPU is free"
+    assert loop.daemon.supervisor.worker is None, "the memory of the GPU is free"
     (job,) = loop.place.store.in_state(State.QUEUED)
     assert (job.attempts, job.history[-1]["note"]) == (0, "paused")
     loop.place.drop()
@@ -229,19 +230,16 @@ def test_a_pause_stops_the_running_job_and_lets_the_worker_go(loop: Loop) -> Non
 
 
 def test_a_queue_that_waits_for_a_model_and_is_paused_sleeps(loop: Loop) -> None:
-    loop.daemon._obstacles = (lambda *_: "nothing is there",)
+    loop.daemon.starter.obstacles = (lambda *_: "nothing is there",)
     loop.place.drop()
     loop.round()
     assert loop.paused() == "nothing is there"
     loop.place.store.pause()
-    loop.daemon._take_up_leftovers()
-    loop.daemon._round()
-    loop.daemon._look_again = 0.0  # long ago
-    loop.daemon._wait()  # it was woken by what was done apart
-    loop.daemon._next_scan, loop.daemon._changed = time.monotonic() + 0.2, False
-    began = time.monotonic()
-    loop.daemon._wait()
-    assert time.monotonic() - began > 0.1
+    loop.daemon.paused = loop.place.store.paused()
+    loop.daemon.round()
+    loop.daemon.starter.again = 0.0  # long ago
+    loop.daemon.scanning.next_scan = time.monotonic() + 60
+    assert loop.daemon.patience > 1
 
 
 def test_a_running_job_is_cancelled_at_its_next_step(loop: Loop) -> None:
@@ -267,7 +265,7 @@ def test_what_exists_is_written_by_a_run_of_its_own_if_it_could_not_be_at_once(l
     loop.start_job()
     (job,) = loop.place.store.in_state(State.RUNNING)
     (loop.place.config.jobs_dir / job.id / "checkpoint").mkdir()
-    loop.daemon._paused = "by somebody"  # the worker is told to leave before the wish to keep arrives
+    loop.daemon.paused = "by somebody"  # the worker is told to leave before the wish to keep arrives
     loop.round()
     assert loop.worker.recv() == worker_messages.Leave()
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"], "keep": True})
@@ -351,7 +349,7 @@ def test_a_gpu_that_is_gone_holds_the_queue_with_the_reason_and_is_looked_for_ag
     waits = []
     for _ in range(8):
         loop.answer_and_leave(gone)
-        waits.append(loop.daemon._runner.patience)
+        waits.append(loop.daemon.supervisor.patience)
         loop.round()
     assert waits == [30, 60, 120, 240, 480, 480, 480, 480], "seconds: looking takes CPU time"
     loop.worker.send(worker_messages.StepDone(1, 1, 1.0))
@@ -381,7 +379,7 @@ def test_auto_is_a_gpu_for_a_real_model_where_one_is_or_was(
         loop.worker.send(worker_messages.Ready("cuda:0", "NVIDIA GeForce RTX 3060, driver 550.54"))
         loop.worker.send(worker_messages.Finished({}, {}, {}, None))
         loop.round()
-        assert loop.daemon._describe()["hardware"] == "NVIDIA GeForce RTX 3060, driver 550.54"
+        assert loop.daemon.snapshot()["daemon"]["hardware"] == "NVIDIA GeForce RTX 3060, driver 550.54"
         assert loop.place.store.gpu_used(), "by the next daemon, too"
     loop.place.drop()
     (loop.place.config.inbox / "cat.toml").write_text(f'model = "{model}"\nseed = 9\n')
@@ -390,7 +388,7 @@ def test_auto_is_a_gpu_for_a_real_model_where_one_is_or_was(
     assert work.gpu_expected is expected
 
 
-def test_a_worker_that_cannot_go_on_itself_is_followed_by_another_and_costs_nothing(loop: Loop) -> None:
+def test_a_worker_that_cannot_continue_is_followed_by_another_and_costs_nothing(loop: Loop) -> None:
     loop.start_job()
     loop.worker.send(worker_messages.Lowered("gpu|demo|128x128", 1, "smaller tiles"))
     loop.answer_and_leave(worker_messages.Again("out of memory (CUBLAS_STATUS_ALLOC_FAILED)"))
@@ -427,9 +425,9 @@ def test_where_compiling_has_failed_the_next_worker_knows(loop: Loop) -> None:
     assert work.uncompiled == {"cpu|torch 2.13.0": reason}
 
 
-def test_what_is_set_of_the_gpu_reaches_the_worker(loop: Loop) -> None:
+def test_the_settings_of_the_gpu_reach_the_worker(loop: Loop) -> None:
     gpu = GpuConfig(vae_tiling=True, attention="_native_math", compile=False)
-    loop.daemon._runner._config = loop.place.config.model_copy(update={"gpu": gpu})
+    loop.daemon.supervisor.config = loop.place.config.model_copy(update={"gpu": gpu})
     loop.place.drop()
     (loop.place.config.inbox / "cat.toml").write_text("gpu_memory_preservation = 6\n")
     loop.round()
@@ -449,7 +447,9 @@ def test_a_job_that_ends_in_the_moment_it_is_cancelled_is_cancelled(loop: Loop) 
     assert loop.counts() == {"cancelled": 1}
 
 
-def test_nobody_is_answered_for_what_is_done_later(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_is_answered_busy_is_not_done_later(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A request that the loop does not come to in time is withdrawn, not done behind the back."""
     monkeypatch.setattr("framepackd.control.requests.WAIT_SECONDS", 0.01)
     assert "nothing was changed" in loop.daemon.answer({"command": "pause"})["error"]
@@ -459,7 +459,7 @@ def test_nobody_is_answered_for_what_is_done_later(loop: Loop, monkeypatch: pyte
 
 def dies(loop: Loop, signal_number: int = 9) -> None:
     """Have the worker be gone, as the kernel tells it."""
-    running = loop.daemon._runner._worker
+    running = loop.daemon.supervisor.worker
     assert running is not None
     dead: Any = SimpleNamespace(
         is_alive=lambda: False, exitcode=-signal_number, join=lambda *_: None, kill=lambda: None
@@ -494,7 +494,7 @@ def test_a_worker_that_is_ended_for_the_daemons_sake_costs_the_job_nothing(
     if how == "a second signal":
         loop.daemon.stop()
     else:
-        running = loop.daemon._runner._worker
+        running = loop.daemon.supervisor.worker
         assert running is not None
         assert running.stop_sent is not None
         running.stop_sent -= STOP_SECONDS + 1
@@ -520,7 +520,7 @@ def test_a_worker_that_is_ended_at_once_has_not_hung(loop: Loop) -> None:
     loop.start_job()
     loop.daemon.stop()
     loop.daemon.stop()
-    running = loop.daemon._runner._worker
+    running = loop.daemon.supervisor.worker
     assert running is not None
     running.quiet = 1e9  # it takes its time to be gone
     loop.round()
@@ -529,7 +529,7 @@ def test_a_worker_that_is_ended_at_once_has_not_hung(loop: Loop) -> None:
     assert (the_job(loop).state, the_job(loop).attempts) == (State.QUEUED, 0)
 
 
-def test_an_idle_worker_that_is_ended_with_the_daemon_is_not_told_as_a_lack_of_memory(
+def test_an_idle_worker_that_is_ended_with_the_daemon_is_not_reported_as_a_lack_of_memory(
     loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop.start_job()
@@ -567,7 +567,7 @@ def test_what_becomes_of_a_checkpoint_is_in_the_history_and_once_in_the_log(
     assert caplog.text.count(told) == 1
 
 
-def test_a_prompt_that_is_cut_is_told_once_and_stands_where_the_job_does(
+def test_a_prompt_that_is_cut_is_reported_once_and_stands_where_the_job_does(
     loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop.start_job()
@@ -604,7 +604,7 @@ def lost(loop: Loop, *folders: str) -> list[Path]:
     return gone
 
 
-def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_are_there(
+def test_jobs_without_their_files_are_passed_over_reported_and_run_when_the_files_are_there(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """They failed as damaged pictures, and were said to lie beside a text that lay there alone."""
@@ -612,15 +612,15 @@ def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_
     first, second = lost(loop, "a", "b")
     loop.round()
     assert started(loop) == ["c"]
-    runner = loop.daemon._runner
+    supervisor = loop.daemon.supervisor
     a, b = (loop.place.store.matching(f"{folder}/cat")[0] for folder in "ab")
     jobs_dir = loop.place.config.jobs_dir
-    assert runner.passed_over.reasons == {
+    assert supervisor.passed_over.reasons == {
         job.id: f"its files are not in {jobs_dir / job.id}: bring back jobs/ from the same backup as "
         "framepackd.db, or framepackd cancel it and drop the files again"
         for job in (a, b)
     }
-    (problem,) = runner.problems
+    (problem,) = supervisor.problems
     assert problem.code == "work-folders"
     assert problem.text.startswith(
         f"2 jobs wait for files that are not in {jobs_dir} ({a.id}, {b.id}): bring"
@@ -636,17 +636,17 @@ def test_jobs_without_their_files_are_passed_over_told_and_go_on_when_the_files_
     loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     assert started(loop) == []
-    assert loop.paused() == runner.why_passed_over, "nothing else is left"
+    assert loop.paused() == supervisor.why_passed_over, "nothing else is left"
     loop.place.drop("d")
-    loop.daemon._next_scan = 0.0
-    loop.daemon._round()
-    loop.daemon._round()
+    loop.daemon.scanning.next_scan = 0.0
+    loop.daemon.round()
+    loop.daemon.round()
     assert started(loop) == ["d"], "what is dropped does not wait for the next look"
     first.rename(jobs_dir / a.id)
     loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     assert started(loop) == ["a"]
-    assert (runner.passed_over.reasons, runner.problems, loop.paused()) == ({}, (), None)
+    assert (supervisor.passed_over.reasons, supervisor.problems, loop.paused()) == ({}, (), None)
 
 
 def test_a_job_whose_files_disappear_before_its_turn_is_passed_over(loop: Loop) -> None:
@@ -662,22 +662,15 @@ def test_a_job_whose_files_disappear_before_its_turn_is_passed_over(loop: Loop) 
 def test_a_queue_of_which_all_files_are_missing_sleeps_between_two_looks(loop: Loop) -> None:
     lost(loop, "a", "b", "c")
     loop.round()
-    loop.daemon._rounds.end()  # on a busy machine what it saw may be heard of later
-    loop.daemon._next_scan = loop.daemon._next_glance = time.monotonic() + 60
-    loop.daemon.wake()
-    loop.daemon._changed = False
-    loop.daemon._wait()
-    began = time.monotonic()
-    threading.Timer(0.2, loop.daemon.wake).start()
-    loop.daemon._wait()
-    assert time.monotonic() - began > 0.1
+    loop.daemon.scanning.next_scan = loop.daemon.scanning.next_glance = time.monotonic() + 60
+    assert loop.daemon.patience > 1
 
 
 def test_a_job_without_its_files_is_cancelled_and_not_told_that_they_lie_beside(loop: Loop) -> None:
     lost(loop, "a")
     store, config = loop.place.store, loop.place.config
     answer = commands.perform(
-        {"command": "cancel", "jobs": ["a/cat"]}, commands.Queue(config, store, loop.daemon._runner)
+        {"command": "cancel", "jobs": ["a/cat"]}, commands.Queue(config, store, loop.daemon.supervisor)
     )
     assert answer["results"][0]["done"]
     assert store.matching("a/cat")[0].state == State.CANCELLED
@@ -689,7 +682,7 @@ def test_a_job_without_its_files_is_cancelled_and_not_told_that_they_lie_beside(
     assert not list(config.jobs_dir.glob("*/stem"))
 
 
-def test_a_finished_job_without_its_video_is_not_told_as_done(loop: Loop) -> None:
+def test_a_finished_job_without_its_video_is_not_reported_as_done(loop: Loop) -> None:
     lost(loop, "a")
     job = loop.place.store.matching("a/cat")[0]
     loop.place.store.decide(job.id, State.DONE)

@@ -166,7 +166,7 @@ def test_the_played_gpu_reports_a_copy_that_is_used_too_early(
     gpu: PlayedGpu, work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The progress that a thread saves during sampling."""
-    monkeypatch.setattr(Event, "synchronize", lambda _: None)
+    monkeypatch.setattr(Event, "synchronize", lambda self: None)
     run(work, Engines())
     assert any("the host uses what" in fault and "checkpoint" in fault for fault in gpu.faults)
 

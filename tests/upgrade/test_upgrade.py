@@ -20,7 +20,7 @@ from framepack_core.media.video_reader import pictures
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import load_config
-from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import identity
 from tests.acceptance.conftest import Daemon
 from tests.upgrade.make import HERE, JOBS, drop
@@ -73,10 +73,10 @@ def lying(daemon: Daemon) -> dict[str, bytes]:
 
 def made_here(place: Place) -> None:
     """Have the checkpoints be such as this version makes on this machine."""
-    runner = Runner(load_config(place.daemon.config), place.store)
+    supervisor = Supervisor(load_config(place.daemon.config), place.store)
     for state in (place.daemon.state / "jobs").rglob("state-*"):
         (job_id,) = (part for part in state.parts if part in place.store.states())
-        work = runner._work(place.store.get(job_id))
+        work = supervisor.work_of(place.store.get(job_id))
         ours = identity.of(work) | identity.computation(work)
         state.write_bytes(reidentified(state.read_bytes(), lambda _, ours=ours: ours))
 
@@ -152,7 +152,7 @@ def test_what_had_ended_stays_as_it_was(place: Place, here: Place) -> None:
         assert name.endswith("index.html") or retried or now[name] == content, name
 
 
-def test_checkpoints_that_do_not_fit_are_told_kept_and_cost_no_attempt(elsewhere: Place) -> None:
+def test_checkpoints_that_do_not_fit_are_reported_kept_and_cost_no_attempt(elsewhere: Place) -> None:
     for name in BEGUN:
         notes = [entry["note"] for entry in elsewhere.job(name).history]
         told = [note for note in notes if "beginning anew" in note]
@@ -165,7 +165,7 @@ def test_checkpoints_that_do_not_fit_are_told_kept_and_cost_no_attempt(elsewhere
     assert list((elsewhere.daemon.state / "jobs" / failed.id / "checkpoint").glob("state-*"))
 
 
-def test_checkpoints_that_fit_are_gone_on_from(here: Place) -> None:
+def test_checkpoints_that_fit_are_resumed(here: Place) -> None:
     for name in (*BEGUN, "failed"):
         job = here.job(name)
         assert not [entry for entry in job.history if "aside" in entry["note"]]

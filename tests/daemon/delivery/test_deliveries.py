@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from framepackd import daemon, folders
-from framepackd.control import commands
 from framepackd.delivery import deliver as delivery
 from framepackd.delivery import deliveries
 from framepackd.folders import MARKER
+from framepackd.intake import scanning, take_back
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.reports.prometheus import Metrics
 from framepackd.worker import messages
@@ -29,7 +29,7 @@ DONE = messages.Finished({}, {}, {}, None)
 @pytest.fixture
 def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
     loop = Loop(tmp_path / "place", monkeypatch)
-    for module in (daemon, deliveries):
+    for module in (scanning, deliveries):
         monkeypatch.setattr(module, "PATIENCE_SECONDS", 2.0)
     return loop
 
@@ -81,14 +81,14 @@ def finish_a_job(loop: Loop, name: str = "cat") -> None:
 
 
 def report(loop: Loop) -> dict[str, Any]:
-    return loop.daemon._snapshot()
+    return loop.daemon.snapshot()
 
 
 def until(true: Callable[[], bool], loop: Loop) -> None:
     deadline = time.monotonic() + 20
     while not true():
         assert time.monotonic() < deadline
-        loop.daemon._round()
+        loop.daemon.round()
         time.sleep(0.01)
 
 
@@ -140,10 +140,10 @@ def test_a_stop_ends_a_copy_and_does_not_wait_for_a_disk_that_hangs(
     finish_a_job(loop)
     loop.daemon.stop()
     assert hanging.stop is not None
-    assert not loop.daemon._finished()
+    assert not loop.daemon.finished
     time.sleep(0.6)
     assert hanging.stop()
-    assert loop.daemon._finished()
+    assert loop.daemon.finished
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, code: int, place: Path) -> list[str]:
@@ -199,7 +199,7 @@ def test_a_delivery_that_cannot_be_made_says_why_and_when_it_is_tried_again(
     assert words in whole["delivery"]["reason"]
     file = loop.place.config.state_dir / "figures.prom"
     config = loop.place.config.model_copy(update={"metrics_file": file})
-    Metrics(lambda: config, loop.place.store, loop.daemon._snapshot).round()
+    Metrics(config, loop.place.store, loop.daemon.snapshot).round()
     assert words in file.read_text()
     assert "framepackd_delivery_next_try_time_seconds" in file.read_text()
 
@@ -209,7 +209,7 @@ def test_a_delivery_that_cannot_be_made_can_be_cancelled(loop: Loop, monkeypatch
     finish_a_job(loop)
     loop.round()
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"]})
-    loop.daemon._round()
+    loop.daemon.round()
     (answer,) = asked()["results"]
     assert answer["done"], answer
     assert loop.counts() == {"cancelled": 1}
@@ -225,8 +225,8 @@ def test_only_unfinished_copies_of_unknown_jobs_are_reported(loop: Loop) -> None
     (place.config.outbox / f"sub/.framepackd-{job.id}-.mp4.part").touch()
     unknown = place.config.outbox / "sub/.framepackd-20200101-000000-abcdef-.mp4.part"
     unknown.touch()
-    loop.daemon._deliveries.look_for_leftovers()
-    until(lambda: not loop.daemon._deliveries.busy, loop)
+    loop.daemon.deliveries.look_for_leftovers()
+    until(lambda: not loop.daemon.deliveries.busy, loop)
     (problem,) = report(loop)["problems"]
     assert problem["code"] == "forgotten"
     assert f"rm {unknown}" in problem["text"]
@@ -236,7 +236,7 @@ def test_only_unfinished_copies_of_unknown_jobs_are_reported(loop: Loop) -> None
 def test_a_job_whose_files_are_moving_cannot_be_cancelled(loop: Loop, hanging: Hanging) -> None:
     finish_a_job(loop)
     asked = ask_in_thread(loop, {"command": "cancel", "jobs": ["cat"]})
-    loop.daemon._round()
+    loop.daemon.round()
     (answer,) = asked()["results"]
     assert not answer["done"]
     assert "is being moved" in answer["message"]
@@ -248,9 +248,9 @@ def test_a_retry_whose_failed_folder_hangs_is_answered(loop: Loop, monkeypatch: 
     assert loop.counts() == {"failed": 1}
     answers = threading.Event()
     monkeypatch.setattr(deliveries, "REACH_SECONDS", 0.1)
-    monkeypatch.setattr(commands, "_obstacle", lambda *_: answers.wait(20) and None)
+    monkeypatch.setattr(take_back, "obstacle", lambda *_: answers.wait(20) and None)
     asked = ask_in_thread(loop, {"command": "retry", "jobs": ["cat"]})
-    loop.daemon._round()
+    loop.daemon.round()
     (answer,) = asked()["results"]
     answers.set()
     assert not answer["done"]
@@ -276,7 +276,7 @@ def test_a_reason_that_many_jobs_share_is_one_line_and_one_query(
         loop.place.store, "to_deliver", lambda *states: asked.append(1) or to_deliver(*states)
     )
     with caplog.at_level(logging.ERROR):
-        loop.daemon._round()
+        loop.daemon.round()
         assert len(asked) == 2, "for the outbox and for the failed folder"
         loop.round()
     (line,) = [record.getMessage() for record in caplog.records]
@@ -287,18 +287,18 @@ def test_a_reason_that_many_jobs_share_is_one_line_and_one_query(
 
 def waits(loop: Loop) -> bool:
     """Say whether the loop would sleep now, and not go round at once, again and again."""
-    return loop.daemon._deliveries.due > time.monotonic()
+    return loop.daemon.deliveries.due > time.monotonic()
 
 
 def test_the_loop_sleeps_when_a_job_that_could_not_be_delivered_was_cancelled(
     loop: Loop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decide_some(loop, 1)
-    loop.daemon._round()
+    loop.daemon.round()
     loop.place.store.cancel_delivery("20260101-000000-000000", "discard")
     loop.place.store.finish("20260101-000000-000000", State.CANCELLED, error=None, output=None)
     monkeypatch.setattr(deliveries.time, "monotonic", lambda now=time.monotonic: now() + 60)
-    loop.daemon._round()
+    loop.daemon.round()
     assert waits(loop)
 
 
@@ -306,14 +306,17 @@ def test_the_loop_sleeps_while_something_is_moved_and_others_could_not_be(
     loop: Loop, hanging: Hanging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(deliveries, "RETRY_SECONDS", 0.0)
+    hang = delivery.deliver
+
+    def deliver(job: Job, *rest: Any, **named: Any) -> None:
+        if job.name == "cat0":
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "x")
+        hang(job, *rest, **named)
+
+    monkeypatch.setattr(delivery, "deliver", deliver)
     decide_some(loop, 2)
-    loop.daemon._round()
-    assert loop.daemon._deliveries.busy
-    loop.daemon._deliveries._take_failure(
-        loop.daemon._deliveries._ways["outbox"],
-        loop.place.store.get("20260101-000000-000001"),
-        OSError(errno.ENOENT, "No such file or directory", "x"),
-    )
+    loop.daemon.round()
+    assert loop.daemon.deliveries.busy
     assert waits(loop)
 
 
@@ -325,18 +328,18 @@ def test_a_folder_missing_at_the_start_is_checked_again_even_if_no_job_goes_ther
     for key in ("outbox", "failed"):
         folders.accept(key, loop.place.config)
     outbox.rename(outbox.with_name("away"))
-    loop.daemon._deliveries.look_for_leftovers()
-    until(lambda: not loop.daemon._deliveries.busy, loop)
+    loop.daemon.deliveries.look_for_leftovers()
+    until(lambda: not loop.daemon.deliveries.busy, loop)
     assert [problem["code"] for problem in report(loop)["problems"]] == ["outbox"]
     monkeypatch.setattr(deliveries.time, "monotonic", lambda now=time.monotonic: now() + 60)
     for _ in range(3):
-        loop.daemon._round()
-        until(lambda: not loop.daemon._deliveries.busy, loop)
+        loop.daemon.round()
+        until(lambda: not loop.daemon.deliveries.busy, loop)
     assert waits(loop)
     assert caplog.text.count("cannot be moved") == 1
     outbox.with_name("away").rename(outbox)
     monkeypatch.setattr(deliveries.time, "monotonic", lambda now=time.monotonic: now() + 120)
-    loop.daemon._round()
-    until(lambda: not loop.daemon._deliveries.busy, loop)
-    loop.daemon._round()
+    loop.daemon.round()
+    until(lambda: not loop.daemon.deliveries.busy, loop)
+    loop.daemon.round()
     assert report(loop)["problems"] == []

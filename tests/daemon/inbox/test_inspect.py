@@ -15,10 +15,10 @@ from framepackd.inbox import inspect
 @pytest.fixture
 def picture(tmp_path: Path) -> Iterator[Path]:
     """Give a picture, and a process that has not been asked anything yet."""
-    inspect._end()
+    inspect.end()
     Image.new("RGB", (40, 30)).save(tmp_path / "cat.png")
     yield tmp_path / "cat.png"
-    inspect._end()
+    inspect.end()
 
 
 def test_a_picture_that_cannot_be_used_is_told_and_the_next_one_read(picture: Path, tmp_path: Path) -> None:
@@ -30,18 +30,18 @@ def test_a_picture_that_cannot_be_used_is_told_and_the_next_one_read(picture: Pa
 
 def test_stopping_the_daemons_group_does_not_end_a_decode(picture: Path) -> None:
     inspect.picture_size(picture)
-    assert inspect._running is not None
-    first = inspect._running.pid
+    assert inspect.running is not None
+    first = inspect.running.pid
     os.kill(first, signal.SIGTERM)
     os.kill(first, signal.SIGINT)
     assert inspect.picture_size(picture) == (30, 40)
-    assert inspect._running.pid == first
+    assert inspect.running.pid == first
 
 
 def test_a_process_that_somebody_killed_is_started_again(picture: Path) -> None:
     inspect.picture_size(picture)
-    assert inspect._running is not None
-    os.kill(inspect._running.pid, signal.SIGKILL)
+    assert inspect.running is not None
+    os.kill(inspect.running.pid, signal.SIGKILL)
     assert inspect.picture_size(picture) == (30, 40)
 
 

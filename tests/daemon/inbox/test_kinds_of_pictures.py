@@ -16,7 +16,7 @@ from framepackd.inbox.scan import Inbox
 from framepackd.intake import resolve
 from framepackd.jobs import job as database_job
 from framepackd.jobs.folder import INPUTS
-from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor.supervisor import Supervisor
 from framepackd.supervisor.work import clips
 from framepackd.web import drop
 from tests.core.media import icc
@@ -180,7 +180,7 @@ def test_a_job_from_before_there_was_a_background_keeps_its_fingerprint_and_is_m
     before = {key: value for key, value in job.settings.items() if key != "background"}
     assert resolve.fingerprint(job.inputs, before) == job.fingerprint
     job.settings = before
-    assert Runner(place.config, place.store)._work(job).request.background == "#ffffff"
+    assert Supervisor(place.config, place.store).work_of(job).request.background == "#ffffff"
 
 
 @pytest.mark.parametrize("value", ['"white"', '"#fff"', '"ffffff"', '"#12345g"', "0xffffff", '["#ffffff"]'])

@@ -16,9 +16,9 @@ from framepackd.intake import take as intake
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import Config, load_config
-from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker.engines import Engines
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import Finished, Message
 from tests.daemon.worker.jobs import Ears
 from tests.golden import TINY_MODELS
@@ -82,14 +82,14 @@ class Studio:
     def end(self, job: Job) -> Message:
         """Generate and deliver."""
         self.store.claim()
-        runner, ears = Runner(self.config, self.store), Ears()
-        answer = _answer(runner._work(job), ENGINES, ears.theirs)
-        if isinstance(answer, Finished):
-            runner._decide_done(job, answer)
+        supervisor, ears = Supervisor(self.config, self.store), Ears()
+        reply = answer(supervisor.work_of(job), ENGINES, ears.theirs)
+        if isinstance(reply, Finished):
+            supervisor.decide_done(job, reply)
         else:
-            self.store.decide(job.id, State.FAILED, error=getattr(answer, "error", None))
+            self.store.decide(job.id, State.FAILED, error=getattr(reply, "error", None))
         delivery.deliver(self.store.get(job.id), self.config, self.store)
-        return answer
+        return reply
 
     def bring_back(self, *names: str) -> None:
         """Move files from the outbox to the inbox."""

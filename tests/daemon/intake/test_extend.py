@@ -24,10 +24,10 @@ from framepackd.intake import take_back
 from framepackd.intake.extend import MAX_RECORD_BYTES, SourceRecord, read_record
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import State
-from framepackd.supervisor import space
-from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor import readiness
+from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import source_video
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import Finished, Message, Resumed, StepDone
 from framepackd.worker.source_video import OLD, Continued
 from tests.daemon.intake.studio import ENGINES, SECTION, Studio, film, frames
@@ -54,10 +54,10 @@ def packets(path: Path) -> list[bytes]:
 def made_ready(studio: Studio) -> Continued:
     """Take a video in and make it ready in this process, where what is patched holds."""
     job = studio.take()
-    continued = Runner(studio.config, studio.store)._work(job).continued
+    continued = Supervisor(studio.config, studio.store).work_of(job).continued
     assert continued is not None
     Path(continued.folder).mkdir()
-    source_video._take_apart(continued)
+    source_video.split(continued)
     return continued
 
 
@@ -220,16 +220,16 @@ def test_an_interrupted_extension_resumes_and_gives_the_same_bytes(studio: Studi
         root.settings("dog", more=1)
         job = root.take()
         root.store.claim()
-        work = Runner(root.config, root.store)._work(job)
+        work = Supervisor(root.config, root.store).work_of(job)
         if steps_before_the_end is not None:
             ears = Ears()
             stopping = Stopping(ears.theirs, steps_before_the_end)
             with pytest.raises(KeyboardInterrupt):
-                _answer(work, ENGINES, stopping)  # type: ignore[arg-type]  # as far as it is used
+                answer(work, ENGINES, stopping)  # type: ignore[arg-type]  # as far as it is used
         ears = Ears()
-        assert isinstance(_answer(work, ENGINES, ears.theirs), Finished)
+        assert isinstance(answer(work, ENGINES, ears.theirs), Finished)
         used = sum(path.stat().st_size for path in work.result.parent.rglob("*") if path.is_file())
-        assert used - film_size < sum(space.needed(job).values())
+        assert used - film_size < sum(readiness.needed(job).values())
         results.append(
             ((work.result / ".mp4").read_bytes(), (work.result / ".latents.safetensors").read_bytes())
         )
@@ -243,11 +243,11 @@ def test_with_damaged_latents_it_resumes_from_earlier_sections_and_gives_the_sam
     (studio.inbox / "dog.txt").write_text("a dog")
     studio.settings("dog", more=1)
     job = studio.take()
-    work = Runner(studio.config, studio.store)._work(job)
+    work = Supervisor(studio.config, studio.store).work_of(job)
     results = []
     for _ in range(2):
         ears = Ears()
-        assert isinstance(_answer(work, ENGINES, ears.theirs), Finished)
+        assert isinstance(answer(work, ENGINES, ears.theirs), Finished)
         results.append((work.result / ".mp4").read_bytes())
         (work.checkpoint / "latents-0001").write_bytes(b"damaged")
     assert Resumed(job.steps) in ears.heard()
@@ -309,7 +309,7 @@ def test_timed_prompts_count_from_the_start_of_the_whole_video(studio: Studio) -
     )
     job = studio.take()
     assert job.record()["prompts"][0]["sections"] == [1]
-    (timed,) = Runner(studio.config, studio.store)._work(job).request.prompts
+    (timed,) = Supervisor(studio.config, studio.store).work_of(job).request.prompts
     assert (round(timed.start, 6), round(timed.end, 6)) == (0.4, 1.0)
 
 
@@ -430,13 +430,13 @@ def test_a_job_cancelled_with_keep_delivers_both_videos_and_can_be_retried(studi
     studio.settings("dog", more=1, prompt="a dog")
     job = studio.take()
     studio.store.claim()
-    work = Runner(studio.config, studio.store)._work(job)
+    work = Supervisor(studio.config, studio.store).work_of(job)
     ears = Ears()
     with pytest.raises(KeyboardInterrupt):
-        _answer(work, ENGINES, Stopping(ears.theirs, 3))  # type: ignore[arg-type]  # as far as it is used
+        answer(work, ENGINES, Stopping(ears.theirs, 3))  # type: ignore[arg-type]  # as far as it is used
     studio.store.cancel(job.id, "keep")
     ears = Ears()
-    assert isinstance(_answer(replace(work, keep_only=True), ENGINES, ears.theirs), Finished)
+    assert isinstance(answer(replace(work, keep_only=True), ENGINES, ears.theirs), Finished)
     studio.store.decide(job.id, State.DONE)
     delivery.deliver(studio.store.get(job.id), studio.config, studio.store)
     failed = studio.config.failed

@@ -13,7 +13,7 @@ from framepackd.cli import display
 from framepackd.delivery.deliver import final_record
 from framepackd.intake import resolve
 from framepackd.jobs.job import Job
-from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor.supervisor import Supervisor
 from tests.daemon.intake.taken import taken
 from tests.daemon.place import Place
 
@@ -45,7 +45,7 @@ def test_the_record_lists_the_sections_of_each_prompt_in_the_order_of_generation
     assert json.loads(json.dumps(final_record(backward)))["prompts"] == backward.record()["prompts"]
     forward = taken(tmp_path / "forward", TWO, "f1")[1]
     assert told(forward) == [(0, 2.4, "the cat sits", [0, 1]), (3.6, 5, "the cat runs", [3])]
-    request = Runner(place.config, place.store)._work(backward).request
+    request = Supervisor(place.config, place.store).work_of(backward).request
     assert [(timed.start, timed.end, timed.text) for timed in request.prompts] == [
         (0, 2.4, "the cat sits"),
         (3.6, 5, "the cat runs"),
@@ -103,7 +103,7 @@ def test_a_job_without_them_is_recognised_as_one_from_before_there_were_any(tmp_
     before = {key: value for key, value in job.settings.items() if key != "prompts"}
     assert resolve.fingerprint(job.inputs, before) == job.fingerprint
     job.settings = before
-    assert Runner(place.config, place.store)._work(job).request.prompts == ()
+    assert Supervisor(place.config, place.store).work_of(job).request.prompts == ()
 
 
 def test_in_a_chain_times_and_sections_count_over_all_clips(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_in_a_chain_times_and_sections_count_over_all_clips(tmp_path: Path) -> N
     place.take()
     (job,) = place.store.matching("dog")
     assert told(job) == [(1.2, 3.6, "it turns", [0, 3]), (3.6, 4.8, "it sits", [2])]
-    work = Runner(place.config, place.store)._work(job)
+    work = Supervisor(place.config, place.store).work_of(job)
     spans = [
         [(round(timed.start, 6), round(timed.end, 6), timed.text) for timed in clip.prompts]
         for clip in work.clips

@@ -10,7 +10,7 @@ import pytest
 from framepackd import files
 from framepackd.inbox.scan import Inbox
 from framepackd.jobs.embedded import MAX_TITLE, read, settings_of
-from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker.messages import Finished
 from tests.daemon.intake.studio import Studio, film
 
@@ -151,4 +151,4 @@ def test_a_job_of_an_older_version_is_described_in_its_video_too(studio: Studio)
     job = studio.take()
     for key in ("embed_metadata", "prompts"):
         del job.settings[key]
-    assert Runner(studio.config, studio.store)._work(job).tags["title"] == "a cat"
+    assert Supervisor(studio.config, studio.store).work_of(job).tags["title"] == "a cat"

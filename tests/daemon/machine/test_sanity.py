@@ -191,6 +191,6 @@ def test_a_report_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.sheet.shape == (64, 64 * 6, 3)
 
 
-def test_a_model_that_there_is_not_is_told() -> None:
+def test_a_model_that_does_not_exist_is_reported() -> None:
     with pytest.raises(ModelError, match=r"must be one of demo, demo-f1, f1, framepack, got 'nope'$"):
         sanity.sanity_check(Config(), "nope")

@@ -155,7 +155,7 @@ def test_a_users_service_is_put_in_place_once_and_taken_away_again(systemctl: Pa
     assert command("uninstall", "--user").exit_code == 0, "it is gone already"
 
 
-def test_what_runs_beside_the_daemon_comes_when_it_is_asked_for_and_goes_with_it(
+def test_a_companion_is_installed_when_asked_for_and_removed_with_the_daemon(
     systemctl: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "config/systemd/user"
@@ -197,7 +197,7 @@ def test_a_dry_run_says_all_and_does_nothing(systemctl: Path, tmp_path: Path) ->
     assert not systemctl.exists()
 
 
-def test_a_configuration_with_a_mistake_is_told_before_anything_is_done(
+def test_a_configuration_with_a_mistake_is_reported_before_anything_is_done(
     systemctl: Path, tmp_path: Path
 ) -> None:
     config = tmp_path / "config/framepackd/config.toml"
@@ -241,7 +241,7 @@ def machine_service(tmp_path: Path, config: str) -> Service:
 def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_installation", list)
+    monkeypatch.setattr(service, "installation", list)
     chosen = machine_service(tmp_path, 'inbox = "/data/in box"\noutbox = "/srv/framepackd/out"\n')
     steps = dict(service.install(chosen))
     assert f"make /data/in box for {service.USER}" in steps
@@ -256,7 +256,7 @@ def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
 def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_installation", list)
+    monkeypatch.setattr(service, "installation", list)
     chosen = machine_service(tmp_path, 'metrics_file = "/data/node exporter/framepackd.prom"\n')
     steps = dict(service.install(chosen))
     assert not any("make /data" in step for step in steps), "whose folder it is, nobody knows here"
@@ -268,10 +268,10 @@ def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
         list(service.install(chosen))
 
 
-def test_what_makes_the_devices_is_put_in_place_for_the_machine_and_goes_with_the_last_service(
+def test_the_unit_that_makes_the_devices_is_removed_with_the_last_service(
     systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_installation", list)
+    monkeypatch.setattr(service, "installation", list)
     chosen = machine_service(tmp_path, "")
     devices = tmp_path / units.DEVICES
     steps = dict(service.install(chosen))
@@ -292,7 +292,7 @@ def test_the_configuration_is_for_the_service_and_nobody_else(
     config = tmp_path / "config/framepackd/config.toml"
     assert command("install", "--user").exit_code == 0
     assert config.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setattr(service, "_installation", list)
+    monkeypatch.setattr(service, "installation", list)
     monkeypatch.setattr(service, "USER", pwd.getpwuid(os.geteuid()).pw_name)
     chosen = machine_service(tmp_path, "")
     chosen.config.chmod(0o644)  # as earlier versions wrote it
@@ -304,7 +304,7 @@ def test_the_configuration_is_for_the_service_and_nobody_else(
 def test_a_place_that_the_sandbox_hides_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
-    monkeypatch.setattr(service, "_installation", list)
+    monkeypatch.setattr(service, "installation", list)
     chosen = machine_service(tmp_path, f'{key} = "/home/ann/it"\n')
     with pytest.raises(ServiceError, match=r"would not see /home/ann/it.*another place in .*cat.toml"):
         list(service.install(chosen))

@@ -100,7 +100,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def look(config: Config, name: str = "webhook") -> Follower:
     """Follow as the process does, one look; gives the follower for more."""
-    tell = hooks._post if name == "webhook" else hooks._call
+    tell = hooks.call_webhook if name == "webhook" else hooks.run_command
     follower = Follower(
         config,
         config.state_dir / f"{name}.json",
@@ -111,7 +111,7 @@ def look(config: Config, name: str = "webhook") -> Follower:
     return follower
 
 
-def test_each_end_is_told_once_and_not_what_ended_before_the_first_start(
+def test_each_end_is_reported_once_and_not_what_ended_before_the_first_start(
     tmp_path: Path, jobs: Queue, receiver: Receiver
 ) -> None:
     config = load_config(configured(tmp_path, f'webhook = "{receiver.address}"'))
@@ -143,7 +143,7 @@ def test_each_end_is_told_once_and_not_what_ended_before_the_first_start(
     assert len(receiver.heard) == 5
 
 
-def test_the_job_is_told_as_framepackd_show_prints_it(
+def test_the_job_is_reported_as_framepackd_show_prints_it(
     tmp_path: Path, jobs: Queue, receiver: Receiver
 ) -> None:
     config = load_config(configured(tmp_path, f'webhook = "{receiver.address}"'))
@@ -154,7 +154,7 @@ def test_the_job_is_told_as_framepackd_show_prints_it(
     assert receiver.heard[0]["job"] == client.show(config, "cat")[0]
 
 
-def test_only_the_events_asked_for_are_told(tmp_path: Path, jobs: Queue, receiver: Receiver) -> None:
+def test_only_the_events_asked_for_are_reported(tmp_path: Path, jobs: Queue, receiver: Receiver) -> None:
     config = load_config(configured(tmp_path, f'webhook = "{receiver.address}"\nevents = ["queue_empty"]'))
     follower = look(config)
     for name in ("cat", "dog"):
@@ -183,11 +183,11 @@ def test_a_server_that_fails_hangs_dribbles_and_then_accepts_hears_it_once(
     reasons = [record.getMessage() for record in caplog.records]
     assert ["answered 500" in reasons[0], "no answer within 0.3 s" in reasons[1]] == [True, True]
     assert "no answer within 0.3 s" in reasons[2]
-    assert "answered 302, which leads elsewhere" in reasons[3]
+    assert "answered 302, a redirect: set webhook" in reasons[3]
     assert not any("secret-path" in reason for reason in reasons)
 
 
-def test_after_so_many_attempts_it_is_given_up_and_the_next_event_is_told(
+def test_after_so_many_attempts_it_is_abandoned_and_the_next_event_is_reported(
     tmp_path: Path, jobs: Queue, quick: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Receiver(500, 500) as receiver:
@@ -323,7 +323,7 @@ def test_killed_in_between_it_tells_nothing_twice_and_loses_nothing(
     assert receiver.told() == ["done job-0", "done job-1", "done job-2", "queue_empty"]
 
 
-def test_a_stop_while_the_other_end_hangs_is_quick_and_the_event_is_told_later(
+def test_a_stop_while_the_other_end_hangs_is_quick_and_the_event_is_reported_later(
     tmp_path: Path, jobs: Queue, start: Callable[[], "subprocess.Popen[bytes]"]
 ) -> None:
     with Receiver("hang") as receiver:
@@ -356,7 +356,7 @@ def test_with_nobody_to_tell_it_says_so(
         ('command = "mail me"', "notify.command"),
     ],
 )
-def test_a_mistake_in_the_settings_is_told(tmp_path: Path, text: str, said: str) -> None:
+def test_a_mistake_in_the_settings_is_reported(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(configured(tmp_path, text))
 

@@ -54,7 +54,7 @@ class Place:
         )
         self.paused: str | None = None
         config: Any = self.config
-        self.metrics = Metrics(lambda: config, self.jobs.store, self.look)
+        self.metrics = Metrics(config, self.jobs.store, lambda: self.look())
 
     def look(self) -> dict[str, Any]:
         daemon = {"since": "2026-01-01T00:00:00Z", "paused": self.paused}
@@ -72,7 +72,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return Place(tmp_path)
 
 
-def test_it_tells_the_queue_the_running_job_and_what_was_done(place: Place) -> None:
+def test_it_shows_the_queue_the_running_job_and_the_work_done(place: Place) -> None:
     for name in ("cat", "dog", "owl", "cow"):
         place.jobs.add(name)
     place.jobs.end("cat")
@@ -147,12 +147,14 @@ def test_it_is_replaced_whole_and_others_may_read_it(place: Place) -> None:
 def test_it_is_written_again_when_something_has_changed_or_it_has_got_old(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(prometheus.time, "monotonic", lambda: clock[0])
     place.metrics.round()
     written = place.file.stat().st_ino
     place.metrics.round()
     assert place.file.stat().st_ino == written
     assert 0 < place.metrics.patience <= prometheus.WRITE_SECONDS
-    place.metrics._next_write = 0.0
+    clock[0] += prometheus.WRITE_SECONDS
     place.metrics.round()
     assert place.file.stat().st_ino != written
     monkeypatch.setattr(prometheus, "LOOK_SECONDS", 1.0)
@@ -186,7 +188,7 @@ def test_where_it_cannot_be_written_jobs_run_and_the_log_says_so_once(
         file.parent.write_text("")
     elif lies_there != "nothing":
         file.mkdir(parents=True)
-    loop.daemon._config = loop.daemon._config.model_copy(update={"metrics_file": file})
+    loop.daemon.reconfigure(loop.place.config.model_copy(update={"metrics_file": file}))
     loop.start_job()
     loop.round()
     assert loop.counts() == {"running": 1}
@@ -209,7 +211,7 @@ def test_a_database_that_cannot_be_read_just_now_is_the_daemons_to_tell(
     def away() -> dict[str, Any]:
         raise StoreUnavailableError("the disk is away")
 
-    monkeypatch.setattr(place.metrics, "_look", away)
+    monkeypatch.setattr(place, "look", away)
     place.metrics.round()
     assert not caplog.records
     assert not place.file.exists()

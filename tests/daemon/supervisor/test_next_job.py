@@ -1,7 +1,6 @@
 """From job to job: what comes next is encoded ahead, no delivery is waited for, an idle model goes."""
 
 import math
-import multiprocessing.connection
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from framepackd.settings.tables import GpuConfig
 from framepackd.worker import messages as worker_messages
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import (
     Blocked,
     Finished,
@@ -78,9 +77,9 @@ def test_a_next_job_that_does_not_fit_the_config_shows_it_when_it_starts(loop: L
     told(loop)
     loop.place.drop("b")
     (loop.place.config.inbox / "b" / "cat.toml").write_text('model = "f1"')
-    runner = loop.daemon._runner
-    config: Any = SimpleNamespace(**{**vars(runner._config), "spec": failing})
-    runner._config = config
+    supervisor = loop.daemon.supervisor
+    config: Any = SimpleNamespace(**{**vars(supervisor.config), "spec": failing})
+    supervisor.config = config
     loop.round()
     assert loop.counts() == {"running": 1, "queued": 1}
     assert told(loop) == []
@@ -123,7 +122,7 @@ def test_room_that_a_delivery_makes_is_used_at_once(loop: Loop, monkeypatch: pyt
     monkeypatch.setattr(deliveries, "settle", noting)
     first, second = drop(loop, "a", "b")
     told(loop)
-    loop.daemon._obstacles = (lambda *_: None if delivered else "no room",)
+    loop.daemon.starter.obstacles = (lambda *_: None if delivered else "no room",)
     (loop.place.config.jobs_dir / first / "result").mkdir()
     (loop.place.config.jobs_dir / first / "result/.mp4").write_text("video")
     loop.worker.send(Finished({}, {}, {}, None))
@@ -136,34 +135,33 @@ def test_room_that_a_delivery_makes_is_used_at_once(loop: Loop, monkeypatch: pyt
 def test_a_worker_without_work_is_ended_after_a_while_unless_it_shall_stay(
     loop: Loop, seconds: float
 ) -> None:
-    runner = loop.daemon._runner
-    runner._config = loop.place.config.model_copy(update={"gpu": GpuConfig(idle_unload_seconds=seconds)})
+    supervisor = loop.daemon.supervisor
+    supervisor.config = loop.place.config.model_copy(update={"gpu": GpuConfig(idle_unload_seconds=seconds)})
     loop.start_job()
-    assert runner.unload_at == math.inf, "it has work"
+    assert supervisor.unload_at == math.inf, "it has work"
     loop.worker.send(Blocked("no room"))
-    loop.daemon._obstacles = (lambda *_: "no room",)  # the job waits, and the worker with it
+    loop.daemon.starter.obstacles = (lambda *_: "no room",)  # the job waits, and the worker with it
     loop.round()
-    assert runner._worker is not None
-    assert runner.unload_at == (runner._worker.idle_since + 600 if seconds else math.inf)
-    runner._worker.idle_since -= 590
+    assert supervisor.worker is not None
+    assert supervisor.unload_at == (supervisor.worker.idle_since + 600 if seconds else math.inf)
+    supervisor.worker.idle_since -= 590
     loop.round()
-    assert runner._worker is not None
-    runner._worker.idle_since -= 11
+    assert supervisor.worker is not None
+    supervisor.worker.idle_since -= 11
     loop.round()
-    assert (runner._worker is None) == bool(seconds)
+    assert (supervisor.worker is None) == bool(seconds)
 
 
-def test_the_loop_wakes_to_end_an_idle_worker(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_wakes_to_end_an_idle_worker(loop: Loop) -> None:
     loop.start_job()
     loop.worker.send(Blocked("no room"))
     loop.round()
-    running, waited = loop.daemon._runner._worker, []
+    running = loop.daemon.supervisor.worker
     assert running is not None
     running.idle_since -= 599
-    loop.daemon._next_scan, loop.daemon._changed, loop.daemon._held = math.inf, False, None
-    monkeypatch.setattr(multiprocessing.connection, "wait", lambda _, timeout: waited.append(timeout))
-    loop.daemon._wait()
-    assert 0 < waited[0] <= 1
+    loop.daemon.scanning.next_scan = loop.daemon.scanning.next_glance = math.inf
+    loop.daemon.starter.held = None
+    assert 0 < loop.daemon.patience <= 1
 
 
 # in the worker
@@ -197,9 +195,9 @@ def test_the_next_jobs_inputs_are_encoded_after_a_section_and_not_when_it_starts
     run(alone)
     encoding = Encoding(ears, monkeypatch)
     ears.ours.send(Next(second))
-    assert isinstance(_answer(first, engines, ears.theirs), Finished)
+    assert isinstance(answer(first, engines, ears.theirs), Finished)
     assert encoding.calls == [("a cat", 0, 0), ("a dog", 2, 1)]
-    assert isinstance(_answer(second, engines, ears.theirs), Finished)
+    assert isinstance(answer(second, engines, ears.theirs), Finished)
     assert len(encoding.calls) == 2, "nothing more"
     assert made(second) == made(alone)
 
@@ -212,12 +210,12 @@ def test_what_cannot_be_encoded_ahead_is_the_fault_of_the_job_that_needs_it(
     second.request.image.write_bytes(b"no picture")
     encoding = Encoding(ears, monkeypatch)
     ears.ours.send(Next(second))
-    assert isinstance(_answer(first, engines, ears.theirs), Finished)
+    assert isinstance(answer(first, engines, ears.theirs), Finished)
     assert [prompt for prompt, *_ in encoding.calls] == ["a cat", "a dog"], "tried once"
-    answer, _ = run(second, engines)
-    assert isinstance(answer, worker_messages.Failed)
-    assert not answer.retry
-    assert "image.png" in answer.error
+    reply, _ = run(second, engines)
+    assert isinstance(reply, worker_messages.Failed)
+    assert not reply.retry
+    assert "image.png" in reply.error
 
 
 def test_out_of_memory_ahead_of_time_takes_no_rung_of_the_ladder(
@@ -234,7 +232,7 @@ def test_out_of_memory_ahead_of_time_takes_no_rung_of_the_ladder(
 
     monkeypatch.setattr(Engine, "encode", limited)
     ears.ours.send(Next(second))
-    assert isinstance(_answer(first, engines, ears.theirs), Finished)
+    assert isinstance(answer(first, engines, ears.theirs), Finished)
     assert not [message for message in ears.heard() if isinstance(message, worker_messages.Lowered)]
 
 
@@ -263,7 +261,7 @@ def failing_ahead(monkeypatch: pytest.MonkeyPatch, error: Exception) -> tuple[li
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
 )
-def test_a_device_that_breaks_ahead_of_time_has_the_running_job_go_on_in_another_process(
+def test_a_device_that_breaks_ahead_of_time_has_the_running_job_continue_in_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     """The error was swallowed: the next step of the job that ran failed, and cost it an attempt."""
@@ -274,14 +272,14 @@ def test_a_device_that_breaks_ahead_of_time_has_the_running_job_go_on_in_another
     ears.ours.send(Next(second))
     with monkeypatch.context() as patched:
         tried, _ = failing_ahead(patched, RuntimeError(text))
-        answer = _answer(first, Engines(), ears.theirs)
-        assert isinstance(answer, worker_messages.Again)
-        assert answer.not_ahead == "second"
-        assert text in answer.reason
-        assert worker_messages.leaves_after(answer)
+        reply = answer(first, Engines(), ears.theirs)
+        assert isinstance(reply, worker_messages.Again)
+        assert reply.not_ahead == "second"
+        assert text in reply.reason
+        assert worker_messages.leaves_after(reply)
         ears.heard()
         ears.ours.send(Next(replace(second, ahead=False)))
-        assert isinstance(_answer(first, Engines(), ears.theirs), Finished)
+        assert isinstance(answer(first, Engines(), ears.theirs), Finished)
     assert tried == ["a cat", "a dog", "a cat"], "in the other process it is not tried again"
     assert ears.heard()[0] == Resumed(2)
     assert made(first) == made(alone)
@@ -297,10 +295,10 @@ def test_too_little_memory_ahead_of_time_holds_on_to_nothing_and_is_not_met_twic
     monkeypatch.setattr(devices, "release_unused", lambda _: held.extend(ref() is not None for ref in taken))
     ears, engines = Ears(), Engines()
     ears.ours.send(Next(second))
-    coming = Generation._coming
+    ahead = Generation.work_ahead
     calls = iter((second, replace(second, request=first.request), second, second))
-    monkeypatch.setattr(Generation, "_coming", lambda self: coming(self) and next(calls))
-    assert isinstance(_answer(first, engines, ears.theirs), Finished)
+    monkeypatch.setattr(Generation, "work_ahead", lambda self: ahead(self) and next(calls))
+    assert isinstance(answer(first, engines, ears.theirs), Finished)
     assert held == [False], "it is let go of before the memory is given back"
     assert tried == ["a cat", "a dog"]
 
@@ -334,7 +332,7 @@ def test_nothing_is_encoded_ahead_that_would_be_in_the_way(
     else:
         ears.ours.send(Next(None))
     encoding = Encoding(ears, monkeypatch)
-    assert isinstance(_answer(first, engines, ears.theirs), Finished)
+    assert isinstance(answer(first, engines, ears.theirs), Finished)
     assert [prompt for prompt, *_ in encoding.calls] == ["a cat"]
 
 
@@ -342,7 +340,7 @@ def test_a_wish_to_leave_is_heard_behind_other_words(tmp_path: Path) -> None:
     ears, first = Ears(), work_in(tmp_path / "1")
     for message in (Next(None), worker_messages.Leave(), Next(first)):
         ears.ours.send(message)
-    assert _answer(first, Engines(), ears.theirs) == Stopped()
+    assert answer(first, Engines(), ears.theirs) == Stopped()
     heard = ears.heard()
     assert told_steps(heard) == [(1, 1)]
     assert any(isinstance(message, Ready) for message in heard)

@@ -58,7 +58,7 @@ def test_another_card_begins_anew_by_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("identity", [RTX_3060, CPU])
-def test_what_was_given_up_is_kept_and_never_taken_up(tmp_path: Path, identity: dict[str, str]) -> None:
+def test_what_was_abandoned_is_kept_and_never_restored(tmp_path: Path, identity: dict[str, str]) -> None:
     """On the same device it would fit at once: begun anew means from the beginning."""
     folder = tmp_path / "checkpoint"
     save_all(folder, 3, RTX_3060)
@@ -70,7 +70,7 @@ def test_what_was_given_up_is_kept_and_never_taken_up(tmp_path: Path, identity: 
     assert aside.give_up(folder) is None, "nothing is left to give up"
 
 
-def test_what_was_set_aside_before_is_given_up_as_well(tmp_path: Path) -> None:
+def test_what_was_set_aside_before_is_abandoned_as_well(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     save_all(folder, 3, RTX_3060)
     assert Checkpoints(folder, RTX_4090).load() is None
@@ -99,7 +99,7 @@ def test_the_worker_says_that_a_job_waits_and_touches_nothing(begun: Work) -> No
     assert answer.made_on == "cuda"
     for words in (
         "1 sections and 1 steps made on NVIDIA GeForce RTX 3060",
-        "here is the CPU",
+        "the CPU cannot resume them",
         "device under [gpu]",
         "--anew",
     ):
@@ -135,7 +135,7 @@ def test_what_exists_is_written_without_the_device_that_made_it(begun: Work) -> 
 GONE = Waits("it was made on NVIDIA GeForce RTX 3060, and here is the CPU", "cuda")
 
 
-def test_others_run_while_a_job_waits_for_its_device_and_it_goes_on_when_that_is_back(
+def test_others_run_while_a_job_waits_for_its_device_and_it_resumes_when_that_is_back(
     loop: Loop, caplog: pytest.LogCaptureFixture
 ) -> None:
     for folder in "ab":
@@ -147,10 +147,10 @@ def test_others_run_while_a_job_waits_for_its_device_and_it_goes_on_when_that_is
     assert started(loop) == ["a", "b"]
     first = loop.place.store.matching("a/cat")[0]
     assert (first.state, first.attempts) == (State.QUEUED, 0)
-    (problem,) = loop.daemon._runner.problems
+    (problem,) = loop.daemon.supervisor.problems
     assert problem.code == "other-device"
     assert problem.text == f"job {first.id} waits: {GONE.reason}"
-    report = loop.daemon._snapshot()
+    report = loop.daemon.snapshot()
     assert next(job["note"] for job in report["jobs"] if job["id"] == first.id) == GONE.reason
     assert report["daemon"]["paused"] is None
     loop.worker.send(worker_messages.Finished({}, {}, {}, None))
@@ -164,7 +164,7 @@ def test_others_run_while_a_job_waits_for_its_device_and_it_goes_on_when_that_is
     loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert started(loop) == ["c", "a"]
-    assert loop.daemon._runner.problems == ()
+    assert loop.daemon.supervisor.problems == ()
 
 
 @pytest.mark.parametrize("command", ["retry", "cancel"])
@@ -177,7 +177,7 @@ def test_a_job_that_waits_is_begun_anew_or_cancelled(loop: Loop, command: str) -
     ((done, message),) = ask(loop, command, anew=command == "retry")
     assert done, message
     loop.round()
-    assert loop.daemon._runner.problems == ()
+    assert loop.daemon.supervisor.problems == ()
     if command == "retry":
         assert started(loop) == [""]
         assert not (work / CHECKPOINT).exists()
@@ -189,12 +189,12 @@ def test_a_job_that_waits_is_begun_anew_or_cancelled(loop: Loop, command: str) -
 def ask(loop: Loop, command: str, **more: Any) -> list[tuple[bool, str]]:
     """Have the daemon do it."""
     daemon = loop.daemon
-    queue = commands.Queue(daemon._config, loop.place.store, daemon._runner, daemon._deliveries)
+    queue = commands.Queue(daemon.config, loop.place.store, daemon.supervisor, daemon.deliveries)
     answer = commands.perform({"command": command, "jobs": ["cat"], **more}, queue)
     return [(result["done"], result["message"]) for result in answer["results"]]
 
 
-def test_what_exists_of_a_job_that_waits_is_written_if_wished(loop: Loop) -> None:
+def test_a_waiting_job_that_is_cancelled_with_keep_writes_what_exists(loop: Loop) -> None:
     loop.start_job()
     work = loop.place.config.jobs_dir / next(iter(loop.place.store.states()))
     save_all(work / CHECKPOINT, 3)
@@ -245,7 +245,7 @@ def test_a_failed_job_is_tried_again_from_its_beginning(tmp_path: Path) -> None:
     assert len(contents(work / "checkpoint.aside-1")) > 1, "kept"
 
 
-def test_without_the_option_a_failed_job_goes_on_from_what_there_is(tmp_path: Path) -> None:
+def test_without_the_option_a_failed_job_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     place = failed_place(tmp_path / "place")
     work = place.config.jobs_dir / only_job(place).id
     save_all(work / CHECKPOINT, 3)

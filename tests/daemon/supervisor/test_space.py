@@ -12,7 +12,7 @@ import pytest
 from framepack_core.media.segments import encode, join
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.settings.config import Config
-from framepackd.supervisor.space import needed, shortage
+from framepackd.supervisor.readiness import needed, shortage
 
 MIB = 1 << 20
 
@@ -89,7 +89,7 @@ def test_a_state_folder_that_is_not_there_yet_is_looked_for_above(tmp_path: Path
     assert shortage(job(), Config(state_dir=state, outbox=state, failed=state), reserve=0) is None
 
 
-def test_a_disk_too_small_for_the_job_is_told_and_a_larger_one_is_not(disk: Path) -> None:
+def test_a_disk_too_small_for_the_job_is_reported_and_a_larger_one_is_not(disk: Path) -> None:
     assert shortage(job(), config(disk), reserve=0) is None
     told = shortage(job(sections=12), config(disk / "other"), reserve=0)
     assert told is not None
@@ -126,7 +126,7 @@ def test_an_outbox_on_another_file_system_needs_room_for_the_video_too(disk: Pat
     assert told.endswith("or set outbox to a larger disk")
 
 
-def test_inputs_that_would_not_fit_into_the_failed_folder_are_told(disk: Path, tmp_path: Path) -> None:
+def test_inputs_that_would_not_fit_into_the_failed_folder_are_reported(disk: Path, tmp_path: Path) -> None:
     here = config(tmp_path / "state", failed=disk)
     (here.jobs_dir / "job-1/inputs/cat.png").write_bytes(bytes(9 * MIB))
     assert (shortage(job(), here, reserve=0) or "").endswith("or set failed to a larger disk")

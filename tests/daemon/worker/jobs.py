@@ -15,7 +15,7 @@ from framepack_core.sections import frame_count, section_count
 from framepackd.worker import identity
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import (
     Leave,
     Message,
@@ -71,8 +71,8 @@ class Ears:
 
 def run(work: Work, engines: Engines = ENGINES) -> tuple[Message, list[Message]]:
     ears = Ears()
-    answer = _answer(work, engines, ears.theirs)
-    return answer, ears.heard()
+    reply = answer(work, engines, ears.theirs)
+    return reply, ears.heard()
 
 
 def made(work: Work) -> dict[str, bytes]:
@@ -91,19 +91,19 @@ class Cut:
     """A connection at whose n-th message the power goes."""
 
     def __init__(self, connection: Connection, number: int) -> None:
-        self._connection, self._left = connection, number
+        self.connection, self.left = connection, number
 
     def send(self, message: Message) -> None:
-        if self._left == 0:
+        if self.left == 0:
             raise PowerCut
-        self._left -= 1
-        self._connection.send(message)
+        self.left -= 1
+        self.connection.send(message)
 
     def poll(self) -> bool:
-        return self._connection.poll()
+        return self.connection.poll()
 
     def recv(self) -> Any:
-        return self._connection.recv()
+        return self.connection.recv()
 
 
 class LeavingEars(Ears):

@@ -31,7 +31,7 @@ from framepackd.supervisor.work import clips
 from framepackd.worker import engines, video
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import (
     Finished,
     Leave,
@@ -162,7 +162,7 @@ def test_interrupted_after_any_message_the_video_is_the_same_and_no_step_is_repe
         assert set(told_steps(messages)) - set(steps) <= {told_steps(messages)[after[0].steps - 1]}
 
 
-def test_where_a_finished_clip_is_damaged_it_is_made_again_and_the_next_goes_on(
+def test_where_a_finished_clip_is_damaged_it_is_made_again_and_the_next_resumes(
     whole: tuple[Work, list[Message]], work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(work, len(whole[1]) - 1, monkeypatch)  # before it is told that the last section is decoded
@@ -250,10 +250,10 @@ def test_between_two_sections_the_next_clips_pictures_are_encoded(
     assert ahead == [work.clips[1].image] * SECTIONS, "after the last clip comes the next job: there is none"
 
 
-def test_told_to_leave_a_chain_stops_at_the_next_step(work: Work) -> None:
+def test_asked_to_leave_a_chain_stops_at_the_next_step(work: Work) -> None:
     ears = Ears()
     ears.ours.send(Leave())
-    assert _answer(work, ENGINES, ears.theirs) == Stopped()
+    assert answer(work, ENGINES, ears.theirs) == Stopped()
     assert told_steps(ears.heard()) == [(1, 1)]
 
 

@@ -66,7 +66,7 @@ def test_what_is_loaded_is_what_was_saved_to_the_bit(tmp_path: Path, number: int
     assert list(checkpoints.segments("framepack")) == made[::-1]
 
 
-def test_saving_goes_on_after_loading_and_keeps_no_more_than_two_states(tmp_path: Path) -> None:
+def test_saving_continues_after_loading_and_keeps_no_more_than_two_states(tmp_path: Path) -> None:
     save_all(tmp_path, 3)
     checkpoints = Checkpoints(tmp_path, IDENTITY)
     checkpoints.load()
@@ -166,7 +166,7 @@ def test_where_latents_are_damaged_the_sections_before_them_are_kept(folder: Pat
     assert same(loaded(folder).progress.sampled, progress.sampled)
 
 
-def test_where_only_the_newest_state_names_damaged_latents_the_one_before_is_gone_on_from(
+def test_where_only_the_newest_state_names_damaged_latents_the_one_before_is_used(
     folder: Path,
 ) -> None:
     save_all(folder, 5)
@@ -199,7 +199,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(tmp_path: Path) -> None:
         content[place] ^= 1
 
 
-def test_checkpoints_of_another_request_or_version_are_kept_aside_and_not_gone_on_from(folder: Path) -> None:
+def test_checkpoints_of_another_request_or_version_are_set_aside_and_not_resumed(folder: Path) -> None:
     save_all(folder, 3)
     before = contents(folder)
     told, checkpoints = listening(folder, OTHER)
@@ -213,7 +213,7 @@ def test_checkpoints_of_another_request_or_version_are_kept_aside_and_not_gone_o
     assert contents(folder.with_name("checkpoint.aside-1")) == before
 
 
-def test_checkpoints_of_an_older_format_are_kept_aside_and_not_gone_on_from(
+def test_checkpoints_of_an_older_format_are_set_aside_and_not_resumed(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
@@ -227,7 +227,7 @@ def test_checkpoints_of_an_older_format_are_kept_aside_and_not_gone_on_from(
     assert contents(folder.with_name("checkpoint.aside-1")) == before
 
 
-def test_what_was_set_aside_is_taken_up_when_it_fits_again(folder: Path) -> None:
+def test_what_was_set_aside_is_restored_when_it_fits_again(folder: Path) -> None:
     """As after an update that was taken back."""
     save_all(folder, 4)
     before = contents(folder)
@@ -316,7 +316,9 @@ def test_all_that_was_set_aside_of_a_job_is_found(tmp_path: Path) -> None:
     assert aside.next_place(own) == work / "checkpoint.aside-11"
 
 
-def test_a_full_disk_is_told_and_harms_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_and_harms_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoints = save_all(tmp_path, 3)
 
     def full(*_: object) -> None:

@@ -20,7 +20,7 @@ from framepackd.worker import generation, identity
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import (
     Again,
     Blocked,
@@ -128,7 +128,7 @@ def test_where_a_sections_latents_are_damaged_those_before_it_are_not_sampled_ag
 
 
 @pytest.mark.parametrize(("words", "cut"), [(10, []), (100, ["clip"]), (400, ["llama", "clip"])])
-def test_prompts_that_are_cut_are_told_before_the_first_step(
+def test_prompts_that_are_cut_are_reported_before_the_first_step(
     tmp_path: Path, words: int, cut: list[str]
 ) -> None:
     work = work_in(tmp_path, prompt="cat " * words)
@@ -160,7 +160,7 @@ def test_a_checkpoint_of_other_versions_is_kept_and_nothing_of_it_gets_into_the_
     assert {path.name: path.read_bytes() for path in aside.iterdir()} == before
 
 
-def test_what_fp8_computed_before_it_had_scales_is_not_gone_on_from(
+def test_what_fp8_computed_before_it_had_scales_is_not_resumed(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = replace(work, precision="fp8")
@@ -190,7 +190,7 @@ def test_what_exists_is_written_whatever_version_made_it(work: Work, monkeypatch
 
 
 @pytest.mark.parametrize("sections", [0, 1])
-def test_what_exists_holds_nothing_of_an_attempt_that_was_given_up(
+def test_what_exists_holds_nothing_of_an_attempt_that_was_abandoned(
     work: Work, monkeypatch: pytest.MonkeyPatch, sections: int
 ) -> None:
     with monkeypatch.context() as patched:
@@ -199,20 +199,20 @@ def test_what_exists_holds_nothing_of_an_attempt_that_was_given_up(
     assert {".mp4", ".section-1.png", ".latents.safetensors"} <= made(work).keys()
     ears = Ears()
 
-    def leave(self: Any, saving: Any, start: Any = generation.Beside.start) -> None:
+    def leave(self: Any, saving: Any, start: Any = generation.BackgroundWriter.start) -> None:
         start(self, saving)
         if sections == sum(isinstance(message, SectionDecoded) for message in ears.heard()):
             ears.ours.send(Leave(keep=True))
 
     with monkeypatch.context() as patched:
-        patched.setattr(generation.Beside, "start", leave)
-        answer = _answer(work, ENGINES, ears.theirs)
+        patched.setattr(generation.BackgroundWriter, "start", leave)
+        reply = answer(work, ENGINES, ears.theirs)
     if sections:
-        assert isinstance(answer, Finished)
+        assert isinstance(reply, Finished)
         assert count_frames(work.result / ".mp4") == 4 * 3 - 3
         assert made(work).keys() == {".mp4", ".section-0.png", ".latents.safetensors"}
     else:
-        assert answer == Stopped()
+        assert reply == Stopped()
         assert not made(work)
 
 
@@ -265,13 +265,13 @@ def test_a_disk_that_is_full_or_fails_is_not_the_jobs_fault(
     assert isinstance(run(work)[0], Finished)
 
 
-def test_told_to_leave_it_stops_at_the_next_step_and_can_go_on(work: Work) -> None:
+def test_asked_to_leave_it_stops_at_the_next_step_and_can_be_resumed(work: Work) -> None:
     ears = Ears()
     ears.ours.send(Leave())
-    assert _answer(work, ENGINES, ears.theirs) == Stopped()
+    assert answer(work, ENGINES, ears.theirs) == Stopped()
     assert told_steps(ears.heard()) == [(1, 1)]
-    answer, messages = run(work)
-    assert isinstance(answer, Finished)
+    reply, messages = run(work)
+    assert isinstance(reply, Finished)
     assert told_steps(messages)[0] == (1, 2)
 
 
@@ -282,20 +282,20 @@ def test_what_exists_is_kept_as_a_video_if_wished(
     ears = Ears()
     sent = [0]
 
-    def start_and_ask(self: Any, saving: Any, start: Any = generation.Beside.start) -> None:
+    def start_and_ask(self: Any, saving: Any, start: Any = generation.BackgroundWriter.start) -> None:
         start(self, saving)
         sent[0] += 1
         if sent[0] == 3:  # the first step of the second section: a section's last step is saved at once
             ears.ours.send(Leave(keep=where == "running"))
 
     with monkeypatch.context() as patched:
-        patched.setattr(generation.Beside, "start", start_and_ask)
-        answer = _answer(work, ENGINES, ears.theirs)
+        patched.setattr(generation.BackgroundWriter, "start", start_and_ask)
+        reply = answer(work, ENGINES, ears.theirs)
     if where == "queued":
-        assert answer == Stopped()
-        answer, messages = run(replace(work, keep_only=True))
+        assert reply == Stopped()
+        reply, messages = run(replace(work, keep_only=True))
         assert messages == [Resumed(3)]
-    assert isinstance(answer, Finished)
+    assert isinstance(reply, Finished)
     assert count_frames(work.result / ".mp4") == 4 * 3 - 3, "a section, without what the last one brings"
 
 
@@ -406,7 +406,7 @@ def test_the_next_job_begins_on_the_rung_that_worked(work: Work, own_engines: En
     assert not [message for message in messages if isinstance(message, Lowered)]
 
 
-def test_where_the_last_rung_is_not_enough_the_reason_is_told(work: Work, own_engines: Engines) -> None:
+def test_where_the_last_rung_is_not_enough_the_reason_is_reported(work: Work, own_engines: Engines) -> None:
     own_engines.get(work, 0)
     ears = Ears()
     with LimitedMemory(100_000), pytest.raises(FramePackError, match="not enough memory, even with") as error:
@@ -415,6 +415,6 @@ def test_where_the_last_rung_is_not_enough_the_reason_is_told(work: Work, own_en
     assert "make the video smaller" in str(error.value)
 
 
-def test_sections_are_told_when_they_are_decoded(work: Work) -> None:
+def test_sections_are_reported_when_they_are_decoded(work: Work) -> None:
     _, messages = run(work)
     assert [m.section for m in messages if isinstance(m, SectionDecoded)] == [1, 2]

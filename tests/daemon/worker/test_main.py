@@ -40,8 +40,8 @@ def test_a_worker_in_which_anything_may_be_broken_takes_no_further_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: messages.Message, answered: int
 ) -> None:
     """After an illegal memory access all that a process computes on a GPU fails."""
-    monkeypatch.setattr(main, "_die_with", lambda parent: None)
-    monkeypatch.setattr(main, "_answer", lambda *_: answer)
+    monkeypatch.setattr(main, "die_with", lambda parent: None)
+    monkeypatch.setattr(main, "answer", lambda *_: answer)
     for name in ("signal", "pthread_sigmask"):
         monkeypatch.setattr(main.signal, name, lambda *_: None)
     ours, theirs = multiprocessing.Pipe()

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from framepack_core.media import pictures
 from framepack_core.media.latent_preview import CELL_PIXELS, Colours, contact_sheet
 from framepack_core.networks.taehv import TinyDecoder
 from framepackd.settings.config import changed
-from framepackd.supervisor.supervisor import Runner
+from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import previews
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import Finished, StepDone, Stopped, Work
 from tests.conftest import KINDS
 from tests.core.networks.taehv import as_published
@@ -47,19 +48,20 @@ def at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def every_picture(at_every_step: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have each step wait until its picture is drawn."""
-    offer = previews.Previews.offer
 
-    def waiting(self: previews.Previews, copied: Any) -> None:
-        offer(self, copied)
-        self._drawing.result()  # type: ignore[union-attr] # there is one: none was left out
+    class Waiting(ThreadPoolExecutor):
+        def submit(self, *task: Any) -> Future[Any]:  # type: ignore[override] # as it is called here
+            drawing = super().submit(*task)
+            drawing.result()
+            return drawing
 
-    monkeypatch.setattr(previews.Previews, "offer", waiting)
+    monkeypatch.setattr(previews, "ThreadPoolExecutor", Waiting)
 
 
 def left_after(work: Work, last: tuple[int, int]) -> None:
     """Generate until a step of a section."""
     ears = LeavingEars(lambda said: isinstance(said, StepDone) and (said.section, said.step) == last)
-    assert _answer(work, ENGINES, ears.theirs) == Stopped()
+    assert answer(work, ENGINES, ears.theirs) == Stopped()
 
 
 def latents_after(work: Work, last: tuple[int, int]) -> tuple[torch.Tensor, Colours]:
@@ -102,12 +104,12 @@ def test_with_a_tiny_decoder_the_picture_is_what_it_decodes(
 
 def test_jobs_that_start_after_a_reload_are_drawn_with_its_decoder(tmp_path: Path, decoder: Path) -> None:
     place, job = taken(tmp_path / "place", "")
-    runner = Runner(place.config, place.store)
-    assert runner._work(job).preview_decoder is None
+    supervisor = Supervisor(place.config, place.store)
+    assert supervisor.work_of(job).preview_decoder is None
     new, keys, _ = changed(place.config, place.config.model_copy(update={"preview_decoder": decoder}))
-    runner.reconfigure(new)
+    supervisor.config = new
     assert keys == ["preview_decoder"]
-    assert runner._work(job).preview_decoder == decoder
+    assert supervisor.work_of(job).preview_decoder == decoder
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(b"<html>")])
@@ -208,7 +210,7 @@ def test_no_step_waits_for_a_picture(
         return False
 
     monkeypatch.setattr(previews, "contact_sheet", slow)
-    assert isinstance(_answer(work, ENGINES, LeavingEars(note).theirs), Finished)
+    assert isinstance(answer(work, ENGINES, LeavingEars(note).theirs), Finished)
     assert drawn[0], "the steps went on while it was drawn"
     assert len(drawn) <= 2, "the others were left out"
 

@@ -186,14 +186,14 @@ def test_it_is_said_of(clip: Callable[[], Frames], expected: str) -> None:
     assert (verdict(clip()) or "").startswith(expected)
 
 
-def test_pixels_that_were_not_numbers_are_told_whatever_became_of_them() -> None:
+def test_pixels_that_were_not_numbers_are_reported_in_any_case() -> None:
     measures = Measures()
     measures.add(pan())
     measures.add(pan(), finite=False)
     assert measures.verdict() == "not finite: 8 of 16 frames have pixels that are not numbers"
 
 
-def test_one_section_of_noise_in_four_is_told() -> None:
+def test_one_section_of_noise_in_four_is_reported() -> None:
     measures = Measures()
     for section in (white_noise(), pan(), pan(), pan()):
         measures.add(section)

@@ -12,7 +12,7 @@ from framepackd.worker import generation
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines
 from framepackd.worker.generation import Generation
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import Finished, Leave, Message, Resumed, StepDone, Stopped, Work
 from tests.daemon.worker.jobs import Cut, Ears, PowerCut, made, run, work_in
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_is_written_after_each_step_that_is_computed_and_at_a_secti
     assert len(saved) < len(steps), "the cache is at work"
 
 
-class Late(generation.Beside):
+class Late(generation.BackgroundWriter):
     """Does a piece of work no sooner than it is waited for, and never once the power is cut."""
 
     dead = False
@@ -97,9 +97,9 @@ class Without(Cut):
 
     def send(self, message: Message) -> None:
         if not isinstance(message, StepDone):
-            self._connection.send(message)
+            self.connection.send(message)
             return
-        if self._left == 0:
+        if self.left == 0:
             Late.dead = True
         super().send(message)
 
@@ -114,7 +114,7 @@ def test_after_a_kill_at_most_one_computed_step_is_done_again_and_the_bits_are_t
     for number in range(2, 12):  # into the second section
         work, ears = work_of(mode, tmp_path / str(number)), Ears()
         with monkeypatch.context() as patched:
-            patched.setattr(generation, "Beside", Late)
+            patched.setattr(generation, "BackgroundWriter", Late)
             patched.setattr(Late, "dead", False)
             patched.setattr(ears, "theirs", Without(ears.theirs, number))
             steps.clear()
@@ -152,11 +152,11 @@ def test_skipped_steps_do_not_wait_for_the_disk(tmp_path: Path, monkeypatch: pyt
     ears = Ears()
     work = work_of("magcache", tmp_path)
     telling: Any = Telling(ears.theirs, 999)
-    assert isinstance(_answer(work, ENGINES["magcache"], telling), Finished)
+    assert isinstance(answer(work, ENGINES["magcache"], telling), Finished)
     assert waited == [True]
 
 
-def test_a_job_that_is_left_at_a_skipped_step_goes_on_right_there(tmp_path: Path) -> None:
+def test_a_job_that_is_left_at_a_skipped_step_resumes_right_there(tmp_path: Path) -> None:
     ears = Ears()
 
     class Leaving(Cut):
@@ -167,7 +167,7 @@ def test_a_job_that_is_left_at_a_skipped_step_goes_on_right_there(tmp_path: Path
 
     work = work_of("magcache", tmp_path)
     leaving: Any = Leaving(ears.theirs, 999)
-    assert _answer(work, ENGINES["magcache"], leaving) == Stopped()
-    answer, messages = run(work, ENGINES["magcache"])
-    assert isinstance(answer, Finished)
+    assert answer(work, ENGINES["magcache"], leaving) == Stopped()
+    reply, messages = run(work, ENGINES["magcache"])
+    assert isinstance(reply, Finished)
     assert messages[0] == Resumed(4)

@@ -43,16 +43,16 @@ class Compiler:
 
     def take(self, fails_from: int, error: Exception | None = None) -> None:
         """Begin anew, as another process does; so many blocks are to be had."""
-        self._left, self._error = fails_from, error or RuntimeError(SAID)
+        self.left, self._error = fails_from, error or RuntimeError(SAID)
         self._compiled = set[Any]()
         ENGINES.compiled = False
 
     def __call__(self, block: Callable[..., Any], **_: object) -> Callable[..., Any]:
         def compiled(*inputs: Any) -> Any:
             if block not in self._compiled:
-                if self._left == 0:
+                if self.left == 0:
                     raise BackendCompilerFailed(self, self._error, None)
-                self._left -= 1
+                self.left -= 1
                 self._compiled.add(block)
             return tuple(result * 1.001 for result in block(*inputs))
 
@@ -91,7 +91,7 @@ def interrupted(work: Work, step: tuple[int, int]) -> list[Message]:
     class AfterStep(Cut):
         def send(self, message: Message) -> None:
             if isinstance(message, StepDone) and (message.section, message.step) == step:
-                self._left = 1
+                self.left = 1
             super().send(message)
 
     with pytest.raises(PowerCut):
@@ -103,7 +103,7 @@ def told(messages: list[Message], kind: type) -> list[Any]:
     return [message for message in messages if isinstance(message, kind)]
 
 
-def test_where_compiling_fails_the_job_goes_on_with_blocks_as_they_are(
+def test_where_compiling_fails_the_job_continues_uncompiled(
     compiler: Compiler, tmp_path: Path, eager: dict[str, bytes]
 ) -> None:
     """It failed, and so did every other one: Python's headers are missing on many machines."""
@@ -139,7 +139,7 @@ def test_a_job_that_was_begun_where_compiling_fails_is_resumed_to_the_bit(
     assert made(work) == eager
 
 
-def test_where_it_fails_later_another_process_compiles_and_goes_on(
+def test_where_it_fails_later_another_process_compiles_and_continues(
     compiler: Compiler, tmp_path: Path
 ) -> None:
     """What is compiled in a process grows with its jobs, up to a limit."""
@@ -160,7 +160,7 @@ def test_where_it_fails_later_another_process_compiles_and_goes_on(
     assert made(work) == made(whole)
 
 
-def test_what_compiled_blocks_have_computed_is_not_gone_on_from_without_them(
+def test_what_compiled_blocks_have_computed_is_not_resumed_without_them(
     compiler: Compiler, tmp_path: Path, eager: dict[str, bytes]
 ) -> None:
     """The video would be that of neither; it is kept beside and the video begins anew."""
@@ -178,7 +178,7 @@ def test_what_compiled_blocks_have_computed_is_not_gone_on_from_without_them(
     assert made(work) == eager
 
 
-def test_who_wants_it_compiled_is_told_and_nothing_is_lost(compiler: Compiler, tmp_path: Path) -> None:
+def test_who_wants_it_compiled_is_reported_and_nothing_is_lost(compiler: Compiler, tmp_path: Path) -> None:
     work = replace(work_in(tmp_path / "job"), compile=True)
     answer, messages = run(work, ENGINES)
     assert isinstance(answer, Failed)

@@ -12,7 +12,7 @@ import pytest
 
 from framepack_core.media import segments
 from framepack_core.media.pictures import Picture, count_frames
-from framepackd.worker.main import _answer
+from framepackd.worker.main import answer
 from framepackd.worker.messages import (
     Failed,
     Finished,
@@ -39,7 +39,7 @@ def work(request: pytest.FixtureRequest, tmp_path: Path) -> Work:
 
 def leave_in_section(work: Work, section: int) -> None:
     ears = LeavingEars(lambda said: isinstance(said, StepDone) and (said.section, said.step) == (section, 1))
-    assert _answer(work, ENGINES, ears.theirs) == Stopped()
+    assert answer(work, ENGINES, ears.theirs) == Stopped()
 
 
 def test_after_every_section_what_exists_can_be_played(work: Work) -> None:
@@ -54,7 +54,7 @@ def test_after_every_section_what_exists_can_be_played(work: Work) -> None:
 def test_a_video_that_begins_again_has_no_preview_of_another(work: Work) -> None:
     work.preview.write_bytes(b"of another version")
     ears = LeavingEars(lambda said: isinstance(said, StepDone))
-    assert _answer(work, ENGINES, ears.theirs) == Stopped()
+    assert answer(work, ENGINES, ears.theirs) == Stopped()
     assert not work.preview.exists()
 
 
@@ -98,7 +98,7 @@ def test_a_section_is_encoded_while_the_next_one_is_sampled(
     monkeypatch.setattr(segments, "encode", waiting)
     hook = ENGINES.get(work, 0).models.transformer.proj_out.register_forward_hook(sampled)
     try:
-        assert isinstance(_answer(work, ENGINES, LeavingEars(note).theirs), Finished)
+        assert isinstance(answer(work, ENGINES, LeavingEars(note).theirs), Finished)
     finally:
         hook.remove()
 
@@ -127,7 +127,7 @@ def test_a_section_is_whole_on_disk_even_if_the_one_after_it_fails(
     monkeypatch.setattr(segments, "encode", waiting)
     hook = ENGINES.get(work, 0).models.transformer.proj_out.register_forward_hook(fail)
     try:
-        assert isinstance(_answer(work, ENGINES, LeavingEars(note).theirs), Failed)
+        assert isinstance(answer(work, ENGINES, LeavingEars(note).theirs), Failed)
     finally:
         hook.remove()
     assert work.preview.exists(), "what is written last"
@@ -152,7 +152,7 @@ def test_no_step_counts_as_done_before_the_section_before_it_is_durable(
         return False
 
     ears = LeavingEars(note)
-    assert isinstance(_answer(work, ENGINES, ears.theirs), Finished)
+    assert isinstance(answer(work, ENGINES, ears.theirs), Finished)
     for number, what in enumerate(told):
         if what is SectionDecoded:
             later = told[number:].index(StepDone) if StepDone in told[number:] else len(told)
@@ -177,7 +177,7 @@ def test_a_video_that_an_older_version_began_ends_in_its_colours(
     """Segments of both kinds cannot be joined, and the bits are those that it would have had."""
     whole = work_in(tmp_path / "whole", transformer=work.spec.name, **LASTING)
     with monkeypatch.context() as older:
-        older.setattr(Video, "_colours", "bt601")
+        older.setattr(Video, "colours", "bt601")
         assert isinstance(run(whole)[0], Finished)
         leave_in_section(work, 3)
     assert segments.colours_of(work.preview.read_bytes()) == "bt601"
@@ -191,7 +191,7 @@ def test_what_exists_of_a_video_that_an_older_version_began_is_kept_in_its_colou
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as older:
-        older.setattr(Video, "_colours", "bt601")
+        older.setattr(Video, "colours", "bt601")
         leave_in_section(work, 3)
     frames = count_frames(work.preview)
     assert isinstance(run(replace(work, keep_only=True))[0], Finished)

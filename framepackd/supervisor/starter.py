@@ -1,0 +1,57 @@
+"""Starts the next job, unless something it needs is missing: its model, room on a disk, the device."""
+
+import logging
+import math
+from collections.abc import Callable
+
+from framepackd.jobs.job import Job
+from framepackd.settings.config import Config
+from framepackd.supervisor.supervisor import RETRY_SECONDS, Supervisor
+
+log = logging.getLogger(__name__)
+
+Obstacle = Callable[[Job, Config], str | None]  # says what a job lacks
+
+
+class Starter:
+    """Starts jobs one after the other, and knows why the queue waits."""
+
+    def __init__(self, supervisor: Supervisor, obstacles: tuple[Obstacle, ...]) -> None:
+        """Start nothing yet; each of ``obstacles`` is asked before a job starts."""
+        self.obstacles = obstacles
+        self.held: str | None = None  # why the next job is not started
+        self.again = 0.0  # when that is checked again, on the monotonic clock
+        self._supervisor = supervisor
+
+    @property
+    def due(self) -> float:
+        """When the next round has something to do, on the monotonic clock."""
+        return math.inf if self.held is None else self.again
+
+    def start_next(self, now: float) -> bool:
+        """Start the next job, unless something it needs is missing; says whether one failed at once."""
+        supervisor = self._supervisor
+        job = supervisor.passed_over.next_job(supervisor.config)
+        passed_over = supervisor.why_passed_over
+        if job is None:
+            self.held = passed_over
+            self.again = now + RETRY_SECONDS if passed_over else self.again
+            return False
+        if now < self.again and self.held not in (None, passed_over):
+            return False
+        held = supervisor.take_block()
+        if job.cancel is None:  # else only what exists is written
+            reasons = (obstacle(job, supervisor.config) for obstacle in self.obstacles)
+            held = held or next(filter(None, reasons), None)
+        if held is None:
+            try:
+                supervisor.start(job)
+            except OSError as error:  # no memory for a process, or too many of them
+                held = f"the worker cannot be started: {error}"
+            else:
+                self.held = None
+                return not supervisor.busy
+        if held != self.held:
+            log.warning("the queue waits: %s", held)
+        self.held, self.again = held, now + supervisor.patience
+        return False
