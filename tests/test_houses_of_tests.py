@@ -1,10 +1,13 @@
-"""Tests lie where what they test lies, and share what they need by modules of its own."""
+"""Tests lie where what they test lies, share what they need by modules of its own, and use what is public."""
 
 import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.wings import CORE, DAEMON, ROOT
+from tests.wings import CORE, DAEMON, ROOT, TREES
 
 TESTS = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("*.py"))}
 
@@ -25,3 +28,64 @@ def imported_tests(tree: ast.Module) -> list[str]:
 def test_what_tests_share_has_a_module_of_its_own() -> None:
     assert not {str(path): found for path, tree in TESTS.items() if (found := imported_tests(tree))}
     assert imported_tests(ast.parse("from tests.core.test_engine import run")) == ["tests.core.test_engine"]
+
+
+def private_names() -> set[str]:
+    """Collect what our modules define for themselves: functions, classes, constants, attributes."""
+    found = set()
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(node.name)
+            elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return {name for name in found if re.match(r"_[A-Za-z]", name)}
+
+
+PRIVATE = private_names()
+
+
+def own_names(tree: ast.Module) -> set[str]:
+    """Collect what a test module defines and may use, private or not."""
+    return {
+        node.attr if isinstance(node, ast.Attribute) else node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        or (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_self(node.value))
+    }
+
+
+def _is_self(node: ast.expr) -> bool:
+    return isinstance(node, ast.Name) and node.id == "self"
+
+
+def reached_into(tree: ast.Module) -> Iterator[str]:
+    """Name the private parts of ours that a test uses: by attribute, import or monkeypatch's string."""
+    names = PRIVATE - own_names(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in names:
+            yield f"line {node.lineno}: {node.attr}"
+        elif isinstance(node, ast.ImportFrom):
+            ours = (node.module or "").split(".")[0] in (DAEMON, CORE)
+            yield from (
+                f"line {node.lineno}: {a.name}" for a in node.names if ours and a.name.startswith("_")
+            )
+        elif isinstance(node, ast.Call):
+            for given in node.args:
+                if isinstance(given, ast.Constant) and str(given.value).split(".")[-1] in names:
+                    yield f"line {given.lineno}: {given.value!r}"
+
+
+@pytest.mark.parametrize("path", TESTS, ids=lambda path: str(Path(path).relative_to(ROOT)))
+def test_tests_use_what_is_public(path: Path) -> None:
+    assert not list(reached_into(TESTS[path]))
+
+
+def test_what_is_private_is_found_however_it_is_reached() -> None:
+    name = next(iter(PRIVATE))
+    for text in (
+        f"job.{name}()",
+        f"from framepackd.daemon import {name}",
+        f"patch.setattr(daemon, '{name}', 1)",
+    ):
+        assert list(reached_into(ast.parse(text)))
