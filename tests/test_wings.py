@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -176,3 +176,56 @@ def test_nothing_is_longer_than_can_be_read(kind: str, capsys: pytest.CaptureFix
     with capsys.disabled():
         print(f"\nlongest {kind}: {', '.join(f'{name} {lines[name]}' for name in reversed(longest))}")
     assert lines[longest[-1]] <= MOST_LINES[kind]
+
+
+# What crosses the border of a wing as an open dict: JSON that leaves the program, or has come from outside.
+OPEN = {
+    "requests and answers of the control socket": {
+        "control.client.ask",
+        "control.client.change",
+        "control.client.perform",
+        "control.commands.perform",
+        "control.requests.Requests.ask",
+        "control.requests.Requests.answer_next",
+    },
+    "settings, as NAME.toml, NAME.json and the metadata of a video hold them": {
+        "jobs.embedded.read",
+        "jobs.embedded.settings_of",
+        "jobs.job.Job.settings",
+        "settings.config.Config.defaults",
+        "settings.job_settings.parse_settings",
+        "settings.job_settings.read_settings_file",
+        "settings.loras.decisive",
+    },
+    "NAME.json and show --json": {"jobs.job.Job.record"},
+}
+
+
+def open_dicts(package: str) -> Iterator[str]:
+    """Name what is public, holds or takes a ``dict[str, Any]``, and is named by a module of another wing."""
+    for module, tree in TREES.items():
+        if module.startswith(f"{package}."):
+            others = "\n".join(
+                MODULES[other].read_text()
+                for other, imports in IMPORTS.items()
+                if module in imports and wing_of(other) != wing_of(module)
+            )
+            for name, node in public(tree.body):
+                if "dict[str, Any]" in ast.unparse(node) and re.search(rf"\b{name.split('.')[-1]}\b", others):
+                    yield f"{module.removeprefix(f'{package}.')}.{name}"
+
+
+def public(body: list[ast.stmt], of: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Yield public functions by their signature, and public fields by their annotation."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield of + node.name, ast.Tuple([node.args, *([node.returns] if node.returns else [])])
+        elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public(node.body, f"{of}{node.name}.")
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield of + node.target.id, node.annotation
+
+
+@pytest.mark.parametrize("package", [DAEMON, CORE])
+def test_only_json_that_leaves_the_program_crosses_a_border_as_an_open_dict(package: str) -> None:
+    assert set(open_dicts(package)) <= set().union(*OPEN.values())

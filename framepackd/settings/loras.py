@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
@@ -109,7 +109,19 @@ def opened(entry: LoraSetting, lora_dir: Path) -> Lora:
     return Lora(file=find(entry.file, lora_dir), weight=entry.weight, allow_partial=entry.allow_partial)
 
 
-def take_in(chosen: Sequence[LoraSetting], lora_dir: Path, spec: ModelSpec) -> list[dict[str, Any]]:
+class LoraRecord(TypedDict):
+    """What a job's settings record of a LoRA."""
+
+    file: str  # below lora_dir
+    weight: float
+    sha256: str
+    allow_partial: NotRequired[bool]
+    matched: NotRequired[int]  # keys; known once they were compared with the model's files
+    unmatched: NotRequired[int]
+    keys: NotRequired[int]
+
+
+def take_in(chosen: Sequence[LoraSetting], lora_dir: Path, spec: ModelSpec) -> list[LoraRecord]:
     """Check a job's LoRAs, and give what is recorded of them.
 
     Recorded are file, weight, SHA-256 and how many keys match the model. The last is known only if the
@@ -120,26 +132,29 @@ def take_in(chosen: Sequence[LoraSetting], lora_dir: Path, spec: ModelSpec) -> l
         OSError: a file cannot be read.
     """
     loras = [opened(entry, lora_dir) for entry in chosen]
-    entries = [
-        {"file": entry.file, "weight": entry.weight}
-        | ({"allow_partial": True} if entry.allow_partial else {})
-        | {"sha256": lora_files.sha256(found.file)}
-        for entry, found in zip(chosen, loras, strict=True)
-    ]
+    entries: list[LoraRecord] = []
+    for entry, found in zip(chosen, loras, strict=True):
+        record: LoraRecord = {
+            "file": entry.file,
+            "weight": entry.weight,
+            "sha256": lora_files.sha256(found.file),
+        }
+        entries.append({**record, "allow_partial": True} if entry.allow_partial else record)
     try:
         fits = lora_files.fit_all(loras, spec)
     except ModelError:
         return entries
-    for entry, fit in zip(entries, fits, strict=True):
-        log.log(logging.WARNING if fit.unmatched else logging.INFO, "LoRA %s: %s", entry["file"], fit.text)
+    for record, fit in zip(entries, fits, strict=True):
+        log.log(logging.WARNING if fit.unmatched else logging.INFO, "LoRA %s: %s", record["file"], fit.text)
     return with_counts(entries, [fit.counts for fit in fits])
 
 
-def with_counts(
-    entries: Iterable[Mapping[str, Any]], counts: Iterable[Mapping[str, int]]
-) -> list[dict[str, Any]]:
+def with_counts(entries: Iterable[LoraRecord], counts: Iterable[Mapping[str, int]]) -> list[LoraRecord]:
     """Add to each record of a LoRA how many of its keys match."""
-    return [{**entry, **count} for entry, count in zip(entries, counts, strict=True)]
+    return [
+        {**entry, "matched": count["matched"], "unmatched": count["unmatched"], "keys": count["keys"]}
+        for entry, count in zip(entries, counts, strict=True)
+    ]
 
 
 def requested(settings: Mapping[str, Any], lora_dir: Path) -> tuple[Lora, ...]:
