@@ -196,6 +196,13 @@ def written_aside(path: Path, *, named: bool = True) -> Iterator[Path]:
         sync_folder(path.parent)
 
 
+def write_all(descriptor: int, block: bytes) -> None:
+    """Write a block; one call of the system may write a part of it only."""
+    rest = memoryview(block)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 def write_bytes(path: Path, content: bytes, *, named: bool = True) -> None:
     """Write a file whole or not at all; durable when it returns, its name only if ``named``."""
     with written_aside(path, named=named) as part:

@@ -285,9 +285,7 @@ def _copy_on(source: Path, hidden: Path, noted: _Note, progress: Progress) -> No
                 block = original.read(min(left, files.COPIED_AT_ONCE))
                 if not block:
                     raise OSError(errno.EIO, "became shorter while it was copied", str(source))
-                rest = memoryview(block)
-                while rest:
-                    rest = rest[os.write(copied.fileno(), rest) :]
+                files.write_all(copied.fileno(), block)
                 progress.done += len(block)
                 if copied.tell() - durable >= DURABLE_EVERY:
                     durable = copied.tell()

@@ -180,12 +180,12 @@ def _before(module: Any, name: str, points: Points) -> None:
 def _patch_files(points: Points) -> None:
     from framepack_core.media import segments
     from framepack_core.media.pictures import Picture
-    from framepackd import files, moving
+    from framepackd import files
 
     for name in ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir", "link"):
         _before(os, name, points)
     _before(files, "rename_new", points)
-    _before(moving, "_write_all", points)
+    _before(files, "write_all", points)
 
     def write_bytes(path: Path, content: bytes) -> int:
         points.reach(f"write {_what(path)}")
