@@ -165,7 +165,7 @@ def test_a_running_job_that_is_to_be_cancelled_is_marked(store: JobStore) -> Non
 def figures_of(report: Report, store: JobStore, folder: Path) -> str:
     """Give the file for Prometheus, without the label that names the daemon."""
     config: Any = SimpleNamespace(metrics_file=folder / "figures", folders={}, state_dir=folder)
-    Metrics(lambda: config, store, lambda: report).round()
+    Metrics(config, store, lambda: report).round()
     return re.sub(r',?state_dir="[^"]*"', "", config.metrics_file.read_text()).replace("{}", "")
 
 

@@ -140,7 +140,7 @@ def test_the_decoder_of_previews_is_looked_at(
         )
         return line
 
-    assert f"{file} cannot be read (No such file or directory): take taehv.safetensors" in told()
+    assert f"{file} cannot be read (No such file or directory): use taehv.safetensors" in told()
     save_file(as_published(decoder__1__weight=torch.zeros(256, 32, 3, 3)), file)
     assert f"{file} is not the tiny decoder for HunyuanVideo (decoder.1.weight has the shape" in told()
     save_file(as_published(), file)
