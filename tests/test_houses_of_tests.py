@@ -60,7 +60,7 @@ def _is_self(node: ast.expr) -> bool:
 
 
 def reached_into(tree: ast.Module) -> Iterator[str]:
-    """Name the private parts of ours that a test uses: by attribute, import, patched name, or in code to run."""
+    """Name the private parts of ours that a test uses: as attribute, import, patched name or code to run."""
     names = PRIVATE - own_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in names:
