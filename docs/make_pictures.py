@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from playwright.sync_api import Error, Page, sync_playwright
@@ -39,6 +40,11 @@ JOBS = {  # name: prompt, settings
 }
 
 
+# Where this machine keeps things is nobody's concern.
+HIDE_PLACE = """place => document.querySelectorAll("code").forEach(
+    code => { code.textContent = code.textContent.replace(place, "~/.local/state/framepackd"); })"""
+
+
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -57,11 +63,11 @@ def main() -> None:
         web = subprocess.Popen(serving, env=environment)  # noqa: S603 - our own command
         try:
             draw_web(root / "state")
-            drop(root / "state/inbox")
             wait_until(root / "state", name="lake", section=2)
             draw_status(root / "state")
             wait_until(root / "state", name="lake", section=None)
             wait_until(root / "state", name="fog", section=None)
+            draw_results(root / "state")
         finally:
             for process in (web, daemon):
                 process.send_signal(signal.SIGTERM)
@@ -111,29 +117,43 @@ def draw_status(state: Path) -> None:
 
 def draw_web(state: Path) -> None:
     """Use framepackd web as a person would."""
-    with browser_tab(1180) as tab:
+    with browser_tab(760) as tab:
         while True:
             try:
                 tab.goto(f"http://localhost:{PORT}/")
                 break
             except Error:  # it is just starting
                 time.sleep(1)
-        tab.get_by_text("Nothing is being made").wait_for()
-        take(tab, "page-rest")
-        tab.locator("input[type=file]").first.set_input_files(DEMO / "lake.png")
-        tab.get_by_label("Prompt", exact=True).first.fill("The camera zooms in on the mountain.")
-        tab.get_by_role("button", name="Generate").click()
-        tab.locator("#now", has_text=re.compile("section [34]/")).wait_for(timeout=300_000)
-        take(tab, "page-running", whole=True, settled=1000)
-        tab.get_by_text("How it was made").wait_for(timeout=300_000)
-        take(tab, "page-results", whole=True)
+        tab.evaluate(HIDE_PLACE, str(state))
+        take(tab, "page-rest", settled=1000)
+        tab.goto(f"http://localhost:{PORT}/make")
+        tab.locator("#pictures").set_input_files(DEMO / "lake.png")
+        tab.get_by_label("What happens?").fill("The camera zooms in on the mountain.")
+        take(tab, "page-make", settled=1000)
+        tab.get_by_role("button", name="Make video").click()
+        tab.get_by_text("in the queue in").wait_for()
+        drop(state / "inbox")
+        tab.goto(f"http://localhost:{PORT}/")
+        tab.locator(".stage", has_text=re.compile("Section 2/")).wait_for(timeout=600_000)
+        take(tab, "page-running")
+    with browser_tab(760, scheme="dark") as tab:
+        tab.goto(f"http://localhost:{PORT}/")
+        tab.locator("#needs").wait_for()
+        take(tab, "page-running-dark")
+
+
+def draw_results(state: Path) -> None:
+    with browser_tab(700) as tab:
+        tab.goto(f"http://localhost:{PORT}/results")
+        tab.evaluate(HIDE_PLACE, str(state))
+        take(tab, "page-results")
 
 
 @contextmanager
-def browser_tab(height: int) -> Iterator[Page]:
+def browser_tab(height: int, scheme: Literal["light", "dark"] = "light") -> Iterator[Page]:
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 1100, "height": height})
+        yield browser.new_page(viewport={"width": 1200, "height": height}, color_scheme=scheme)
         browser.close()
 
 
@@ -141,7 +161,7 @@ def take(tab: Page, name: str, *, whole: bool = False, settled: float = 4000) ->
     """Take a picture of a page; pages take a moment (milliseconds) to hide what they show while they load."""
     tab.wait_for_timeout(settled)
     with Image.open(io.BytesIO(tab.screenshot(full_page=whole))) as picture:
-        small = picture.convert("RGB").quantize(96, dither=Image.Dither.NONE)
+        small = picture.convert("RGB").quantize(160, dither=Image.Dither.NONE)
         small.save(PICTURES / f"{name}.png", optimize=True)
 
 

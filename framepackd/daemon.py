@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
+from framepack_core import __version__
 from framepackd import folders, rights
 from framepackd.control import commands, socket
 from framepackd.control.requests import Requests
@@ -59,6 +60,11 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
     lock = control_lock.Lock(config.state_dir, waiting=_report_waiting)
     try:
         folders.make_new(config)
+        log.info(
+            "framepackd %s: model %s, device %s; inbox %s, outbox %s; configuration %s",
+            *(__version__, config.model, config.gpu.device, config.inbox, config.outbox),
+            config.file or "none: the defaults",
+        )
         with ExitStack() as stack:
             store = JobStore(config.database)
             problems = rights.put_right(config)  # of the database's files too
@@ -165,6 +171,8 @@ class Daemon:
             "device": self.supervisor.device,
             "hardware": self.supervisor.hardware,
             "paused": self.why_paused,
+            "inbox": str(self.config.inbox),
+            "outbox": str(self.config.outbox),
         }
         found = (self.scanning.problems, self.deliveries.problems, self.supervisor.problems)
         return snapshot(
@@ -174,6 +182,7 @@ class Daemon:
             chain(self._problems, *found),
             delivery=self.deliveries.of,
             passed_over=self.supervisor.passed_over.reasons,
+            kinds=self.config.model_kinds(),
         )
 
     @property

@@ -197,7 +197,7 @@ OPEN = {
         "settings.job_settings.read_settings_file",
         "settings.loras.decisive",
     },
-    "NAME.json and show --json": {"jobs.job.Job.record"},
+    "NAME.json and show --json": {"jobs.job.Job.record", "delivery.results.ResultRecord.inputs"},
 }
 
 

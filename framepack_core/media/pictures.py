@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "AVIF")  # no others: some of Pillow's readers start programs
 FIRST_SIDEWAYS = 5  # from this EXIF orientation on, height and width are exchanged
 BAND_PIXELS = 1 << 20  # converted at once
+THUMBNAIL_PIXELS = 640  # the longer side
 FEW_BITS = {"L;2": 85, "L;4": 17}  # Pillow scales samples of few bits by this, but not the transparent colour
 
 
@@ -249,6 +250,17 @@ def resize(picture: Picture, size: tuple[int, int], *, resample: Image.Resamplin
 def write_picture(file: Path | BinaryIO, picture: Picture) -> None:
     """Write a picture (H, W, 3) as PNG."""
     Image.fromarray(picture).save(file, format="PNG")
+
+
+def write_thumbnail(path: Path, target: Path) -> None:
+    """Write a small JPEG of a picture, for people to know it by.
+
+    Raises:
+        RequestError: as ``open_picture``.
+    """
+    small = Image.fromarray(open_picture(path, tell=log.debug))
+    small.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    small.save(target, "JPEG", quality=82, progressive=True)
 
 
 def count_frames(path: Path, look: "Callable[[int, VideoFrame], None] | None" = None) -> int:

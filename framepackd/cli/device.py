@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from framepackd.settings.config import Config
 
 
-@click.command()
+@click.command(short_help='Measure the ratios that cache = "magcache" needs.')
 @config_option
 @click.argument("model")
 @click.option("--image", type=click.Path(path_type=Path), help="Picture to start from; else the demo's.")
@@ -31,7 +31,7 @@ def calibrate(
     click.echo(measure(config, model, image, prompt, output or Path(f"{model}.ratios.json")))
 
 
-@click.command("sanity-check")
+@click.command("sanity-check", short_help="Make a short video and say whether it is right.")
 @config_option
 @click.option("--model", metavar="NAME", help="Which one; else the config's.")
 @click.option(
@@ -52,7 +52,7 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
     from framepackd.worker.main import quiet_libraries
 
     quiet_libraries()
-    from framepackd.cli import display
+    from framepackd.cli import checks, display
     from framepackd.machine import sanity
 
     target = output or Path(f"{name}.sanity.png")
@@ -61,9 +61,7 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
         sanity.write_sheet(report, target)
     except OSError as error:
         fail(f"{error.filename or target}: {error.strerror}: choose another --output", 1)
-    display.console().print(
-        display.checks([*report.findings(), (None, "frames", str(target))]), soft_wrap=True
-    )
+    display.show(checks.checks([*report.findings(), (None, "frames", str(target))]), soft_wrap=True)
     sys.exit(0 if report.fine else 1)
 
 

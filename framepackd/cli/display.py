@@ -1,18 +1,18 @@
 """Draws status, one job and the checks in a terminal."""
 
 import sys
-from collections.abc import Iterable, Sized
+from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TypedDict
 
+import click
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from framepack_core.memory.footprint import GIB
 from framepackd.jobs.report import (
     DaemonReport,
     DeliveryReport,
@@ -27,7 +27,7 @@ from framepackd.settings import loras
 from framepackd.text import clock, duration, path_of, percent, printable, size_text
 
 if TYPE_CHECKING:
-    from framepackd.machine.check import Check, Forecast
+    pass
 
 PIPED_WIDTH = 240  # columns; what reads a pipe needs whole lines
 NARROW = 110  # columns; in fewer, names and reasons do not fit beside each other
@@ -47,6 +47,18 @@ def console() -> Console:
     """Give a console for standard output; plain where it is not a terminal or NO_COLOR is set."""
     terminal = sys.stdout.isatty()
     return Console(highlight=False, width=None if terminal else PIPED_WIDTH)
+
+
+def show(*parts: RenderableType, soft_wrap: bool = False) -> None:
+    """Print to standard output; a pipe gets no blanks at the ends of lines."""
+    screen = console()
+    if screen.is_terminal:
+        screen.print(*parts, sep="\n", soft_wrap=soft_wrap)
+        return
+    with screen.capture() as captured:
+        screen.print(*parts, sep="\n", soft_wrap=soft_wrap)
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def status(report: Report, now: datetime | None = None) -> RenderableType:
@@ -77,8 +89,17 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
     if ended:
         parts.append(_results(ended, now))
     if not jobs and not report["waiting"] and not report["problems"]:
-        parts.append(Text("  nothing to do: drop NAME.png and NAME.txt into the inbox", style="dim"))
+        parts.append(_nothing_to_do(report["daemon"]))
     return Group(*parts)
+
+
+def _nothing_to_do(daemon: DaemonReport) -> RenderableType:
+    grid = _grid()
+    inbox = daemon.get("inbox", "the inbox")  # a daemon from before an update does not say it
+    grid.add_row(Text("  nothing to do", style="dim"), Text("drop NAME.png and NAME.txt into the inbox"))
+    grid.add_row(Text("  inbox", style="dim"), Text(printable(inbox), overflow="fold"))
+    grid.add_row(Text("  outbox", style="dim"), Text(printable(daemon.get("outbox", "")), overflow="fold"))
+    return grid
 
 
 def _headline(report: Report, now: datetime) -> Text:
@@ -309,53 +330,6 @@ def job(record: Record) -> RenderableType:
     return Group(Text(f"job {record['id']}", style="bold"), facts, Text("history", style="bold"), history)
 
 
-def checks(results: Iterable["Check"]) -> RenderableType:
-    """Draw checks: a mark, what was checked, what was found."""
-    grid = Table.grid(padding=(0, 2))
-    marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim"), "warning": ("!", "yellow")}
-    for fine, what, found in results:
-        grid.add_row(Text(*marks[fine]), Text(what, style="bold"), Text(printable(found)))
-    return grid
-
-
-PART_NAMES = {
-    "core": "transformer, sampling loop",
-    "embedders": "transformer, used once a video",
-    "text_encoder": "text encoder (Llama)",
-    "text_encoder_2": "text encoder (CLIP)",
-    "image_encoder": "image encoder (SigLIP)",
-    "vae": "VAE",
-}
-
-
-def forecast(found: "Forecast") -> RenderableType:
-    """Draw a memory plan: what lives where, and what that takes."""
-    plan, card, host = found.plan, found.card, found.host
-    published = "" if found.weights.on_disk else ", which is not here: by the published sizes"
-    title = Text.assemble(("memory plan", "bold"), f" for {found.model}{published}")
-    table = Table("part", Column("GiB", justify="right"), "where")
-    for part, (size, where) in plan.places.items():
-        table.add_row(PART_NAMES[part], f"{size / GIB:.1f}", where)
-    facts = Table.grid(padding=(0, 2))
-    video = found.video
-    facts.add_row("largest video", f"{video.width}x{video.height}, latent_window_size {video.window}")
-    if card is not None:
-        tile = plan.levels[plan.level].tile
-        facts.add_row("decoding", f"in tiles of {tile} pixels" if tile else "whole frames")
-        facts.add_row(
-            "VRAM", f"{plan.vram / GIB:.1f} GiB at the peak, {card.free / GIB:.1f} free: {card.name}"
-        )
-    facts.add_row(
-        "RAM",
-        f"{plan.ram / GIB:.1f} GiB at the peak, {host.available / GIB:.1f} available; "
-        f"and {plan.mapped / GIB:.1f} of files read in place, as far as there is room",
-    )
-    facts.add_row("speed", plan.speed)
-    if plan.shortage is not None:
-        facts.add_row("[red]too little[/red]", escape(plan.shortage))
-    return Group(Text(), title, table, facts)
-
-
 class SourceRow(TypedDict):
     """What is here of one source of a model; sizes are in bytes."""
 
@@ -379,22 +353,30 @@ class ModelRow(TypedDict):
 
 
 def models(rows: list[ModelRow]) -> RenderableType:
-    """Draw what ``models list --json`` holds: each model with its sources; the config's own has a star."""
-    here, rest = (Column(title, justify="right", no_wrap=True) for title in ("here", "to fetch"))
-    table = Table(Column("model", no_wrap=True), "kind", "source", here, rest, "files")
+    """Draw what ``models list --json`` holds: each model and its sources; the config's own has a star."""
+    parts: list[RenderableType] = []
     for row in rows:
-        first: list[RenderableType] = [
-            Text(row["name"] + (" *" if row["default"] else ""), "bold"),
-            row["kind"],
-        ]
-        if not row["sources"]:
-            table.add_row(*first, Text("unknown: see below", "red"))
+        name = Text(row["name"] + (" *" if row["default"] else ""), "bold")
+        parts.append(Text.assemble(name, "  ", (row["kind"], "dim"), *_whole_model(row)))
+        grid = Table.grid(Column(), Column(overflow="fold"), Column(no_wrap=True), padding=(0, 2))
         for source in row["sources"]:
+            repository, _, revision = source["source"].partition("@")
+            short = f"{repository}@{revision[:8]}" if revision else repository
             lacking = len(source["missing"])
             unfit = row["complete"] and source["folder"] in (row["error"] or "")
             files = Text("unfit: see below", "red") if unfit else Text("complete", "green")
-            files = Text(f"{lacking} missing", "yellow") if lacking else files
-            fetch = size_text(source["bytes_to_fetch"]) if lacking else ""
-            table.add_row(*first, _text(source["source"]), size_text(source["bytes_here"]), fetch, files)
-            first = ["", ""]
-    return table
+            grid.add_row("", _text(short), Text(f"{lacking} missing", "yellow") if lacking else files)
+        parts += [grid] if row["sources"] else []
+    return Group(*parts)
+
+
+def _whole_model(row: ModelRow) -> Iterator[tuple[str, str]]:
+    """Say how much of a model is here, and how much is to be fetched."""
+    if not row["sources"]:
+        yield "  unknown: see below", "red"
+        return
+    yield f"  {size_text(sum(source['bytes_here'] for source in row['sources']))} here", "dim"
+    if not row["complete"]:
+        sizes = [source["bytes_to_fetch"] for source in row["sources"] if source["missing"]]
+        known = None if None in sizes else sum(size or 0 for size in sizes)
+        yield f", {size_text(known)} to fetch", "yellow"

@@ -57,6 +57,7 @@ def list_models(config_file: Path | None, *, offline: bool, as_json: bool) -> No
         if row["error"]:
             screen.print(f"{row['name']}: {printable(row['error'])}", markup=False, soft_wrap=True)
     screen.print(f"hub ids lie in {printable(str(hub.cache_folder()))}", markup=False, soft_wrap=True)
+    sys.exit(1 if any(row["error"] for row in rows) else 0)
 
 
 def _row(config: "Config", name: str, *, ask: bool) -> "ModelRow":

@@ -24,7 +24,26 @@ config_option = click.option(
 
 
 class Commands(click.Group):
-    """Ends a command on an error that a person can put right: with its text on stderr and its exit code."""
+    """Lists the commands in groups; ends one on an error with its text on stderr and its exit code."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Begin without commands."""
+        super().__init__(*arguments, **named)
+        self._sections: dict[str, tuple[click.Command, ...]] = {}
+
+    def add_section(self, heading: str, *commands: click.Command) -> None:
+        """Add commands, which the help lists under a heading."""
+        self._sections[heading] = commands
+        for command in commands:
+            self.add_command(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands by section, each with its whole first sentence."""
+        for heading, commands in self._sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(str(command.name), command.get_short_help_str(limit=200)) for command in commands]
+                )
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""

@@ -29,7 +29,7 @@ def report(config: Config) -> "tuple[Report, int]":
         answer = ask(config, {"command": "status"})
         return (cast("Report", answer), 0) if answer is not None else _take_snapshot(config)
     except Exception as error:  # whatever it is: nothing is known
-        daemon = _without_daemon("unknown")
+        daemon = _without_daemon(config, "unknown")
         daemon["error"] = f"cannot tell: {config.state_dir}: {error}"
         return {
             "daemon": daemon,
@@ -152,7 +152,7 @@ def show(config: Config, job: str) -> "tuple[Record | None, bool]":
     return whole(found, config) if found else None, False
 
 
-def _without_daemon(state: str, paused: str | None = None) -> "DaemonReport":
+def _without_daemon(config: Config, state: str, paused: str | None = None) -> "DaemonReport":
     return {
         "state": state,
         "pid": None,
@@ -161,6 +161,8 @@ def _without_daemon(state: str, paused: str | None = None) -> "DaemonReport":
         "device": None,
         "hardware": None,
         "paused": paused,
+        "inbox": str(config.inbox),
+        "outbox": str(config.outbox),
     }
 
 
@@ -191,5 +193,6 @@ def _take_snapshot(config: Config) -> "tuple[Report, int]":
             problems.append(Problem(key, f"{key} {obstacle}"))
     left = store.in_state(State.RUNNING) if store else []
     died = any(job.delivery is None for job in left)  # one with a delivery only waits for the outbox
-    daemon = _without_daemon("died" if died else "stopped", store.paused() if store else None)
-    return snapshot(store, waiting, daemon, problems), EXIT_DIED if died else EXIT_NOT_RUNNING
+    daemon = _without_daemon(config, "died" if died else "stopped", store.paused() if store else None)
+    report = snapshot(store, waiting, daemon, problems, kinds=config.model_kinds())
+    return report, EXIT_DIED if died else EXIT_NOT_RUNNING

@@ -1,4 +1,4 @@
-"""Performs retry, cancel, top, pause, resume and accept-folders on the queue.
+"""Performs retry, cancel, top, move, pause, resume and accept-folders on the queue.
 
 The daemon's loop calls this while a daemon runs; else the command does, holding the lock.
 """
@@ -24,12 +24,13 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 ANEW = "retry --anew"
-CHANGING = ("retry", "cancel", "top", "pause", "resume", "accept_folders")
+CHANGING = ("retry", "cancel", "top", "move", "pause", "resume", "accept_folders")
 POSSIBLE = {
     "retry": (State.FAILED, State.CANCELLED),
     ANEW: (State.FAILED, State.CANCELLED, State.QUEUED),
     "cancel": (State.QUEUED, State.RUNNING),
     "top": (State.QUEUED,),
+    "move": (State.QUEUED,),
 }
 # What to do instead, where a command can do nothing in a job's state.
 ONCE_MORE = {
@@ -48,6 +49,7 @@ INSTEAD = {
     },
     "cancel": {State.DONE: "its video is in the outbox"},
     "top": {State.RUNNING: "there is nothing to move"},
+    "move": {State.RUNNING: "there is nothing to move"},
 }
 RETRY_FIRST = "framepackd retry puts it into the queue again"
 
@@ -151,6 +153,8 @@ def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[boo
     if command == "top":
         queue.store.move_to_front(job.id)
         return True, f"job {job.id} ({job.path}) runs next"
+    if command == "move":
+        return _move(job, request.get("before"), queue)
     if command == "retry":
         return _retry(job, queue, anew=anew) if job.state in ENDED else _begin_anew(job, queue)
     how = "keep" if request.get("keep") else "discard"
@@ -188,6 +192,7 @@ _PARTICIPLES = {
     ANEW: "begun anew",
     "cancel": "cancelled",
     "top": "moved to the front",
+    "move": "moved",
 }
 
 
@@ -197,6 +202,14 @@ def _is_free(job: Job, command: str, queue: Queue) -> bool:
         return True
     moving = queue.deliveries is not None and queue.deliveries.is_moving(job.id)
     return command == "cancel" and not moving and job.delivery["state"] != State.CANCELLED
+
+
+def _move(job: Job, before: str | None, queue: Queue) -> tuple[bool, str]:
+    """Have a job run right before another one, or last if none is named."""
+    if not queue.store.move_before(job.id, before):
+        return False, f"job {before} is not in the queue any more: {job.path} stays where it is"
+    where = f"before {queue.store.get(before).path}" if before else "last"
+    return True, f"job {job.id} ({job.path}) runs {where}"
 
 
 def _begin_anew(job: Job, queue: Queue) -> tuple[bool, str]:

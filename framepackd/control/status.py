@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
+from framepackd.control.facts import facts_of
+from framepackd.control.schedule import PASSED_OVER, UNKNOWN, lay_out
 from framepackd.inbox.scan import Waiting
 from framepackd.jobs.described import described, note, progress, stage
 from framepackd.jobs.job import Job, State, as_recorded
-from framepackd.jobs.report import DaemonReport, DeliveryReport, JobReport, Report, running_in
+from framepackd.jobs.report import DaemonReport, DeliveryReport, FactsReport, JobReport, Report, running_in
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.text import as_utf8, clock, path_of, percent, printable
@@ -26,10 +28,12 @@ def snapshot(
     *,
     delivery: Callable[[Job], DeliveryReport | None] = described,
     passed_over: Mapping[str, str] = MappingProxyType({}),
+    kinds: Mapping[str, str] = MappingProxyType({}),
 ) -> Report:
     """Take the snapshot; ``store`` is None where there is no database yet.
 
-    ``delivery`` says how the files of a job stand, ``passed_over`` why some jobs, by id, cannot run just now.
+    ``delivery`` says how the files of a job stand, ``passed_over`` why some jobs, by id, cannot run just now,
+    ``kinds`` of what kind each model is.
     """
     now = datetime.now(UTC)
     active = store.in_state(State.RUNNING, State.QUEUED) if store else []
@@ -45,15 +49,23 @@ def snapshot(
     known = [seconds for seconds in to_come if seconds is not None]
     foreseeable = to_come and len(known) == len(to_come) and daemon["paused"] is None
     eta = sum(known) if foreseeable else None
+    takes = [
+        PASSED_OVER if job.delivery is not None or job.id in passed_over else seconds
+        for job, seconds in zip(active, remaining, strict=True)
+    ]
+    places = [*lay_out(takes, now, paused=daemon["paused"] is not None), *[UNKNOWN] * len(ended)]
     jobs = [
-        _summary(
+        summary(
             job,
+            facts=facts_of(job, kinds, place),
             delivery=delivery(job),
             passed_over=passed_over.get(job.id),
             eta=None if job.id in passed_over else seconds,
             now=now,
         )
-        for job, seconds in zip([*active, *ended], [*remaining, *[None] * len(ended)], strict=True)
+        for job, seconds, place in zip(
+            [*active, *ended], [*remaining, *[None] * len(ended)], places, strict=True
+        )
     ]
     return {
         "daemon": daemon,
@@ -66,10 +78,18 @@ def snapshot(
     }
 
 
-def _summary(
-    job: Job, *, delivery: DeliveryReport | None, passed_over: str | None, eta: float | None, now: datetime
+def summary(
+    job: Job,
+    *,
+    facts: FactsReport,
+    delivery: DeliveryReport | None = None,
+    passed_over: str | None = None,
+    eta: float | None = None,
+    now: datetime,
 ) -> JobReport:
+    """Describe one job in short, as ``status`` and ``list`` have it."""
     return {
+        **facts,
         "id": job.id,
         "name": job.name,
         "folder": job.folder,

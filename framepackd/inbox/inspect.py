@@ -45,6 +45,15 @@ def picture_size(path: Path, tell: Callable[[str], object] = log.warning) -> Siz
     return height, width
 
 
+def make_thumbnail(path: Path, target: Path) -> None:
+    """Write a small JPEG of a picture.
+
+    Raises:
+        RequestError: it cannot be used; says why and what to do.
+    """
+    _answer(path, "thumbnail", "save it again as PNG or JPEG and drop it again", target)
+
+
 def look_at_video(path: Path) -> Footage:
     """Read a video's index and its first frame.
 
@@ -64,12 +73,12 @@ def read_comment(path: Path) -> str | None:
     return comment
 
 
-def _answer(path: Path, what: str, remedy: str) -> dict[str, Any]:
+def _answer(path: Path, what: str, remedy: str, target: Path | None = None) -> dict[str, Any]:
     with _asking:
-        line, code = _ask(path, what)
+        line, code = _ask(path, what, target)
         if not line and code != -signal.SIGALRM:
             # Somebody else may have ended the process; a second time it is the file.
-            line, code = _ask(path, what)
+            line, code = _ask(path, what, target)
     if line:
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -82,7 +91,7 @@ def _answer(path: Path, what: str, remedy: str) -> dict[str, Any]:
     raise RequestError(f"{path.name} {fault}: {remedy}")
 
 
-def _ask(path: Path, what: str) -> tuple[bytes, int | None]:
+def _ask(path: Path, what: str, target: Path | None) -> tuple[bytes, int | None]:
     """Give what the process answers; nothing, and how it ended, if it died over it."""
     global running
     if running is None:
@@ -96,7 +105,9 @@ def _ask(path: Path, what: str) -> tuple[bytes, int | None]:
     assert running.stdin is not None
     assert running.stdout is not None
     try:
-        running.stdin.write(json.dumps([what, str(path)]).encode() + b"\n")
+        running.stdin.write(
+            json.dumps([what, str(path), *([str(target)] if target else [])]).encode() + b"\n"
+        )
         line = running.stdout.readline()
     except BrokenPipeError:
         line = b""
@@ -134,17 +145,18 @@ def _main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     told: list[str] = []  # of a picture, what is passed over
-    look: dict[str, Callable[[Path], object]] = {
+    look: dict[str, Callable[..., object]] = {
         "size": partial(pictures.picture_size, tell=told.append),
         "video": lambda path: astuple(video_reader.look(path)),
         "comment": video_reader.comment,
+        "thumbnail": lambda path, target: pictures.write_thumbnail(path, Path(target)),
     }
     for line in sys.stdin:
         signal.alarm(DECODE_SECONDS)  # it ends the process, even in the middle of a decoder
-        what, name = json.loads(line)
+        what, name, *more = json.loads(line)
         told.clear()
         try:
-            answer: dict[str, object] = {what: look[what](Path(name)), "told": told}
+            answer: dict[str, object] = {what: look[what](Path(name), *more), "told": told}
         except RequestError as error:
             answer = {"error": str(error)}
         signal.alarm(0)

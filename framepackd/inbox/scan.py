@@ -37,6 +37,7 @@ from framepackd.inbox.naming import (
     suffix_of,
     why_unread,
 )
+from framepackd.inbox.reasons import reason_of
 from framepackd.jobs import embedded
 from framepackd.jobs.report import WaitingReport
 from framepackd.problems import Problem
@@ -67,6 +68,7 @@ class Waiting:
             "files": list(self.files),
             "missing": self.missing,
             "note": self.missing if " " in self.missing else f"missing: {self.missing}",
+            "reason": reason_of(self.name, self.missing),
             "since": self.since,
         }
 

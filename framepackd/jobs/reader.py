@@ -3,6 +3,7 @@
 import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -98,6 +99,25 @@ class JobReader:
         """List the jobs that ended last, the latest first."""
         ended = select(Job).where(Job.finished_at.is_not(None))
         return self.listed(ended.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit))
+
+    def all_jobs(
+        self, states: Collection[str] = (), folder: str | None = None, since: datetime | None = None
+    ) -> Iterator[Job]:
+        """Yield all jobs, the latest first; or those in some states, in a folder, taken or ended since."""
+        wanted = select(Job).order_by(Job.seq.desc())
+        if states:
+            wanted = wanted.where(Job.state.in_(states))
+        if folder is not None:
+            wanted = wanted.where(
+                (Job.folder == folder.strip("/")) | starts_with(Job.folder, f"{folder.strip('/')}/")
+            )
+        if since is not None:
+            wanted = wanted.where(
+                func.coalesce(Job.finished_at, Job.created_at)
+                >= f"{since.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+            )
+        with self.looking() as session:
+            yield from session.scalars(wanted).yield_per(500)
 
     def to_deliver(self, states: Collection[State] = tuple(State)) -> list[str]:
         """Give the ids of jobs whose decided end is one of these states, in the queue's order."""

@@ -19,7 +19,28 @@ class DeliveryReport(TypedDict):
     bytes: int | None
 
 
-class JobReport(TypedDict):
+class FactsReport(TypedDict):
+    """What a person knows a job by, and when it is made."""
+
+    prompt: str | None
+    width: int
+    height: int
+    seconds: float | None  # of the video
+    seed: int | None
+    model: str | None
+    kind: str | None  # framepack or f1
+    device: str | None
+    step_seconds: float | None
+    decode_seconds: float | None  # of one section
+    saved_sections: int  # decoded, of a job that has not ended
+    thumb: str | None  # the file of the picture that it begins with
+    code: str | None  # of a failure: memory, settings, prompt, picture, model or other
+    remedy: str | None
+    starts_at: str | None  # at its place in the queue
+    ends_at: str | None
+
+
+class JobReport(FactsReport):
     """One job of the queue, or one that has ended."""
 
     id: str
@@ -55,6 +76,7 @@ class WaitingReport(TypedDict):
     files: list[str]
     missing: str  # the file that is missing, or what is in the way
     note: str  # the same in words
+    reason: str  # the same as a code: no_prompt, no_picture, gap, several or other
     since: str
 
 
@@ -75,6 +97,8 @@ class DaemonReport(TypedDict):
     device: str | None
     hardware: str | None
     paused: str | None  # why no job is started
+    inbox: NotRequired[str]
+    outbox: NotRequired[str]
     error: NotRequired[str]  # why nothing is known
 
 

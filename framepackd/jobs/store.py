@@ -263,6 +263,21 @@ class JobStore(JobReader):
             session.execute(update(Job).where(Job.state == State.RUNNING).values(position=first - 2))
         return True
 
+    def move_before(self, job_id: str, other_id: str | None) -> bool:
+        """Let a queued job run right before another one, or last; says whether both are queued."""
+        with self._session() as session:
+            found = session.execute(select(Job.id, Job.position).where(*RUNNABLE).order_by(*IN_ORDER)).all()
+            order = [row[0] for row in found if row[0] != job_id]
+            if len(order) == len(found) or (other_id is not None and other_id not in order):
+                return False
+            order.insert(len(order) if other_id is None else order.index(other_id), job_id)
+            before, last = {row[0]: row[1] for row in found}, min(row[1] for row in found) - 1
+            for each, position in zip(order, sorted(before.values()), strict=True):
+                last = max(position, last + 1)  # two of one position would stay in the order of arrival
+                if before[each] != last:
+                    session.execute(update(Job).where(Job.id == each).values(position=last))
+        return True
+
     def pause(self) -> None:
         """Let no job start until ``resume``, also after a restart."""
         if self.paused() is None:

@@ -21,7 +21,7 @@ from framepackd.jobs import job_warnings
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.store import JobStore
 from framepackd.settings import loras
-from framepackd.settings.config import SECRET_KEYS, Config, poll_seconds
+from framepackd.settings.config import SECRET_KEYS, Config, own_config, poll_seconds
 from framepackd.settings.job_settings import JobSettings
 from framepackd.settings.secret_files import SecretError
 from framepackd.supervisor.readiness import is_gpu_expected, nearest
@@ -40,7 +40,11 @@ DISK_RESERVE_BYTES = 2 << 30  # a minute of video at the highest quality, and th
 def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     """Check everything a run needs; yields each finding as it is made."""
     settings = ", ".join(f"{key} = {value}" for key, value in config.defaults.items())
-    yield True, "config", f"model {config.model}, settings {settings or 'as published'}"
+    where = (
+        str(config.file) if config.file else f"none, so the defaults: framepackd init writes {own_config()}"
+    )
+    yield True, "config", where
+    yield True, "default model", f"{config.model}, settings {settings or 'as published'}"
     for warning in job_warnings.of_crf(config.defaults):
         yield "warning", "crf", f"[defaults] {warning}"
     yield from _secrets(config)

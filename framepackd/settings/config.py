@@ -34,6 +34,7 @@ from framepackd.settings.tables import GpuConfig, ModelConfig, NotifyConfig, Web
 
 ENV_PREFIX = "FRAMEPACKD_"
 CONFIG_VARIABLE = "FRAMEPACKD_CONFIG"
+OF_THE_MACHINE = Path("/etc/framepackd/config.toml")  # read if the user has none
 # framepackd notify sets these for its command, which may run framepackd in turn: they are no keys.
 EVENT_VARIABLES = tuple(f"FRAMEPACKD_{name}" for name in ("EVENT", "JOB", "NAME", "OUTPUT", "ERROR"))
 # On these a write of another machine sends no event.
@@ -117,6 +118,11 @@ class Config(BaseSettings):
     def specs(self) -> list[ModelSpec]:
         """Give every model that jobs may ask for."""
         return [self.spec(name) for name in self.model_names()]
+
+    def model_kinds(self) -> dict[str, str]:
+        """Say of each model whether it is a framepack, which works from the end, or an f1."""
+        built_in = {name: str(spec.kind) for name, spec in BUILT_IN.items()}
+        return built_in | {name: str(model.kind) for name, model in self.models.items()}
 
     def spec(self, name: str) -> ModelSpec:
         """Give a model by name; one in the config replaces a built-in one of the same name.
@@ -252,9 +258,15 @@ def _meant_in_config() -> dict[str, str]:
 
 def _find_config() -> Path | None:
     if os.environ.get(CONFIG_VARIABLE):
+        return own_config()
+    return next((path for path in (own_config(), OF_THE_MACHINE) if path.is_file()), None)
+
+
+def own_config() -> Path:
+    """Give the path at which this user's configuration is looked for first."""
+    if os.environ.get(CONFIG_VARIABLE):
         return Path(os.environ[CONFIG_VARIABLE])
-    own = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "framepackd/config.toml"
-    return next((path for path in (own, Path("/etc/framepackd/config.toml")) if path.is_file()), None)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "framepackd/config.toml"
 
 
 def _default_state_dir() -> Path:

@@ -88,9 +88,17 @@ def listing(lora_dir: Path) -> str:
             return "there is no such folder"
     except OSError as error:  # a folder above is closed, or its disk fails
         return f"it cannot be read: {error.strerror}"
-    names = sorted(islice(_names(lora_dir), MAX_LISTED))
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return f"there are {', '.join(names[:MAX_NAMED])}{more}" if names else f"no {SUFFIX} file is there"
+    found = names(lora_dir)
+    more = f" and {len(found) - MAX_NAMED} more" if len(found) > MAX_NAMED else ""
+    return f"there are {', '.join(found[:MAX_NAMED])}{more}" if found else f"no {SUFFIX} file is there"
+
+
+def names(lora_dir: Path) -> list[str]:
+    """Name the LoRAs that are there; none where the folder cannot be read."""
+    try:
+        return sorted(islice(_names(lora_dir), MAX_LISTED)) if lora_dir.is_dir() else []
+    except OSError:
+        return []
 
 
 def _names(lora_dir: Path) -> Iterator[str]:

@@ -10,7 +10,9 @@ from typing import Any, Self
 
 import gradio as gr
 from gradio.data_classes import FileData
+from gradio.routes import App, ORJSONResponse
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 
 from framepack_core.errors import RequestError
 from framepack_core.mistakes import shown
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5  # from one look at a job to the next
 ALONE_SECONDS = 60.0  # without a daemon; one that is updated is back by then
+CACHE_SECONDS = (300, 1800)  # how often gradio looks through its copies, and how old they get
 Yielded = tuple[dict[str, Any] | None, str]
 Calls = dict[str | None, set[str]]  # NAMEs that are waited for, by the session of the client
 
@@ -40,8 +43,27 @@ class Upload(FileData):
             raise _error(f"a picture must be a file, as {form} gives it, got {shown(obj)}") from error
 
 
-def add_endpoints(config: Config) -> None:
-    """Add the endpoints, invisible, to the page that is being built."""
+def guarded(guard: Callable[[ASGIApp, App], ASGIApp]) -> App:
+    """Give the app that gradio is to serve the API with: nothing of it is reached but through ``guard``."""
+
+    class Guarded(App):
+        def build_middleware_stack(self) -> ASGIApp:
+            return guard(super().build_middleware_stack(), self)  # gradio's own would answer other origins
+
+    return Guarded(default_response_class=ORJSONResponse)
+
+
+def build(config: Config) -> gr.Blocks:
+    """Build what scripts call; nobody sees it, for the page is not gradio's."""
+    gr.set_static_paths([config.outbox])  # served as they are: copied, they would use up the uploads' quota
+    api: gr.Blocks
+    with gr.Blocks(title="framepackd", delete_cache=CACHE_SECONDS, analytics_enabled=False) as api:
+        _add_endpoints(config)
+    api.queue(default_concurrency_limit=None)
+    return api
+
+
+def _add_endpoints(config: Config) -> None:
     calls: Calls = defaultdict(set)
     with gr.Row(visible=False):
         # In the order of the demo's function, for scripts that name no parameter; our own come after them.

@@ -6,6 +6,7 @@ import re
 import secrets
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ FOLDER = "web"  # below the inbox, and so below the outbox
 MAX_WORDS = 40  # characters of the prompt in a NAME
 UNFINISHED = f"{files.PART_PREFIX}drop-"  # the daemon hides files of its own in the same folder
 UNFINISHED_SECONDS = 3600  # nobody copies a picture for longer
-Setting = str | float | bool
+Setting = str | float | bool | list[dict[str, "Setting"]]
 
 
 def drop(
@@ -43,8 +44,41 @@ def drop(
         RequestError: a setting or the prompt is wrong, or a picture is of a kind that is not read.
         OSError: a picture is gone, or the inbox cannot be written.
     """
-    name = _new_name(prompt)
-    content = _content(name, picture, end_picture, prompt, settings)
+    ends = {} if end_picture is None else {"_end": end_picture}
+    return drop_pictures(config, {"": picture, **ends}, prompt, settings)
+
+
+def drop_pictures(
+    config: Config, pictures: Mapping[str, Path], prompt: str, settings: dict[str, Setting]
+) -> str:
+    """Put a job's files into the inbox, its pictures by what follows NAME, as ``drop`` does.
+
+    Raises:
+        RequestError, OSError: as ``drop``.
+    """
+    (name,) = drop_many(config, [Dropped(pictures, prompt, settings)])
+    return name
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What becomes one job: its pictures by what follows NAME, its sentence, and its settings."""
+
+    pictures: Mapping[str, Path]
+    prompt: str
+    settings: dict[str, Setting]
+
+
+def drop_many(config: Config, jobs: Sequence[Dropped]) -> list[str]:
+    """Put the files of several jobs into the inbox, all or none; gives their NAMEs.
+
+    Raises:
+        RequestError, OSError: as ``drop``.
+    """
+    names = [_new_name(job.prompt) for job in jobs]
+    content: dict[str, Path | bytes] = {}
+    for name, job in zip(names, jobs, strict=True):
+        content |= _content(name, job.pictures, job.prompt, job.settings)
     folder = config.inbox / FOLDER
     made = not folder.is_dir()
     if away := folders.trouble("inbox", config):  # what is made underneath a share would lie hidden
@@ -59,11 +93,11 @@ def drop(
         raise OSError(
             f"nothing was dropped, the inbox could not be written: {error.strerror or error}"
         ) from error
-    return name
+    return names
 
 
 def _content(
-    name: str, picture: Path, end_picture: Path | None, prompt: str, settings: dict[str, Setting]
+    name: str, given: Mapping[str, Path], prompt: str, settings: dict[str, Setting]
 ) -> dict[str, Path | bytes]:
     """Check the parts of a job; gives the contents of its files, with the one that completes it last."""
     parse_settings(settings, "the settings")
@@ -81,9 +115,7 @@ def _content(
             f"the settings have {len(toml)} bytes, most of them of the negative prompt: "
             f"they may have {MAX_SETTINGS_BYTES}"
         )
-    pictures = {f"{name}{_suffix(picture)}": picture}
-    if end_picture is not None:
-        pictures[f"{name}_end{_suffix(end_picture)}"] = end_picture
+    pictures = {f"{name}{rest}{_suffix(picture)}": picture for rest, picture in given.items()}
     for source in pictures.values():
         if not source.is_file():
             raise FileNotFoundError(f"{source.name} is not here any more: upload it again")
@@ -149,9 +181,22 @@ def _suffix(picture: Path) -> str:
 
 
 def _as_toml(settings: dict[str, Setting]) -> str:
-    """Write flat settings; JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
-    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items())
+    """Write settings; JSON's strings are TOML's, but for DEL, which TOML wants escaped."""
+    lines = (f"{key} = {_toml_value(value)}\n" for key, value in settings.items())
     return "".join(lines).replace("\x7f", "\\u007f")
+
+
+def _toml_value(value: object) -> str:
+    r"""Write a value in one line.
+
+    >>> print(_toml_value([{"name": "slow", "weight": 0.8}]))
+    [{name = "slow", weight = 0.8}]
+    """
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml_value(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,20 @@ import os
 import signal
 import tempfile
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from framepackd.problems import CommandError
 from framepackd.settings.config import Config
 from framepackd.web.drop import remove_unfinished
 from framepackd.web.origins import Hosts, is_loopback
-from framepackd.web.uploads import Uploads, own_folder, received, shown, temporary
+from framepackd.web.uploads import Uploads, own_folder, received, temporary
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from framepackd.web.doors import Doors
+    from framepackd.web.events import Watch
 
 
 class WebError(CommandError):
@@ -26,7 +28,6 @@ class WebError(CommandError):
 
 
 USER = "framepackd"
-WELCOME = f"The user is {USER}. After three wrong passwords the next ones have to wait, up to a minute."
 MB = 10**6
 # Not needed, and they bypass the doors: tools for language models, records on the hub, a second server.
 OFF = ("GRADIO_ANALYTICS_ENABLED", "GRADIO_MCP_SERVER", "GRADIO_RUN_HISTORY", "GRADIO_SSR_MODE")
@@ -51,40 +52,54 @@ def serve(config: Config, server: str, port: int, *, share: bool = False) -> Non
     with own_folder(config) as private:
         _settle_in(private)
         try:
-            from framepackd.web.page import STYLE, build, guarded, theme
+            from framepackd.web.api import build, guarded
+            from framepackd.web.events import Watch
+            from framepackd.web.pages import make_site
+            from framepackd.web.site import Shared
         except ImportError as error:
             raise WebError(
                 f'the page needs gradio, which cannot be imported ({error}): pip install "framepackd[web]"'
             ) from error
         logging.getLogger("httpx").setLevel(logging.WARNING)  # gradio asks itself whether it is there
-        page = build(config, shown(private))
+        page = build(config)
+        shared = Shared(config, private)
+        watch = Watch(shared)
         try:
             page.launch(
                 server_name=server,
                 server_port=port,
                 share=share,
                 auth=(USER, password) if password else None,
-                auth_message=WELCOME if password else None,
-                theme=theme(),
-                css=STYLE,
-                allowed_paths=[str(config.outbox), str(shown(private))],
+                allowed_paths=[str(config.outbox)],
                 ssr_mode=False,
                 quiet=True,
                 prevent_thread_lock=True,
-                footer_links=[],
                 max_file_size=config.web.upload_limit_mb * MB,
                 enable_monitoring=False,
-                _app=guarded(lambda app: _doors(app, config, hosts, private)),
+                _app=guarded(
+                    lambda app, gradio: _doors(make_site(app, gradio, shared, watch), config, hosts, private)
+                ),
             )
         except OSError as error:
             raise OSError(
                 f"{server}:{port} cannot be listened on ({error}): choose another with --port"
             ) from error
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left behind
+        _end_on_signals(watch)
         print(f"framepackd's page: {page.local_url}", flush=True)
         if share:
             print(f"for others: {page.share_url}", flush=True)
         page.block_thread()
+
+
+def _end_on_signals(watch: "Watch") -> None:
+    """End as Ctrl-C does, so that nothing stays behind; first the streams, which the server waits for."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        watch.end()
+        signal.default_int_handler(number, frame)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end)
 
 
 def _settle_in(private: Path) -> None:

@@ -137,11 +137,6 @@ def temporary(folder: Path) -> Path:
     return folder / "tmp"
 
 
-def shown(folder: Path) -> Path:
-    """Give the folder of the copies that the page shows."""
-    return folder / "shown"
-
-
 @contextmanager
 def own_folder(config: Config) -> Iterator[Path]:
     """Make a folder on a disk for this process, as long as it runs; remove those of dead processes.
@@ -156,7 +151,7 @@ def own_folder(config: Config) -> Iterator[Path]:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         _lock(descriptor)
     try:
-        for below in (received(folder), temporary(folder), shown(folder)):
+        for below in (received(folder), temporary(folder)):
             below.mkdir(mode=0o700)
         yield folder
     finally:

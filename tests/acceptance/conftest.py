@@ -43,9 +43,9 @@ class Daemon:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = root / "daemon.log"
 
-    def start(self) -> None:
+    def start(self, *options: str) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.arguments("run"), stderr=log, env=environment())
+            self.process = subprocess.Popen(self.arguments("run", *options), stderr=log, env=environment())
         self.until(lambda: (self.state / "control.sock").exists(), "the daemon to start")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:

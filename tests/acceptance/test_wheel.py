@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGED = ("framepack_core", "framepackd", "systemd", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+PACKAGED = (
+    *("framepack_core", "framepackd", "systemd"),
+    *("setup.py", "pyproject.toml", "config.example.toml", "README.md", "LICENSE"),
+)
 
 
 @pytest.mark.long
@@ -20,7 +23,9 @@ def test_the_wheel_holds_all_wings_and_makes_a_video_without_what_tests_need(tmp
     source.mkdir()
     for name in PACKAGED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -42,6 +47,8 @@ def test_the_wheel_holds_all_wings_and_makes_a_video_without_what_tests_need(tmp
     packages = subprocess.run([*pip, "list"], check=True, capture_output=True, text=True).stdout
     assert not [name for name in ("pytest", "mypy", "gradio", "bitsandbytes") if name in packages]
     program = programs / "framepackd"
+    for made in ("man/man1/framepackd-status.1", "bash-completion/completions/framepackd"):
+        assert (tmp_path / "venv/share" / made).stat().st_size > 300
     said = subprocess.run([program, "--help"], check=True, capture_output=True, text=True, cwd=tmp_path)
     assert "status" in said.stdout
     config = tmp_path / "config.toml"

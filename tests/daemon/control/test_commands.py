@@ -269,6 +269,26 @@ def test_top_lets_jobs_run_next_in_the_order_given_but_after_an_interrupted_one(
     assert order(place.store) == ["ant", "dog", "cat", "bee"]
 
 
+def test_move_lets_a_job_run_right_before_another_one_or_last(tmp_path: Path) -> None:
+    place = Place(tmp_path / "place")
+    add(place.store, "ant", "bee", "cat", "dog")
+    for name, before, wanted in (
+        ("dog", "2026-bee-1", ["ant", "dog", "bee", "cat"]),
+        ("ant", None, ["dog", "bee", "cat", "ant"]),
+        ("bee", "2026-dog-1", ["bee", "dog", "cat", "ant"]),
+    ):
+        ((done, message),) = do(place, "move", name, before=before)
+        assert done, message
+        assert order(place.store) == wanted
+    assert place.store.claim() is not None
+    for name, before in (("bee", None), ("cat", "2026-bee-1"), ("cat", "2026-cat-1")):
+        ((done, message),) = do(place, "move", name, before=before)
+        assert not done, message
+    assert order(place.store) == ["dog", "cat", "ant"]
+    add(place.store, "eel")
+    assert order(place.store) == ["dog", "cat", "ant", "eel"]
+
+
 @pytest.mark.parametrize(
     ("command", "state", "said"),
     [

@@ -18,8 +18,10 @@ from framepackd.jobs.store import JobStore
 from framepackd.reports.prometheus import Metrics
 from framepackd.settings.config import Config
 from framepackd.text import clock
-from framepackd.web import words as of_the_page
+from framepackd.web import fragments, tonight
 from framepackd.web.drop import describe
+from framepackd.web.rendering import clock as of_the_night
+from framepackd.web.rendering import render
 from tests.daemon.control.drawing import drawn
 
 DAEMON: DaemonReport = {
@@ -32,6 +34,14 @@ DAEMON: DaemonReport = {
     "paused": None,
 }
 NOTHING: tuple[Waiting, ...] = ()
+
+
+def on_page(template: str, report: Report) -> str:
+    """Draw a part of the page."""
+    queued = tonight.queued(report)
+    shown = {"night": tonight.night(report), "queued": queued, "queued_count": len(queued), "failed": []}
+    shown |= {"waiting": report["waiting"], "path_of": tonight.path_of, "token": "", "failed_folder": ""}
+    return render(template, **shown)
 
 
 @pytest.fixture
@@ -190,9 +200,9 @@ def test_a_running_chain_reads_the_same_on_terminal_page_metrics_and_in_systemds
     assert abs(datetime.fromisoformat(running["finishes_at"]) - then) < timedelta(seconds=5)
     ends = clock(running["finishes_at"], now)
     assert f"58 %, clip 2/2, section 1/2, step 8/25, done {ends}" in in_one_line(report, now)
-    assert f"58 %, clip 2/2, section 1/2, step 8/25, done {ends}" in of_the_page.now(report, running)
-    assert of_the_page.progress(running) == "clip 2/2, section 1/2, step 8/25"
-    assert of_the_page.ends(running) == ends
+    assert tonight.where(running) == "Clip 2/2, section 1/2, step 8/25, 90.0 s a step"
+    assert running["ends_at"] == running["finishes_at"]
+    assert tonight.night(report).clock == of_the_night(running["ends_at"])
     assert "58 %  clip 2/2  section 1/2  step 8/25  in" in drawn(report)
     assert f", at {ends}" in drawn(report)
     assert "running_progress_ratio 0.58\n" in figures_of(report, store, tmp_path)
@@ -205,7 +215,8 @@ def test_a_running_chain_reads_the_same_on_terminal_page_metrics_and_in_systemds
         key: value for key, value in running.items() if key not in ("progress", "stage", "finishes_at")
     }
     assert "0 %" in drawn(report | {"jobs": [older]}), "a daemon that still runs after an update"
-    assert "done …" in of_the_page.now(report, older)
+    (piece,) = tonight.night(fragments.prepared(report | {"jobs": [older]})).pieces
+    assert (piece.done, piece.ends) == (0, of_the_night(running["ends_at"]))
 
 
 def test_a_job_of_the_queue_reads_the_same_on_terminal_page_and_metrics(
@@ -223,13 +234,12 @@ def test_a_job_of_the_queue_reads_the_same_on_terminal_page_and_metrics(
     assert (cat["note"], dog["note"]) == ("attempt 2", reason)
     assert dog["finishes_at"] is None
     assert report["finishes_at"] == cat["finishes_at"] is not None
-    for job, said in ((cat, "attempt 2"), (dog, reason)):
-        assert of_the_page.progress(job) == said
+    for said in ("attempt 2", reason):
+        assert said in on_page("_queue.html", report)
         assert said in drawn(report)
     ends = clock(cat["finishes_at"], datetime.now(UTC))
-    assert of_the_page.ends(cat) == ends
     assert f"all done {ends}" in in_one_line(report, datetime.now(UTC))
-    assert f"all done {ends}" in of_the_page.now(report, None)
+    assert tonight.night(report).clock == of_the_night(cat["ends_at"])
     assert f", at {ends}" in drawn(report)
     figures = figures_of(report, store, tmp_path)
     assert 'jobs{state="queued"} 2.0' in figures
@@ -250,7 +260,7 @@ def test_a_job_whose_delivery_waits_reads_the_same_on_terminal_page_and_metrics(
     assert stands is not None
     assert stands["next_try"] is not None
     at = clock(stands["next_try"], datetime.now(UTC), seconds=True)
-    assert of_the_page.progress(job) == f"{job['note']}; tried again at {at}"
+    assert f"{job['note']}; tried again at {at}" in on_page("_needs.html", report)
     shown = drawn(report)
     assert f"to be done  tried again at {at}" in shown
     assert job["note"] in shown
@@ -271,6 +281,7 @@ def test_files_that_wait_read_the_same_on_terminal_and_page(store: JobStore) -> 
     )
     report = snapshot(store, waiting, DAEMON)
     assert [entry["note"] for entry in report["waiting"]] == ["missing: cat.txt", late]
+    page = on_page("_needs.html", report)
     for entry in report["waiting"]:
-        assert f"{entry['name']}: {entry['note']}" in of_the_page.waiting(report["waiting"])
+        assert entry["missing"] in page.replace("Its job", "its job")
         assert entry["note"] in drawn(report)

@@ -63,7 +63,7 @@ def make_doors(
     **bounds: int,
 ) -> Doors:
     kept = Uploads(folder, **({"limit": 10 * LEAST_BYTES, "quota": 20 * LEAST_BYTES} | bounds))
-    for below in (uploads.received, uploads.temporary, uploads.shown):
+    for below in (uploads.received, uploads.temporary):
         below(folder).mkdir(exist_ok=True)
     ends = {"upload": "/upload", "login": "/login", "changing": ("/logout",)}
     return Doors(behind, hosts=hosts, uploads=kept, tries=tries or Tries(), **ends)

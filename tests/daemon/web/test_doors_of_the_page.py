@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import re
 import socket
 import threading
 import time
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
@@ -61,13 +62,10 @@ def speak(web: Web, request: bytes) -> bytes:
 
 
 def pauses(url: str) -> str:
-    """Give the JSON that a browser sends when somebody clicks on ``Pause the queue``."""
-    config = httpx.get(f"{url}config").json()
-    button = next(
-        part["id"] for part in config["components"] if part["props"].get("value") == "Pause the queue"
-    )
-    call = next(part["id"] for part in config["dependencies"] if [button, "click"] in part["targets"])
-    return json.dumps({"data": [], "fn_index": call, "session_hash": "abc", "trigger_id": button})
+    """Give the form that a browser sends when somebody clicks on ``Pause``, with its token."""
+    token = re.search(r'name="token" value="([^"]+)"', httpx.get(url, headers={"accept": "text/html"}).text)
+    assert token
+    return urlencode({"token": token[1]})
 
 
 @in_a_browser
@@ -76,8 +74,8 @@ def test_a_page_that_rebinds_its_name_to_this_machine_reads_nothing_and_pauses_n
 ) -> None:
     port = urlsplit(web.url).port
     ask = """async body => {
-        const join = {method: "POST", headers: {"content-type": "application/json"}, body};
-        const answers = [await fetch("/config"), await fetch("/gradio_api/queue/join", join)];
+        const form = {method: "POST", headers: {"content-type": "application/x-www-form-urlencoded"}, body};
+        const answers = [await fetch("/config"), await fetch("/page/do/pause", form)];
         return answers.map(answer => answer.status)
     }"""
     with sync_playwright() as playwright:
@@ -99,9 +97,10 @@ def test_a_page_at_another_port_reads_nothing_and_pauses_nothing(tiny_daemon: Da
     ask = """async ([url, body]) => {
         const read = await fetch(url + "config").then(answer => answer.text()).catch(() => "");
         const plain = {method: "POST", mode: "no-cors", headers: {"content-type": "text/plain"}, body};
-        await fetch(url + "gradio_api/queue/join", plain);
-        const json = {method: "POST", headers: {"content-type": "application/json"}, body};
-        await fetch(url + "gradio_api/queue/join", json).catch(() => "");
+        await fetch(url + "page/do/pause", plain);
+        const headers = {"content-type": "application/x-www-form-urlencoded"};
+        await fetch(url + "page/do/pause", {method: "POST", mode: "no-cors", headers, body});
+        await fetch(url + "page/do/pause", {method: "POST", headers, body}).catch(() => "");
         return read
     }"""
     with serving() as (other, _), sync_playwright() as playwright:
@@ -267,3 +266,32 @@ def test_wrong_passwords_are_slowed_down_and_logged(guarded: Web, logged_in: htt
     while log_in(PASSWORD) != 200:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+
+
+def test_a_person_logs_in_on_a_page_and_sees_nothing_before(guarded: Web) -> None:
+    page = {"accept": "text/html"}
+    for path in ("", "make", "results"):
+        answer = httpx.get(guarded.url + path, headers=page)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/page/login")
+    for path in ("page/events", "page/waiting?file=x", "page/jobs/20260101-000000-000000/thumbnail"):
+        assert httpx.get(guarded.url + path).status_code == 401
+    assert httpx.post(f"{guarded.url}page/do/pause", data={"token": "x"}).status_code == 401
+    with httpx.Client(base_url=guarded.url, headers=page, timeout=60) as client:
+        form = {"username": "framepackd", "password": PASSWORD}
+        deadline = time.monotonic() + 90
+        while (answer := client.post("login", data=form)).status_code == 429:  # other tests tried wrong ones
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+        assert 'id="head"' in client.get("").text
+        wrong = client.post("login", data=form | {"password": "no"})
+        assert (wrong.status_code, "That is not the password" in wrong.text) == (400, True)
+
+
+def test_a_page_that_listens_does_not_keep_the_server_from_ending(tiny_daemon: Daemon) -> None:
+    with running(tiny_daemon) as web, httpx.stream("GET", f"{web.url}page/events", timeout=20) as stream:
+        assert next(line for line in stream.iter_lines() if line.startswith("event: ")) == "event: head"
+        begun = time.monotonic()
+        web.process.terminate()
+        web.process.wait(20)
+        assert time.monotonic() - begun < 4.5, "gradio gives up after five"

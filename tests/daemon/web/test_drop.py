@@ -15,7 +15,6 @@ from framepackd import files
 from framepackd.settings.config import Config, load_config
 from framepackd.web import drop as dropping
 from framepackd.web.drop import UNFINISHED, UNFINISHED_SECONDS, drop, remove_unfinished
-from framepackd.web.page import given
 from tests.acceptance.conftest import picture
 
 HALF = "pan left \ud83d"  # of an emoji
@@ -143,13 +142,6 @@ def test_no_prompt_is_meant(config: Config, cat: Path, prompt: str) -> None:
     assert not (config.inbox / f"web/{name}.txt").exists()
 
 
-def test_what_the_form_sets_to_0_is_set() -> None:
-    """0 equals False, which says that a box is not ticked: seed 0 became 31337, crf 0 became 16."""
-    form = {"seed": 0, "mp4_crf": 0, "rs": 0.0, "use_random_seed": False, "n_prompt": "", "gs": None}
-    assert given(form, form.values()) == {"seed": 0, "mp4_crf": 0, "rs": 0.0}
-    assert given(["use_teacache"], [False]) == {"use_teacache": False}
-
-
 def test_unfinished_drops_of_a_killed_page_are_removed_and_no_file_of_the_daemon(config: Config) -> None:
     folder = config.inbox / "web"
     folder.mkdir()
@@ -174,11 +166,3 @@ def test_a_video_with_warnings_is_done_and_says_them() -> None:
     job = {"state": "done", "frames": 145, "fps": 30, "quality": None, "warnings": ["prompt is cut: …"]}
     assert dropping.describe(job) == "done: 145 frames, 4.83 s; prompt is cut: …"
     assert dropping.describe(job | {"quality": "frozen"}).endswith(", but looks frozen; prompt is cut: …")
-
-
-def test_the_page_shows_warnings_too() -> None:
-    from framepackd.web.words import note  # here: the page takes seconds to import
-
-    job = {"error": None, "quality": "frozen", "warnings": ["prompt is cut: …"]}
-    assert note(job) == "looks frozen; prompt is cut: …"
-    assert note(job | {"error": "no"}) == "no"

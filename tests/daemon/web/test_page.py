@@ -8,91 +8,186 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.acceptance.conftest import Daemon, environment, picture
-from tests.core.media.photo import PHOTO
 from tests.daemon.web.conftest import CHROMIUM, EVERYBODY, Web, free_port, in_a_browser, status
 
-PATIENCE = 90_000  # ms
+PATIENCE = 60_000  # ms
+expect.set_options(timeout=PATIENCE)
+EMPTY = "Say what moves, in a sentence."
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture
-def page(web: Web) -> Iterator[Page]:
-    """Open the page; every request to elsewhere, and every error in it, fails the test."""
+def page(browser: Browser, web: Web) -> Iterator[Page]:
+    """Open the page; whatever it asks for from elsewhere, and every error in it, fails the test."""
     elsewhere: list[str] = []
     errors: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.set_default_timeout(PATIENCE)
-        page.on("request", lambda request: elsewhere.append(request.url))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(web.url)
-        yield page
-        browser.close()
+    context = browser.new_context(reduced_motion="no-preference")
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.on("request", lambda request: elsewhere.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text) if "Content Security" in said.text else None)
+    page.goto(web.url)
+    yield page
+    context.close()
     assert not [url for url in elsewhere if not url.startswith((web.url, "data:", "blob:"))]
     assert not errors
 
 
+def fill(page: Page, url: str, cat: Path, prompt: str) -> None:
+    page.goto(f"{url}make")
+    page.locator("#pictures").set_input_files(cat)
+    page.get_by_label("What happens?").fill(prompt)
+
+
 @in_a_browser
-def test_a_picture_and_a_prompt_become_a_video_that_plays_on_the_page(
-    page: Page, tiny_daemon: Daemon, tmp_path: Path
+def test_a_picture_and_a_sentence_become_a_video_that_plays_on_the_page(
+    page: Page, web: Web, tiny_daemon: Daemon, tmp_path: Path
 ) -> None:
     evil = "<img src=x onerror=document.title='evil'>"
-    page.locator("input[type=file]").first.set_input_files(picture(tmp_path / f"{evil.replace('/', '')}.png"))
-    page.get_by_label("Prompt", exact=True).first.fill(f"pan left {evil}")
-    page.get_by_role("button", name="Generate").click()
-    expect(page.get_by_text("In the inbox as")).to_be_visible(timeout=PATIENCE)
-    expect(page.locator("#now")).to_contain_text("section", timeout=PATIENCE)
-    expect(page.locator("video").last).to_be_visible(timeout=PATIENCE)
+    fill(page, web.url, picture(tmp_path / f"{evil.replace('/', '')}.png"), f"pan left {evil}")
+    expect(page.locator("#cost")).to_contain_text("on this card")
+    page.get_by_role("button", name="Make video").click()
+    expect(page.get_by_text("in the queue in")).to_be_visible(timeout=PATIENCE)
+    page.goto(web.url)
+    expect(page.locator(".stage")).to_contain_text("pan left <img")
     tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/*.mp4"))), "the video")
-    expect(page.locator("#now")).to_contain_text("Nothing is being made", timeout=PATIENCE)
+    expect(page.locator("#now")).to_contain_text("Nothing is being made")
+    page.locator("#fresh .tile a").first.click()
     expect(page.get_by_text("How it was made")).to_be_visible(timeout=PATIENCE)
     plays = "video => new Promise(done => {video.oncanplay = () => done(video.duration); video.load()})"
-    assert page.locator("video").last.evaluate(plays) == pytest.approx(145 / 30, abs=0.1)
-    assert page.title() == "framepackd", "nothing that a job brought along was run"
+    assert page.locator("video").last.evaluate(plays) == pytest.approx(25 / 30, abs=0.1)
+    assert page.title() != "evil", "nothing that a job brought along was run"
     (text,) = tiny_daemon.outbox.glob("web/*.txt")
     assert text.read_text() == f"pan left {evil}"
 
 
-AS_UPLOADED = """
-import sys
-import pathlib
-import gradio as gr
-from gradio.data_classes import ImageData
-from framepackd.settings.config import load_config
-from framepackd.web.page import build
-
-photo, folder = sys.argv[1:]
-blocks = build(load_config(), pathlib.Path(folder)).blocks.values()
-pictures = [block for block in blocks if isinstance(block, gr.Image) and block.interactive is not False]
-assert len(pictures) == 2
-for one in pictures:
-    assert one.preprocess(ImageData(path=photo, orig_name="photo.heic")) == photo
-    assert one.preprocess(None) is None
-"""
-
-
-def test_a_picture_that_gradio_cannot_read_comes_to_the_inbox_as_it_was_uploaded(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", AS_UPLOADED, str(PHOTO), str(tmp_path)], check=True, timeout=120)
+@in_a_browser
+def test_the_form_says_at_its_fields_what_is_wrong_and_two_clicks_make_one_job(
+    page: Page, web: Web, tiny_daemon: Daemon, tmp_path: Path
+) -> None:
+    page.goto(f"{web.url}make")
+    go = page.get_by_role("button", name="Make video")
+    go.click()
+    expect(page.locator("#err-pictures")).to_contain_text("Give a picture first")
+    page.locator("#pictures").set_input_files(picture(tmp_path / "cat.png"))
+    go.click()
+    expect(page.locator("#err-prompt")).to_contain_text(EMPTY)
+    assert page.evaluate("document.activeElement.id") == "prompt"
+    page.get_by_label("What happens?").fill("the cat jumps twice")
+    page.locator("#seed").fill("many")
+    go.click()
+    expect(page.locator("#err-seed")).to_contain_text("'many' is neither")
+    page.locator("#seed").fill("7")
+    go.dblclick()
+    expect(page.get_by_text("in the queue in")).to_be_visible(timeout=PATIENCE)
+    dropped = [*tiny_daemon.inbox.glob("web/the-cat-jumps*.toml")]
+    tiny_daemon.until(
+        lambda: sum("the-cat-jumps" in job["name"] for job in tiny_daemon.status()["jobs"]) == 1, "one job"
+    )
+    assert len(dropped) <= 1
+    tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-cat*.mp4"))), "the video")
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    page.locator("#pictures").set_input_files(broken)
+    expect(page.locator("#err-pictures")).to_contain_text("broken.png cannot be read")
+    broken.write_bytes((tmp_path / "cat.png").read_bytes()[:700])  # a browser shows what there is of it
+    page.get_by_role("button", name="Remove broken.png").click()
+    page.locator("#pictures").set_input_files(broken)
+    page.get_by_label("What happens?").fill("it breaks")
+    go.click()
+    expect(page.locator("#err-pictures")).to_contain_text("broken.png is damaged")
 
 
 @in_a_browser
-def test_the_queue_can_be_paused_and_a_job_cancelled_and_made_again(page: Page, tiny_daemon: Daemon) -> None:
-    page.get_by_role("button", name="Pause the queue").click()
-    expect(page.locator("#now")).to_contain_text("Paused", timeout=PATIENCE)
-    tiny_daemon.drop("cat", seconds=1, steps=1)
-    job = page.get_by_label("Job", exact=True)
-    expect(page.locator("#now")).to_contain_text("1 queued", timeout=PATIENCE)
-    job.click()
-    page.get_by_role("option", name="cat").click()
-    page.get_by_role("button", name="Cancel").click()
-    tiny_daemon.until(lambda: (tiny_daemon.failed / "cat.cancelled.txt").exists(), "the cancelled job")
-    expect(page.get_by_label("Result", exact=True)).to_have_value(re.compile("^cat "), timeout=PATIENCE)
-    page.get_by_role("button", name="Make it again").click()
+def test_the_queue_is_ordered_by_keyboard_and_two_tabs_agree(
+    page: Page, browser: Browser, web: Web, tiny_daemon: Daemon
+) -> None:
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#line")).to_contain_text("Paused")
+    for number in range(12):
+        tiny_daemon.drop(f"cat-{number:02d}", prompt=f"cat number {number}", seconds=1, steps=1)
+    expect(page.locator(".job")).to_have_count(12)
+    other = browser.new_page()
+    other.goto(web.url)
+    names = [text.split(" · ")[0] for text in page.locator(".job .facts").all_inner_texts()]
+    page.locator(".job .grip").nth(3).focus()
+    for key in ("Space", "ArrowUp", "ArrowUp"):
+        page.keyboard.press(key)
+    expect(page.locator("#toast")).to_contain_text("Place 2 of 12")
+    page.keyboard.press("Space")
+    wanted = [names[0], names[3], names[1], names[2], *names[4:]]
+    for tab in (page, other):
+        expect(tab.locator(".job .facts")).to_have_text([re.compile(f"^{name} ") for name in wanted])
+    page.locator(".job").nth(11).get_by_role("button", name="to the front").click()
+    expect(other.locator(".job .facts").first).to_have_text(re.compile(f"^{names[11]} "))
+    page.reload()
+    expect(page.locator(".job .facts").first).to_have_text(re.compile(f"^{names[11]} "))
+    page.locator(".job").first.get_by_role("button", name="cancel").click()
+    page.keyboard.press("Escape")
+    expect(page.locator(".ask.asking")).to_have_count(0)
+    page.locator(".job").first.get_by_role("button", name="cancel").click()
+    page.get_by_role("button", name="Take it out").first.click()
+    expect(other.locator(".job")).to_have_count(11)
+    tiny_daemon.until(
+        lambda: (tiny_daemon.failed / f"{names[11]}.cancelled.txt").exists(), "the cancelled job"
+    )
+    other.close()
     page.get_by_role("button", name="Go on").click()
-    tiny_daemon.until(lambda: (tiny_daemon.outbox / "cat.mp4").exists(), "the job, made again")
+    ends = page.locator(".job .at time")
+    expect(ends.first).to_be_visible(timeout=PATIENCE)
+    tiny_daemon.until(lambda: tiny_daemon.status()["counts"]["queued"] == 0, "the queue")
+
+
+@in_a_browser
+def test_a_picture_gets_its_sentence_and_a_failed_job_is_tried_again(
+    page: Page, web: Web, tiny_daemon: Daemon
+) -> None:
+    picture(tiny_daemon.inbox / "wren.png")
+    (tiny_daemon.inbox / "wren.toml").write_text("steps = 1\nseconds = 1\n")
+    page.get_by_label("Sentence for wren").fill("The wren hops.")
+    page.get_by_role("button", name="Add it").click()
+    tiny_daemon.until(lambda: (tiny_daemon.outbox / "wren.mp4").exists(), "the video")
+    tiny_daemon.drop("robin", seconds=1, steps=101)
+    expect(page.locator("#needs")).to_contain_text("robin.toml: steps must be")
+    (tiny_daemon.failed / "robin.toml").write_text("steps = 1\nseconds = 1\n")
+    page.locator(".need", has_text="robin").get_by_role("button", name="Try again").click()
+    tiny_daemon.until(lambda: (tiny_daemon.outbox / "robin.mp4").exists(), "the video")
+    assert (tiny_daemon.outbox / "wren.txt").read_text() == "The wren hops.\n"
+
+
+@in_a_browser
+def test_without_scripts_the_buttons_work(
+    browser: Browser, web: Web, tiny_daemon: Daemon, tmp_path: Path
+) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(web.url)
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#toast")).to_contain_text("Paused")
+    assert tiny_daemon.status()["daemon"]["paused"]
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator("#toast")).to_contain_text("Going on")
+    page.goto(f"{web.url}make")
+    page.locator("#pictures").set_input_files(picture(tmp_path / "dog.png"))
+    page.get_by_role("button", name="Make video").click()
+    expect(page.locator("#err-prompt")).to_contain_text(EMPTY)
+    page.locator("#pictures").set_input_files(picture(tmp_path / "dog.png"))
+    page.get_by_label("What happens?").fill("the dog barks")
+    page.get_by_role("button", name="Make video").click()
+    expect(page.locator("#toast")).to_contain_text("in the inbox")
+    tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-dog*.mp4"))), "the video")
+    context.close()
 
 
 @pytest.mark.parametrize("options", [["--server", EVERYBODY], ["--share"]])
@@ -121,10 +216,10 @@ def test_files_outside_the_outbox_are_not_served(tiny_daemon: Daemon, web: Web, 
 def test_the_page_loads_no_model_and_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "from pathlib import Path\n"
         "from framepackd.settings.config import Config\n"
-        "from framepackd.web.page import build\n"
-        f"build(Config(state_dir={str(tmp_path)!r}), Path({str(tmp_path)!r}))\n"
+        "from framepackd.web.api import build\n"
+        "from framepackd.web import pages\n"
+        f"build(Config(state_dir={str(tmp_path)!r}))\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment(), check=True, timeout=120)
