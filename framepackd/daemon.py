@@ -60,13 +60,13 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
     lock = control_lock.Lock(config.state_dir, waiting=_report_waiting)
     try:
         folders.make_new(config)
-        log.info(
-            "framepackd %s: model %s, device %s; inbox %s, outbox %s; configuration %s",
-            *(__version__, config.model, config.gpu.device, config.inbox, config.outbox),
-            config.file or "none: the defaults",
-        )
         with ExitStack() as stack:
             store = JobStore(config.database)
+            log.info(
+                "framepackd %s: model %s, device %s; inbox %s, outbox %s; configuration %s",
+                *(__version__, config.model, config.gpu.device, config.inbox, config.outbox),
+                config.file or "none: the defaults",
+            )
             problems = rights.put_right(config)  # of the database's files too
             daemon = Daemon(
                 config, store, once=once, load_again=load_again or (lambda: config), problems=problems

@@ -43,12 +43,14 @@ def init(inbox: Path | None, outbox: Path | None, file: Path | None) -> None:
     config = load(file)
     from framepackd import folders, rights
 
-    os.umask(rights.UMASK)
+    before = os.umask(rights.UMASK)
     try:
         rights.make_folders(config)
         folders.make_new(config)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}: correct the path in {file}", 1)
+    finally:
+        os.umask(before)
     named = "" if file == own_config() else f" --config {file}"
     click.echo(f"config   {file}")
     for name in ("inbox", "outbox", "failed"):

@@ -220,6 +220,8 @@ def load_config(path: Path | None = None) -> Config:
         raise ConfigError(_explain(error, found)) from None  # which would hold secrets
     except (SettingsError, OSError, RuntimeError, ValueError) as error:  # a variable that is no JSON; no home
         raise ConfigError(f"{found or 'environment'}: {error}") from error
+    finally:
+        _reading.file = {}
     config._file = found
     return config
 

@@ -1,5 +1,6 @@
 """The first configuration: where it goes, what it says, and that it replaces none."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -69,3 +70,14 @@ def test_the_next_steps_name_a_configuration_that_is_not_found_by_itself(home: P
     result = init("--config", home / "other.toml")
     assert f"framepackd check --config {home}/other.toml" in result.output
     assert "framepackd check --config" not in init().output
+
+
+def test_what_init_and_a_file_set_ends_with_them(home: Path) -> None:
+    before = os.umask(0o022)
+    os.umask(before)
+    result = init()
+    assert result.exit_code == 0, result.output
+    assert os.umask(before) == before
+    (home / "other.toml").write_text('model = "demo-f1"\n')
+    assert load_config(home / "other.toml").model == "demo-f1"
+    assert Config().model == "framepack", "a file's keys are this file's alone"
