@@ -36,9 +36,9 @@ from framepackd.reports import systemd
 from framepackd.reports.prometheus import Metrics
 from framepackd.reports.systemd import Reporter
 from framepackd.settings.config import Config, ConfigError, changed
+from framepackd.supervisor.cards import Cards
 from framepackd.supervisor.readiness import missing_model, missing_room
-from framepackd.supervisor.starter import Starter
-from framepackd.supervisor.supervisor import CANCELLING, ROUND_SECONDS, STOPPING, Supervisor
+from framepackd.supervisor.supervisor import ROUND_SECONDS, STOPPING
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
             store = JobStore(config.database)
             log.info(
                 "framepackd %s: model %s, device %s; inbox %s, outbox %s; configuration %s",
-                *(__version__, config.model, config.gpu.device, config.inbox, config.outbox),
+                *(__version__, config.model, ", ".join(config.gpu.devices), config.inbox, config.outbox),
                 config.file or "none: the defaults",
             )
             problems = rights.put_right(config)  # of the database's files too
@@ -117,9 +117,8 @@ class Daemon:
         self.requests = Requests(self.wake)
         self.scanning = Scanning(config, store, self.wake, lambda: self.stopping)
         self.deliveries = Deliveries(config, store, self.wake, self._gives_up_copies, take_back.bring_back)
-        self.supervisor = Supervisor(config, store)
         # With --once nobody waits for a model: the job fails, and says what to do.
-        self.starter = Starter(self.supervisor, (missing_room,) if once else (missing_model, missing_room))
+        self.cards = Cards(config, store, (missing_room,) if once else (missing_model, missing_room))
         self._reporter = Reporter(lambda: in_one_line(self.snapshot(), datetime.now(UTC)))
         self._results_page = ResultsPage(lambda: folders.trouble("outbox", self.config))
         self._metrics = Metrics(config, store, self.snapshot)
@@ -134,7 +133,7 @@ class Daemon:
     def stop(self) -> None:
         """Stop at the next step; at the second call, at once."""
         if self.stopping:
-            self.supervisor.kill()
+            self.cards.kill()
         else:
             self._stop_by = time.monotonic() + STOP_SECONDS
         self.stopping = True
@@ -155,7 +154,7 @@ class Daemon:
             return self.snapshot()
         if request.get("command") == "show":
             job = self.store.find(str(request.get("job")))
-            reasons = self.supervisor.passed_over.reasons
+            reasons = self.cards.passed_over.reasons
             return {"job": whole(job, self.config, self.deliveries.of(job), reasons) if job else None}
         if request.get("command") in commands.CHANGING:
             return self.requests.ask(request)
@@ -168,27 +167,28 @@ class Daemon:
             "pid": os.getpid(),
             "since": self._since,
             "model": self.config.model,
-            "device": self.supervisor.device,
-            "hardware": self.supervisor.hardware,
+            "device": self.cards.names,
+            "hardware": self.cards.hardware,
+            "devices": self.cards.reports(),
             "paused": self.why_paused,
             "inbox": str(self.config.inbox),
             "outbox": str(self.config.outbox),
         }
-        found = (self.scanning.problems, self.deliveries.problems, self.supervisor.problems)
+        found = (self.scanning.problems, self.deliveries.problems, self.cards.problems)
         return snapshot(
             self.store,
             self.scanning.looked.waiting,
             daemon,
             chain(self._problems, *found),
             delivery=self.deliveries.of,
-            passed_over=self.supervisor.passed_over.reasons,
+            passed_over=self.cards.passed_over.reasons,
             kinds=self.config.model_kinds(),
         )
 
     @property
     def why_paused(self) -> str | None:
         """Why no job is started; None if nothing is in the way."""
-        return self._store_trouble or self.paused or self.starter.held
+        return self._store_trouble or self.paused or self.cards.held
 
     # the loop
 
@@ -205,7 +205,7 @@ class Daemon:
                 self.sleep()
                 self.round()
         finally:
-            self.supervisor.end_worker()
+            self.cards.end()
             self.scanning.end()
             self._results_page.close()
             self._metrics.round(ending=True)
@@ -219,16 +219,15 @@ class Daemon:
 
     def _adopt_leftovers(self) -> None:
         """Resume what a daemon before this one, or this one, began and did not record to the end."""
-        if not self.supervisor.busy:
-            for job in self.store.recover():
-                log.warning("job %s: back in the queue: the daemon ended while it ran", job.id)
+        for job in self.store.recover(self.cards.running):
+            log.warning("job %s: back in the queue: the daemon ended while it ran", job.id)
         self.scanning.adopt_leftovers()
         self.paused = self.store.paused()
 
     @property
     def finished(self) -> bool:
         """Whether the loop may end."""
-        if self.supervisor.busy:
+        if self.cards.busy:
             return False
         if self.stopping:
             busy = self.scanning.busy or self.deliveries.busy
@@ -271,37 +270,33 @@ class Daemon:
         Raises:
             StoreError: the database cannot be used.
         """
-        self.supervisor.listen()
+        self.cards.listen()
         if self._reload_asked:
             self._reload()
         self._answer_requests()
         self._steer(now)  # before the rest, for the device waits; deliveries can wait
         self.scanning.round(now)
         if self.deliveries.round():
-            self.starter.again = 0.0  # there may be room now
+            self.cards.try_now()  # there may be room now
             self._results_page.refresh(self.config)
         self._steer(now)
 
     def _steer(self, now: float) -> None:
-        """Have the worker leave its job if it must, or start the next one."""
+        """Have the workers leave their jobs if they must, or start the next ones."""
         if self.stopping:
-            self.supervisor.leave(now, STOPPING)
+            self.cards.leave(now, STOPPING)
         elif self.paused is not None:
-            self.starter.held = None
-            self.supervisor.leave(now, "paused")
-            if not self.supervisor.busy:
-                self.supervisor.end_worker()
-        elif self.supervisor.cancelling:
-            self.supervisor.leave(now, CANCELLING)
-        elif not self.supervisor.busy and self.starter.start_next(now):
+            self.cards.leave(now, "paused")
+            self.cards.end_idle()
+        elif self.cards.steer(now):
             self.scanning.wake()  # a job failed at once: the next round starts another
 
     def _answer_requests(self) -> None:
-        queue = commands.Queue(self.config, self.store, self.supervisor, self.deliveries)
+        queue = commands.Queue(self.config, self.store, self.cards, self.deliveries)
         while not self.requests.empty():
             self.requests.answer_next(lambda request: commands.perform(request, queue))
             self.paused = self.store.paused()
-            self.starter.again = 0.0
+            self.cards.try_now()
 
     def _reload(self) -> None:
         """Use what can change while running of the configuration as it is now."""
@@ -322,21 +317,23 @@ class Daemon:
     def reconfigure(self, config: Config) -> None:
         """Have all parts use another configuration from now on."""
         self.config = self.scanning.config = self.deliveries.config = config
-        self.supervisor.config = self._metrics.config = config
+        self._metrics.config = config
+        self.cards.reconfigure(config)
         self._results_page.refresh(config)
 
     def retry_now(self) -> None:
         """Have the next round scan the inbox, and try again what waits for its time."""
-        self._store_again = self.scanning.next_scan = self.starter.again = 0.0
+        self._store_again = self.scanning.next_scan = 0.0
+        self.cards.try_now()
 
     @property
     def patience(self) -> float:
         """How many seconds the loop may sleep before its next round."""
         due = self._store_again
         if self._store_trouble is None:
-            due = min(self.scanning.due, self.deliveries.due, self.starter.due, self.supervisor.unload_at)
+            due = min(self.scanning.due, self.deliveries.due, self.cards.due)
         patience = max(due - time.monotonic(), 0.0)
-        if self.supervisor.busy:
+        if self.cards.busy:
             patience = min(patience, ROUND_SECONDS)
         if self.stopping:
             patience = STOPPING_ROUND_SECONDS
@@ -345,7 +342,7 @@ class Daemon:
     def sleep(self) -> None:
         """Sleep until something happens or is due."""
         # While the database cannot be used, the worker's messages wait: they could not be recorded.
-        sources = self.supervisor.sources if self._store_trouble is None else []
+        sources = self.cards.sources if self._store_trouble is None else []
         multiprocessing.connection.wait([self._wake_read, *sources], self.patience)
         with contextlib.suppress(BlockingIOError):
             while os.read(self._wake_read, 4096):

@@ -7,7 +7,7 @@ first visible card, whatever device they are given. No torch here.
 import os
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from itertools import takewhile
 from pathlib import Path
 
@@ -57,8 +57,7 @@ def name_outside(device: str) -> str:
 def _card(number: int, environment: MutableMapping[str, str]) -> str | None:
     """Name a card for ``CUDA_VISIBLE_DEVICES``; None if there is none, which choose_device then reports."""
     if VISIBLE in environment:
-        listed = (entry.strip() for entry in environment[VISIBLE].split(","))
-        seen = list(takewhile(lambda entry: entry not in ("", "-1"), listed))  # CUDA ignores the rest too
+        seen = _listed(environment)
         return seen[number] if number < len(seen) else None
     cards = uuids()
     if environment.setdefault(ORDER, BY_BUS) != BY_BUS or not cards:
@@ -66,6 +65,19 @@ def _card(number: int, environment: MutableMapping[str, str]) -> str | None:
     if number >= len(cards):
         return None
     return cards[number] or str(number)
+
+
+def card_count(environment: Mapping[str, str] = os.environ) -> int:
+    """Count the cards that a process may use, as ``cuda:0`` and so on."""
+    if VISIBLE in environment:
+        return len(_listed(environment))
+    return len(uuids())
+
+
+def _listed(environment: Mapping[str, str]) -> list[str]:
+    """List the cards that the user's variable shows; CUDA ignores what follows a mistake in it."""
+    entries = (entry.strip() for entry in environment[VISIBLE].split(","))
+    return list(takewhile(lambda entry: entry not in ("", "-1"), entries))
 
 
 def uuids() -> list[str | None]:

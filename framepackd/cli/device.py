@@ -25,7 +25,7 @@ def calibrate(
     """Measure the ratios that cache = "magcache" uses, for your own model; takes as long as a section."""
     config = load(config_file)
     _refuse_beside_daemon(config)
-    before_torch.set_up(config.gpu.device)
+    before_torch.set_up(config.gpu.devices[0])
     from framepackd.machine.calibrate import calibrate as measure
 
     click.echo(measure(config, model, image, prompt, output or Path(f"{model}.ratios.json")))
@@ -48,7 +48,7 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
     config = load(config_file)
     _refuse_beside_daemon(config)
     name = model or config.model
-    before_torch.set_up(config.gpu.device)
+    before_torch.set_up(config.gpu.devices[0])
     from framepackd.worker.main import quiet_libraries
 
     quiet_libraries()

@@ -113,7 +113,7 @@ def check(
     from framepackd.machine.check import forecast, run_checks
 
     if gpu:
-        before_torch.set_up(config.gpu.device)
+        before_torch.set_up(config.gpu.devices[0])
     try:
         results = list(run_checks(config, gpu=gpu and vram is None))
         planned = forecast(config, gpu=gpu, vram=vram, ram=ram)

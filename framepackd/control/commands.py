@@ -75,8 +75,8 @@ class Running(Protocol):
     def runs(self, job_id: str) -> bool:
         """Say whether a job runs."""
 
-    def cancel(self, how: str) -> None:
-        """Have the running job stop at its next step, cancelled."""
+    def cancel(self, job_id: str, how: str) -> None:
+        """Have a running job stop at its next step, cancelled."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _cancel(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
     if runner is not None:
         runner.passed_over.forget(job.id)
     if runner is not None and runs:
-        runner.cancel(how)
+        runner.cancel(job.id, how)
         return True, f"{name} stops at its next step and is then cancelled"
     if how == "keep":
         return True, f"{name} is cancelled as soon as a daemon has written what exists of its video"

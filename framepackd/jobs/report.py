@@ -87,6 +87,15 @@ class ProblemReport(TypedDict):
     text: str
 
 
+class DeviceReport(TypedDict):
+    """A device that computes one job at a time."""
+
+    name: str  # as in the configuration; "auto" until a worker has chosen
+    card: str | None  # with its driver, in words, once a worker has reported it
+    job: str | None  # the id of the one that runs
+    held: str | None  # why none is started
+
+
 class DaemonReport(TypedDict):
     """The daemon; where none runs, ``state`` says so and most else is None."""
 
@@ -94,8 +103,9 @@ class DaemonReport(TypedDict):
     pid: int | None
     since: str | None
     model: str | None
-    device: str | None
+    device: str | None  # all of them, joined
     hardware: str | None
+    devices: NotRequired[list[DeviceReport]]
     paused: str | None  # why no job is started
     inbox: NotRequired[str]
     outbox: NotRequired[str]

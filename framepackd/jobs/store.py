@@ -74,9 +74,9 @@ class JobStore(JobReader):
 
     # a job's life
 
-    def next_queued(self, passed_over: Collection[str] = ()) -> Job | None:
-        """Give the first runnable job that is not passed over."""
-        return self.first(following(Job).where(Job.id.not_in(passed_over)))
+    def next_queued(self, passed_over: Collection[str] = (), place: int = 0) -> Job | None:
+        """Give the first runnable job that is not passed over, or the one ``place`` behind it."""
+        return self.first(following(Job).where(Job.id.not_in(passed_over)).offset(place))
 
     def queued_inputs(self) -> list[tuple[str, dict[str, Input]]]:
         """List the runnable jobs in the order of the queue: id, and inputs by role."""
@@ -172,10 +172,15 @@ class JobStore(JobReader):
                 session.execute(update(Job).where(Job.id == job_id).values(delivery=failed))
         return attempts
 
-    def recover(self) -> list[Job]:
-        """Put back the jobs that a dead daemon left running; only the holder of the lock may call this."""
+    def recover(self, running: Collection[str] = ()) -> list[Job]:
+        """Put back the jobs that a dead daemon left running; only the holder of the lock may call this.
+
+        ``running``: those that do run.
+        """
         with self._session() as session:
-            undecided = select(Job).where(Job.state == State.RUNNING, Job.delivery.is_(None))
+            undecided = select(Job).where(
+                Job.state == State.RUNNING, Job.delivery.is_(None), Job.id.not_in(running)
+            )
             left = list(session.scalars(undecided))
             last = session.scalar(select(func.max(Job.position))) or 0
             for job in left:

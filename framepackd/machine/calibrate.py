@@ -40,7 +40,7 @@ def calibrate(config: Config, model: str, picture: Path | None, prompt: str | No
             "prompt": prompt or DEMO.joinpath("lake.txt").read_text(encoding="utf-8").strip(),
         }
     )
-    device = devices.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(model, config))
+    device = devices.choose_device(config.gpu.devices[0], gpu_expected=is_gpu_expected(model, config))
     engine = Engine.load(config.spec(model), str(device), config.gpu.dtype, config.gpu.precision)
     measuring = engine.calibrate(request)
     ratios: list[float] = []

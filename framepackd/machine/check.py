@@ -183,7 +183,9 @@ def _device(config: Config) -> Iterator[Check]:
     from framepack_core.networks.attention import choose_attention
 
     try:
-        device = devices.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(config.model, config))
+        device = devices.choose_device(
+            config.gpu.devices[0], gpu_expected=is_gpu_expected(config.model, config)
+        )
         transformer, encoders = devices.choose_dtypes(device, config.gpu.dtype)
         attention = choose_attention(config.gpu.attention, device)
     except FramePackError as error:
@@ -250,7 +252,7 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
     elif gpu:
         from framepack_core.memory import devices
 
-        device = devices.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(spec.name, config))
+        device = devices.choose_device(config.gpu.devices[0], gpu_expected=is_gpu_expected(spec.name, config))
         card = devices.card(device)
         transformer, encoders = devices.choose_dtypes(device, config.gpu.dtype)
         widths = transformer.itemsize, encoders.itemsize

@@ -119,7 +119,7 @@ def sanity_check(config: Config, model: str) -> Report:
     dtype = "float32" if known else config.gpu.dtype
     precision: Precision = "exact" if known else config.gpu.precision
     asked, report = request(small=known), Report(model, compared=known)
-    device = devices.choose_device(config.gpu.device, gpu_expected=is_gpu_expected(model, config))
+    device = devices.choose_device(config.gpu.devices[0], gpu_expected=is_gpu_expected(model, config))
     began = time.monotonic()
     engine = Engine.load(
         spec,

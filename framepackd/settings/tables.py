@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from framepack_core.memory import before_torch
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source, is_file, is_hub_folder
 from framepack_core.sections import Kind
 from framepackd.settings.secret_files import SecretError, secret, webhook_address
@@ -15,6 +16,8 @@ HOST = re.compile(
     r"(?P<host>\[[0-9a-f:.]+\]|[a-z0-9_-]+(?:\.[a-z0-9_-]+)*)(?::(?P<port>[0-9]{1,5}))?", re.ASCII
 )
 
+OF_A_LIST = re.compile(r"cpu|cuda:\d+")
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,13 +26,34 @@ class _Section(BaseModel):
 class GpuConfig(_Section):
     """Where and how the model computes."""
 
-    device: str = "auto"  # auto, cpu, cuda, cuda:0 ...
+    device: str | tuple[str, ...] = "auto"  # auto, cpu, cuda, cuda:0 ..., all, or a list of them
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     precision: Literal["exact", "fp8", "nf4"] = "exact"
     attention: str = "auto"  # or a backend of diffusers; see attention.py
     compile: Literal["auto"] | bool = "auto"
     vae_tiling: Literal["auto"] | bool = "auto"
     idle_unload_seconds: float = Field(600.0, ge=0, le=31_536_000)  # 0: never
+
+    @field_validator("device")
+    @classmethod
+    def _check_devices(cls, device: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if isinstance(device, str):
+            return device
+        if not device:
+            raise ValueError('must name at least one device, such as ["cuda:0", "cuda:1"], got []')
+        for name in device:
+            if not OF_A_LIST.fullmatch(name):
+                raise ValueError(f'in a list must be "cpu" or a card such as "cuda:0", got {name!r}')
+            if name != "cpu" and device.count(name) > 1:
+                raise ValueError(f"must name each card once, got {name!r} twice")
+        return device
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that compute, one job each; ``all`` is every card of the driver."""
+        if self.device == "all":
+            return tuple(f"cuda:{number}" for number in range(before_torch.card_count())) or ("cuda",)
+        return (self.device,) if isinstance(self.device, str) else self.device
 
 
 class WebConfig(_Section):

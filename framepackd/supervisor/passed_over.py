@@ -10,7 +10,7 @@ from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.settings.config import Config
 from framepackd.supervisor import readiness
-from framepackd.worker.other_device import Type, type_of
+from framepackd.worker.other_device import can_resume
 
 log = logging.getLogger(__name__)
 
@@ -18,39 +18,61 @@ FOLDERS_SECONDS = 10.0  # before the missing files of passed over jobs are looke
 
 
 class PassedOver:
-    """Chooses the next job, and knows which were passed over and why."""
+    """Chooses the next job of each device, and knows which were passed over and why."""
 
     def __init__(self, store: JobStore) -> None:
         """Pass nothing over yet."""
         self._store = store
+        self._cards: dict[object, str] = {}  # of the devices, as far as their workers have reported them
         self._without_files: dict[str, str] = {}  # by id: what to do
-        self._of_other_device: dict[str, tuple[str, Type]] = {}  # and on which type they began
+        self._of_other_device: dict[str, tuple[str, str]] = {}  # what to do, and the card they began on
         self._folders_again = 0.0
 
-    def next_job(self, config: Config) -> Job | None:
-        """Give the job that runs next: the first in the queue that can."""
+    def next_job(self, config: Config, device: object = None, place: int = 0) -> Job | None:
+        """Give the job that runs next on a device: the first in the queue that can.
+
+        Args:
+            config: the configuration.
+            device: who asks, as in :meth:`device_found`; None asks for what any of them can run.
+            place: give not the first but the one so many behind it.
+        """
         if time.monotonic() >= self._folders_again:
             self._look_for_files(config)
-        job = self._store.next_queued(self.reasons)
+        job = self._store.next_queued(self._reasons_on(device), place)
         if job is not None and not readiness.has_files(job.id, job.inputs, config):
             self._look_for_files(config)
-            job = self._store.next_queued(self.reasons)
+            job = self._store.next_queued(self._reasons_on(device), place)
         return job
 
     @property
     def reasons(self) -> Mapping[str, str]:
-        """Why each passed over job, by id, cannot run, and what to do."""
-        return {job: reason for job, (reason, _) in self._of_other_device.items()} | self._without_files
+        """Why each passed over job, by id, cannot run on any device, and what to do."""
+        return self._reasons_on(None)
 
-    def wait_for_device(self, job_id: str, reason: str, made_on: Type) -> None:
-        """Pass over a job that began on the other type of device."""
+    def _reasons_on(self, device: object) -> Mapping[str, str]:
+        """Why each passed over job cannot run on a device; on None of them."""
+        return self._elsewhere_begun(device) | self._without_files
+
+    def _elsewhere_begun(self, device: object) -> dict[str, str]:
+        asking = [device] if device in self._cards else [] if device is not None else list(self._cards)
+        return {
+            job: reason
+            for job, (reason, made_on) in self._of_other_device.items()
+            if asking
+            and not any(can_resume(self._cards[each], made_on, self.elsewhere(each)) for each in asking)
+        }
+
+    def elsewhere(self, device: object) -> frozenset[str]:
+        """Give the cards of the other devices, as far as they are known."""
+        return frozenset(card for each, card in self._cards.items() if each is not device)
+
+    def wait_for_device(self, job_id: str, reason: str, made_on: str) -> None:
+        """Have a job wait for the card that it began on."""
         self._of_other_device[job_id] = reason, made_on
 
-    def device_found(self, device: str) -> None:
-        """Pass over no longer the jobs that began on this type of device."""
-        for job_id, (_, made_on) in list(self._of_other_device.items()):
-            if made_on == type_of(device):
-                del self._of_other_device[job_id]
+    def device_found(self, device: object, card: str) -> None:
+        """Note the card of a device."""
+        self._cards[device] = card
 
     def forget(self, job_id: str) -> None:
         """Pass over a job no longer: it was cancelled, or begins anew."""
@@ -68,6 +90,10 @@ class PassedOver:
         """What a person should put right before all jobs can run."""
         found = (
             readiness.problem_without_files(self._without_files, config),
-            readiness.problem_of_other_device({job: why for job, (why, _) in self._of_other_device.items()}),
+            readiness.problem_of_other_device(self._elsewhere_begun(None)),
         )
         return tuple(filter(None, found))
+
+    def why(self, config: Config) -> str | None:
+        """Say why jobs are passed over, and what to do; None if none are."""
+        return "; ".join(problem.text for problem in self.problems(config)) or None

@@ -1,5 +1,6 @@
 """Starts the worker process, notices when it hangs, and says how it died."""
 
+import math
 import multiprocessing
 import multiprocessing.process
 import os
@@ -23,6 +24,8 @@ class Handle:
     process: multiprocessing.process.BaseProcess
     connection: Connection
     job: Job | None = None
+    model: str | None = None  # that its last job asked for
+    remains: float = math.inf  # seconds that its job may still sample
     told_next: str | None = None  # the id of the job that it was told comes next
     idle_since: float = field(default_factory=time.monotonic)
     stop_sent: float | None = None

@@ -1,4 +1,4 @@
-"""Starts the next job, unless something it needs is missing: its model, room on a disk, the device."""
+"""Starts the next job of a device, unless something is missing: its model, room on a disk, the device."""
 
 import logging
 import math
@@ -14,14 +14,14 @@ Obstacle = Callable[[Job, Config], str | None]  # says what a job lacks
 
 
 class Starter:
-    """Starts jobs one after the other, and knows why the queue waits."""
+    """Starts one job after the other on a device, and knows why it waits."""
 
     def __init__(self, supervisor: Supervisor, obstacles: tuple[Obstacle, ...]) -> None:
         """Start nothing yet; each of ``obstacles`` is asked before a job starts."""
         self.obstacles = obstacles
         self.held: str | None = None  # why the next job is not started
         self.again = 0.0  # when that is checked again, on the monotonic clock
-        self._supervisor = supervisor
+        self.supervisor = supervisor
 
     @property
     def due(self) -> float:
@@ -30,9 +30,9 @@ class Starter:
 
     def start_next(self, now: float) -> bool:
         """Start the next job, unless something it needs is missing; says whether one failed at once."""
-        supervisor = self._supervisor
-        job = supervisor.passed_over.next_job(supervisor.config)
-        passed_over = supervisor.why_passed_over
+        supervisor = self.supervisor
+        job = supervisor.next_job()
+        passed_over = supervisor.passed_over.why(supervisor.config)
         if job is None:
             self.held = passed_over
             self.again = now + RETRY_SECONDS if passed_over else self.again

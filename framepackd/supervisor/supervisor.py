@@ -1,4 +1,4 @@
-"""Runs jobs on the worker, one at a time, and decides how each ends: done, retried or failed."""
+"""Runs jobs on the worker of a device, one at a time, and decides how each ends: done, retried or failed."""
 
 import contextlib
 import logging
@@ -12,7 +12,6 @@ from framepackd.jobs import job_warnings
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.job_sql import CANCELLED
 from framepackd.jobs.store import JobStore
-from framepackd.problems import Problem
 from framepackd.settings import loras
 from framepackd.settings.config import Config
 from framepackd.supervisor import process
@@ -32,11 +31,22 @@ MAX_DOUBLINGS = 4  # of that, while a device is missing: a worker takes seconds 
 
 
 class Supervisor:
-    """The worker process and its job."""
+    """The worker process of one device, and its job."""
 
-    def __init__(self, config: Config, store: JobStore) -> None:
-        """Start nothing yet: the worker process starts with the first job."""
+    def __init__(
+        self,
+        config: Config,
+        store: JobStore,
+        asked: str | None = None,
+        passed_over: PassedOver | None = None,
+    ) -> None:
+        """Start nothing yet: the worker process starts with the first job.
+
+        ``asked`` is the device as the configuration names it, ``passed_over`` what all devices share; without
+        them the first device, alone.
+        """
         self.config = config
+        self.asked = asked or config.gpu.devices[0]
         self._store = store
         self.worker: process.Handle | None = None
         self._last_round = time.monotonic()
@@ -45,16 +55,31 @@ class Supervisor:
         self._writes_what_exists = False  # the worker writes what exists and generates no more
         self._blocked: str | None = None  # why disk or device stopped the last job
         self._device_faults = 0  # of workers in a row that had not done a step
-        self.passed_over = PassedOver(store)
+        self.passed_over = passed_over or PassedOver(store)
         self._not_ahead: set[str] = set()  # jobs that broke the device when they were encoded ahead
-        self.device = config.gpu.device  # until the worker reports what "auto" means here
+        self.device = self.asked  # until the worker reports what "auto" means here
         self.hardware: str | None = None
         self._gpu_used = store.gpu_used()
 
     @property
+    def job(self) -> Job | None:
+        """The job that runs."""
+        return None if self.worker is None else self.worker.job
+
+    @property
     def busy(self) -> bool:
         """Whether a job runs."""
-        return self.worker is not None and self.worker.job is not None
+        return self.job is not None
+
+    @property
+    def remains(self) -> float:
+        """The seconds for which the running job may still sample; inf while nobody knows."""
+        return math.inf if self.worker is None else self.worker.remains
+
+    @property
+    def loaded(self) -> str | None:
+        """The model that the worker had to load last, which it keeps for its next job."""
+        return None if self.worker is None else self.worker.model
 
     @property
     def unload_at(self) -> float:
@@ -72,7 +97,7 @@ class Supervisor:
     @property
     def cancelling(self) -> bool:
         """Whether the running job was cancelled."""
-        return self.worker is not None and self.worker.job is not None and bool(self.worker.job.cancel)
+        return self.job is not None and bool(self.job.cancel)
 
     def take_block(self) -> str | None:
         """Say why disk or device stopped the last job; None at the second call."""
@@ -85,15 +110,9 @@ class Supervisor:
         doublings = min(max(self._device_faults - DEVICE_FAULTS, 0), MAX_DOUBLINGS)
         return RETRY_SECONDS * (1 << doublings)
 
-    @property
-    def problems(self) -> tuple[Problem, ...]:
-        """What a person should put right before all jobs can run."""
-        return self.passed_over.problems(self.config)
-
-    @property
-    def why_passed_over(self) -> str | None:
-        """Say why jobs are passed over, and what to do; None if none are."""
-        return "; ".join(problem.text for problem in self.problems) or None
+    def next_job(self, place: int = 0) -> Job | None:
+        """Give the first job of the queue that can run on this device, or the one ``place`` behind it."""
+        return self.passed_over.next_job(self.config, self, place)
 
     def start(self, job: Job) -> None:
         """Start a job of the queue; none may run."""
@@ -103,12 +122,13 @@ class Supervisor:
             self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
             return
         if self.worker is None:
-            self.worker = process.start(self.config.gpu.device)
+            self.worker = process.start(self.asked)
         self.worker.job = self._store.claim(job.id)  # last: a failure before it leaves the job in the queue
         if self.worker.job is None:  # cancelled meanwhile
             return
         self.worker.quiet, self.worker.awaited, self.worker.slowest = 0.0, "start", {}
-        self.worker.told_next = None
+        self.worker.told_next, self.worker.model = None, work.spec.name
+        self.worker.remains = math.inf
         self._writes_what_exists = job.cancel is not None
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: listen() notices
@@ -121,7 +141,15 @@ class Supervisor:
             KeyError, ValueError: its settings do not fit the configuration any more.
         """
         may_be_ahead = job.id not in self._not_ahead
-        return work_of(job, self.config, self._store, gpu_used=self._gpu_used, may_be_ahead=may_be_ahead)
+        return work_of(
+            job,
+            self.config,
+            self._store,
+            device=self.asked,
+            elsewhere=self.passed_over.elsewhere(self),
+            gpu_used=self._gpu_used,
+            may_be_ahead=may_be_ahead,
+        )
 
     def listen(self) -> None:
         """Record the worker's messages, and notice when it hangs, dies or is idle for too long."""
@@ -138,14 +166,16 @@ class Supervisor:
             self._bury(running)
         elif running.job is not None:
             self._end_if_hung(running)
-            self._tell_next(running)
         elif time.monotonic() >= self.unload_at:
             log.info("the worker is ended: it had no work for %.0f s", self.config.gpu.idle_unload_seconds)
             self.end_worker()
 
-    def _tell_next(self, running: process.Handle) -> None:
-        """Tell the worker which job comes next: it encodes the inputs ahead of time."""
-        job = self.passed_over.next_job(self.config)
+    def tell_next(self, place: int) -> None:
+        """Tell the worker which job it gets next, ``place`` behind the first: it encodes its inputs ahead."""
+        running = self.worker
+        if running is None or running.job is None:
+            return
+        job = self.next_job(place)
         following = job.id if job else None
         if following == running.told_next:
             return
@@ -188,6 +218,7 @@ class Supervisor:
                 self._store.requeue(job.id, message.reason)
                 log.error("job %s: back in the queue: %s", job.id, message.reason)
             case messages.Waits():
+                self.passed_over.device_found(self, message.here)
                 self.passed_over.wait_for_device(job.id, message.reason, message.made_on)
                 self._store.requeue(job.id, message.reason)
                 log.warning("job %s: waits: %s", job.id, message.reason)
@@ -222,7 +253,7 @@ class Supervisor:
                 _note_cuts(job, message, self._store)
             case messages.Ready():
                 self.device, self.hardware = message.device, message.hardware
-                self.passed_over.device_found(message.device)
+                self.passed_over.device_found(self, message.card)
                 if message.device.startswith("cuda") and not self._gpu_used:
                     self._store.remember_gpu()
                     self._gpu_used = True
@@ -243,6 +274,8 @@ class Supervisor:
                 if running.awaited == "step":
                     running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
                 running.awaited = "step" if message.step < job.steps else "decode"
+                steps_left = (job.sections - message.section) * job.steps + job.steps - message.step
+                running.remains = steps_left * message.seconds
                 self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
             case messages.SectionDecoded():
                 running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
@@ -301,15 +334,6 @@ class Supervisor:
     def _fail(self, job: Job, error: str) -> None:
         log.error("job %s: failed: %s", job.id, error)
         self._store.decide(job.id, State.FAILED, error=error)
-
-    def runs(self, job_id: str) -> bool:
-        """Say whether this job runs."""
-        return self.worker is not None and self.worker.job is not None and self.worker.job.id == job_id
-
-    def cancel(self, how: str) -> None:
-        """Note that the running job is cancelled, ``how`` as in its row."""
-        if self.worker is not None and self.worker.job is not None:
-            self.worker.job.cancel = how
 
     def leave(self, now: float, why: str) -> None:
         """Have the worker leave its job at the next step; called each round, ends a worker that does not."""

@@ -19,7 +19,14 @@ from framepackd.worker.source_video import START, TAIL, Continued
 
 
 def work_of(
-    job: Job, config: Config, store: JobStore, *, gpu_used: bool, may_be_ahead: bool
+    job: Job,
+    config: Config,
+    store: JobStore,
+    *,
+    device: str,
+    elsewhere: frozenset[str] = frozenset(),
+    gpu_used: bool,
+    may_be_ahead: bool,
 ) -> messages.Work:
     """Describe a job for the worker.
 
@@ -44,7 +51,8 @@ def work_of(
         tags=embedded.tags(job, config.spec(job.settings["model"])),
         save_section_frames=job.settings["save_section_frames"],
         keep_latents=job.settings.get("keep_latents", False),
-        device=config.gpu.device,
+        device=device,
+        elsewhere=elsewhere,
         dtype=config.gpu.dtype,
         precision=config.gpu.precision,
         rungs=store.rungs(),

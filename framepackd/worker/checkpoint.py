@@ -9,7 +9,7 @@ job resumes from the sections before them. Unusable files are set aside, see :mo
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
@@ -75,6 +75,7 @@ class Checkpoints:
         tell: Callable[[str], None] = log.warning,
         *,
         to_write: bool = False,
+        elsewhere: Collection[str] = (),
     ) -> None:
         """Use a folder.
 
@@ -83,11 +84,13 @@ class Checkpoints:
             identity: JSON that names what the video's bits depend on; only equal checkpoints are loaded.
             tell: gets, before it happens, a text about what is set aside and why.
             to_write: only write what exists: any identity will do, and no latents are needed.
+            elsewhere: the cards of other devices here: what they made waits for them.
         """
         self._folder = folder
         self._identity = json.loads(json.dumps(identity))
         self._tell = tell
         self._to_write = to_write
+        self._elsewhere = elsewhere
         self._number = 0
         self._hashes: dict[str, str] = {}  # of the files that the newest state names
         self._kept: list[set[str]] = []  # per kept state: its own file and those it names
@@ -99,7 +102,7 @@ class Checkpoints:
         It is set aside, as is a damaged one; a set aside one that fits again is restored.
 
         Raises:
-            OtherDeviceError: it was made on a GPU and this is the CPU, or the other way round.
+            OtherDeviceError: only another device can resume it.
             OSError: the disk cannot be read or written now; that says nothing about its files.
         """
         found, wrong = self._read_best(self._folder)
@@ -223,7 +226,7 @@ class Checkpoints:
         if not self._to_write:
             done = header["progress"]
             what = f"{self._folder} holds {done['sampled']} sections and {done.get('step', 0)} steps"
-            other_device.refuse(theirs or {}, ours, what)
+            other_device.refuse(theirs or {}, ours, what, self._elsewhere)
         if theirs != ours and not self._to_write:
             raise DamagedError(f"was made with another {_difference('identity', theirs, ours)}")
 

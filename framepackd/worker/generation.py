@@ -177,7 +177,13 @@ class Generation:
         if self._work.following:
             folder /= f"clip-{len(self._clips) + 1:04}"
         self._clips.append(
-            Checkpoints(folder, self._identity, self._report_set_aside, to_write=self._work.keep_only)
+            Checkpoints(
+                folder,
+                self._identity,
+                self._report_set_aside,
+                to_write=self._work.keep_only,
+                elsewhere=self._work.elsewhere,
+            )
         )
         found = self._clips[-1].load()
         self._progress = found.progress if found else Progress.start(self._work.request.seed)
@@ -232,7 +238,8 @@ class Generation:
 
     def _report_ready(self, engine: Engine) -> None:
         name = before_torch.name_outside(str(engine.device))
-        self._connection.send(messages.Ready(name, devices.describe(engine.device)))
+        card = devices.device_name(engine.device)
+        self._connection.send(messages.Ready(name, devices.describe(engine.device), card))
 
     def _generate(self, engine: Engine) -> None:
         """Generate from the progress to the end, or until the daemon says to leave."""

@@ -71,7 +71,7 @@ def answer(work: Work, engines: "Engines", connection: Connection) -> Message:
     except FreshProcessError as error:
         return Again(str(error))
     except other_device.OtherDeviceError as error:
-        return Waits(str(error), error.made_on)
+        return Waits(str(error), error.made_on, error.here)
     except Exception as error:
         traceback.print_exc()
         if getattr(error, "errno", None) in DISK_ERRORS:  # FFmpeg's errors are not all OSErrors

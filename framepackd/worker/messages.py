@@ -9,7 +9,6 @@ from framepack_core.errors import FreshProcessError
 from framepack_core.memory.footprint import Tiling
 from framepack_core.models.registry import ModelSpec
 from framepack_core.request import Cut, Request
-from framepackd.worker import other_device
 from framepackd.worker.source_video import Continued
 
 if TYPE_CHECKING:
@@ -50,6 +49,7 @@ class Work:
     continued: Continued | None = None  # the video that the job extends
     tags: Mapping[str, str] = field(default_factory=dict)  # metadata of the video
     following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
+    elsewhere: frozenset[str] = frozenset()  # the cards of other devices, which can resume what they began
     ahead: bool = True  # its inputs may be encoded while something else is sampled
 
     @property
@@ -103,6 +103,7 @@ class Ready(Message):
 
     device: str
     hardware: str  # the device with its driver, in words
+    card: str  # the name of the card, or cpu
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,11 @@ class Blocked(Message):
 
 @dataclass(frozen=True)
 class Waits(Message):
-    """The job's checkpoint is of the other type of device: a person decides; other jobs can run."""
+    """The job's checkpoint is of another device, which alone can resume it; other jobs can run."""
 
     reason: str
-    made_on: other_device.Type
+    made_on: str  # the name of its card, or cpu
+    here: str
 
 
 def leaves_after(answer: Message) -> bool:

@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from framepackd.daemon import Daemon
 from framepackd.delivery import deliveries
 from framepackd.intake import scanning
 from framepackd.supervisor import process as worker_process
+from framepackd.supervisor.starter import Starter
+from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import messages as worker_messages
 from tests.daemon.place import Place
 
@@ -23,8 +26,19 @@ from tests.daemon.place import Place
 class Loop:
     """A daemon on a place of its own, whose worker is the other end of a pipe."""
 
-    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, *, once: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        once: bool = False,
+        devices: tuple[str, ...] | None = None,
+    ) -> None:
         self.place = Place(root)
+        if devices is not None:
+            gpu = self.place.config.gpu.model_copy(update={"device": devices})
+            self.place.config = self.place.config.model_copy(update={"gpu": gpu})
+        self.others: list[Connection] = []  # of the devices after the first: their workers' ends
         self.ours, self.worker = multiprocessing.Pipe()
         self.alive = os.eventfd(0)  # never to be heard of
         self.started = 0
@@ -34,12 +48,24 @@ class Loop:
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
 
+    @property
+    def starter(self) -> Starter:
+        return self.daemon.cards.starters[0]
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return self.daemon.cards.each[0]
+
     def _start(self, device: str) -> worker_process.Handle:
         self.started += 1
+        ours = self.ours
+        if self.supervisor.worker is not None or device != self.supervisor.asked:
+            ours, worker = multiprocessing.Pipe()
+            self.others.append(worker)
         process: Any = SimpleNamespace(
             is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=self.alive
         )
-        return worker_process.Handle(process, self.ours)
+        return worker_process.Handle(process, ours)
 
     def answer_and_leave(self, answer: worker_messages.Message) -> None:
         """Have the worker say how its job ends and end itself; the next one has another connection."""
@@ -94,5 +120,14 @@ def ask_in_thread(loop: Loop, request: dict[str, Any]) -> Any:
 
 def started(loop: Loop) -> list[str]:
     """Name the folders of the jobs that were started since."""
-    works = (message for message in messages(loop) if isinstance(message, worker_messages.Work))
-    return [loop.place.store.get(work.job_id).folder for work in works]
+    return got(loop, loop.worker)
+
+
+def got(loop: Loop, worker: Connection) -> list[str]:
+    """Name the folders of the jobs that a worker got since."""
+    found = []
+    while worker.poll():
+        message = worker.recv()
+        if isinstance(message, worker_messages.Work):
+            found.append(loop.place.store.get(message.job_id).folder)
+    return found

@@ -101,7 +101,7 @@ def test_a_lock_of_another_program_is_waited_for(
     loop.start_job()
     monkeypatch.setattr(database, "BUSY_MILLISECONDS", 10)
     if says is None:
-        running = loop.daemon.supervisor.worker
+        running = loop.supervisor.worker
         assert running is not None
         dead: Any = SimpleNamespace(is_alive=lambda: False, exitcode=-9, join=lambda: None)
         running.process = dead
@@ -221,7 +221,7 @@ def test_a_pause_stops_the_running_job_and_lets_the_worker_go(loop: Loop) -> Non
     loop.worker.send(worker_messages.Stopped())
     loop.round()
     assert loop.counts() == {"queued": 1}
-    assert loop.daemon.supervisor.worker is None, "the memory of the GPU is free"
+    assert loop.supervisor.worker is None, "the memory of the GPU is free"
     (job,) = loop.place.store.in_state(State.QUEUED)
     assert (job.attempts, job.history[-1]["note"]) == (0, "paused")
     loop.place.drop()
@@ -230,14 +230,14 @@ def test_a_pause_stops_the_running_job_and_lets_the_worker_go(loop: Loop) -> Non
 
 
 def test_a_queue_that_waits_for_a_model_and_is_paused_sleeps(loop: Loop) -> None:
-    loop.daemon.starter.obstacles = (lambda *_: "nothing is there",)
+    loop.starter.obstacles = (lambda *_: "nothing is there",)
     loop.place.drop()
     loop.round()
     assert loop.paused() == "nothing is there"
     loop.place.store.pause()
     loop.daemon.paused = loop.place.store.paused()
     loop.daemon.round()
-    loop.daemon.starter.again = 0.0  # long ago
+    loop.starter.again = 0.0  # long ago
     loop.daemon.scanning.next_scan = time.monotonic() + 60
     assert loop.daemon.patience > 1
 
@@ -349,7 +349,7 @@ def test_a_gpu_that_is_gone_holds_the_queue_with_the_reason_and_is_looked_for_ag
     waits = []
     for _ in range(8):
         loop.answer_and_leave(gone)
-        waits.append(loop.daemon.supervisor.patience)
+        waits.append(loop.supervisor.patience)
         loop.round()
     assert waits == [30, 60, 120, 240, 480, 480, 480, 480], "seconds: looking takes CPU time"
     loop.worker.send(worker_messages.StepDone(1, 1, 1.0))
@@ -376,7 +376,11 @@ def test_auto_is_a_gpu_for_a_real_model_where_one_is_or_was(
     loop = Loop(tmp_path / "place", monkeypatch)
     if used:
         loop.start_job()
-        loop.worker.send(worker_messages.Ready("cuda:0", "NVIDIA GeForce RTX 3060, driver 550.54"))
+        loop.worker.send(
+            worker_messages.Ready(
+                "cuda:0", "NVIDIA GeForce RTX 3060, driver 550.54", "NVIDIA GeForce RTX 3060"
+            )
+        )
         loop.worker.send(worker_messages.Finished({}, {}, {}, None))
         loop.round()
         assert loop.daemon.snapshot()["daemon"]["hardware"] == "NVIDIA GeForce RTX 3060, driver 550.54"
@@ -427,7 +431,7 @@ def test_where_compiling_has_failed_the_next_worker_knows(loop: Loop) -> None:
 
 def test_the_settings_of_the_gpu_reach_the_worker(loop: Loop) -> None:
     gpu = GpuConfig(vae_tiling=True, attention="_native_math", compile=False)
-    loop.daemon.supervisor.config = loop.place.config.model_copy(update={"gpu": gpu})
+    loop.supervisor.config = loop.place.config.model_copy(update={"gpu": gpu})
     loop.place.drop()
     (loop.place.config.inbox / "cat.toml").write_text("gpu_memory_preservation = 6\n")
     loop.round()
@@ -459,7 +463,7 @@ def test_a_request_that_is_answered_busy_is_not_done_later(
 
 def dies(loop: Loop, signal_number: int = 9) -> None:
     """Have the worker be gone, as the kernel tells it."""
-    running = loop.daemon.supervisor.worker
+    running = loop.supervisor.worker
     assert running is not None
     dead: Any = SimpleNamespace(
         is_alive=lambda: False, exitcode=-signal_number, join=lambda *_: None, kill=lambda: None
@@ -494,7 +498,7 @@ def test_a_worker_that_is_ended_for_the_daemons_sake_costs_the_job_nothing(
     if how == "a second signal":
         loop.daemon.stop()
     else:
-        running = loop.daemon.supervisor.worker
+        running = loop.supervisor.worker
         assert running is not None
         assert running.stop_sent is not None
         running.stop_sent -= STOP_SECONDS + 1
@@ -520,7 +524,7 @@ def test_a_worker_that_is_ended_at_once_has_not_hung(loop: Loop) -> None:
     loop.start_job()
     loop.daemon.stop()
     loop.daemon.stop()
-    running = loop.daemon.supervisor.worker
+    running = loop.supervisor.worker
     assert running is not None
     running.quiet = 1e9  # it takes its time to be gone
     loop.round()
@@ -612,15 +616,15 @@ def test_jobs_without_their_files_are_passed_over_reported_and_run_when_the_file
     first, second = lost(loop, "a", "b")
     loop.round()
     assert started(loop) == ["c"]
-    supervisor = loop.daemon.supervisor
+    cards, config = loop.daemon.cards, loop.place.config
     a, b = (loop.place.store.matching(f"{folder}/cat")[0] for folder in "ab")
     jobs_dir = loop.place.config.jobs_dir
-    assert supervisor.passed_over.reasons == {
+    assert cards.passed_over.reasons == {
         job.id: f"its files are not in {jobs_dir / job.id}: bring back jobs/ from the same backup as "
         "framepackd.db, or framepackd cancel it and drop the files again"
         for job in (a, b)
     }
-    (problem,) = supervisor.problems
+    (problem,) = cards.problems
     assert problem.code == "work-folders"
     assert problem.text.startswith(
         f"2 jobs wait for files that are not in {jobs_dir} ({a.id}, {b.id}): bring"
@@ -636,7 +640,7 @@ def test_jobs_without_their_files_are_passed_over_reported_and_run_when_the_file
     loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     assert started(loop) == []
-    assert loop.paused() == supervisor.why_passed_over, "nothing else is left"
+    assert loop.paused() == cards.passed_over.why(config), "nothing else is left"
     loop.place.drop("d")
     loop.daemon.scanning.next_scan = 0.0
     loop.daemon.round()
@@ -646,7 +650,7 @@ def test_jobs_without_their_files_are_passed_over_reported_and_run_when_the_file
     loop.worker.send(worker_messages.Failed("no", retry=False))
     loop.round()
     assert started(loop) == ["a"]
-    assert (supervisor.passed_over.reasons, supervisor.problems, loop.paused()) == ({}, (), None)
+    assert (cards.passed_over.reasons, cards.problems, loop.paused()) == ({}, (), None)
 
 
 def test_a_job_whose_files_disappear_before_its_turn_is_passed_over(loop: Loop) -> None:
@@ -670,7 +674,7 @@ def test_a_job_without_its_files_is_cancelled_and_not_told_that_they_lie_beside(
     lost(loop, "a")
     store, config = loop.place.store, loop.place.config
     answer = commands.perform(
-        {"command": "cancel", "jobs": ["a/cat"]}, commands.Queue(config, store, loop.daemon.supervisor)
+        {"command": "cancel", "jobs": ["a/cat"]}, commands.Queue(config, store, loop.daemon.cards)
     )
     assert answer["results"][0]["done"]
     assert store.matching("a/cat")[0].state == State.CANCELLED

@@ -77,7 +77,7 @@ def test_a_next_job_that_does_not_fit_the_config_shows_it_when_it_starts(loop: L
     told(loop)
     loop.place.drop("b")
     (loop.place.config.inbox / "b" / "cat.toml").write_text('model = "f1"')
-    supervisor = loop.daemon.supervisor
+    supervisor = loop.supervisor
     config: Any = SimpleNamespace(**{**vars(supervisor.config), "spec": failing})
     supervisor.config = config
     loop.round()
@@ -122,7 +122,7 @@ def test_room_that_a_delivery_makes_is_used_at_once(loop: Loop, monkeypatch: pyt
     monkeypatch.setattr(deliveries, "settle", noting)
     first, second = drop(loop, "a", "b")
     told(loop)
-    loop.daemon.starter.obstacles = (lambda *_: None if delivered else "no room",)
+    loop.starter.obstacles = (lambda *_: None if delivered else "no room",)
     (loop.place.config.jobs_dir / first / "result").mkdir()
     (loop.place.config.jobs_dir / first / "result/.mp4").write_text("video")
     loop.worker.send(Finished({}, {}, {}, None))
@@ -135,12 +135,12 @@ def test_room_that_a_delivery_makes_is_used_at_once(loop: Loop, monkeypatch: pyt
 def test_a_worker_without_work_is_ended_after_a_while_unless_it_shall_stay(
     loop: Loop, seconds: float
 ) -> None:
-    supervisor = loop.daemon.supervisor
+    supervisor = loop.supervisor
     supervisor.config = loop.place.config.model_copy(update={"gpu": GpuConfig(idle_unload_seconds=seconds)})
     loop.start_job()
     assert supervisor.unload_at == math.inf, "it has work"
     loop.worker.send(Blocked("no room"))
-    loop.daemon.starter.obstacles = (lambda *_: "no room",)  # the job waits, and the worker with it
+    loop.starter.obstacles = (lambda *_: "no room",)  # the job waits, and the worker with it
     loop.round()
     assert supervisor.worker is not None
     assert supervisor.unload_at == (supervisor.worker.idle_since + 600 if seconds else math.inf)
@@ -156,11 +156,11 @@ def test_the_loop_wakes_to_end_an_idle_worker(loop: Loop) -> None:
     loop.start_job()
     loop.worker.send(Blocked("no room"))
     loop.round()
-    running = loop.daemon.supervisor.worker
+    running = loop.supervisor.worker
     assert running is not None
     running.idle_since -= 599
     loop.daemon.scanning.next_scan = loop.daemon.scanning.next_glance = math.inf
-    loop.daemon.starter.held = None
+    loop.starter.held = None
     assert 0 < loop.daemon.patience <= 1
 
 

@@ -43,7 +43,7 @@ def test_what_was_made_on_the_other_type_of_device_is_left_as_it_is(
     there = contents(folder)
     with pytest.raises(OtherDeviceError, match=r"1 sections and 1 steps made on .* --anew") as error:
         Checkpoints(folder, now).load()
-    assert error.value.made_on == ("cpu" if before is CPU else "cuda")
+    assert (error.value.made_on, error.value.here) == (before["device"], now["device"])
     assert "RTX 3060" in str(error.value)
     assert contents(folder) == there
     assert aside.places(folder) == []
@@ -55,6 +55,15 @@ def test_another_card_begins_anew_by_itself(tmp_path: Path) -> None:
     save_all(tmp_path / "checkpoint", 3, RTX_3060)
     assert Checkpoints(tmp_path / "checkpoint", RTX_4090).load() is None
     assert len(aside.places(tmp_path / "checkpoint")) == 1
+
+
+def test_another_card_leaves_a_job_to_the_card_that_began_it_where_both_are_here(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    save_all(folder, 3, RTX_3060)
+    there = contents(folder)
+    with pytest.raises(OtherDeviceError, match="it resumes when RTX 3060 is free"):
+        Checkpoints(folder, RTX_4090, elsewhere={RTX_3060["device"]}).load()
+    assert contents(folder) == there
 
 
 @pytest.mark.parametrize("identity", [RTX_3060, CPU])
@@ -96,7 +105,7 @@ def test_the_worker_says_that_a_job_waits_and_touches_nothing(begun: Work) -> No
     answer, messages = run(begun)
     assert isinstance(answer, Waits)
     assert messages == []
-    assert answer.made_on == "cuda"
+    assert answer.made_on == "NVIDIA GeForce RTX 3060"
     for words in (
         "1 sections and 1 steps made on NVIDIA GeForce RTX 3060",
         "the CPU cannot resume them",
@@ -132,7 +141,7 @@ def test_what_exists_is_written_without_the_device_that_made_it(begun: Work) -> 
 
 # the daemon
 
-GONE = Waits("it was made on NVIDIA GeForce RTX 3060, and here is the CPU", "cuda")
+GONE = Waits("it was made on NVIDIA GeForce RTX 3060, and here is the CPU", "NVIDIA GeForce RTX 3060", "cpu")
 
 
 def test_others_run_while_a_job_waits_for_its_device_and_it_resumes_when_that_is_back(
@@ -147,7 +156,7 @@ def test_others_run_while_a_job_waits_for_its_device_and_it_resumes_when_that_is
     assert started(loop) == ["a", "b"]
     first = loop.place.store.matching("a/cat")[0]
     assert (first.state, first.attempts) == (State.QUEUED, 0)
-    (problem,) = loop.daemon.supervisor.problems
+    (problem,) = loop.daemon.cards.problems
     assert problem.code == "other-device"
     assert problem.text == f"job {first.id} waits: {GONE.reason}"
     report = loop.daemon.snapshot()
@@ -160,11 +169,11 @@ def test_others_run_while_a_job_waits_for_its_device_and_it_resumes_when_that_is
     assert loop.paused() == problem.text
     loop.place.drop("c")
     loop.round()
-    loop.worker.send(worker_messages.Ready("cuda:0", "NVIDIA GeForce RTX 3060"))
+    loop.worker.send(worker_messages.Ready("cuda:0", "NVIDIA GeForce RTX 3060", "NVIDIA GeForce RTX 3060"))
     loop.worker.send(worker_messages.Finished({}, {}, {}, None))
     loop.round()
     assert started(loop) == ["c", "a"]
-    assert loop.daemon.supervisor.problems == ()
+    assert loop.daemon.cards.problems == ()
 
 
 @pytest.mark.parametrize("command", ["retry", "cancel"])
@@ -177,7 +186,7 @@ def test_a_job_that_waits_is_begun_anew_or_cancelled(loop: Loop, command: str) -
     ((done, message),) = ask(loop, command, anew=command == "retry")
     assert done, message
     loop.round()
-    assert loop.daemon.supervisor.problems == ()
+    assert loop.daemon.cards.problems == ()
     if command == "retry":
         assert started(loop) == [""]
         assert not (work / CHECKPOINT).exists()
@@ -189,7 +198,7 @@ def test_a_job_that_waits_is_begun_anew_or_cancelled(loop: Loop, command: str) -
 def ask(loop: Loop, command: str, **more: Any) -> list[tuple[bool, str]]:
     """Have the daemon do it."""
     daemon = loop.daemon
-    queue = commands.Queue(daemon.config, loop.place.store, daemon.supervisor, daemon.deliveries)
+    queue = commands.Queue(daemon.config, loop.place.store, daemon.cards, daemon.deliveries)
     answer = commands.perform({"command": command, "jobs": ["cat"], **more}, queue)
     return [(result["done"], result["message"]) for result in answer["results"]]
 

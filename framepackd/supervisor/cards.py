@@ -1,0 +1,145 @@
+"""Runs a supervisor for each device of the configuration, and has the free ones start the next jobs."""
+
+import math
+from multiprocessing.connection import Connection
+
+from framepackd.jobs.report import DeviceReport
+from framepackd.jobs.store import JobStore
+from framepackd.problems import Problem
+from framepackd.settings.config import Config
+from framepackd.supervisor.passed_over import PassedOver
+from framepackd.supervisor.starter import Obstacle, Starter
+from framepackd.supervisor.supervisor import CANCELLING, Supervisor
+
+
+class Cards:
+    """All devices that compute, in the order of the configuration."""
+
+    def __init__(self, config: Config, store: JobStore, obstacles: tuple[Obstacle, ...]) -> None:
+        """Start nothing yet; each of ``obstacles`` is asked before a job starts."""
+        self.passed_over = PassedOver(store)
+        self.each = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
+        self.starters = [Starter(supervisor, obstacles) for supervisor in self.each]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job runs."""
+        return any(supervisor.busy for supervisor in self.each)
+
+    @property
+    def running(self) -> list[str]:
+        """The ids of the running jobs."""
+        return [job.id for job in (supervisor.job for supervisor in self.each) if job is not None]
+
+    @property
+    def sources(self) -> list[Connection | int]:
+        """What becomes readable when a worker has sent a message or died."""
+        return [source for supervisor in self.each for source in supervisor.sources]
+
+    @property
+    def held(self) -> str | None:
+        """Why no job is started; None if nothing is in the way of a device."""
+        reasons = [starter.held for starter in self.starters]
+        return reasons[0] if all(reasons) else None
+
+    @property
+    def due(self) -> float:
+        """When a device has something to do, on the monotonic clock."""
+        starts = min(starter.due for starter in self.starters)
+        return min(starts, *(supervisor.unload_at for supervisor in self.each), math.inf)
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What a person should put right before all jobs can run."""
+        return self.passed_over.problems(self.each[0].config)
+
+    @property
+    def names(self) -> str:
+        """The devices in one line."""
+        return ", ".join(supervisor.device for supervisor in self.each)
+
+    @property
+    def hardware(self) -> str | None:
+        """The devices in words, as far as their workers have reported them."""
+        return "; ".join(supervisor.hardware for supervisor in self.each if supervisor.hardware) or None
+
+    def reports(self) -> list[DeviceReport]:
+        """Give what ``status --json`` prints of each device."""
+        return [
+            {
+                "name": starter.supervisor.device,
+                "card": starter.supervisor.hardware,
+                "job": starter.supervisor.job.id if starter.supervisor.job else None,
+                "held": starter.held,
+            }
+            for starter in self.starters
+        ]
+
+    def reconfigure(self, config: Config) -> None:
+        """Use another configuration from now on; the devices stay."""
+        for supervisor in self.each:
+            supervisor.config = config
+
+    def listen(self) -> None:
+        """Record what the workers report, and notice which hang, died or are idle for too long."""
+        for supervisor in self.each:
+            supervisor.listen()
+        # The device that is free first gets the first job of the queue, the next one the second.
+        busy = [supervisor for supervisor in self.each if supervisor.busy]
+        for place, supervisor in enumerate(sorted(busy, key=lambda each: each.remains)):
+            supervisor.tell_next(place)
+
+    def leave(self, now: float, why: str) -> None:
+        """Have all workers leave their jobs at the next step."""
+        for starter in self.starters:
+            starter.held = None
+            starter.supervisor.leave(now, why)
+
+    def steer(self, now: float) -> bool:
+        """Start jobs on the free devices, have cancelled ones stop; says whether one failed at once."""
+        failed = False
+        for starter in self._by_preference():
+            if starter.supervisor.cancelling:
+                starter.supervisor.leave(now, CANCELLING)
+            elif not starter.supervisor.busy:
+                failed |= starter.start_next(now)
+        return failed
+
+    def try_now(self) -> None:
+        """Have the next round try again what kept jobs from starting."""
+        for starter in self.starters:
+            starter.again = 0.0
+
+    def end_idle(self) -> None:
+        """End the workers without a job, which frees the memory of their devices."""
+        for supervisor in self.each:
+            if not supervisor.busy:
+                supervisor.end_worker()
+
+    def end(self) -> None:
+        """End all workers."""
+        for supervisor in self.each:
+            supervisor.end_worker()
+
+    def kill(self) -> None:
+        """End all workers at once; their jobs go back to the queue."""
+        for supervisor in self.each:
+            supervisor.kill()
+
+    def runs(self, job_id: str) -> bool:
+        """Say whether this job runs."""
+        return job_id in self.running
+
+    def cancel(self, job_id: str, how: str) -> None:
+        """Note that a running job is cancelled, ``how`` as in its row."""
+        for supervisor in self.each:
+            if supervisor.job is not None and supervisor.job.id == job_id:
+                supervisor.job.cancel = how
+
+    def _by_preference(self) -> list[Starter]:
+        """Put those first that have the model of the next job loaded."""
+        if sum(not supervisor.busy for supervisor in self.each) < 2:
+            return self.starters
+        job = self.passed_over.next_job(self.each[0].config)
+        model = job.settings.get("model") if job else None
+        return sorted(self.starters, key=lambda starter: starter.supervisor.loaded != model)
