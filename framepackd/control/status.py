@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
 from framepackd.control.facts import facts_of
-from framepackd.control.schedule import PASSED_OVER, UNKNOWN, lay_out
+from framepackd.control.schedule import PASSED_OVER, UNKNOWN, lay_out, span
 from framepackd.inbox.scan import Waiting
 from framepackd.jobs.described import described, note, progress, stage
 from framepackd.jobs.job import Job, State, as_recorded
@@ -48,12 +48,16 @@ def snapshot(
     ]
     known = [seconds for seconds in to_come if seconds is not None]
     foreseeable = to_come and len(known) == len(to_come) and daemon["paused"] is None
-    eta = sum(known) if foreseeable else None
+    devices = max(len(daemon.get("devices", ())), 1)
+    eta = span(known, devices) if foreseeable else None
     takes = [
         PASSED_OVER if job.delivery is not None or job.id in passed_over else seconds
         for job, seconds in zip(active, remaining, strict=True)
     ]
-    places = [*lay_out(takes, now, paused=daemon["paused"] is not None), *[UNKNOWN] * len(ended)]
+    places = [
+        *lay_out(takes, now, paused=daemon["paused"] is not None, devices=devices),
+        *[UNKNOWN] * len(ended),
+    ]
     jobs = [
         summary(
             job,

@@ -257,17 +257,8 @@ class Supervisor:
                 if message.device.startswith("cuda") and not self._gpu_used:
                     self._store.remember_gpu()
                     self._gpu_used = True
-            case messages.Lowered():
-                self._store.remember_rung(message.key, message.rung)
-                log.warning("job %s: out of memory, continuing with %s", job.id, message.text)
-            case messages.Uncompiled():
-                self._store.remember_uncompiled(message.key, message.reason)
-                log.warning(
-                    "job %s: cannot compile (%s): this job and later ones run uncompiled, which is slower, "
-                    "until the driver, torch or triton changes; compile = true tries again",
-                    job.id,
-                    message.reason,
-                )
+            case messages.Lowered() | messages.Uncompiled():
+                _remember(job, message, self._store)
             case messages.StepDone():
                 running.worked, self._device_faults = True, 0
                 # The first step warms everything up: its time predicts nothing.
@@ -372,6 +363,21 @@ def _note_cuts(job: Job, message: messages.PromptsCut, store: JobStore) -> None:
         log.warning("job %s: %s", job.id, text)
     store.cut(job.id, cuts)
     job.cuts = cuts
+
+
+def _remember(job: Job, message: messages.Lowered | messages.Uncompiled, store: JobStore) -> None:
+    """Remember what the device could not do, for later jobs."""
+    if isinstance(message, messages.Lowered):
+        store.remember_rung(message.key, message.rung)
+        log.warning("job %s: out of memory, continuing with %s", job.id, message.text)
+        return
+    store.remember_uncompiled(message.key, message.reason)
+    log.warning(
+        "job %s: cannot compile (%s): this job and later ones run uncompiled, which is slower, until the "
+        "driver, torch or triton changes; compile = true tries again",
+        job.id,
+        message.reason,
+    )
 
 
 def _how_made(job: Job, made: messages.Finished, spec: ModelSpec) -> dict[str, Any]:

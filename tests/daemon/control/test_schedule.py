@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from framepackd.control.schedule import PASSED_OVER, UNKNOWN, Place, lay_out
+from framepackd.control.schedule import PASSED_OVER, UNKNOWN, Place, lay_out, span
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -33,3 +33,16 @@ def test_a_job_that_is_passed_over_delays_nobody_and_one_about_to_end_has_its_pl
 
 def test_while_paused_no_time_is_known() -> None:
     assert lay_out([60.0, 60.0], NOON, paused=True) == [UNKNOWN, UNKNOWN]
+
+
+def test_on_several_devices_a_job_starts_where_one_is_free_first() -> None:
+    places = lay_out([60.0, 90.0, 10.0, None, 5.0], NOON, paused=False, devices=2)
+    assert places == [
+        Place(text(0), text(60)),
+        Place(text(0), text(90)),
+        Place(text(60), text(70)),
+        Place(text(70), None),
+        UNKNOWN,
+    ]
+    assert span([60.0, 90.0, 10.0], 2) == 90.0
+    assert span([60.0, 90.0, 10.0], 1) == 160.0
