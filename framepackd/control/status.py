@@ -54,10 +54,8 @@ def snapshot(
         PASSED_OVER if job.delivery is not None or job.id in passed_over else seconds
         for job, seconds in zip(active, remaining, strict=True)
     ]
-    places = [
-        *lay_out(takes, now, paused=daemon["paused"] is not None, devices=devices),
-        *[UNKNOWN] * len(ended),
-    ]
+    places = lay_out(takes, now, paused=daemon["paused"] is not None, devices=devices)
+    places += [UNKNOWN] * len(ended)
     jobs = [
         summary(
             job,

@@ -42,8 +42,7 @@ class Supervisor:
     ) -> None:
         """Start nothing yet: the worker process starts with the first job.
 
-        ``asked`` is the device as the configuration names it, ``passed_over`` what all devices share; without
-        them the first device, alone.
+        ``asked``: its name in the configuration, by default the first. Devices share ``passed_over``.
         """
         self.config = config
         self.asked = asked or config.gpu.devices[0]

@@ -60,6 +60,7 @@ def work_of(
         compile=config.gpu.compile,
         uncompiled=store.uncompiled(),
         compile_cache=config.cache_dir / "compiled",
+        load_lock=config.state_dir / "load.lock",
         gpu_expected=job.settings["model"] not in BUNDLED and (gpu_used or readiness.gpu_seen()),
         vae_tiling=config.gpu.vae_tiling,
         keep_free=int((job.settings.get("gpu_memory_preservation") or 0) * 2**30),

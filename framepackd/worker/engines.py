@@ -1,6 +1,10 @@
 """Keeps the loaded model from job to job, and encodes the next job's inputs ahead of time."""
 
+import fcntl
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,17 +39,18 @@ class Engines:
             self._engine.prepare(video, work.keep_free, rung, work.request.loras)
             return self._engine
         self._engine = self._ahead = None  # frees the other model first
-        engine = Engine.load(
-            work.spec,
-            str(device_of(work)),
-            work.dtype,
-            work.precision,
-            attention=work.attention,
-            video=video,
-            tiling=work.vae_tiling,
-            keep_free=work.keep_free,
-            loras=work.request.loras,
-        )
+        with _alone(work.load_lock):
+            engine = Engine.load(
+                work.spec,
+                str(device_of(work)),
+                work.dtype,
+                work.precision,
+                attention=work.attention,
+                video=video,
+                tiling=work.vae_tiling,
+                keep_free=work.keep_free,
+                loras=work.request.loras,
+            )
         for warning in device_support.warnings(engine.device, engine.models.dtype):
             log.warning("%s", warning)
         engine.take_level(max(engine.level, rung))
@@ -87,6 +92,14 @@ class Engines:
         if verdict is Verdict.MEMORY:
             self._not_ahead.add(work.job_id)
             devices.release_unused(engine.device)
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other worker loads: the plan for a model counts the memory that the machine has free."""
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # it ends with the process, however that ends
+        yield
 
 
 def engine_key(work: Work) -> tuple[Any, ...]:

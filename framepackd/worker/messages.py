@@ -36,6 +36,7 @@ class Work:
     dtype: str
     precision: "Precision"
     compile_cache: Path  # folder for compiled kernels
+    load_lock: Path  # file that a worker locks while it loads a model
     rungs: Mapping[str, int]  # the memory level that other jobs needed, by device, model and size
     attention: str = "auto"
     compile: bool | Literal["auto"] = "auto"

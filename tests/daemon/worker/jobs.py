@@ -52,6 +52,7 @@ def work_in(folder: Path, transformer: str = "framepack-i2v", **settings: Any) -
         dtype="auto",
         precision="exact",
         compile_cache=folder / "compiled",
+        load_lock=folder / "load.lock",
         rungs={},
     )
 
