@@ -146,7 +146,8 @@ class _Running:
         narrow = options.max_width < NARROW
         bar = ProgressBar(total=1, completed=self.progress, width=10 if narrow else 30)
         share = f"{percent(self.progress):3} %"
-        facts: list[RenderableType] = [bar, *(Text(share), self.where, self.at_end)]
+        texts = [text for text in (Text(share), self.where, self.at_end) if text.plain]
+        facts: list[RenderableType] = [bar, *texts]
         for text in facts[1:]:
             assert isinstance(text, Text)
             text.no_wrap = True

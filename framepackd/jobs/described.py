@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from framepackd.jobs.folder import PREVIEW
 from framepackd.jobs.job import ENDED, Job, State, as_recorded
+from framepackd.jobs.pace import is_decoding, progress
 from framepackd.jobs.report import DeliveryReport, Record
 from framepackd.moving import Progress
 from framepackd.settings.config import Config
@@ -30,7 +31,7 @@ def whole(
     there = {key: str(path) if path.exists() else None for key, path in previews.items()}
     delivery = delivery or described(job)
     told = {
-        "progress": progress(job),
+        "progress": progress(job, datetime.now(UTC)),
         "stage": stage(job),
         "note": note(job, delivery, passed_over.get(job.id)),
         "delivery": delivery,
@@ -61,14 +62,6 @@ def described(
     }
 
 
-def progress(job: Job) -> float | None:
-    """Give the share of its steps that the running job has done, 0 to 1; None for any other job."""
-    if job.state != State.RUNNING or job.delivery is not None:
-        return None
-    done = max(job.section - 1, 0) * job.steps + job.step
-    return round(done / max(job.sections * job.steps, 1), 4)
-
-
 def stage(job: Job) -> list[str]:
     """Say where the running job is: which clip of a chain, which section of it, which step; else []."""
     if job.state != State.RUNNING or job.delivery is not None:
@@ -80,7 +73,7 @@ def stage(job: Job) -> list[str]:
     return [
         *([f"clip {before + 1}/{job.clips}"] if job.clips > 1 else []),
         f"section {section + 1}/{sections}",
-        "decoding" if job.step == job.steps else f"step {job.step}/{job.steps}",
+        "decoding" if is_decoding(job) else f"step {job.step}/{job.steps}",
     ]
 
 

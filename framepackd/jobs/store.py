@@ -133,9 +133,22 @@ class JobStore(JobReader):
             stalled_deaths=0,
         )
 
-    def decoded(self, job_id: str, *, seconds: float) -> None:
-        """Record how long a section took to decode."""
-        self._set_running(job_id, decode_seconds=smoothed(Job.decode_seconds, seconds))
+    def decoded(self, job_id: str, *, section: int, seconds: float) -> None:
+        """Record that a section, counted from 1, is decoded: the job is at the start of the next one, if any.
+
+        ``decode_seconds`` is the mean of all, for the first sections of a video differ from the others.
+        """
+        is_last = Job.sections <= section
+        self._set_running(
+            job_id,
+            section=func.iif(is_last, Job.section, section + 1),
+            step=func.iif(is_last, Job.step, 0),
+            # The last decode goes on into the writing of the video, which is not measured.
+            progress_at=func.iif(is_last, Job.progress_at, utc_now()),
+            decode_seconds=func.coalesce(
+                Job.decode_seconds + (seconds - Job.decode_seconds) / section, seconds
+            ),
+        )
 
     def decide(self, job_id: str, state: State, *, error: str | None = None, **made: Any) -> None:
         """Record how a job is to end, before its files move; after a crash the delivery resumes from this.
@@ -325,7 +338,7 @@ class JobStore(JobReader):
 
     def _set_running(self, job_id: str, **values: Any) -> None:
         statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)
-        self._change(statement.values(progress_at=utc_now(), **values))
+        self._change(statement.values({"progress_at": utc_now()} | values))
 
 
 def _changed(session: Session, statement: Any) -> bool:

@@ -247,7 +247,7 @@ class Supervisor:
             case messages.SectionDecoded():
                 running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
                 running.awaited = "end" if message.section == job.sections else "step"
-                self._store.decoded(job.id, seconds=message.seconds)
+                self._store.decoded(job.id, section=message.section, seconds=message.seconds)
             case _:
                 return False
         return True

@@ -215,7 +215,11 @@ def sections(job: Job) -> list[Section]:
     """Give the parts of the bar in their order: FramePack fills them from the end, F1 from the start."""
     total, clips = max(job["sections"] or 1, 1), max(job["clips"] or 1, 1)
     here = max(job["section"] - 1, 0)
-    step = round(100 * job["step"] / job["steps"]) if job["steps"] and job["section"] else 0
+    if job["progress"] is not None:  # it runs: its decodes count
+        share = job["progress"] * total - here
+    else:
+        share = job["step"] / job["steps"] if job["steps"] and job["section"] else 0.0
+    step = round(100 * min(max(share, 0.0), 1.0))
     order = [Section(100 if at < here else step if at == here else 0) for at in range(total)]
     if job["kind"] == "f1":
         return order
