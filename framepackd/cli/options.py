@@ -1,4 +1,4 @@
-"""What all commands share: the option for the configuration, and the one place where errors end them."""
+"""What all commands share: the option ``--config``, the exit codes, and how an error ends a command."""
 
 import sys
 from pathlib import Path

@@ -178,13 +178,13 @@ class Meta(Base):
     value: Mapped[str]
 
 
-class MemoryRung(Base):
-    """Which rung of the memory ladder worked, by device, model and size."""
+class MemoryLevel(Base):
+    """Which memory level worked, by device, model and size."""
 
     __tablename__ = "memory_rung"
 
     key: Mapped[str] = mapped_column(primary_key=True)
-    rung: Mapped[int]
+    level: Mapped[int] = mapped_column("rung")
 
 
 def utc_now() -> str:

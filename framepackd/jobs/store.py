@@ -13,7 +13,7 @@ from sqlalchemy import case, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import StoreError, explained, open_database
-from framepackd.jobs.job import ENDED, Input, Job, MemoryRung, Meta, State, utc_now
+from framepackd.jobs.job import ENDED, Input, Job, MemoryLevel, Meta, State, utc_now
 from framepackd.jobs.job_sql import (
     CANCELLED,
     IN_ORDER,
@@ -308,14 +308,14 @@ class JobStore(JobReader):
 
     # what was learned
 
-    def rungs(self) -> dict[str, int]:
-        """Give the memory levels (rungs) that worked, by device, model and size."""
-        return self.mapped(select(MemoryRung.key, MemoryRung.rung))
+    def levels(self) -> dict[str, int]:
+        """Give the memory levels that worked, by device, model and size."""
+        return self.mapped(select(MemoryLevel.key, MemoryLevel.level))
 
-    def remember_rung(self, key: str, rung: int) -> None:
-        """Remember which memory level (rung) worked; ``key`` is ``device|model|WxH``."""
+    def remember_level(self, key: str, level: int) -> None:
+        """Remember which memory level worked; ``key`` is ``device|model|WxH``."""
         with self._session() as session:
-            session.merge(MemoryRung(key=key, rung=rung))
+            session.merge(MemoryLevel(key=key, level=level))
 
     def uncompiled(self) -> dict[str, str]:
         """Give why blocks could not be compiled, by the conditions of the attempt."""

@@ -1,4 +1,7 @@
-"""Runs jobs on the worker, one at a time, and decides how each ends: done, retried or failed."""
+"""Runs jobs on the worker, one at a time, and decides how each ends.
+
+A job is done, tried again (at most ``max_attempts`` times) or failed.
+"""
 
 import contextlib
 import logging
@@ -227,7 +230,7 @@ class Supervisor:
                     self._store.remember_gpu()
                     self._gpu_used = True
             case messages.Lowered():
-                self._store.remember_rung(message.key, message.rung)
+                self._store.remember_level(message.key, message.level)
                 log.warning("job %s: out of memory, continuing with %s", job.id, message.text)
             case messages.Uncompiled():
                 self._store.remember_uncompiled(message.key, message.reason)

@@ -395,7 +395,7 @@ def test_a_worker_that_cannot_continue_is_followed_by_another_and_costs_nothing(
     assert (loop.started, loop.counts()) == (2, {"running": 1})
     (work,) = messages(loop)
     assert isinstance(work, worker_messages.Work)
-    assert work.rungs == {"gpu|demo|128x128": 1}
+    assert work.levels == {"gpu|demo|128x128": 1}
     (job,) = loop.place.store.in_state(State.RUNNING)
     assert job.attempts == 0
     assert any("out of memory (CUBLAS" in entry["note"] for entry in job.history)
@@ -414,9 +414,9 @@ def work_of_the_next_job(loop: Loop, said: worker_messages.Message) -> worker_me
     return work
 
 
-def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(loop: Loop) -> None:
+def test_which_memory_level_worked_is_remembered_for_the_next_job(loop: Loop) -> None:
     work = work_of_the_next_job(loop, worker_messages.Lowered("cpu|demo|128x128", 2, "smaller tiles"))
-    assert work.rungs == {"cpu|demo|128x128": 2}
+    assert work.levels == {"cpu|demo|128x128": 2}
 
 
 def test_where_compiling_has_failed_the_next_worker_knows(loop: Loop) -> None:

@@ -226,10 +226,10 @@ def test_the_preview_grows_over_the_clips(work: Work, monkeypatch: pytest.Monkey
 def test_out_of_memory_in_the_first_clip_is_known_in_the_second(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample, rungs = Engine.sample, []
+    sample, levels = Engine.sample, []
 
     def refuse_whole_frames(self: Engine, *arguments: Any) -> Iterator[Any]:
-        rungs.append(self.level)
+        levels.append(self.level)
         if self.level == 0:
             raise torch.OutOfMemoryError("planted")
         yield from sample(self, *arguments)
@@ -237,7 +237,7 @@ def test_out_of_memory_in_the_first_clip_is_known_in_the_second(
     monkeypatch.setattr(Engine, "sample", refuse_whole_frames)
     answer, messages = run(work, Engines())
     assert isinstance(answer, Finished)
-    assert rungs == [0, 1, 1]
+    assert levels == [0, 1, 1]
     assert len([message for message in messages if isinstance(message, Lowered)]) == 1
 
 
