@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 240  # columns; what reads a pipe needs whole lines
 NARROW = 110  # columns; in fewer, names and reasons do not fit beside each other
 LABEL_WIDTH = 11
-SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_PROBLEMS = 10, 8, 10, 10
+SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_FAILURES, SHOWN_PROBLEMS = 10, 8, 10, 10, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
 STATE_STYLES = {
     "done": "green",
@@ -86,8 +86,10 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
         parts.append(_moving(moving, report["problems"], now))
     if report["waiting"]:
         parts.append(_waiting(report["waiting"], now))
-    if ended:
-        parts.append(_results(ended, now))
+    if failures := [job for job in ended if job.get("open")]:
+        parts.append(_results(failures, now, SHOWN_FAILURES))
+    if results := [job for job in ended if not job.get("open")]:
+        parts.append(_results(results, now, SHOWN_RESULTS))
     if not jobs and not report["waiting"] and not report["problems"]:
         parts.append(_nothing_to_do(report["daemon"]))
     return Group(*parts)
@@ -238,16 +240,16 @@ def _waiting(waiting: list[WaitingReport], now: datetime) -> RenderableType:
     return shown.and_more(waiting, SHOWN_WAITING)
 
 
-def _results(ended: list[JobReport], now: datetime) -> RenderableType:
+def _results(ended: list[JobReport], now: datetime, most: int) -> RenderableType:
     shown = _Entries("", "")
-    for job in ended[:SHOWN_RESULTS]:
+    for job in ended[:most]:
         state = "suspect" if job["state"] == "done" and job["quality"] else job["state"]
         shown.add(
             [_path(job), f"{_since(job['finished_at'], now)} ago"],
             ": ".join(filter(None, (job["quality"], job["error"] or job["output"]))),
             label=Text(f"  {state}", style=STATE_STYLES[state]),
         )
-    return shown.and_more(ended, SHOWN_RESULTS)
+    return shown.and_more(ended, most)
 
 
 def _grid() -> Table:

@@ -1,5 +1,6 @@
 """What all commands share: the option ``--config``, the exit codes, and how an error ends a command."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from framepackd.settings.config import Config
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 config_option = click.option(
     "--config",
@@ -46,9 +48,13 @@ class Commands(click.Group):
                 )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
+        """Run the command that was asked for; Ctrl-C ends it quietly."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
         except CommandError as error:
             fail(str(error), error.exit_code)
         except FramePackError as error:

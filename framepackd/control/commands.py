@@ -1,4 +1,4 @@
-"""Performs retry, cancel, top, move, pause, resume and accept-folders on the queue.
+"""Performs retry, dismiss, cancel, top, move, pause, resume and accept-folders on the queue.
 
 The daemon's loop calls this while a daemon runs; else the command does, holding the lock.
 """
@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 ANEW = "retry --anew"
-CHANGING = ("retry", "cancel", "top", "move", "pause", "resume", "accept_folders")
+CHANGING = ("retry", "cancel", "top", "move", "dismiss", "pause", "resume", "accept_folders")
 POSSIBLE = {
     "retry": (State.FAILED, State.CANCELLED),
     ANEW: (State.FAILED, State.CANCELLED, State.QUEUED),
     "cancel": (State.QUEUED, State.RUNNING),
     "top": (State.QUEUED,),
     "move": (State.QUEUED,),
+    "dismiss": (State.FAILED,),
 }
 # What to do instead, where a command can do nothing in a job's state.
 ONCE_MORE = {
@@ -49,6 +50,7 @@ INSTEAD = {
     },
     "cancel": {State.DONE: "its video is in the outbox"},
     "top": {State.RUNNING: "there is nothing to move"},
+    "dismiss": dict.fromkeys(State, "only failures are put away"),
     "move": {State.RUNNING: "there is nothing to move"},
 }
 RETRY_FIRST = "framepackd retry puts it into the queue again"
@@ -156,6 +158,9 @@ def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[boo
         return True, f"job {job.id} ({job.path}) runs next"
     if command == "move":
         return _move(job, request.get("before"), queue)
+    if command == "dismiss":
+        queue.store.dismiss(job.id)
+        return True, f"job {job.id} ({job.path}) is put away; framepackd retry still runs it again"
     if command == "retry":
         return _retry(job, queue, anew=anew) if job.state in ENDED else _begin_anew(job, queue)
     how = "keep" if request.get("keep") else "discard"
@@ -194,6 +199,7 @@ _PARTICIPLES = {
     "cancel": "cancelled",
     "top": "moved to the front",
     "move": "moved",
+    "dismiss": "dismissed",
 }
 
 

@@ -13,12 +13,14 @@ from framepackd.inbox.scan import Waiting
 from framepackd.jobs.described import described, note, stage
 from framepackd.jobs.job import Job, State, as_recorded
 from framepackd.jobs.pace import is_measured, progress, remaining
+from framepackd.jobs.reader import JobReader
 from framepackd.jobs.report import DaemonReport, DeliveryReport, FactsReport, JobReport, Report, running_in
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.text import as_utf8, clock, path_of, percent, printable
 
 LAST_RESULTS = 100
+OPEN_FAILURES = 100
 
 
 def snapshot(
@@ -39,7 +41,7 @@ def snapshot(
     now = datetime.now(UTC)
     active = store.in_state(State.RUNNING, State.QUEUED) if store else []
     active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
-    ended = store.last_ended(LAST_RESULTS) if store else []
+    ended, failures = _ended(store) if store else ([], frozenset())
     counts = store.counts() if store else {state.value: 0 for state in State}
     left = _estimate(active, ended, now)
     to_come = [
@@ -63,6 +65,7 @@ def snapshot(
             passed_over=passed_over.get(job.id),
             eta=None if job.id in passed_over else seconds,
             now=now,
+            is_open=job.id in failures,
         )
         for job, seconds, place in zip([*active, *ended], [*left, *[None] * len(ended)], places, strict=True)
     ]
@@ -85,6 +88,7 @@ def summary(
     passed_over: str | None = None,
     eta: float | None = None,
     now: datetime,
+    is_open: bool = False,
 ) -> JobReport:
     """Describe one job in short, as ``status`` and ``list`` have it."""
     return {
@@ -112,7 +116,16 @@ def summary(
         "note": note(job, delivery, passed_over),
         "delivery": delivery,
         "finished_at": job.finished_at,
+        "open": is_open,
     }
+
+
+def _ended(store: JobReader) -> tuple[list[Job], frozenset[str]]:
+    """Give the last results, the latest first, and among them every open failure, whose ids come second."""
+    last, failures = store.last_ended(LAST_RESULTS), store.open_failures(OPEN_FAILURES)
+    jobs = {job.id: job for job in (*last, *failures)}
+    in_order = sorted(jobs.values(), key=lambda job: (job.finished_at or "", job.seq), reverse=True)
+    return in_order, frozenset(job.id for job in failures)
 
 
 def _after(seconds: float | None, now: datetime) -> str | None:

@@ -27,7 +27,7 @@ from framepackd.problems import CommandError
 from framepackd.text import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # The statements that make each version of the one before it; those of a released version never change.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
@@ -44,6 +44,11 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX ix_job_name ON job (name, folder)",
         "CREATE INDEX ix_job_finished_at ON job (finished_at)",
         "CREATE INDEX ix_job_undelivered ON job (position) WHERE delivery IS NOT NULL",
+    ),
+    # People know of what failed before: only new failures are shown until they are dismissed.
+    5: (
+        "ALTER TABLE job ADD COLUMN dismissed_at VARCHAR",
+        "UPDATE job SET dismissed_at = finished_at WHERE state = 'failed'",
     ),
 }
 # On these, processes cannot share memory or locks are unreliable, and WAL needs both.

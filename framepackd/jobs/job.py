@@ -115,6 +115,7 @@ class Job(Base):
     output: Mapped[str | None]
     quality: Mapped[str | None]
     cancel: Mapped[str | None]  # if asked for: "discard" or "keep" what exists of the video
+    dismissed_at: Mapped[str | None]  # of a failed job, when a person put it away
     stem: Mapped[str | None]  # NAME under which its files were delivered
 
     @property

@@ -237,10 +237,16 @@ class JobStore(JobReader):
                 position=select(func.max(Job.position)).scalar_subquery() + 1,
                 history=with_entry(State.QUEUED, "framepackd retry"),
                 **{"attempts": 0, "stalled_deaths": 0, "cuts": []},
-                **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
+                **dict.fromkeys(("cancel", "error", "output", "quality"), None),
+                **dict.fromkeys(("finished_at", "dismissed_at"), None),
             )
         )
         return self._change(statement)
+
+    def dismiss(self, job_id: str) -> bool:
+        """Record that a person knows of a failed job; False if it has not failed."""
+        failed = update(Job).where(Job.id == job_id, Job.state == State.FAILED)
+        return self._change(failed.values(dismissed_at=utc_now()))
 
     def begin_anew(self, job_id: str) -> None:
         """Record for a job that has not ended and does not run that it starts from the beginning."""
