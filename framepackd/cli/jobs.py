@@ -107,9 +107,18 @@ def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(printable_json(record))
     else:
-        from framepackd.cli import display
+        from framepackd.cli import display, page_of_job
 
-        display.show(display.job(record))
+        stem = _stem(config, record["id"]) if record["state"] in ("failed", "cancelled") else None
+        display.show(page_of_job.page(record, config.failed, datetime.now(UTC), stem))
+
+
+def _stem(config: "Config", job: str) -> str | None:
+    """Give the NAME that the files of a job that has ended have: another than its own if that was taken."""
+    from framepackd.jobs.store import JobStore
+
+    found = JobStore(config.database, read_only=True).find(job)
+    return found.stem if found else None
 
 
 jobs_argument = click.argument("jobs", metavar="[JOB]...", nargs=-1)
