@@ -1,17 +1,11 @@
 """Moves results that nobody wants to a folder beside the outbox: nothing is ever deleted."""
 
-import errno
 import itertools
 from pathlib import Path
 
-from framepackd import files
+from framepackd import files, moving
 from framepackd.settings.config import Config
 from framepackd.web.gallery import Shown
-
-
-def trash_of(outbox: Path) -> Path:
-    """Give the folder of what was moved out of an outbox."""
-    return outbox.with_name(f"{outbox.name}-trash")
 
 
 def move_to_trash(config: Config, shown: Shown) -> Path:
@@ -24,21 +18,17 @@ def move_to_trash(config: Config, shown: Shown) -> Path:
     stem = shown.result.path.rpartition("/")[2]
     inputs = {Path(path).name for path in shown.result.inputs}
     names = [path.name for path in source.iterdir() if path.name in inputs or _belongs(path.name, stem)]
-    target = _free(trash_of(config.outbox) / shown.folder, stem)
+    target = _free(config.trash / shown.folder, stem)
     files.make_folder(target)
     moved: list[str] = []
     try:
-        for name in sorted(names):
-            (source / name).rename(target / name)
+        for number, name in enumerate(sorted(names)):  # a service sees each folder as a disk of its own
+            moving.move(source / name, target / name, part=f"trash-{shown.id}-{number}")
             moved.append(name)
-    except OSError as error:
-        for name in moved:
-            (target / name).rename(source / name)
-        if error.errno == errno.EXDEV:
-            raise OSError(f"{target} is on another disk than the outbox: move the files by hand") from error
+    except OSError:
+        for number, name in enumerate(moved):
+            moving.move(target / name, source / name, part=f"trash-{shown.id}-{number}")
         raise
-    files.sync_folder(target)
-    files.sync_folder(source)
     return target
 
 
