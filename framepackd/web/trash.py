@@ -1,6 +1,7 @@
 """Moves results that nobody wants to a folder beside the outbox: nothing is ever deleted."""
 
 import itertools
+import secrets
 from pathlib import Path
 
 from framepackd import files, moving
@@ -18,16 +19,26 @@ def move_to_trash(config: Config, shown: Shown) -> Path:
     stem = shown.result.path.rpartition("/")[2]
     inputs = {Path(path).name for path in shown.result.inputs}
     names = [path.name for path in source.iterdir() if path.name in inputs or _belongs(path.name, stem)]
-    target = _free(config.trash / shown.folder, stem)
+    return put_away(config, [source / name for name in names], shown.folder, stem)
+
+
+def put_away(config: Config, paths: list[Path], folder: str, stem: str) -> Path:
+    """Move files that lie in one folder to a new one of the trash, all or none; gives that folder.
+
+    Raises:
+        OSError: they cannot be moved; what was moved is put back.
+    """
+    target = _free(config.trash / folder, stem)
     files.make_folder(target)
-    moved: list[str] = []
+    moved: list[Path] = []
+    part = f"trash-{secrets.token_hex(4)}"
     try:
-        for number, name in enumerate(sorted(names)):  # a service sees each folder as a disk of its own
-            moving.move(source / name, target / name, part=f"trash-{shown.id}-{number}")
-            moved.append(name)
+        for path in sorted(paths):  # a service sees each folder as a disk of its own
+            moving.move(path, target / path.name, part=part)
+            moved.append(path)
     except OSError:
-        for number, name in enumerate(moved):
-            moving.move(target / name, source / name, part=f"trash-{shown.id}-{number}")
+        for path in moved:
+            moving.move(target / path.name, path, part=part)
         raise
     return target
 
