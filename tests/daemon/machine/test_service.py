@@ -261,6 +261,19 @@ def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
     assert f"remove {chosen.drop_in}" in dict(service.install(chosen))
 
 
+def test_the_page_may_write_to_the_trash_beside_an_outbox_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "installation", list)
+    chosen = machine_service(tmp_path, 'outbox = "/data/out"\n').companion("web")
+    steps = dict(service.install(chosen))
+    assert f"make /data/out-trash for {service.USER}" in steps
+    steps[f"write {chosen.drop_in}"]()
+    assert "ReadWritePaths=/data/out -/data/out-trash\n" in chosen.drop_in.read_text()
+    for name in ("framepackd-web.service", "framepackd-web@.service"):
+        assert f"ReadWritePaths=-{service.SHARED_FOLDER}\n" in (units.UNITS / name).read_text()
+
+
 def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
     machine_service: MachineService,
 ) -> None:
