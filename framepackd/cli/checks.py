@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepack_core.memory.footprint import GIB
+from framepack_core.models.registry import BUNDLED
 from framepackd.text import printable
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def forecast(found: "Forecast") -> RenderableType:
         f"{plan.ram / GIB:.1f} GiB at the peak, {host.available / GIB:.1f} available; "
         f"and {plan.mapped / GIB:.1f} of files read in place, as far as there is room",
     )
-    facts.add_row("speed", "the toy is quick everywhere" if found.model.startswith("demo") else plan.speed)
+    facts.add_row("speed", "a toy: it needs no GPU" if found.model in BUNDLED else plan.speed)
     if plan.shortage is not None:
         facts.add_row("[red]too little[/red]", escape(plan.shortage))
     return Group(Text(), title, table, facts)
