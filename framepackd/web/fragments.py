@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, cast
 
-from framepackd.control.commands import CHANGING
 from framepackd.inbox.naming import is_picture
 from framepackd.jobs.folder import PREVIEW
 from framepackd.jobs.report import JobReport, Report, WaitingReport
@@ -62,7 +61,6 @@ def context(report: Report, shared: Shared) -> dict[str, Any]:
         "queued": queued[: tonight.CARDS],
         "queued_count": len(queued),
         "waiting": [{**entry, "choice": choice(entry)} for entry in report["waiting"]],
-        "can_dismiss": "dismiss" in CHANGING,
         "failed": tonight.failed(report),
         "fresh": results,
         "token": shared.token,
