@@ -49,6 +49,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
     5: (
         "ALTER TABLE job ADD COLUMN dismissed_at VARCHAR",
         "UPDATE job SET dismissed_at = finished_at WHERE state = 'failed'",
+        "CREATE INDEX ix_job_open ON job (finished_at, seq) WHERE state = 'failed' AND dismissed_at IS NULL",
     ),
 }
 # On these, processes cannot share memory or locks are unreliable, and WAL needs both.

@@ -60,6 +60,9 @@ class Decision(TypedDict):
     error: str | None
 
 
+OPEN = "state = 'failed' AND dismissed_at IS NULL"  # SQLite uses the index for these very words
+
+
 class Base(DeclarativeBase):
     """What the tables share."""
 
@@ -73,6 +76,7 @@ class Job(Base):
         Index("ix_job_queue", "state", "position"),
         Index("ix_job_name", "name", "folder"),
         Index("ix_job_undelivered", "position", sqlite_where=text("delivery IS NOT NULL")),
+        Index("ix_job_open", "finished_at", "seq", sqlite_where=text(OPEN)),
         {"sqlite_autoincrement": True},
     )
 

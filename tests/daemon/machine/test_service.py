@@ -262,10 +262,9 @@ def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
 
 
 def test_the_page_may_write_to_the_trash_beside_an_outbox_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine_service: MachineService,
 ) -> None:
-    monkeypatch.setattr(service, "installation", list)
-    chosen = machine_service(tmp_path, 'outbox = "/data/out"\n').companion("web")
+    chosen = machine_service('outbox = "/data/out"\n').companion("web")
     steps = dict(service.install(chosen))
     assert f"make /data/out-trash for {service.USER}" in steps
     steps[f"write {chosen.drop_in}"]()

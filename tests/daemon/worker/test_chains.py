@@ -337,7 +337,7 @@ def test_status_says_which_clip_and_which_section_of_it(place: Place) -> None:
     daemon = {"state": "running", "pid": 1, "since": "2026-01-01T00:00:00Z", "paused": None}
     report = snapshot(place.store, (), daemon)
     assert report["jobs"][0]["clips"] == 2
-    assert "cat: 57 %, clip 2/2, section 1/2, step 2/7" in in_one_line(report, datetime.now(UTC))
+    assert "cat: 53 %, clip 2/2, section 1/2, step 2/7" in in_one_line(report, datetime.now(UTC))
     out = io.StringIO()
     Console(file=out, width=200).print(display.status(report))
     assert "clip 2/2  section 1/2  step 2/7" in out.getvalue()
