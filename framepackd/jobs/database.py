@@ -45,11 +45,9 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX ix_job_finished_at ON job (finished_at)",
         "CREATE INDEX ix_job_undelivered ON job (position) WHERE delivery IS NOT NULL",
     ),
-    # People know of what failed before: only new failures are shown until they are dismissed.
     5: (
-        "ALTER TABLE job ADD COLUMN dismissed_at VARCHAR",
-        "UPDATE job SET dismissed_at = finished_at WHERE state = 'failed'",
-        "CREATE INDEX ix_job_open ON job (finished_at, seq) WHERE state = 'failed' AND dismissed_at IS NULL",
+        "ALTER TABLE job ADD COLUMN open_since VARCHAR",  # people know of what failed before
+        "CREATE INDEX ix_job_open ON job (open_since) WHERE open_since IS NOT NULL",
     ),
 }
 # On these, processes cannot share memory or locks are unreliable, and WAL needs both.

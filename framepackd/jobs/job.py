@@ -60,9 +60,6 @@ class Decision(TypedDict):
     error: str | None
 
 
-OPEN = "state = 'failed' AND dismissed_at IS NULL"  # SQLite uses the index for these very words
-
-
 class Base(DeclarativeBase):
     """What the tables share."""
 
@@ -76,7 +73,7 @@ class Job(Base):
         Index("ix_job_queue", "state", "position"),
         Index("ix_job_name", "name", "folder"),
         Index("ix_job_undelivered", "position", sqlite_where=text("delivery IS NOT NULL")),
-        Index("ix_job_open", "finished_at", "seq", sqlite_where=text(OPEN)),
+        Index("ix_job_open", "open_since", sqlite_where=text("open_since IS NOT NULL")),
         {"sqlite_autoincrement": True},
     )
 
@@ -119,7 +116,7 @@ class Job(Base):
     output: Mapped[str | None]
     quality: Mapped[str | None]
     cancel: Mapped[str | None]  # if asked for: "discard" or "keep" what exists of the video
-    dismissed_at: Mapped[str | None]  # of a failed job, when a person put it away
+    open_since: Mapped[str | None]  # of a failure, until a person has retried it or put it away
     stem: Mapped[str | None]  # NAME under which its files were delivered
 
     @property

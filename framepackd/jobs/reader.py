@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-from sqlalchemy import Engine, Select, String, cast, func, select, text
+from sqlalchemy import Engine, Select, String, cast, func, select
 from sqlalchemy.orm import Session, aliased
 
 from framepackd.jobs.database import explained
-from framepackd.jobs.job import OPEN, Job, State
+from framepackd.jobs.job import Job, State
 from framepackd.jobs.job_sql import TAKEN_AS, starts_with, variation_of
 from framepackd.text import LAST
 
@@ -106,8 +106,8 @@ class JobReader:
         again = select(later.seq).where(
             later.name == Job.name, later.folder == Job.folder, later.seq > Job.seq
         )
-        failed = select(Job).where(text(f"job.{OPEN}".replace("AND ", "AND job.")), ~again.exists())
-        return self.listed(failed.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit))
+        failed = select(Job).where(Job.open_since.is_not(None), ~again.exists())
+        return self.listed(failed.order_by(Job.open_since.desc(), Job.seq.desc()).limit(limit))
 
     def all_jobs(
         self, states: Collection[str] = (), folder: str | None = None, since: datetime | None = None

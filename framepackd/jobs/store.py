@@ -162,7 +162,9 @@ class JobStore(JobReader):
         self, job_id: str, state: State, *, error: str | None, output: str | None, stem: str | None = None
     ) -> None:
         """End a job whose files have all been moved, under the name ``stem``."""
-        made = {"error": error, "output": output, "stem": stem, "finished_at": utc_now()}
+        now = utc_now()
+        made = {"error": error, "output": output, "stem": stem, "finished_at": now}
+        made["open_since"] = now if state is State.FAILED else None
         with self._session() as session:
             _move(session, job_id, state, error or "delivered", delivery=None, **made)
 
@@ -238,7 +240,7 @@ class JobStore(JobReader):
                 history=with_entry(State.QUEUED, "framepackd retry"),
                 **{"attempts": 0, "stalled_deaths": 0, "cuts": []},
                 **dict.fromkeys(("cancel", "error", "output", "quality"), None),
-                **dict.fromkeys(("finished_at", "dismissed_at"), None),
+                **dict.fromkeys(("finished_at", "open_since"), None),
             )
         )
         return self._change(statement)
@@ -246,7 +248,7 @@ class JobStore(JobReader):
     def dismiss(self, job_id: str) -> bool:
         """Record that a person knows of a failed job; False if it has not failed."""
         failed = update(Job).where(Job.id == job_id, Job.state == State.FAILED)
-        return self._change(failed.values(dismissed_at=utc_now()))
+        return self._change(failed.values(open_since=None))
 
     def begin_anew(self, job_id: str) -> None:
         """Record for a job that has not ended and does not run that it starts from the beginning."""

@@ -33,6 +33,7 @@ def config(tmp_path: Path) -> Path:
                 state=state,
                 created_at=taken,
                 finished_at=ended,
+                open_since=ended if state == State.FAILED else None,
                 error="cat.png is no picture" if state == State.FAILED else None,
             )
         )
