@@ -41,7 +41,6 @@ def test_the_page_is_served_beside_the_daemon_and_ends_with_it(tmp_path: Path, h
 
 def test_without_gradio_nothing_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("os.umask", lambda mask: 0)  # the command sets it for the rest of the process
     config = tmp_path / "config.toml"
     config.write_text(f'state_dir = "{tmp_path}/state"\n')
     result = CliRunner().invoke(main, ["run", "--web", "--config", str(config)])
