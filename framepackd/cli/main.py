@@ -42,9 +42,8 @@ def run(config_file: Path | None, *, once: bool, with_page: bool) -> None:
     from framepackd.cli.page import page
     from framepackd.settings.config import load_config
 
-    os.umask(rights.UMASK)
     _log_to_stderr()
-    with page(config_file) if with_page else nullcontext():
+    with rights.own_umask(), page(config_file) if with_page else nullcontext():
         faulthandler.enable()  # when systemd ends a daemon that hangs, the journal says where it hung
         sys.exit(daemon.run(config, once=once, load_again=lambda: load_config(config_file)))
 
