@@ -109,16 +109,7 @@ def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
     else:
         from framepackd.cli import display, page_of_job
 
-        stem = _stem(config, record["id"]) if record["state"] in ("failed", "cancelled") else None
-        display.show(page_of_job.page(record, config.failed, datetime.now(UTC), stem))
-
-
-def _stem(config: "Config", job: str) -> str | None:
-    """Give the NAME that the files of a job that has ended have: another than its own if that was taken."""
-    from framepackd.jobs.store import JobStore
-
-    found = JobStore(config.database, read_only=True).find(job)
-    return found.stem if found else None
+        display.show(page_of_job.page(record, datetime.now(UTC)))
 
 
 jobs_argument = click.argument("jobs", metavar="[JOB]...", nargs=-1)

@@ -79,13 +79,13 @@ TOLD = {  # by a row of their own
 WARN = ("error", "quality", "warning", "note", "delivery")
 
 
-def page(record: Record, failed: Path, now: datetime, stem: str | None = None) -> RenderableType:
-    """Draw one job; ``failed`` is the failed folder, ``stem`` the NAME that its files have there."""
+def page(record: Record, now: datetime) -> RenderableType:
+    """Draw one job."""
     style = STATE_STYLES.get(record["state"], "")
     name = printable(path_of(record.get("folder") or "", record["name"]))
     title = Text.assemble((name, "bold"), "  ", (record["state"], style), "  ", (record["id"], "dim"))
     sections = (
-        ("", _fate(record, failed / (record.get("folder") or ""), stem, now)),
+        ("", _fate(record, now)),
         ("video", _video(record)),
         ("settings", _settings(record)),
         ("inputs", _inputs(record)),
@@ -120,7 +120,7 @@ def _when(time: str, now: datetime) -> str:
     return clock(time, now, seconds=True) if local.date() == now.astimezone().date() else f"{local:%F %T}"
 
 
-def _fate(record: Record, folder: Path, stem: str | None, now: datetime) -> Iterator[Row]:
+def _fate(record: Record, now: datetime) -> Iterator[Row]:
     """Say what became of the job, and where its files are."""
     if record.get("error"):
         yield "error", record["error"]
@@ -137,11 +137,9 @@ def _fate(record: Record, folder: Path, stem: str | None, now: datetime) -> Iter
         yield "warning", warning
     if record.get("output"):
         yield "output", record["output"]
-    if record["state"] in ("failed", "cancelled"):
-        yield "files in", str(folder)
-        if stem is not None:
-            end = "error" if record["state"] == "failed" else "cancelled"
-            yield "reason in", f"{stem}.{end}.txt"
+    if reason := record.get("reason_file"):
+        yield "files in", str(Path(reason).parent)
+        yield "reason in", Path(reason).name
     for key in ("preview", "preview_picture"):
         if record.get(key):
             yield key.replace("_", " "), record[key]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
-from framepackd.jobs.folder import PREVIEW
+from framepackd.jobs.folder import PREVIEW, where
 from framepackd.jobs.job import ENDED, Job, State, as_recorded
 from framepackd.jobs.pace import is_decoding, progress
 from framepackd.jobs.report import DeliveryReport, Record
@@ -22,7 +22,8 @@ def whole(
 ) -> Record:
     """Give one job whole, as ``show --json`` prints it.
 
-    ``preview`` is the video so far and ``preview_picture`` the section being sampled, while they exist;
+    ``reason_file`` says why a failed or cancelled job ended, and lies beside its other files; ``preview`` is
+    the video so far and ``preview_picture`` the section being sampled, while they exist;
     ``delivery`` says how its files stand once its end is decided, ``passed_over`` why jobs, by id, cannot run
     just now.
     """
@@ -35,8 +36,18 @@ def whole(
         "stage": stage(job),
         "note": note(job, delivery, passed_over.get(job.id)),
         "delivery": delivery,
+        "reason_file": _reason_file(job, config),
     }
     return job.record() | there | told
+
+
+def _reason_file(job: Job, config: Config) -> str | None:
+    """Give the file beside those of a failed or cancelled job that says why it ended."""
+    endings = {State.FAILED: "error", State.CANCELLED: "cancelled"}
+    if job.state not in endings or job.stem is None:
+        return None
+    folder, stem = where(job)
+    return str(config.failed / folder / f"{stem}.{endings[State(job.state)]}.txt")
 
 
 def described(

@@ -32,7 +32,7 @@ ENDED = (State.DONE, State.FAILED, State.CANCELLED, State.SKIPPED)
 # Columns that are not part of a job's record; what "settings" holds is, key by key.
 INTERNAL = (
     *("seq", "position", "delivery", "fingerprint", "stalled_deaths"),
-    *("settings", "progress_at", "cancel", "stem"),
+    *("settings", "progress_at", "cancel", "open_since", "stem"),
 )
 
 
