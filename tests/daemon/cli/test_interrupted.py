@@ -14,7 +14,7 @@ import pytest
 def test_ctrl_c_ends_a_command_quietly(tmp_path: Path, seconds: float) -> None:
     environment = os.environ | {"FRAMEPACKD_STATE_DIR": str(tmp_path), "FRAMEPACKD_MODEL": "demo"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "framepackd", "status", "--watch"],
+        [sys.executable, "-m", "framepackd", "sanity-check"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
