@@ -140,9 +140,7 @@ def test_a_profile_that_cannot_be_used_is_recorded_and_shown_of_every_job(
         assert job.record()["inputs"]["image"]["passed_over"] == [told]
     assert told in caplog.text
     console = display.Console(width=240, record=True)
-    console.print(
-        page_of_job.page(jobs[0].record() | {"history": []}, place.config.failed, datetime.now(UTC))
-    )
+    console.print(page_of_job.page(jobs[0].record() | {"history": []}, datetime.now(UTC)))
     assert told in console.export_text()
 
 

@@ -135,7 +135,7 @@ def test_a_lossless_video_is_made_with_a_warning_about_players(
     assert [told in record.message for record in caplog.records if record.levelname == "WARNING"] == [True]
     shown = io.StringIO()
     Console(file=shown, width=400).print(
-        page_of_job.page(whole(job, place.config) | {"history": []}, place.config.failed, datetime.now(UTC))
+        page_of_job.page(whole(job, place.config) | {"history": []}, datetime.now(UTC))
     )
     assert told in shown.getvalue()
     (check,) = (found for fine, what, found in run_checks(lossless(place.config), gpu=False) if what == "crf")

@@ -56,7 +56,7 @@ def test_the_record_lists_the_sections_of_each_prompt_in_the_order_of_generation
 def test_show_lists_timed_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, job = taken(tmp_path / "place", TWO)
     console = Console(width=200)
-    console.print(page_of_job.page(job.record(), tmp_path, datetime.now(UTC)))
+    console.print(page_of_job.page(job.record(), datetime.now(UTC)))
     shown = capsys.readouterr().out
     assert "the cat sits (0 to 2.4 s, section 2, 3)" in shown
 
