@@ -66,7 +66,7 @@ TOLD = {  # by a row of their own
         "created_at",
         "started_at",
         "finished_at",
-        "open_since",
+        "reason_file",
         "stage",
         "progress",
         "preview",

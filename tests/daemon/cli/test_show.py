@@ -43,6 +43,7 @@ def test_a_failed_job_says_where_its_files_and_its_reason_lie(config: Path) -> N
     text = shown(config)
     assert re.search(rf"files in +{re.escape(str(config.parent / 'failed' / 'pets'))}\n", text)
     assert re.search(r"reason in +cat-2\.error\.txt\n", text)
+    assert "reason file" not in text, "it is told once"
 
 
 def test_what_never_was_is_not_shown(config: Path) -> None:
