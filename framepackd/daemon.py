@@ -303,9 +303,14 @@ class Daemon:
 
     def _answer_requests(self) -> None:
         queue = commands.Queue(self.config, self.store, self.supervisor, self.deliveries)
+
+        def perform(request: dict[str, Any]) -> commands.Answer:
+            answer = commands.perform(request, queue)
+            self.paused = self.store.paused()  # before its sender hears of it and asks for the status
+            return answer
+
         while not self.requests.empty():
-            self.requests.answer_next(lambda request: commands.perform(request, queue))
-            self.paused = self.store.paused()
+            self.requests.answer_next(perform)
             self.starter.again = 0.0
 
     def _reload(self) -> None:

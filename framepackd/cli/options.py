@@ -49,12 +49,23 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for; Ctrl-C ends it quietly."""
+        interrupt = _Interrupt()
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, interrupt)
         try:
-            return super().invoke(ctx)
+            return self._invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(EXIT_INTERRUPTED)
+        except (
+            Exception
+        ):  # an import that is interrupted may end in another error: numpy's in a RecursionError
+            if interrupt.came:
+                sys.exit(EXIT_INTERRUPTED)
+            raise
+
+    def _invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
         except CommandError as error:
             fail(str(error), error.exit_code)
         except FramePackError as error:
@@ -67,6 +78,17 @@ class Commands(click.Group):
             where = error.filename or getattr(ctx.obj, "state_dir", "")  # a sync that failed names no file
             remedy = "check that the disk is fine and this user may read and write there"
             fail(f"{where}: {error.strerror}: {remedy}", 1)
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt at Ctrl-C, and remembers that it did."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, *_: object) -> NoReturn:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 def load(path: Path | None) -> "Config":

@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -227,6 +228,30 @@ def test_a_pause_stops_the_running_job_and_lets_the_worker_go(loop: Loop) -> Non
     loop.place.drop()
     loop.round()
     assert loop.counts() == {"queued": 2}, "files are taken in all the same"
+
+
+def test_who_paused_the_queue_sees_it_paused(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page draws itself anew as soon as it has its answer."""
+    seen: list[Any] = []
+    paused = loop.daemon.store.paused
+
+    def slowly() -> str | None:
+        time.sleep(0.1)
+        return paused()
+
+    monkeypatch.setattr(loop.daemon.store, "paused", slowly)
+
+    def pause_and_look() -> None:
+        loop.daemon.answer({"command": "pause"})
+        seen.append(loop.daemon.snapshot()["daemon"]["paused"])
+
+    page = threading.Thread(target=pause_and_look)
+    page.start()
+    while loop.daemon.requests.empty():
+        time.sleep(0.005)
+    loop.round()
+    page.join(10)
+    assert str(seen[0]).startswith("by framepackd pause")
 
 
 def test_a_queue_that_waits_for_a_model_and_is_paused_sleeps(loop: Loop) -> None:
