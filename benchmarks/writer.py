@@ -202,7 +202,7 @@ def example_work(folder: Path, kind: Kind, sections: int) -> Work:
         precision="exact",
         compile_cache=folder / "compiled",
         load_lock=folder / "load.lock",
-        rungs={},
+        levels={},
     )
 
 

@@ -104,6 +104,7 @@ class Daemon:
         self.store = store
         self.paused: str | None = None  # since when and by whom, as recorded
         self.stopping = False
+        self._stop_reported = False
         self._once = once
         self._load_again = load_again
         self._problems = problems
@@ -284,6 +285,10 @@ class Daemon:
     def _steer(self, now: float) -> None:
         """Have the workers leave their jobs if they must, or start the next ones."""
         if self.stopping:
+            if not self._stop_reported:
+                self._stop_reported = True
+                then = ": each running job leaves at its next step, and resumes when the daemon starts again"
+                log.info("stopping%s", then if self.cards.busy else "")
             self.cards.leave(now, STOPPING)
         elif self.paused is not None:
             self.cards.leave(now, "paused")
@@ -293,9 +298,14 @@ class Daemon:
 
     def _answer_requests(self) -> None:
         queue = commands.Queue(self.config, self.store, self.cards, self.deliveries)
+
+        def perform(request: dict[str, Any]) -> commands.Answer:
+            answer = commands.perform(request, queue)
+            self.paused = self.store.paused()  # before its sender hears of it and asks for the status
+            return answer
+
         while not self.requests.empty():
-            self.requests.answer_next(lambda request: commands.perform(request, queue))
-            self.paused = self.store.paused()
+            self.requests.answer_next(perform)
             self.cards.try_now()
 
     def _reload(self) -> None:

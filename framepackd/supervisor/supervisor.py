@@ -1,4 +1,7 @@
-"""Runs jobs on the worker of a device, one at a time, and decides how each ends: done, retried or failed."""
+"""Runs jobs on the worker of a device, one at a time, and decides how each ends.
+
+A job is done, tried again (at most ``max_attempts`` times) or failed.
+"""
 
 import contextlib
 import logging
@@ -8,13 +11,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from framepack_core.models.registry import ModelSpec
-from framepackd.jobs import job_warnings
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.job_sql import CANCELLED
 from framepackd.jobs.store import JobStore
 from framepackd.settings import loras
 from framepackd.settings.config import Config
-from framepackd.supervisor import process
+from framepackd.supervisor import process, progress
 from framepackd.supervisor.passed_over import PassedOver
 from framepackd.supervisor.work import work_of
 from framepackd.worker import messages
@@ -127,7 +129,7 @@ class Supervisor:
             return
         self.worker.quiet, self.worker.awaited, self.worker.slowest = 0.0, "start", {}
         self.worker.told_next, self.worker.model = None, work.spec.name
-        self.worker.remains = math.inf
+        self.worker.remains, self.worker.in_section = math.inf, 0.0
         self._writes_what_exists = job.cancel is not None
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: listen() notices
@@ -240,40 +242,16 @@ class Supervisor:
 
     def _note_progress(self, running: process.Handle, job: Job, message: messages.Message | None) -> bool:
         """Record how far a job is; False for a message that ends its run."""
-        match message:
-            case messages.Resumed():
-                self._store.resumed(job.id, steps=message.steps)
-                if message.steps:
-                    log.info("job %s: resumed after step %d of %d", job.id, message.steps, job.steps_total)
-            case messages.SetAside():
-                self._store.note(job.id, message.text)
-                log.warning("job %s: %s", job.id, message.text)
-            case messages.PromptsCut():
-                _note_cuts(job, message, self._store)
-            case messages.Ready():
-                self.device, self.hardware = message.device, message.hardware
-                self.passed_over.device_found(self, message.card)
-                if message.device.startswith("cuda") and not self._gpu_used:
-                    self._store.remember_gpu()
-                    self._gpu_used = True
-            case messages.Lowered() | messages.Uncompiled():
-                _remember(job, message, self._store)
-            case messages.StepDone():
-                running.worked, self._device_faults = True, 0
-                # The first step warms everything up: its time predicts nothing.
-                if running.awaited == "step":
-                    running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
-                running.awaited = "step" if message.step < job.steps else "decode"
-                steps_left = (job.sections - message.section) * job.steps + job.steps - message.step
-                running.remains = steps_left * message.seconds
-                self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
-            case messages.SectionDecoded():
-                running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
-                running.awaited = "end" if message.section == job.sections else "step"
-                self._store.decoded(job.id, seconds=message.seconds)
-            case _:
-                return False
-        return True
+        if isinstance(message, messages.Ready):
+            self.device, self.hardware = message.device, message.hardware
+            self.passed_over.device_found(self, message.card)
+            if message.device.startswith("cuda") and not self._gpu_used:
+                self._store.remember_gpu()
+                self._gpu_used = True
+            return True
+        if isinstance(message, messages.StepDone):
+            self._device_faults = 0
+        return progress.record(running, job, message, self._store)
 
     def _note_device_fault(self, job: Job, error: str) -> None:
         """Record that a worker failed before its first step: twice in a row it is the device, not the job."""
@@ -350,33 +328,6 @@ class Supervisor:
             return
         self.worker.retire()
         self.worker = None
-
-
-def _note_cuts(job: Job, message: messages.PromptsCut, store: JobStore) -> None:
-    """Record cut prompts, each once: a resumed job, or one of many clips, reports them again."""
-    found = job_warnings.recorded(job.settings, message.cuts)
-    cuts = [*job.cuts, *(cut for cut in found if cut not in job.cuts)]
-    if cuts == job.cuts:
-        return
-    for text in job_warnings.of_cuts(cuts[len(job.cuts) :]):
-        log.warning("job %s: %s", job.id, text)
-    store.cut(job.id, cuts)
-    job.cuts = cuts
-
-
-def _remember(job: Job, message: messages.Lowered | messages.Uncompiled, store: JobStore) -> None:
-    """Remember what the device could not do, for later jobs."""
-    if isinstance(message, messages.Lowered):
-        store.remember_rung(message.key, message.rung)
-        log.warning("job %s: out of memory, continuing with %s", job.id, message.text)
-        return
-    store.remember_uncompiled(message.key, message.reason)
-    log.warning(
-        "job %s: cannot compile (%s): this job and later ones run uncompiled, which is slower, until the "
-        "driver, torch or triton changes; compile = true tries again",
-        job.id,
-        message.reason,
-    )
 
 
 def _how_made(job: Job, made: messages.Finished, spec: ModelSpec) -> dict[str, Any]:

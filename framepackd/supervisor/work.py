@@ -55,7 +55,7 @@ def work_of(
         elsewhere=elsewhere,
         dtype=config.gpu.dtype,
         precision=config.gpu.precision,
-        rungs=store.rungs(),
+        levels=store.levels(),
         attention=config.gpu.attention,
         compile=config.gpu.compile,
         uncompiled=store.uncompiled(),

@@ -53,7 +53,7 @@ def work_in(folder: Path, transformer: str = "framepack-i2v", **settings: Any) -
         precision="exact",
         compile_cache=folder / "compiled",
         load_lock=folder / "load.lock",
-        rungs={},
+        levels={},
     )
 
 
