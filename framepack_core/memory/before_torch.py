@@ -80,8 +80,22 @@ def _listed(environment: Mapping[str, str]) -> list[str]:
     return list(takewhile(lambda entry: entry not in ("", "-1"), entries))
 
 
+def card_name(device: str, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Give the model name of a configured device, or ``cpu``; None where the driver does not say."""
+    if device == "cpu":
+        return device
+    numbered = re.fullmatch(r"cuda:(\d+)", device)
+    card = _card(int(numbered[1]), dict(environment)) if numbered else None
+    return dict(_cards()).get(card) if card else None
+
+
 def uuids() -> list[str | None]:
     """List the UUIDs of the driver's cards in nvidia-smi's order; None where the driver gives none."""
+    return [uuid for uuid, _ in _cards()]
+
+
+def _cards() -> list[tuple[str | None, str | None]]:
+    """List UUID and model name of the driver's cards in nvidia-smi's order."""
     found = []
     for file in CARDS.glob("*/information"):
         pairs = (line.partition(":") for line in file.read_text().splitlines())
@@ -91,5 +105,5 @@ def uuids() -> list[str | None]:
             uuid = facts.get("GPU UUID", "")
             # domain:bus:device.function, in hexadecimal
             numbers = [int(part, 16) for part in re.findall(r"[0-9a-fA-F]+", location)]
-            found.append((numbers, uuid if _UUID.fullmatch(uuid) else None))
-    return [uuid for _, uuid in sorted(found, key=lambda card: card[0])]
+            found.append((numbers, uuid if _UUID.fullmatch(uuid) else None, facts.get("Model")))
+    return [(uuid, model) for _, uuid, model in sorted(found, key=lambda card: card[0])]

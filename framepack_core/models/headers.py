@@ -41,6 +41,7 @@ class Tensor(NamedTuple):
     nbytes: int
     key: str = ""  # its name in the file
     scale: "Tensor | None" = None  # by which its numbers have to be multiplied
+    start: int = 0  # where its numbers begin in the file
 
     @property
     def parameters(self) -> int:
@@ -73,7 +74,7 @@ def read_header(file: Path) -> Header:
         try:
             entries = json.loads(stream.read(length))
             metadata = dict(entries.pop("__metadata__", {}))
-            tensors = {name: _tensor(file, name, entry, size - 8 - length) for name, entry in entries.items()}
+            tensors = {name: _tensor(file, name, entry, size, 8 + length) for name, entry in entries.items()}
             _verify_offsets([entry["data_offsets"] for entry in entries.values()], size - 8 - length)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"its header is damaged: {error!r}"[:200]) from error
@@ -97,7 +98,8 @@ class _Entry(TypedDict):
     data_offsets: list[int]
 
 
-def _tensor(file: Path, name: str, entry: _Entry, room: int) -> Tensor:
+def _tensor(file: Path, name: str, entry: _Entry, size: int, data: int) -> Tensor:
+    room = size - data
     start, end = entry["data_offsets"]
     shape = tuple(entry["shape"])
     whole = all(isinstance(number, int) and number >= 0 for number in (*shape, start, end))
@@ -106,7 +108,7 @@ def _tensor(file: Path, name: str, entry: _Entry, room: int) -> Tensor:
     dtype = str(entry["dtype"])
     if dtype in ITEM_BYTES and end - start != math.prod(shape) * ITEM_BYTES[dtype]:
         raise ValueError(f"{name} has {end - start} bytes for {math.prod(shape)} numbers {dtype}")
-    return Tensor(file, dtype, shape, end - start, name)
+    return Tensor(file, dtype, shape, end - start, name, start=data + start)
 
 
 def _verify_offsets(spans: list[list[int]], room: int) -> None:

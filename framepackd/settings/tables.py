@@ -1,6 +1,7 @@
 """The tables of the configuration: ``[gpu]``, ``[web]``, ``[notify]``, ``[models.NAME]``."""
 
 import re
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +33,7 @@ class GpuConfig(_Section):
     attention: str = "auto"  # or a backend of diffusers; see attention.py
     compile: Literal["auto"] | bool = "auto"
     vae_tiling: Literal["auto"] | bool = "auto"
+    move_after: timedelta | None = Field(None, gt=timedelta(0))  # None: a job waits for its card for ever
     idle_unload_seconds: float = Field(600.0, ge=0, le=31_536_000)  # 0: never
 
     @field_validator("device")

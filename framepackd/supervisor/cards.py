@@ -3,6 +3,7 @@
 import math
 from multiprocessing.connection import Connection
 
+from framepack_core.memory import before_torch
 from framepackd.jobs.report import DeviceReport
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
@@ -17,8 +18,13 @@ class Cards:
 
     def __init__(self, config: Config, store: JobStore, obstacles: tuple[Obstacle, ...]) -> None:
         """Start nothing yet; each of ``obstacles`` is asked before a job starts."""
-        self.passed_over = PassedOver(store)
+        self.passed_over = PassedOver(store, config.gpu.move_after)
         self.each = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
+        if len(self.each) > 1:  # a job waits for its card from the start, not once a worker has reported it
+            for supervisor in self.each:
+                card = before_torch.card_name(supervisor.asked)
+                if card is not None:
+                    self.passed_over.device_found(supervisor, card)
         self.starters = [Starter(supervisor, obstacles) for supervisor in self.each]
 
     @property
@@ -137,9 +143,16 @@ class Cards:
                 supervisor.job.cancel = how
 
     def _by_preference(self) -> list[Starter]:
-        """Put those first that have the model of the next job loaded."""
+        """Put those first whose card the next job began on, then those that have its model loaded."""
         if sum(not supervisor.busy for supervisor in self.each) < 2:
             return self.starters
         job = self.passed_over.next_job(self.each[0].config)
         model = job.settings.get("model") if job else None
-        return sorted(self.starters, key=lambda starter: starter.supervisor.loaded != model)
+        begun = self.passed_over.began_on(job.id) if job else None
+
+        def misfits(starter: Starter) -> tuple[bool, bool]:
+            supervisor = starter.supervisor
+            other_card = begun is not None and self.passed_over.card_of(supervisor) != begun
+            return other_card, supervisor.loaded != model
+
+        return sorted(self.starters, key=misfits)

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 
 from framepackd.jobs.job import Job
 from framepackd.jobs.store import JobStore
@@ -20,9 +21,15 @@ FOLDERS_SECONDS = 10.0  # before the missing files of passed over jobs are looke
 class PassedOver:
     """Chooses the next job of each device, and knows which were passed over and why."""
 
-    def __init__(self, store: JobStore) -> None:
-        """Pass nothing over yet."""
+    def __init__(self, store: JobStore, move_after: timedelta | None = None) -> None:
+        """Pass nothing over yet.
+
+        ``move_after``: how long a job waits for the card that it began on; None for ever.
+        """
         self._store = store
+        self._move_after = math.inf if move_after is None else move_after.total_seconds()
+        self._waits_since: dict[str, float] = {}  # by id, on the monotonic clock
+        self._began_on: dict[str, str] = {}  # by id: the card that computed it last
         self._cards: dict[object, str] = {}  # of the devices, as far as their workers have reported them
         self._without_files: dict[str, str] = {}  # by id: what to do
         self._of_other_device: dict[str, tuple[str, str]] = {}  # what to do, and the card they began on
@@ -59,6 +66,7 @@ class PassedOver:
             job: reason
             for job, (reason, made_on) in self._of_other_device.items()
             if asking
+            and not self.moves(job)
             and not any(can_resume(self._cards[each], made_on, self.elsewhere(each)) for each in asking)
         }
 
@@ -69,6 +77,26 @@ class PassedOver:
     def wait_for_device(self, job_id: str, reason: str, made_on: str) -> None:
         """Have a job wait for the card that it began on."""
         self._of_other_device[job_id] = reason, made_on
+        self._began_on[job_id] = made_on
+        self._waits_since.setdefault(job_id, time.monotonic())
+
+    def moves(self, job_id: str) -> bool:
+        """Say whether a job has waited long enough for its card, and may begin anew on another."""
+        since = self._waits_since.get(job_id)
+        return since is not None and time.monotonic() - since >= self._move_after
+
+    def began(self, job_id: str, card: str) -> None:
+        """Note that a job runs on a card: it waits for no other any more."""
+        self._began_on[job_id] = card
+        self.forget(job_id)
+
+    def began_on(self, job_id: str) -> str | None:
+        """Give the card that computed a job last; None if that is not known."""
+        return self._began_on.get(job_id)
+
+    def card_of(self, device: object) -> str | None:
+        """Give the card of a device, as far as it is known."""
+        return self._cards.get(device)
 
     def device_found(self, device: object, card: str) -> None:
         """Note the card of a device."""
@@ -77,6 +105,7 @@ class PassedOver:
     def forget(self, job_id: str) -> None:
         """Pass over a job no longer: it was cancelled, or begins anew."""
         self._of_other_device.pop(job_id, None)
+        self._waits_since.pop(job_id, None)
 
     def _look_for_files(self, config: Config) -> None:
         """Find the jobs without their files; log them if there are new ones."""

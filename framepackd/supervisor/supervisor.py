@@ -56,7 +56,7 @@ class Supervisor:
         self._writes_what_exists = False  # the worker writes what exists and generates no more
         self._blocked: str | None = None  # why disk or device stopped the last job
         self._device_faults = 0  # of workers in a row that had not done a step
-        self.passed_over = passed_over or PassedOver(store)
+        self.passed_over = passed_over or PassedOver(store, config.gpu.move_after)
         self._not_ahead: set[str] = set()  # jobs that broke the device when they were encoded ahead
         self.device = self.asked  # until the worker reports what "auto" means here
         self.hardware: str | None = None
@@ -148,6 +148,7 @@ class Supervisor:
             self._store,
             device=self.asked,
             elsewhere=self.passed_over.elsewhere(self),
+            moves=self.passed_over.moves(job.id),
             gpu_used=self._gpu_used,
             may_be_ahead=may_be_ahead,
         )
@@ -245,6 +246,7 @@ class Supervisor:
         if isinstance(message, messages.Ready):
             self.device, self.hardware = message.device, message.hardware
             self.passed_over.device_found(self, message.card)
+            self.passed_over.began(job.id, message.card)
             if message.device.startswith("cuda") and not self._gpu_used:
                 self._store.remember_gpu()
                 self._gpu_used = True

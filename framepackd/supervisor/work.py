@@ -25,6 +25,7 @@ def work_of(
     *,
     device: str,
     elsewhere: frozenset[str] = frozenset(),
+    moves: bool = False,
     gpu_used: bool,
     may_be_ahead: bool,
 ) -> messages.Work:
@@ -53,6 +54,7 @@ def work_of(
         keep_latents=job.settings.get("keep_latents", False),
         device=device,
         elsewhere=elsewhere,
+        moves=moves,
         dtype=config.gpu.dtype,
         precision=config.gpu.precision,
         levels=store.levels(),

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors
@@ -74,23 +75,27 @@ class Checkpoints:
         identity: Mapping[str, Any],
         tell: Callable[[str], None] = log.warning,
         *,
+        former: Mapping[str, Any] = MappingProxyType({}),
         to_write: bool = False,
         elsewhere: Collection[str] = (),
+        moves: bool = False,
     ) -> None:
         """Use a folder.
 
         Args:
             folder: where the checkpoints are; it need not exist.
             identity: JSON that names what the video's bits depend on; only equal checkpoints are loaded.
+            former: parts of it as former versions wrote them; these are loaded too.
             tell: gets, before it happens, a text about what is set aside and why.
             to_write: only write what exists: any identity will do, and no latents are needed.
             elsewhere: the cards of other devices here: what they made waits for them.
+            moves: it waits no longer, and is set aside.
         """
         self._folder = folder
         self._identity = json.loads(json.dumps(identity))
         self._tell = tell
-        self._to_write = to_write
-        self._elsewhere = elsewhere
+        self._former = self._identity | json.loads(json.dumps(dict(former)))
+        self._to_write, self._elsewhere, self._moves = to_write, elsewhere, moves
         self._number = 0
         self._hashes: dict[str, str] = {}  # of the files that the newest state names
         self._kept: list[set[str]] = []  # per kept state: its own file and those it names
@@ -162,7 +167,7 @@ class Checkpoints:
         """
         names = sorted(name for name in self._hashes if name.startswith("segment-"))
         for name in chronological(kind, names):
-            yield self._read(name)
+            yield _read(self._folder / name, self._hashes[name])
 
     def _kept_or_written(self, name: str, made: torch.Tensor | bytes | None) -> dict[str, str]:
         if name in self._hashes:
@@ -223,15 +228,12 @@ class Checkpoints:
         theirs, ours = header.get("identity"), self._identity
         if header.get("format") != FORMAT:
             raise DamagedError(f"was made with another {_difference('format', header.get('format'), FORMAT)}")
-        if not self._to_write:
+        if not self._to_write and not self._moves:
             done = header["progress"]
             what = f"{self._folder} holds {done['sampled']} sections and {done.get('step', 0)} steps"
             other_device.refuse(theirs or {}, ours, what, self._elsewhere)
-        if theirs != ours and not self._to_write:
+        if theirs not in (ours, self._former) and not self._to_write:
             raise DamagedError(f"was made with another {_difference('identity', theirs, ours)}")
-
-    def _read(self, name: str) -> bytes:
-        return _read(self._folder / name, self._hashes[name])
 
     # unusable files
 

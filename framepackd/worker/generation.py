@@ -181,8 +181,10 @@ class Generation:
                 folder,
                 self._identity,
                 self._report_set_aside,
+                former=identity.former(self._work),
                 to_write=self._work.keep_only,
                 elsewhere=self._work.elsewhere,
+                moves=self._work.moves,
             )
         )
         found = self._clips[-1].load()

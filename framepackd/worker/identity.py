@@ -5,6 +5,7 @@ from typing import Any
 
 import framepack_core
 from framepack_core.memory import devices
+from framepack_core.models import contents
 from framepack_core.networks import compiling, fp8
 from framepack_core.networks.attention import AUTO
 from framepack_core.sampling.magcache import load_ratios
@@ -16,12 +17,18 @@ def of(work: Work) -> dict[str, Any]:
     """Name all that the bits of the video depend on; the fingerprint covers the LoRAs."""
     return {
         "request": work.fingerprint,
-        "model": [str(source) for source in (work.spec.transformer, work.spec.base, work.spec.image_encoder)],
+        "model": None if work.keep_only else contents.digest(work.spec),  # nothing is generated any more
         "device": devices.device_name(device_of(work)),
         "dtype": work.dtype,
         "mag_ratios": _mag_ratios(work),
         **versions(),
     }
+
+
+def former(work: Work) -> dict[str, Any]:
+    """Name the model as former versions did, by its repositories or folders: their checkpoints still fit."""
+    sources = (work.spec.transformer, work.spec.base, work.spec.image_encoder)
+    return {"model": [str(source) for source in sources]}
 
 
 def _mag_ratios(work: Work) -> tuple[float, ...]:

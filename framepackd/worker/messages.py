@@ -51,6 +51,7 @@ class Work:
     tags: Mapping[str, str] = field(default_factory=dict)  # metadata of the video
     following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
     elsewhere: frozenset[str] = frozenset()  # the cards of other devices, which can resume what they began
+    moves: bool = False  # it has waited for its card long enough, and begins anew on this one
     ahead: bool = True  # its inputs may be encoded while something else is sampled
 
     @property

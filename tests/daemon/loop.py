@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,10 +34,11 @@ class Loop:
         *,
         once: bool = False,
         devices: tuple[str, ...] | None = None,
+        move_after: timedelta | None = None,
     ) -> None:
         self.place = Place(root)
         if devices is not None:
-            gpu = self.place.config.gpu.model_copy(update={"device": devices})
+            gpu = self.place.config.gpu.model_copy(update={"device": devices, "move_after": move_after})
             self.place.config = self.place.config.model_copy(update={"gpu": gpu})
         self.others: list[Connection] = []  # of the devices after the first: their workers' ends
         self.ours, self.worker = multiprocessing.Pipe()

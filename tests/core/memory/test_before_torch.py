@@ -41,11 +41,13 @@ def set_up(cards: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
     return of
 
 
-def add_card(cards: Path, location: str, uuid: str, excluded: str = "No") -> None:
+def add_card(
+    cards: Path, location: str, uuid: str, excluded: str = "No", model: str = "NVIDIA GeForce RTX 4090"
+) -> None:
     folder = cards / location
     folder.mkdir(parents=True)
     (folder / "information").write_text(
-        "Model: \t\t NVIDIA GeForce RTX 4090\n"
+        f"Model: \t\t {model}\n"
         "IRQ:   \t\t 150\n"
         f"GPU UUID: \t {uuid}\n"
         "Video BIOS: \t 95.02.3c.40.b8\n"
@@ -185,3 +187,12 @@ def test_a_worker_sees_one_card_before_torch_is_imported() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "5,6"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "6"], done.stderr
+
+
+def test_the_driver_says_the_name_of_a_card_before_torch_is_loaded(cards: Path) -> None:
+    add_card(cards, "0000:01:00.0", FIRST, model="NVIDIA GeForce RTX 3060")
+    add_card(cards, "0000:02:00.0", SECOND)
+    names = [before_torch.card_name(f"cuda:{number}", {}) for number in range(3)]
+    assert names == ["NVIDIA GeForce RTX 3060", "NVIDIA GeForce RTX 4090", None]
+    assert before_torch.card_name("cuda:0", {"CUDA_VISIBLE_DEVICES": SECOND}) == "NVIDIA GeForce RTX 4090"
+    assert before_torch.card_name("cpu", {}) == "cpu"

@@ -1,14 +1,31 @@
 """Several devices: who gets which job, and that what befalls one of them does not touch the others."""
 
+import time
+from datetime import timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from framepack_core.memory import before_torch
 from framepackd.control import commands
 from framepackd.jobs.job import State
 from framepackd.settings.tables import GpuConfig
-from framepackd.worker.messages import Failed, Finished, Leave, Message, Next, Ready, StepDone, Waits, Work
+from framepackd.supervisor import passed_over
+from framepackd.worker.messages import (
+    Failed,
+    Finished,
+    Leave,
+    Message,
+    Next,
+    Ready,
+    StepDone,
+    Stopped,
+    Waits,
+    Work,
+)
 from tests.daemon.loop import Loop, got, messages
 
 DONE = Finished({}, {}, {}, None)
@@ -144,6 +161,75 @@ def test_a_job_waits_for_the_kind_of_card_that_it_began_on_while_that_is_busy(ca
     other.send(DONE)
     cards.round()
     assert got(cards, other) == ["c"]
+
+
+def begun_on_the_fast_card(cards: Loop) -> Connection:
+    """Have two jobs run, c wait for the second card, which is busy; give that card's worker."""
+    drop(cards, "ab")
+    cards.round()
+    (other,) = cards.others
+    cards.worker.send(ready(SLOW, 0))
+    other.send(ready(FAST, 1))
+    drop(cards, "c")
+    cards.worker.send(DONE)
+    cards.round()
+    cards.worker.send(Waits("it was made on the other card", FAST, SLOW))
+    cards.round()
+    assert (got(cards, cards.worker), got(cards, other)) == (["a", "c"], ["b"])
+    return other
+
+
+def wait(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the clock of what is passed over be so much later."""
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + seconds)
+    monkeypatch.setattr(passed_over, "time", later)
+
+
+def test_a_job_begins_anew_elsewhere_once_it_has_waited_as_long_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minute = timedelta(minutes=1)
+    cards = Loop(tmp_path / "place", monkeypatch, devices=("cuda:0", "cuda:1"), move_after=minute)
+    begun_on_the_fast_card(cards)
+    cards.round()
+    assert got(cards, cards.worker) == []
+    wait(61, monkeypatch)
+    cards.round()
+    assert cards.worker.poll()
+    work = cards.worker.recv()
+    assert (cards.place.store.get(work.job_id).folder, work.moves) == ("c", True)
+
+
+def test_without_move_after_a_job_waits_for_ever(cards: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun_on_the_fast_card(cards)
+    wait(1e8, monkeypatch)
+    cards.round()
+    assert got(cards, cards.worker) == []
+
+
+def test_a_job_goes_back_to_the_card_that_it_began_on(cards: Loop) -> None:
+    drop(cards, "ab")
+    cards.round()
+    (other,) = cards.others
+    cards.worker.send(ready(SLOW, 0))
+    other.send(ready(FAST, 1))
+    cards.worker.send(DONE)
+    other.send(Stopped())  # b is the first of the queue again, and both cards are free
+    got(cards, cards.worker), got(cards, other)
+    cards.round()
+    assert (got(cards, cards.worker), got(cards, other)) == ([], ["b"])
+
+
+def test_the_cards_are_known_before_their_workers_have_reported_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first card would begin anew what only waits for the second to be asked."""
+    names = {"cuda:0": SLOW, "cuda:1": FAST}
+    monkeypatch.setattr(before_torch, "card_name", names.get)
+    loop = Loop(tmp_path / "place", monkeypatch, devices=("cuda:0", "cuda:1"))
+    drop(loop, "a")
+    loop.round()
+    assert loop.worker.recv().elsewhere == {FAST}
 
 
 def test_the_work_names_the_cards_of_the_other_devices(cards: Loop) -> None:

@@ -19,7 +19,7 @@ from framepackd.worker.other_device import OtherDeviceError
 from tests.daemon.control.orders import do, failed_place, only_job
 from tests.daemon.loop import Loop, messages, started
 from tests.daemon.place import Place
-from tests.daemon.worker.checkpoints import contents, save_all
+from tests.daemon.worker.checkpoints import contents, save_all, saves
 from tests.daemon.worker.jobs import interrupt_in_the_second_section, made, run, told_steps, work_in
 
 CPU, RTX_3060, RTX_4090 = ({"request": "abc", "device": name} for name in ("cpu", "RTX 3060", "RTX 4090"))
@@ -64,6 +64,38 @@ def test_another_card_leaves_a_job_to_the_card_that_began_it_where_both_are_here
     with pytest.raises(OtherDeviceError, match="it resumes when RTX 3060 is free"):
         Checkpoints(folder, RTX_4090, elsewhere={RTX_3060["device"]}).load()
     assert contents(folder) == there
+
+
+def test_what_the_work_of_a_card_cannot_use_outlives_that_work_and_is_resumed_by_its_own_card(
+    tmp_path: Path,
+) -> None:
+    """Work that moved saves and clears in the same folder: never what it found there."""
+    folder = tmp_path / "checkpoint"
+    save_all(folder, 3, RTX_3060)
+    there = contents(folder)
+    moved = Checkpoints(folder, CPU, elsewhere={RTX_3060["device"]}, moves=True)
+    assert moved.load() is None
+    for progress, segment in saves()[:2]:
+        moved.save(progress, {}, segment)
+        moved.clear()
+    assert contents(folder.with_name("checkpoint.aside-1")) == there
+    back = Checkpoints(folder, RTX_3060, elsewhere={CPU["device"]}, moves=True).load()
+    assert back is not None
+    assert back.progress.decoded == 1
+    assert len(contents(folder.with_name("checkpoint.aside-2"))) > 1, "that of the other card is kept too"
+
+
+def test_a_checkpoint_that_names_its_model_by_its_folder_still_resumes(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    save_all(folder, 3, CPU | {"model": ["/old/transformer", "/old/base"]})
+    now = CPU | {"model": "0123456789abcdef"}
+    former = {"model": ["/old/transformer", "/old/base"]}
+    checkpoints = Checkpoints(folder, now, former=former)
+    assert checkpoints.load() is not None
+    progress, segment = saves()[3]
+    checkpoints.save(progress, {}, segment)
+    assert Checkpoints(folder, now).load() is not None, "from then on it has the new name"
+    assert Checkpoints(folder, CPU | {"model": "another"}, former={"model": ["/other"]}).load() is None
 
 
 @pytest.mark.parametrize("identity", [RTX_3060, CPU])
