@@ -11,7 +11,7 @@ import pytest
 
 from tests.crash import faults
 from tests.crash.disk import Disk, unusable
-from tests.crash.harness import Baseline, Campaign, undisturbed
+from tests.crash.harness import IN_WORKERS, Baseline, Campaign, undisturbed
 from tests.crash.jobs import Folders
 from tests.crash.victim import Plan
 
@@ -86,6 +86,29 @@ def test_killed_in_every_phase_the_queue_is_done_as_if_nothing_had_been(
 ) -> None:
     folders = Folders(tmp_path, tmp_path, JOBS)
     run_and_check(Campaign(folders, baseline, random.Random(1)), kills)
+
+
+def test_with_two_devices_killed_workers_and_daemons_make_what_one_device_makes(
+    baseline: Baseline, tmp_path: Path
+) -> None:
+    """A kill costs each running job one computed step at most."""
+    campaign = Campaign(Folders(tmp_path, tmp_path, JOBS, devices=2), baseline, random.Random(1))
+    total = sum(number for label, number in baseline.points.items() if label.startswith(IN_WORKERS))
+    plans = [
+        Plan(labels=IN_WORKERS, occurrence=20),
+        Plan(labels=IN_WORKERS, occurrence=10, every=total // 13, whom=("this", "this", "this", "workers")),
+    ]
+    campaign.queue(iter(plans))
+    assert campaign.good, campaign.report()
+    assert campaign.kills >= 15, campaign.report()
+
+
+@pytest.mark.long
+def test_with_two_devices_a_hundred_kills_make_what_one_device_makes(tmp_path: Path) -> None:
+    baseline = undisturbed(Folders(tmp_path / "one", tmp_path / "one"))
+    campaign = Campaign(Folders(tmp_path, tmp_path, devices=2), baseline, random.Random(1))
+    campaign.run(100)
+    assert campaign.good, campaign.report()
 
 
 @pytest.mark.long

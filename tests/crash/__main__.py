@@ -36,6 +36,7 @@ def main() -> None:
     help="Have the state folder, or outbox and failed folder, in /dev/shm: another file system.",
 )
 @click.option("--jobs", type=click.IntRange(len(JOBS)), default=len(JOBS), help="How many are queued.")
+@click.option("--devices", default=1, help="How many CPU devices; of several, workers are killed too.")
 @click.option("--waiting", default=0, help="How many texts wait in the inbox, for pictures that never come.")
 @click.option("--quiet", is_flag=True, help="Only the numbers at the end.")
 def kill(
@@ -44,6 +45,7 @@ def kill(
     power_loss: str | None,
     across: str | None,
     jobs: int,
+    devices: int,
     waiting: int,
     *,
     quiet: bool,
@@ -52,7 +54,8 @@ def kill(
     began = time.monotonic()
     with _folders(power_loss, across) as (folders, disk):
         folders = replace(folders, jobs=batch_of(jobs), waiting=waiting)
-        baseline = undisturbed(folders)
+        baseline = undisturbed(folders)  # with one device: several make the same
+        folders = replace(folders, devices=devices)
         click.echo(
             f"{baseline.points.total()} points, {len(baseline.points)} different, {baseline.seconds:.0f} s"
         )

@@ -73,6 +73,7 @@ class Folders:
     jobs: tuple[str, ...] = tuple(JOBS)  # of which the queue is made
     states: Path | None = None  # where the state folder is, if not below the root
     targets: Path | None = None  # where outbox and failed folder are, if not below the root
+    devices: int = 1  # workers; with several of them they are killed too, which counts as attempts
     waiting: int = 0  # texts in the inbox whose pictures never come
 
     @property
@@ -120,7 +121,11 @@ class Folders:
             (self.inbox / f"{WAITING}{number:05}.txt").write_text("its picture never comes")
         names = {"inbox": self.inbox, "outbox": self.outbox, "failed": self.failed, "state_dir": self.state}
         lines = "".join(f'{name} = "{folder}"\n' for name, folder in names.items())
-        self.config.write_text(f"{lines}settle_seconds = 0.1\n{extra}{TINY}keep_latents = true\n{MODELS}")
+        several = f"[gpu]\ndevice = {json.dumps(['cpu'] * self.devices)}\n" if self.devices > 1 else ""
+        extra += "max_attempts = 100\n" if self.devices > 1 else ""
+        self.config.write_text(
+            f"{lines}settle_seconds = 0.1\n{extra}{TINY}keep_latents = true\n{several}{MODELS}"
+        )
 
 
 def drop(folders: Folders, name: str) -> None:
@@ -220,7 +225,7 @@ def examine(folders: Folders, expected: dict[str, str]) -> Outcome:
         if len(files) > 1 or ended[name] > 1:
             outcome.duplicated.append(f"{name}: {files}, {ended[name]} in the database")
     for row in rows:
-        if row["attempts"]:
+        if row["attempts"] and folders.devices == 1:
             outcome.other.append(f"{row['name']}: {row['attempts']} attempts counted: {row['history']}")
         if row["state"] != ("failed" if row["name"] in FAILING else "done"):
             outcome.other.append(f"{row['name']} is {row['state']}: {row['error']}")

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import framepackd
 
@@ -49,6 +49,9 @@ PHASE_OF = {function: phase for phase, functions in PHASES.items() for function 
 PHASE_OF_MESSAGE = {"StepDone": "step", "SectionDecoded": "decode", "Finished": "encode", "Work": "claim"}
 
 
+Victim = Literal["all", "this", "workers"]  # the whole daemon, this process alone, all its workers
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is to happen to this life of the daemon, and at which point."""
@@ -59,6 +62,8 @@ class Plan:
     occurrence: int = 1  # for the so-manieth time
     power: str = ""  # the root of a mount that loses its power first
     power_mode: int = GOINGDOWN_NOLOGFLUSH
+    every: int = 0  # and again after so many more, if not 0
+    whom: tuple[Victim, ...] = ("all",)  # dies, in turn
     error: int = 0  # raise this errno, once, instead of dying
     jump_years: float = 0.0  # from then on the clock is off by so much
 
@@ -104,19 +109,35 @@ class Points:
         wanted = tuple(self._plan.labels)
         if not label.startswith(wanted):
             return False
-        return sum(counts[other] for other in counts if other.startswith(wanted)) == self._plan.occurrence
+        more = sum(counts[other] for other in counts if other.startswith(wanted)) - self._plan.occurrence
+        return more == 0 or (self._plan.every > 0 < more and more % self._plan.every == 0)
 
     def _happen(self, label: str) -> None:
-        os.close(os.open(self._control / "fired", os.O_WRONLY | os.O_CREAT, 0o644))
+        fired = os.open(self._control / "fired", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        before = os.fstat(fired).st_size
+        os.write(fired, b".")
+        os.close(fired)
         plan = self._plan
+        whom = plan.whom[before % len(plan.whom)]
         if plan.error:
             raise OSError(plan.error, os.strerror(plan.error), label)
         if plan.jump_years:
             return
         if self._mount is not None:
             fcntl.ioctl(self._mount, EXT4_IOC_SHUTDOWN, struct.pack("I", plan.power_mode))
-        os.killpg(0, signal.SIGKILL)
+        if whom == "all":
+            os.killpg(0, signal.SIGKILL)
+        if whom == "workers":
+            for worker in self._workers():
+                os.kill(worker, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(60)  # until it arrives
+
+    def _workers(self) -> set[int]:
+        """Give the other workers that have reached a point and are still there."""
+        seen = {int(line.split()[1]) for line in _read(self._control / "points").splitlines()}
+        here = {pid for pid in seen if os.access(f"/proc/{pid}", os.F_OK)}
+        return here - {os.getpid(), os.getpgrp()}
 
     def clock_error(self) -> float:
         """Give the seconds by which the clock is off."""

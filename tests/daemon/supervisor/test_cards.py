@@ -15,9 +15,11 @@ from framepackd.jobs.job import State
 from framepackd.settings.tables import GpuConfig
 from framepackd.supervisor import passed_over
 from framepackd.worker.messages import (
+    Again,
     Failed,
     Finished,
     Leave,
+    Lowered,
     Message,
     Next,
     Ready,
@@ -80,6 +82,38 @@ def test_a_fault_of_one_device_does_not_touch_the_job_of_another(loop: Loop) -> 
     a, b = (loop.place.store.matching(f"{folder}/cat")[0] for folder in "ab")
     assert (a.state, a.attempts, b.attempts) == (State.RUNNING, 0, 1)
     assert loop.daemon.cards.runs(a.id)
+
+
+def test_a_lack_of_memory_on_one_device_does_not_touch_the_job_of_another(loop: Loop) -> None:
+    drop(loop, "ab")
+    loop.round()
+    (other,) = loop.others
+    got(loop, loop.worker)
+    other.send(Lowered("RTX 3060|demo|32x32", 2, "decoding in tiles"))
+    other.send(Again("out of memory"))
+    loop.round()
+    assert loop.daemon.cards.runs(loop.place.store.matching("a/cat")[0].id)
+    assert not any(isinstance(message, Leave) for message in messages(loop))
+    assert loop.place.store.matching("b/cat")[0].attempts == 0
+
+
+def test_a_worker_that_hangs_is_ended_and_no_other(loop: Loop) -> None:
+    drop(loop, "ab")
+    loop.round()
+    first, second = (supervisor.worker for supervisor in loop.daemon.cards.each)
+    assert first is not None
+    assert second is not None
+    second.quiet = 1e6
+    loop.round()
+    assert first.hung is None
+    assert second.hung is not None
+
+
+def test_the_seeds_of_a_drop_are_spread_over_the_devices(loop: Loop) -> None:
+    drop(loop, "a", "seeds = 2")
+    loop.round()
+    names = [loop.place.store.get(worker.recv().job_id).name for worker in (loop.worker, *loop.others)]
+    assert names == ["cat_seed_31337", "cat_seed_31338"]
 
 
 def test_only_the_job_that_is_cancelled_is_left(loop: Loop) -> None:
