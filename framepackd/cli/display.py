@@ -64,8 +64,7 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
     queued = [job for job in jobs if job["state"] == "queued" and not job["delivery"]]
     ended = [job for job in jobs if job["state"] not in ("running", "queued")]
     parts: list[RenderableType] = [_headline(report, now)]
-    if hardware := report["daemon"].get("hardware"):
-        parts.append(_line("  device", hardware, "dim", "dim"))
+    parts += _devices(report["daemon"])
     if report["daemon"]["paused"] is not None:
         parts.append(_line("  paused", report["daemon"]["paused"], "bold yellow", "bold"))
     if problems := report["problems"]:
@@ -73,8 +72,7 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
         for problem in problems[:SHOWN_PROBLEMS]:
             shown.add([], problem["text"])
         parts.append(shown.and_more(problems, SHOWN_PROBLEMS))
-    if running := running_in(report):
-        parts.append(_running(running, now))
+    parts += [_running(job, now) for job in running_in(report)]
     if queued:
         parts.append(_queue(queued, report, now))
     if moving:
@@ -88,6 +86,20 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
     if not jobs and not report["waiting"] and not report["problems"]:
         parts.append(_nothing_to_do(report["daemon"]))
     return Group(*parts)
+
+
+def _devices(daemon: DaemonReport) -> list[RenderableType]:
+    """Name the device; of several each, and what keeps one of them from its next job."""
+    devices = daemon.get("devices", [])
+    if len(devices) < 2:
+        hardware = daemon.get("hardware")
+        return [_line("  device", hardware, "dim", "dim")] if hardware else []
+    lines = [": ".join(filter(None, (device["name"], device["card"]))) for device in devices]
+    held = [device["held"] if daemon["paused"] is None else None for device in devices]
+    return [
+        _line("  device", f"{line}{f' waits: {why}' if why else ''}", "dim", "dim")
+        for line, why in zip(lines, held, strict=True)
+    ]
 
 
 def _nothing_to_do(daemon: DaemonReport) -> RenderableType:

@@ -24,8 +24,8 @@ REMEDIES = {
 }
 
 
-def facts_of(job: Job, kinds: Mapping[str, str], place: Place) -> FactsReport:
-    """Give the facts of one job; ``kinds`` of each model, ``place`` in the queue."""
+def facts_of(job: Job, kinds: Mapping[str, str], place: Place, device: str | None = None) -> FactsReport:
+    """Give the facts of one job; ``kinds`` of each model, ``place`` in the queue, ``device`` if it runs."""
     settings = job.settings or {}
     model = settings.get("model")
     code = code_of(job.error) if job.state == State.FAILED else None
@@ -37,7 +37,7 @@ def facts_of(job: Job, kinds: Mapping[str, str], place: Place) -> FactsReport:
         "seed": settings.get("seed"),
         "model": model,
         "kind": kinds.get(str(model)),
-        "device": job.device,
+        "device": device or job.device,
         "step_seconds": job.step_seconds,
         "decode_seconds": job.decode_seconds,
         "saved_sections": 0 if job.state in ENDED else max(job.section - 1, 0),

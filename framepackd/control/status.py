@@ -59,10 +59,11 @@ def snapshot(
     ]
     places = lay_out(takes, now, paused=daemon["paused"] is not None, devices=devices)
     places += [UNKNOWN] * len(ended)
+    runs_on = {device["job"]: device["name"] for device in daemon.get("devices", ())}
     jobs = [
         summary(
             job,
-            facts=facts_of(job, kinds, place),
+            facts=facts_of(job, kinds, place, runs_on.get(job.id)),
             delivery=delivery(job),
             passed_over=passed_over.get(job.id),
             eta=None if job.id in passed_over else seconds,
@@ -137,20 +138,21 @@ def _after(seconds: float | None, now: datetime) -> str | None:
 def in_one_line(report: Report, now: datetime) -> str:
     """Say what runs, when it ends and how much waits, as ``systemctl status`` shows it."""
     counts = report["counts"]
-    running = running_in(report)
-    if running is None:
-        paused = report["daemon"]["paused"]
-        words = [f"paused: {printable(paused)}" if paused else "idle"]
-    else:
-        share = f"{percent(running['progress'] or 0.0)} %, " if running["section"] else ""
-        path = printable(path_of(running["folder"], running["name"]))
-        words = [f"{path}: {share}{', '.join(running['stage'])}", _done(running["finishes_at"], now)]
+    now_made = [_made_now(job, now) for job in running_in(report)]
+    paused = report["daemon"]["paused"]
+    idle = [f"paused: {printable(paused)}" if paused else "idle"]
     queue = [f"{counts[state]} {state}" for state in ("queued", "waiting", "failed") if counts[state]]
     if counts["queued"]:
         queue.insert(1, _done(report["finishes_at"], now, "all done"))
     if problems := len(report["problems"]):
         queue.append(f"{problems} problem{'' if problems == 1 else 's'}")
-    return "; ".join(", ".join(filter(None, part)) for part in (words, queue) if any(part))
+    return "; ".join(", ".join(filter(None, part)) for part in (*(now_made or [idle]), queue) if any(part))
+
+
+def _made_now(job: JobReport, now: datetime) -> list[str]:
+    share = f"{percent(job['progress'] or 0.0)} %, " if job["section"] else ""
+    path = printable(path_of(job["folder"], job["name"]))
+    return [f"{path}: {share}{', '.join(job['stage'])}", _done(job["finishes_at"], now)]
 
 
 def _done(when: str | None, now: datetime, what: str = "done") -> str:

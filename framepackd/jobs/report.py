@@ -120,7 +120,7 @@ class Report(TypedDict):
     counts: dict[str, int]  # jobs by state, and groups of files that wait
     eta_seconds: float | None  # until the queue is done
     finishes_at: str | None
-    jobs: list[JobReport]  # the running one, the queue in its order, the last results
+    jobs: list[JobReport]  # those that run, the queue in its order, the last results
     waiting: list[WaitingReport]
     problems: list[ProblemReport]
 
@@ -128,8 +128,6 @@ class Report(TypedDict):
 Record = dict[str, Any]  # one job whole, as ``show --json`` prints it
 
 
-def running_in(report: Report) -> JobReport | None:
-    """Give the job that is being generated; not one whose files are still to be moved."""
-    return next(
-        (job for job in report["jobs"] if job["state"] == State.RUNNING and not job["delivery"]), None
-    )
+def running_in(report: Report) -> list[JobReport]:
+    """Give the jobs that are being generated; not those whose files are still to be moved."""
+    return [job for job in report["jobs"] if job["state"] == State.RUNNING and not job["delivery"]]

@@ -18,7 +18,7 @@ from framepackd.apart import within
 from framepackd.files import PART_PREFIX
 from framepackd.jobs.database import StoreUnavailableError
 from framepackd.jobs.job import ENDED, Job, State
-from framepackd.jobs.report import JobReport, Report, running_in
+from framepackd.jobs.report import Report, running_in
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import Config
 from framepackd.text import as_utf8
@@ -88,10 +88,10 @@ class Metrics:
     def _write(self, file: Path, now: float, *, ending: bool) -> None:
         report = self._look()
         running = running_in(report)
-        at = None if running is None else (running["id"], running["section"])
+        at = [(job["id"], job["section"]) for job in running]
         going_on = (report["counts"], report["daemon"]["paused"], report["problems"], at)
         if going_on != self._written or now >= self._next_write or file != self._file or ending:
-            families = [*self._of_the_daemon(report, up=not ending), *self._of_the_jobs(report, running)]
+            families = [*self._of_the_daemon(report, up=not ending), *self._of_the_jobs(report)]
             _replace(file, families, str(self.config.state_dir))
             self._written, self._file, self._next_write = going_on, file, now + WRITE_SECONDS
 
@@ -112,7 +112,7 @@ class Metrics:
                 free |= {} if room is None else {name: room.free}
         yield _gauge("disk_free_bytes", "Free on the disk of a folder.", free, "folder")
 
-    def _of_the_jobs(self, report: Report, running: JobReport | None) -> "Iterator[Metric]":
+    def _of_the_jobs(self, report: Report) -> "Iterator[Metric]":
         yield _gauge("jobs", "Jobs by state; waiting: files that miss a partner.", report["counts"], "state")
         moving = [job["delivery"] for job in report["jobs"] if job["delivery"]]
         stuck = Counter(delivery["reason"] for delivery in moving if delivery["reason"])
@@ -126,13 +126,28 @@ class Metrics:
         yield from totals(self._store)
         if report["eta_seconds"] is not None:
             yield _gauge("queue_eta_seconds", "Until all that is queued is done.", report["eta_seconds"])
-        if running is None:
-            return
-        ratio = running["progress"] or 0.0
-        yield _gauge("running_progress_ratio", "How much of the running job's steps is done.", ratio)
-        pace = self._store.get(running["id"]).step_seconds
-        if pace is not None:
-            yield _gauge("step_seconds", "What a step of the running job takes.", pace)
+        yield from self._of_the_running(report)
+
+    def _of_the_running(self, report: Report) -> "Iterator[Metric]":
+        """Tell how far the running job is; with several devices, each one's."""
+        jobs = running_in(report)
+        progress = {job["id"]: job["progress"] or 0.0 for job in jobs}
+        paces = {job["id"]: job["step_seconds"] for job in jobs if job["step_seconds"] is not None}
+        devices = report["daemon"].get("devices", [])
+        names = [device["name"] for device in devices]
+        if len(set(names)) < len(names):  # several workers on the CPU
+            names = [f"{name}#{number}" for number, name in enumerate(names, 1)]
+        for name, about, values in (
+            ("running_progress_ratio", "How much of the running job's steps is done.", progress),
+            ("step_seconds", "What a step of the running job takes.", paces),
+        ):
+            if len(devices) < 2:
+                for value in values.values():
+                    yield _gauge(name, about, value)
+                continue
+            found = zip(names, devices, strict=True)
+            by_device = {label: values[each["job"]] for label, each in found if each["job"] in values}
+            yield _gauge(name, about, by_device, "device")
 
 
 def totals(store: JobStore) -> "Iterator[Metric]":

@@ -225,6 +225,34 @@ def test_a_running_chain_reads_the_same_on_terminal_page_metrics_and_in_systemds
     assert (piece.done, piece.ends) == (0, of_the_night(running["ends_at"]))
 
 
+def test_two_running_jobs_are_both_on_terminal_page_metrics_and_in_systemds_line(
+    store: JobStore, tmp_path: Path
+) -> None:
+    for name, steps in (("cat", 5), ("dog", 10)):
+        job = add(store, name)
+        store.claim()
+        for step in range(1, steps + 1):
+            store.step(job.id, section=1, step=step, seconds=9.0)
+    devices = [
+        {"name": f"cuda:{number}", "card": "RTX 4090", "job": job, "held": None}
+        for number, job in enumerate(("id-cat", "id-dog"))
+    ]
+    daemon: Any = DAEMON | {"device": "cuda:0, cuda:1", "hardware": "RTX 4090", "devices": devices}
+    report = snapshot(store, NOTHING, daemon)
+    cat, dog = report["jobs"]
+    assert [cat["device"], dog["device"]] == ["cuda:0", "cuda:1"]
+    lines = drawn(report).splitlines()
+    assert [line.split()[1] for line in lines if line.split()[0] == "now"] == ["cat", "dog"]
+    assert [line.split() for line in lines if "device" in line] == [
+        ["device", f"{device['name']}:", "RTX", "4090"] for device in devices
+    ]
+    assert re.search(r"^cat: \d+ %.*; dog: \d+ %", in_one_line(report, datetime.now(UTC)))
+    figures = figures_of(report, store, tmp_path)
+    for job in (cat, dog):
+        assert f'running_progress_ratio{{device="{job["device"]}"}} {job["progress"]}' in figures
+    assert [job["name"] for job in tonight.running(report)] == ["cat", "dog"]
+
+
 def test_a_job_of_the_queue_reads_the_same_on_terminal_page_and_metrics(
     store: JobStore, tmp_path: Path
 ) -> None:
