@@ -276,11 +276,12 @@ class Daemon:
             self._reload()
         self._answer_requests()
         self._steer(now)  # before the rest, for the device waits; deliveries can wait
-        self.scanning.round(now)
-        if self.deliveries.round():
+        self.scanning.round(now, hurry=self.cards.busy)
+        if self.deliveries.round(hurry=self.cards.busy):
             self.cards.try_now()  # there may be room now
             self._results_page.refresh(self.config)
         self._steer(now)
+        self.cards.tell_next()
 
     def _steer(self, now: float) -> None:
         """Have the workers leave their jobs if they must, or start the next ones."""

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 30.0  # before a failed move is tried again
 PATIENCE_SECONDS = 0.5  # a round waits this long for moves to end
+HURRY_SECONDS = 0.02  # while jobs run: a device may need its next one
 REACH_SECONDS = 5.0  # a command waits this long for the failed folder
 WAYS = {key: [state for state in State if state.folder == key] for key in folders.MARKED}
 Made = TypeVar("Made")
@@ -130,9 +131,9 @@ class Deliveries:
         with folders.opened(key, self.config):
             self._left[key] = tuple(left_in(getattr(self.config, key), self._store))
 
-    def round(self) -> bool:
+    def round(self, *, hurry: bool = False) -> bool:
         """Collect the moves that have ended and begin the next; says whether a job has ended."""
-        until = time.monotonic() + PATIENCE_SECONDS
+        until = time.monotonic() + (HURRY_SECONDS if hurry else PATIENCE_SECONDS)
         self._unfinished = False
         for way in self._ways.values():
             self._collect(way)

@@ -13,6 +13,7 @@ from framepackd.settings.config import Config
 
 GLANCE_SECONDS = 5.0  # between two checks that the inbox is still the same folder
 PATIENCE_SECONDS = 0.5  # a scan that takes no longer has its outcome in the same round
+HURRY_SECONDS = 0.02  # while jobs run: a device may need its next one
 
 
 class Scanning:
@@ -69,14 +70,14 @@ class Scanning:
         """Say what is wrong with the inbox, and whether it does not answer."""
         return (*self.looked.problems, *silent_inbox(self.config, self._apart.seconds))
 
-    def round(self, now: float) -> None:
+    def round(self, now: float, *, hurry: bool = False) -> None:
         """Begin a scan if one is due, and take in the outcome of one that is over."""
         if self._apart.is_done():
             self._take_outcome()
         if now >= self.due and not self._stopping() and self._has_to_scan(now):
             self.changed = False
             self._apart.begin(partial(self._rounds.look, self.config, self._stopping))
-            if self._apart.is_done(PATIENCE_SECONDS):
+            if self._apart.is_done(HURRY_SECONDS if hurry else PATIENCE_SECONDS):
                 self._take_outcome()
         if self.changed:  # a change is scanned soon, but not each of a thousand
             self.next_scan = min(self.next_scan, time.monotonic() + SCAN_SECONDS)

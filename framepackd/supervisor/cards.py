@@ -4,6 +4,7 @@ import math
 from multiprocessing.connection import Connection
 
 from framepack_core.memory import before_torch
+from framepackd.jobs.job import Job
 from framepackd.jobs.report import DeviceReport
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
@@ -25,7 +26,7 @@ class Cards:
                 card = before_torch.card_name(supervisor.asked)
                 if card is not None:
                     self.passed_over.device_found(supervisor, card)
-        self.starters = [Starter(supervisor, obstacles) for supervisor in self.each]
+        self.starters = [Starter(supervisor, obstacles, lambda: self.jobs) for supervisor in self.each]
 
     @property
     def busy(self) -> bool:
@@ -33,9 +34,14 @@ class Cards:
         return any(supervisor.busy for supervisor in self.each)
 
     @property
+    def jobs(self) -> list[Job]:
+        """The running jobs."""
+        return [supervisor.job for supervisor in self.each if supervisor.job is not None]
+
+    @property
     def running(self) -> list[str]:
         """The ids of the running jobs."""
-        return [job.id for job in (supervisor.job for supervisor in self.each) if job is not None]
+        return [job.id for job in self.jobs]
 
     @property
     def sources(self) -> list[Connection | int]:
@@ -90,6 +96,9 @@ class Cards:
         """Record what the workers report, and notice which hang, died or are idle for too long."""
         for supervisor in self.each:
             supervisor.listen()
+
+    def tell_next(self) -> None:
+        """Tell the workers which jobs they get next; not urgent, unlike to start one."""
         # The device that is free first gets the first job of the queue, the next one the second.
         busy = [supervisor for supervisor in self.each if supervisor.busy]
         for place, supervisor in enumerate(sorted(busy, key=lambda each: each.remains)):

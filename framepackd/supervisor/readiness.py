@@ -6,7 +6,7 @@ Room is an upper estimate: better to refuse a video before its night than in it.
 import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,7 @@ def is_gpu_expected(model: str, config: Config) -> bool:
     return used or gpu_seen()
 
 
-def missing_model(job: Job, config: Config) -> str | None:
+def missing_model(job: Job, config: Config, _: Sequence[Job] = ()) -> str | None:
     """Say which file of the job's model is missing or wrong; None if all are here and fit."""
     try:
         model_files.look(config.spec(job.settings["model"]))
@@ -70,10 +70,10 @@ def missing_model(job: Job, config: Config) -> str | None:
     return None
 
 
-def missing_room(job: Job, config: Config) -> str | None:
+def missing_room(job: Job, config: Config, running: Sequence[Job] = ()) -> str | None:
     """Say where there is too little room on a disk for the job; None if there is enough."""
     try:
-        return shortage(job, config)
+        return shortage(job, config, running=running)
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror}): check that its disk is there"
 
@@ -155,38 +155,49 @@ def needed(job: Job) -> dict[str, int]:
     }
 
 
-def shortage(job: Job, config: Config, *, reserve: int = RESERVE_BYTES) -> str | None:
+def shortage(
+    job: Job, config: Config, *, running: Sequence[Job] = (), reserve: int = RESERVE_BYTES
+) -> str | None:
     """Say where there is too little room for the rest of a job, and what to do; None if there is enough.
 
-    Files already in the work folder count as done. An outbox on the state folder's file system needs no
-    room of its own. 3 ms with 300 files in the work folder.
+    The rest of ``running`` jobs is kept free. Files already in a work folder count as done. An outbox on the
+    state folder's file system needs no room of its own. 3 ms with 300 files in the work folder.
 
     Raises:
         OSError: a folder cannot be read.
     """
-    parts = needed(job)
-    work = config.jobs_dir / job.id
-    inputs = _used(work / INPUTS)
-    delivered = inputs + parts["video"] + parts["stills"] + parts["kept latents"]
-    kept = sum(
-        _used(place) for place in aside.of_job(work, CHECKPOINT)
-    )  # set aside: the rest of the job does not use them
-    rest = max(sum(parts.values()) - (_used(work) - inputs - kept), 0)
+    here, others = _rest(job, config), [_rest(other, config) for other in running]
     state = nearest(config.state_dir)
     device = state.stat().st_dev
-    problems = [_missing(job, "state_dir", state, rest, reserve)]
-    for key, folder, size in (("outbox", config.outbox, delivered), ("failed", config.failed, inputs)):
+    reserve += sum(other["state_dir"] for other in others)
+    problems = [_missing(job, "state_dir", state, here["state_dir"], reserve)]
+    for key, folder in (("outbox", config.outbox), ("failed", config.failed)):
         # A silent disk is no reason to wait: until it answers, the video stays in the state folder.
-        look = partial(_missing_elsewhere, job, key, folder, size, device)
+        kept = sum(other[key] for other in others)
+        look = partial(_missing_elsewhere, job, key, folder, here[key], kept, device)
         problems.append(within(ANSWER_SECONDS, f"room in {folder}", look, None))
     return next(filter(None, problems), None)
 
 
-def _missing_elsewhere(job: Job, key: str, folder: Path, size: int, device: int) -> str | None:
+def _rest(job: Job, config: Config) -> dict[str, int]:
+    """Estimate how many bytes a job still writes, by the config key of the folder."""
+    parts = needed(job)
+    work = config.jobs_dir / job.id
+    inputs = _used(work / INPUTS)
+    # What is set aside the rest of the job does not use.
+    kept = sum(_used(place) for place in aside.of_job(work, CHECKPOINT))
+    return {
+        "state_dir": max(sum(parts.values()) - (_used(work) - inputs - kept), 0),
+        "outbox": inputs + parts["video"] + parts["stills"] + parts["kept latents"],
+        "failed": inputs,
+    }
+
+
+def _missing_elsewhere(job: Job, key: str, folder: Path, size: int, kept: int, device: int) -> str | None:
     above = nearest(folder)
     if above.stat().st_dev == device:  # a rename moves the files there
         return None
-    return _missing(job, key, above, size, 0)
+    return _missing(job, key, above, size, kept)
 
 
 def _missing(job: Job, key: str, folder: Path, size: int, reserve: int) -> str | None:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from framepackd.jobs.job import Job
 from framepackd.settings.config import Config
@@ -10,14 +10,17 @@ from framepackd.supervisor.supervisor import RETRY_SECONDS, Supervisor
 
 log = logging.getLogger(__name__)
 
-Obstacle = Callable[[Job, Config], str | None]  # says what a job lacks
+Obstacle = Callable[[Job, Config, Sequence[Job]], str | None]  # says what a job lacks beside those that run
 
 
 class Starter:
     """Starts one job after the other on a device, and knows why it waits."""
 
-    def __init__(self, supervisor: Supervisor, obstacles: tuple[Obstacle, ...]) -> None:
-        """Start nothing yet; each of ``obstacles`` is asked before a job starts."""
+    def __init__(
+        self, supervisor: Supervisor, obstacles: tuple[Obstacle, ...], running: Callable[[], Sequence[Job]]
+    ) -> None:
+        """Start nothing yet; each of ``obstacles`` is asked before a job starts beside ``running`` ones."""
+        self._running = running
         self.obstacles = obstacles
         self.held: str | None = None  # why the next job is not started
         self.again = 0.0  # when that is checked again, on the monotonic clock
@@ -41,7 +44,7 @@ class Starter:
             return False
         held = supervisor.take_block()
         if job.cancel is None:  # else only what exists is written
-            reasons = (obstacle(job, supervisor.config) for obstacle in self.obstacles)
+            reasons = (obstacle(job, supervisor.config, self._running()) for obstacle in self.obstacles)
             held = held or next(filter(None, reasons), None)
         if held is None:
             try:

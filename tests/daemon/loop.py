@@ -23,6 +23,8 @@ from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import messages as worker_messages
 from tests.daemon.place import Place
 
+PATIENCES = ("PATIENCE_SECONDS", "HURRY_SECONDS")
+
 
 class Loop:
     """A daemon on a place of its own, whose worker is the other end of a pipe."""
@@ -46,7 +48,8 @@ class Loop:
         self.started = 0
         monkeypatch.setattr(worker_process, "start", self._start)
         for module in (scanning, deliveries):  # what runs in threads ends within a round
-            monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
+            for patience in PATIENCES:
+                monkeypatch.setattr(module, patience, 60.0)
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
 

@@ -21,7 +21,7 @@ from framepackd.jobs.job import Job, State, utc_now
 from framepackd.reports.prometheus import Metrics
 from framepackd.worker import messages
 from tests.daemon.control.drawing import drawn
-from tests.daemon.loop import Loop, ask_in_thread
+from tests.daemon.loop import PATIENCES, Loop, ask_in_thread
 
 DONE = messages.Finished({}, {}, {}, None)
 
@@ -30,7 +30,8 @@ DONE = messages.Finished({}, {}, {}, None)
 def loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loop]:
     loop = Loop(tmp_path / "place", monkeypatch)
     for module in (scanning, deliveries):
-        monkeypatch.setattr(module, "PATIENCE_SECONDS", 2.0)
+        for patience in PATIENCES:
+            monkeypatch.setattr(module, patience, 2.0)
     return loop
 
 
@@ -51,7 +52,8 @@ class Hanging:
             original(job, config, store, progress=progress)
 
         monkeypatch.setattr(delivery, "deliver", deliver)
-        monkeypatch.setattr(deliveries, "PATIENCE_SECONDS", 0.05)
+        for patience in PATIENCES:
+            monkeypatch.setattr(deliveries, patience, 0.05)
 
 
 @pytest.fixture

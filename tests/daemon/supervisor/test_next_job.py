@@ -78,7 +78,8 @@ def test_a_next_job_that_does_not_fit_the_config_shows_it_when_it_starts(loop: L
     loop.place.drop("b")
     (loop.place.config.inbox / "b" / "cat.toml").write_text('model = "f1"')
     supervisor = loop.supervisor
-    config: Any = SimpleNamespace(**{**vars(supervisor.config), "spec": failing})
+    jobs_dir = supervisor.config.jobs_dir
+    config: Any = SimpleNamespace(**{**vars(supervisor.config), "spec": failing, "jobs_dir": jobs_dir})
     supervisor.config = config
     loop.round()
     assert loop.counts() == {"running": 1, "queued": 1}

@@ -76,6 +76,23 @@ def test_a_job_that_fits_has_no_shortage(tmp_path: Path) -> None:
     assert shortage(job(), config(tmp_path / "state"), reserve=0) is None
 
 
+def test_what_running_jobs_still_need_is_kept_free(disk: Path) -> None:
+    """Two that fit one at a time would fill the disk together."""
+    there = config(disk)
+    running = job()
+    running.id = "job-2"
+    (there.jobs_dir / "job-2/inputs").mkdir(parents=True)
+    assert shortage(job(), there, reserve=0) is None
+    told = shortage(job(), there, running=[running], reserve=0)
+    assert told is not None
+    assert " needs 4.3 MiB there and 4.3 MiB are kept free" in told
+    (there.jobs_dir / "job-2/segments").write_bytes(bytes(3 * MIB))
+    assert shortage(job(), there, running=[running], reserve=0) is not None
+    smaller = job()
+    smaller.width = 32
+    assert shortage(smaller, there, running=[running], reserve=0) is None, "what it has written is done"
+
+
 def test_a_shortage_names_folder_room_need_and_remedy(tmp_path: Path) -> None:
     told = shortage(job(), config(tmp_path / "state"), reserve=1 << 60)
     assert told is not None
