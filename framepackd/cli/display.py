@@ -72,7 +72,8 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
         for problem in problems[:SHOWN_PROBLEMS]:
             shown.add([], problem["text"])
         parts.append(shown.and_more(problems, SHOWN_PROBLEMS))
-    parts += [_running(job, now) for job in running_in(report)]
+    if running := running_in(report):
+        parts.append(_Running([_now(job, now) for job in running]))
     if queued:
         parts.append(_queue(queued, report, now))
     if moving:
@@ -136,40 +137,46 @@ def _daemon_words(daemon: DaemonReport, now: datetime) -> str:
     return f"{daemon['state']} for {_since(daemon['since'], now)}  pid {daemon['pid']}"
 
 
-def _running(job: JobReport, now: datetime) -> RenderableType:
+def _now(job: JobReport, now: datetime) -> "_Now":
     at_end = Text(job["note"], style="yellow") if job["note"] else Text(_finish(job, now), style="cyan")
     where = Text("  ".join(job.get("stage") or ()))
-    return _Running(Text(_path(job), style="bold"), job.get("progress") or 0.0, where, at_end)
+    return _Now(Text(_path(job), style="bold"), job.get("progress") or 0.0, where, at_end)
 
 
 @dataclass(frozen=True)
-class _Running:
-    """The running job: on one line, or on two in a narrow terminal."""
+class _Now:
+    """A running job."""
 
     path: Text
     progress: float  # 0 to 1
     where: Text
     at_end: Text
 
+
+@dataclass(frozen=True)
+class _Running:
+    """The running jobs: each on one line, or on two in a narrow terminal."""
+
+    jobs: list[_Now]
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         narrow = options.max_width < NARROW
-        bar = ProgressBar(total=1, completed=self.progress, width=10 if narrow else 30)
-        share = f"{percent(self.progress):3} %"
-        texts = [text for text in (Text(share), self.where, self.at_end) if text.plain]
-        facts: list[RenderableType] = [bar, *texts]
-        for text in facts[1:]:
-            assert isinstance(text, Text)
-            text.no_wrap = True
         grid = _grid()
-        label = Text("  now", style="cyan")
-        if narrow:
-            below = Table.grid(padding=(0, 2))
-            below.add_row(*facts)
-            grid.add_row(label, self.path)
-            grid.add_row("", below)
-        else:
-            self.path.no_wrap, self.path.overflow = True, "ellipsis"
-            grid.add_row(label, self.path, *facts)
+        for number, job in enumerate(self.jobs):
+            label = Text("" if number else "  now", style="cyan")
+            share = Text(f"{percent(job.progress):3} %")
+            texts = [text for text in (share, job.where, job.at_end) if text.plain]
+            for text in texts:
+                text.no_wrap = True
+            bar = ProgressBar(total=1, completed=job.progress, width=10 if narrow else 30)
+            if narrow:
+                below = Table.grid(padding=(0, 2))
+                below.add_row(bar, *texts)
+                grid.add_row(label, job.path)
+                grid.add_row("", below)
+            else:
+                job.path.no_wrap, job.path.overflow = True, "ellipsis"
+                grid.add_row(label, job.path, bar, *texts)
         yield grid
 
 

@@ -21,8 +21,8 @@ PASSED_OVER = -1.0  # what a job takes that has no place in the queue now
 def lay_out(takes: Iterable[float | None], now: datetime, *, paused: bool, devices: int = 1) -> list[Place]:
     """Place jobs in their order, each on the device that is free first; each takes so many seconds.
 
-    None: nobody knows how long, so nothing that starts after it has a time either. ``PASSED_OVER``: it has
-    no place and delays nobody. While paused no time is known.
+    None: nobody knows how long, so nothing that starts later has a time either. ``PASSED_OVER``: it has no
+    place and delays nobody. While paused no time is known.
 
     >>> noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     >>> [place.ends_at for place in lay_out([60.0, 90.0], noon, paused=False)]
@@ -33,11 +33,12 @@ def lay_out(takes: Iterable[float | None], now: datetime, *, paused: bool, devic
     places = []
     free: list[datetime] = [] if paused else [now] * devices  # when each device is, the earliest first
     for seconds in takes:
+        if len(free) < devices and any(at > now for at in free[:1]):
+            free = []  # the device of which nobody knows may be free sooner
         if seconds == PASSED_OVER or not free:
             places.append(UNKNOWN)
         elif seconds is None:
-            places.append(Place(_text(free[0])))
-            free = []  # whichever job is next may start while this one runs, or after it
+            places.append(Place(_text(heapq.heappop(free))))
         else:
             end = free[0] + timedelta(seconds=seconds)
             places.append(Place(_text(free[0]), _text(end)))

@@ -46,3 +46,10 @@ def test_on_several_devices_a_job_starts_where_one_is_free_first() -> None:
     ]
     assert span([60.0, 90.0, 10.0], 2) == 90.0
     assert span([60.0, 90.0, 10.0], 1) == 160.0
+
+
+def test_of_two_running_jobs_of_unknown_length_both_have_started() -> None:
+    first, second, third = lay_out([None, None, 5.0], NOON, paused=False, devices=2)
+    assert (first, second, third) == (Place(text(0), None), Place(text(0), None), UNKNOWN)
+    known = lay_out([None, 60.0, 5.0], NOON, paused=False, devices=2)
+    assert known == [Place(text(0), None), Place(text(0), text(60)), UNKNOWN]

@@ -242,7 +242,9 @@ def test_two_running_jobs_are_both_on_terminal_page_metrics_and_in_systemds_line
     cat, dog = report["jobs"]
     assert [cat["device"], dog["device"]] == ["cuda:0", "cuda:1"]
     lines = drawn(report).splitlines()
-    assert [line.split()[1] for line in lines if line.split()[0] == "now"] == ["cat", "dog"]
+    rows = [line for line in lines if " %  section" in line]
+    assert [row.removeprefix("  now").split()[0] for row in rows] == ["cat", "dog"]
+    assert len({row.index("%") for row in rows}) == 1, "in columns"
     assert [line.split() for line in lines if "device" in line] == [
         ["device", f"{device['name']}:", "RTX", "4090"] for device in devices
     ]
