@@ -13,6 +13,7 @@ from pathlib import Path
 
 CARDS = Path("/proc/driver/nvidia/gpus")  # one folder per card
 KERNEL = Path("/proc/sys/kernel/osrelease")
+ALL = "all"
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 BY_BUS = "PCI_BUS_ID"  # the order of nvidia-smi; by default CUDA begins with the fastest card
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch reads both; the second is the old name
@@ -24,8 +25,8 @@ names_here: dict[str, str] = {}  # the configured name of the only visible card 
 def set_up(device: str, environment: MutableMapping[str, str] = os.environ) -> None:
     """Prepare this process for a device of the configuration; does nothing once torch is imported.
 
-    Respects the user's variables: settings of the allocator stay, and ``cuda:1`` is the second card that
-    ``CUDA_VISIBLE_DEVICES`` lists.
+    ``all`` leaves every card visible, as ``cuda:0`` and so on. Respects the user's variables: settings of the
+    allocator stay, and ``cuda:1`` is the second card that ``CUDA_VISIBLE_DEVICES`` lists.
     """
     if "torch" in sys.modules:
         return
@@ -34,6 +35,8 @@ def set_up(device: str, environment: MutableMapping[str, str] = os.environ) -> N
         environment[ALLOCATOR[0]] = "expandable_segments:True"
     numbered = re.fullmatch(r"cuda:(\d+)", device)
     card = _card(int(numbered[1]), environment) if numbered else None
+    if device == ALL and VISIBLE not in environment:
+        environment.setdefault(ORDER, BY_BUS)
     if card is not None:
         environment[VISIBLE] = card
         names_here[device] = "cuda:0"

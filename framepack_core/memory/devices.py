@@ -115,6 +115,12 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def card_id(device: torch.device) -> str:
+    """Give the card's UUID, so that two of one kind can be told apart; its model name where it has none."""
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None) if device.type == "cuda" else None
+    return device_name(device) if uuid is None else f"GPU-{uuid}"
+
+
 def choose_dtypes(device: torch.device, name: str) -> tuple[torch.dtype, torch.dtype]:
     """Choose the dtype of the transformer, and that of the encoders and the VAE.
 

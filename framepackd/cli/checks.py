@@ -58,6 +58,9 @@ def forecast(found: "Forecast") -> RenderableType:
         f"and {plan.mapped / GIB:.1f} of files read in place, as far as there is room",
     )
     facts.add_row("speed", "a toy: it needs no GPU" if found.model in BUNDLED else plan.speed)
-    if plan.shortage is not None:
-        facts.add_row("[red]too little[/red]", escape(plan.shortage))
+    if found.workers > 1:
+        together = found.workers * plan.ram / GIB
+        facts.add_row("all devices", f"{found.workers} workers: {together:.1f} GiB of RAM together")
+    if found.shortage is not None:
+        facts.add_row("[red]too little[/red]", escape(found.shortage))
     return Group(Text(), title, table, facts)

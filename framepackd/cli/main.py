@@ -112,7 +112,8 @@ def check(
     from framepackd.machine.check import forecast, run_checks
 
     if gpu:
-        before_torch.set_up(config.gpu.devices[0])
+        devices = config.gpu.devices
+        before_torch.set_up(devices[0] if len(devices) == 1 else before_torch.ALL)
     try:
         results = list(run_checks(config, gpu=gpu and vram is None))
         planned = forecast(config, gpu=gpu, vram=vram, ram=ram)
@@ -121,7 +122,7 @@ def check(
     display.show(checks.checks(results), soft_wrap=True)
     if planned is not None:
         display.show(checks.forecast(planned))
-    short = planned is not None and planned.plan.shortage is not None
+    short = planned is not None and planned.shortage is not None
     sys.exit(1 if short or any(fine is False for fine, _, _ in results) else 0)
 
 

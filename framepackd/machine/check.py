@@ -65,7 +65,13 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
         yield _preview_decoder(config.preview_decoder, whole=gpu)
     yield _disk(config.state_dir)
     if gpu:
-        yield from _device(config)
+        several = len(config.gpu.devices) > 1
+        for number, name in enumerate(config.gpu.devices):
+            found = _device(config, name)
+            # The rest is the same for cards of the same kind.
+            shown = found if number == 0 else (check for check in found if check[1] == "device")
+            for fine, what, text in shown:
+                yield fine, what, f"{name}: {text}" if several and what == "device" else text
 
 
 def _secrets(config: Config) -> Iterator[Check]:
@@ -178,14 +184,12 @@ def _disk(path: Path) -> Check:
     return True, "disk", f"{free / 2**30:.0f} GiB free"
 
 
-def _device(config: Config) -> Iterator[Check]:
+def _device(config: Config, name: str) -> Iterator[Check]:
     from framepack_core.memory import device_support, devices
     from framepack_core.networks.attention import choose_attention
 
     try:
-        device = devices.choose_device(
-            config.gpu.devices[0], gpu_expected=is_gpu_expected(config.model, config)
-        )
+        device = devices.choose_device(name, gpu_expected=is_gpu_expected(config.model, config))
         transformer, encoders = devices.choose_dtypes(device, config.gpu.dtype)
         attention = choose_attention(config.gpu.attention, device)
     except FramePackError as error:
@@ -231,6 +235,18 @@ class Forecast:
     host: Host
     video: Video  # the largest by the config's defaults
     plan: Plan
+    workers: int  # each with such a plan, at the same time
+
+    @property
+    def shortage(self) -> str | None:
+        """What there is too little of, for one worker or for all of them; None if there is enough."""
+        together = self.workers * self.plan.ram
+        if self.plan.shortage is not None or together <= self.host.available:
+            return self.plan.shortage
+        return (
+            f"{self.workers} workers together need {together / GIB:.1f} GiB of the host's memory, and "
+            f"{self.host.available / GIB:.1f} are available: name fewer devices under [gpu]"
+        )
 
 
 def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None) -> Forecast | None:
@@ -278,4 +294,4 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
         item_bytes=ItemBytes.of(*widths, config.gpu.precision),
         changed=footprint.changed(merged, spec) if weights.on_disk else {},
     )
-    return Forecast(spec.name, weights, card, host, video, plan)
+    return Forecast(spec.name, weights, card, host, video, plan, len(config.gpu.devices))

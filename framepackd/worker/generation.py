@@ -202,11 +202,10 @@ class Generation:
 
     def _generate_within_memory(self) -> None:
         """Generate; each time the device runs out of memory, take the next memory level."""
-        device = devices.device_name(device_of(self._work))
-        key = f"{device}|{self._work.spec.name}|{self._work.size[1]}x{self._work.size[0]}"
-        if self._work.vae_tiling != "auto":  # it has other levels
-            key += "|tiles" if self._work.vae_tiling else "|whole"
-        engine = self._engines.get(self._work, self._work.levels.get(key, 0))
+        device, levels = device_of(self._work), self._work.levels
+        key = self._level_key(devices.card_id(device))
+        of_its_kind = levels.get(self._level_key(devices.device_name(device)), 0)
+        engine = self._engines.get(self._work, levels.get(key, of_its_kind))
         self._loras = tuple(fit.counts for fit in fit_all(self._work.request.loras, self._work.spec))
         engine.compiled.on = self._computation["compiled"] is True
         if engine.compiled.on:
@@ -237,6 +236,13 @@ class Generation:
             f"the device has not enough memory, even with {engine.levels[-1].text} ({refused}): "
             "make the video smaller (resolution), or the latent_window_size"
         )
+
+    def _level_key(self, card: str) -> str:
+        """Name what a memory level is remembered for."""
+        key = f"{card}|{self._work.spec.name}|{self._work.size[1]}x{self._work.size[0]}"
+        if self._work.vae_tiling == "auto":
+            return key
+        return f"{key}|tiles" if self._work.vae_tiling else f"{key}|whole"  # these have other levels
 
     def _report_ready(self, engine: Engine) -> None:
         name = before_torch.name_outside(str(engine.device))

@@ -37,7 +37,7 @@ class Work:
     precision: "Precision"
     compile_cache: Path  # folder for compiled kernels
     load_lock: Path  # file that a worker locks while it loads a model
-    levels: Mapping[str, int]  # the memory level that other jobs needed, by device, model and size
+    levels: Mapping[str, int]  # the memory level that other jobs needed, by card or its kind, model and size
     attention: str = "auto"
     compile: bool | Literal["auto"] = "auto"
     vae_tiling: Tiling = "auto"
@@ -112,7 +112,7 @@ class Ready(Message):
 class Lowered(Message):
     """The device had too little memory; the job continues at a lower memory level."""
 
-    key: str  # device, model and size
+    key: str  # card, model and size
     level: int
     text: str
 

@@ -130,6 +130,13 @@ def test_a_number_counts_through_the_users_list_of_visible_cards(
 
 
 @pytest.mark.usefixtures("three")
+def test_for_all_devices_every_card_stays_visible_in_the_order_of_nvidia_smi(
+    set_up: SetUp, three: None
+) -> None:
+    assert set_up("all") == {**ALLOCATOR, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    assert set_up("all", CUDA_VISIBLE_DEVICES="2,0") == {**ALLOCATOR, "CUDA_VISIBLE_DEVICES": "2,0"}
+
+
 def test_the_users_order_of_devices_stays(set_up: SetUp) -> None:
     environment = set_up("cuda:1", CUDA_DEVICE_ORDER="FASTEST_FIRST")
     assert environment == ALLOCATOR | {"CUDA_DEVICE_ORDER": "FASTEST_FIRST", "CUDA_VISIBLE_DEVICES": "1"}

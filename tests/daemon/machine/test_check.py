@@ -52,6 +52,22 @@ def test_it_plans_for_a_card_that_is_only_named(config: Path, vram: str, ram: st
         assert word in said.stdout, said.stdout
 
 
+def test_each_of_several_devices_has_a_line_and_their_memory_is_added_up(config: Path) -> None:
+    config.write_text(config.read_text() + 'model = "demo"\n[gpu]\ndevice = ["cpu", "cpu"]\n')
+    said = check(config, "--ram", "16")
+    assert said.exit_code == 0, said.stdout
+    assert [line.split()[1:3] for line in said.stdout.splitlines() if " device " in line] == [
+        ["device", "cpu:"],
+        ["device", "cpu:"],
+    ]
+    assert "2 workers: 5.1 GiB of RAM together" in said.stdout
+    said = check(config, "--ram", "4")
+    assert said.exit_code == 1, "one worker would have enough"
+    assert "2 workers together need 5.1 GiB of the host's memory" in said.stdout
+    config.write_text(config.read_text().replace('["cpu", "cpu"]', '"cpu"'))
+    assert check(config, "--ram", "4").exit_code == 0
+
+
 def test_a_plan_that_cannot_work_is_a_problem(config: Path) -> None:
     config.write_text(config.read_text() + 'model = "demo"\n')
     assert check(config, "--vram", "6", "--ram", "16").exit_code == 0

@@ -11,8 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from framepack_core.engine import Engine
 from framepack_core.errors import FramePackError
 from framepack_core.media.pictures import count_frames
+from framepack_core.memory import devices
 from framepack_core.networks import vae
 from framepack_core.progress import Progress
 from framepackd import files
@@ -404,6 +406,32 @@ def test_the_next_job_begins_on_the_memory_level_that_worked(work: Work, own_eng
     assert isinstance(answer, Finished)
     assert own_engines.get(work, 1).level == 1
     assert not [message for message in messages if isinstance(message, Lowered)]
+
+
+@pytest.mark.parametrize(
+    ("known", "level"),
+    [
+        ({"GPU-a": 1, "RTX 3060": 2}, 1),
+        ({"RTX 3060": 1}, 1),
+        ({"GPU-b": 1}, 0),
+    ],
+    ids=["its own", "that of its kind", "not that of another card of its kind"],
+)
+def test_a_card_begins_on_the_memory_level_that_it_needed_before(
+    work: Work, monkeypatch: pytest.MonkeyPatch, known: dict[str, int], level: int
+) -> None:
+    """Two cards of one kind: a screen hangs on the one, which has less memory left."""
+    asked = []
+
+    class Asked(Engines):
+        def get(self, work: Work, level: int) -> Engine:
+            asked.append(level)
+            return ENGINES.get(work, 0)
+
+    monkeypatch.setattr(devices, "card_id", lambda _: "GPU-a")
+    monkeypatch.setattr(devices, "device_name", lambda _: "RTX 3060")
+    run(replace(work, levels={f"{card}|framepack-i2v|48x32": of for card, of in known.items()}), Asked())
+    assert asked == [level]
 
 
 def test_where_the_last_memory_level_is_not_enough_the_reason_is_reported(
