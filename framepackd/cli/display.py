@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import click
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -13,6 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
+from framepackd.jobs import drafts
 from framepackd.jobs.report import (
     DaemonReport,
     DeliveryReport,
@@ -25,9 +26,6 @@ from framepackd.jobs.report import (
 )
 from framepackd.settings import loras
 from framepackd.text import clock, duration, path_of, percent, printable, size_text
-
-if TYPE_CHECKING:
-    pass
 
 PIPED_WIDTH = 240  # columns; what reads a pipe needs whole lines
 NARROW = 110  # columns; in fewer, names and reasons do not fit beside each other
@@ -257,7 +255,8 @@ def _grid() -> Table:
 
 
 def _path(job: JobReport) -> str:
-    return printable(path_of(job["folder"], job["name"]))
+    draft = " (draft)" if job.get("draft") else ""  # a daemon from before an update does not say it
+    return printable(path_of(job["folder"], job["name"])) + draft
 
 
 def _text(value: object) -> str:
@@ -288,7 +287,18 @@ def job(record: Record) -> RenderableType:
     now = datetime.now(UTC)
     facts = _grid()
     tables = ("inputs", "model_sources", "computation", "timings", "versions")
-    apart = ("history", "prompts", "continues", "loras", "delivery", "cuts", "warnings", *tables)
+    apart = (
+        "final",
+        "draft_of",
+        "history",
+        "prompts",
+        "continues",
+        "loras",
+        "delivery",
+        "cuts",
+        "warnings",
+        *tables,
+    )
     for key, value in record.items():
         if key in (*apart, "progress", "stage", "note") or value in (None, "", [], {}):
             continue
@@ -308,6 +318,8 @@ def job(record: Record) -> RenderableType:
         known = "frames" if continued["latents"] is None else "latents"
         words = f"{continued['file']}, {continued['frames']} frames, from its {known}"
         facts.add_row(Text("  continues", style="cyan"), _text(words))
+    for label, words in drafts.in_words(record):
+        facts.add_row(Text(f"  {label}", style="cyan"), _text(words))
     for timed in record.get("prompts", []):
         sections = ", ".join(map(str, timed["sections"]))
         span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"

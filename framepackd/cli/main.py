@@ -198,6 +198,16 @@ def _log_to_stderr() -> None:
 main.add_section("Make videos", init, demo, run, web, notify, service, prepare)
 main.add_section(
     "Watch and control",
-    *(status, jobs.list_jobs, jobs.show, jobs.retry, jobs.cancel, jobs.top, jobs.pause, jobs.resume),
+    *(
+        status,
+        jobs.list_jobs,
+        jobs.show,
+        jobs.retry,
+        jobs.final,
+        jobs.cancel,
+        jobs.top,
+        jobs.pause,
+        jobs.resume,
+    ),
 )
 main.add_section("Models and this machine", check, models, sanity_check, calibrate)

@@ -1,4 +1,4 @@
-"""Performs retry, cancel, top, move, pause, resume and accept-folders on the queue.
+"""Performs retry, final, cancel, top, move, pause, resume and accept-folders on the queue.
 
 The daemon's loop calls this while a daemon runs; else the command does, holding the lock.
 """
@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 from framepackd import folders
+from framepackd.control import finals
 from framepackd.delivery.deliveries import settle
 from framepackd.intake import take_back
 from framepackd.jobs import aside
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 ANEW = "retry --anew"
-CHANGING = ("retry", "cancel", "top", "move", "pause", "resume", "accept_folders")
+CHANGING = ("retry", "final", "cancel", "top", "move", "pause", "resume", "accept_folders")
 POSSIBLE = {
     "retry": (State.FAILED, State.CANCELLED),
     ANEW: (State.FAILED, State.CANCELLED, State.QUEUED),
     "cancel": (State.QUEUED, State.RUNNING),
+    "final": (State.DONE,),
     "top": (State.QUEUED,),
     "move": (State.QUEUED,),
 }
@@ -48,6 +50,7 @@ INSTEAD = {
         **ONCE_MORE,
     },
     "cancel": {State.DONE: "its video is in the outbox"},
+    "final": dict.fromkeys((State.QUEUED, State.RUNNING), "wait until the draft is made"),
     "top": {State.RUNNING: "there is nothing to move"},
     "move": {State.RUNNING: "there is nothing to move"},
 }
@@ -95,6 +98,10 @@ class Queue:
             OSError: it fails, or takes too long to wait for.
         """
         return task() if self.deliveries is None else self.deliveries.at_failed(task)
+
+    def at_outbox(self, task: Callable[[], Made]) -> Made:
+        """Run a task that uses the outbox, as ``at_failed``."""
+        return task() if self.deliveries is None else self.deliveries.at("outbox", task)
 
 
 class Result(TypedDict):
@@ -155,6 +162,8 @@ def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[boo
         return True, f"job {job.id} ({job.path}) runs next"
     if command == "move":
         return _move(job, request.get("before"), queue)
+    if command == "final":
+        return finals.make_final(job, queue.config, queue.store, queue.at_outbox)
     if command == "retry":
         return _retry(job, queue, anew=anew) if job.state in ENDED else _begin_anew(job, queue)
     how = "keep" if request.get("keep") else "discard"
@@ -170,9 +179,13 @@ def _choose(command: str, wanted: str, queue: Queue) -> tuple[Job | None, str]:
     if command == ANEW and queue.runner is None:
         possible += (State.RUNNING,)  # its daemon died
     fitting = [job for job in found if job.state in possible and _is_free(job, command, queue)]
+    if command == "final":
+        fitting = [job for job in fitting if job.settings.get("draft")]
+        if not fitting and found[0].state == State.DONE:
+            return None, f"job {found[0].id} ({found[0].path}) is no draft: it was made with all its steps"
     # Of several results of one name the last is meant; of several jobs in the queue none is guessed.
     by_name = wanted in (fitting[0].name, fitting[0].path) if fitting else False
-    if len(fitting) == 1 or (fitting and command == "retry" and by_name):
+    if len(fitting) == 1 or (fitting and command in ("retry", "final") and by_name):
         return fitting[0], ""
     if fitting:
         ids = ", ".join(job.id for job in fitting)
@@ -191,6 +204,7 @@ _PARTICIPLES = {
     "retry": "tried again",
     ANEW: "begun anew",
     "cancel": "cancelled",
+    "final": "made final",
     "top": "moved to the front",
     "move": "moved",
 }

@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from framepackd import files, rights
 from framepackd.inbox.listing import IGNORED_FOLDERS
 from framepackd.inbox.naming import OF_A_VIDEO
+from framepackd.jobs.drafts import ROLE
 from framepackd.text import JOB_ID, rest_of_name
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,9 @@ class ResultRecord(BaseModel):
     fps: float = Field(gt=0)
     prompt: str = ""
     seed: int | None = None
+    draft: bool = False
+    final: dict[str, Any] | None = None  # of a draft
+    draft_of: dict[str, Any] | None = None  # of a final
     steps: int | None = None
     model: str = ""
     device: str | None = None
@@ -191,7 +195,7 @@ def _inputs(record: ResultRecord, folder: str, stem: str, names: set[str]) -> tu
     """Give the dropped files of a video that lie next to it."""
     dropped = []
     for role, entries in record.inputs.items():
-        if role in OF_A_VIDEO:  # delivered as NAME.source.mp4
+        if role in (*OF_A_VIDEO, ROLE):  # delivered as NAME.source.mp4; the record of a draft
             continue
         for entry in entries if isinstance(entries, list) else [entries]:
             file = entry.get("file") if isinstance(entry, dict) else None

@@ -207,7 +207,8 @@ def _shown(text: str) -> str:
 
 
 def _facts(record: ResultRecord) -> list[str]:
-    facts = [f"{record.width}×{record.height}", f"{record.frames / record.fps:.1f} s"]
+    facts = ["draft"] if record.draft else []
+    facts += [f"{record.width}×{record.height}", f"{record.frames / record.fps:.1f} s"]
     if record.seed is not None:
         facts.append(f"seed {record.seed}")
     facts += filter(None, [_shown(record.model), f"{record.steps} steps" if record.steps else ""])

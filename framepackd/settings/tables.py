@@ -1,4 +1,4 @@
-"""The tables of the configuration: ``[gpu]``, ``[web]``, ``[notify]``, ``[models.NAME]``."""
+"""The tables of the configuration: ``[gpu]``, ``[draft]``, ``[web]``, ``[notify]``, ``[models.NAME]``."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source, is_file, is_hub_folder
+from framepack_core.request import Integer
 from framepack_core.sections import Kind
 from framepackd.settings.secret_files import SecretError, secret, webhook_address
 
@@ -30,6 +31,13 @@ class GpuConfig(_Section):
     compile: Literal["auto"] | bool = "auto"
     vae_tiling: Literal["auto"] | bool = "auto"
     idle_unload_seconds: float = Field(600.0, ge=0, le=31_536_000)  # 0: never
+
+
+class DraftConfig(_Section):
+    """What a job with ``draft = true`` saves; size, length and seed stay. Chosen by ``benchmarks drafts``."""
+
+    steps: Integer = Field(10, ge=1, le=100)
+    cache: Literal["none", "teacache", "magcache"] = "none"
 
 
 class WebConfig(_Section):

@@ -129,7 +129,7 @@ def _command(what: str, form: FormData) -> dict[str, Any]:
     if what in ("pause", "resume"):
         return {"command": what}
     jobs = [str(job) for job in form.getlist("job") if job]
-    if what not in ("cancel", "top", "move", "retry") or not jobs:
+    if what not in ("cancel", "top", "move", "retry", "final") or not jobs:
         raise RefusedError("There is nothing that this button could do.")
     more: dict[str, Any] = {}
     if what == "cancel":
@@ -145,7 +145,7 @@ def _changed(config: Config, request: dict[str, Any]) -> str:
     refused = [result["message"] for result in results if not result["done"]]
     if refused:
         raise RefusedError(_plain(" ".join(refused)))
-    if len(results) > 1:
+    if len(results) > 1 and request["command"] == "retry":
         return f"{len(results)} videos are in the queue again."
     return _words(request) or _plain(results[0]["message"])
 
@@ -158,6 +158,7 @@ def _words(request: dict[str, Any]) -> str | None:
         "top": "Next in line.",
         "move": "Moved.",
         "retry": "Back in the queue.",
+        "final": "It is in the queue, with all its steps. The draft stays.",
     }
     return words.get(request["command"])
 

@@ -122,6 +122,7 @@ class Wanted:
     model: str | None = None
     day: str | None = None
     odd: bool = False
+    draft: bool = False
 
     def chosen(self, results: Sequence[Shown]) -> list[Shown]:
         """Give those that fit: each word must be in the sentence, the name or the folder."""
@@ -137,4 +138,5 @@ class Wanted:
             and (self.model is None or record.model == self.model)
             and (self.day is None or shown.day.isoformat() == self.day)
             and (not self.odd or bool(record.quality))
+            and (not self.draft or record.draft)
         )

@@ -45,6 +45,7 @@ def gallery_context(shared: Shared, request: Request) -> dict[str, Any]:
         model=query.get("model") or None,
         day=query.get("day") or None,
         odd=bool(query.get("odd")),
+        draft=bool(query.get("draft")),
     )
     chosen = wanted.chosen(everything)
     start = int(query.get("from", "0")) if query.get("from", "0").isdecimal() else 0
@@ -69,6 +70,7 @@ def gallery_context(shared: Shared, request: Request) -> dict[str, Any]:
         "folders": sorted({shown.folder for shown in everything}),
         "models": sorted({shown.result.record.model for shown in everything}),
         "odd_count": sum(1 for shown in everything if shown.result.record.quality),
+        "draft_count": sum(1 for shown in everything if shown.result.record.draft),
         "wanted": wanted,
         "left": left,
         "next": f"/results?{urlencode({**more, 'from': start + PAGE})}" if left > 0 else None,
@@ -117,6 +119,7 @@ def in_words(shown: Shown, record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Seed", "" if short.seed is None else str(short.seed)),
         ("Style", _styles(record.get("loras"))),
         ("Steps", _steps(short.steps, record.get("cache"))),
+        ("Draft", _draft(record)),
         ("Prompts", "; ".join(_timed(record.get("prompts")))),
         ("Took", _took(short.timings, short.device)),
         ("Looks", f"{said(short.quality)}" if short.quality else ""),
@@ -148,6 +151,15 @@ def _steps(steps: int | None, cache: Any) -> str:
     if not steps:
         return ""
     return f"{steps}, with {CACHES[cache]}" if cache in CACHES else f"{steps}, without a cache"
+
+
+def _draft(record: dict[str, Any]) -> str:
+    """Say of a draft what its final is made with, and of a final what its draft was made with."""
+    for key, words in (("final", "this is one; its final takes"), ("draft_of", "it had one of")):
+        other = record.get(key)
+        if isinstance(other, dict) and isinstance(other.get("steps"), int):
+            return f"{words} {_steps(other['steps'], other.get('cache'))}"
+    return ""
 
 
 def _took(timings: dict[str, float], device: str | None) -> str:

@@ -1,5 +1,6 @@
 """The page in a real browser: what people do on it, and what it must never do."""
 
+import json
 import re
 import socket
 import subprocess
@@ -188,6 +189,28 @@ def test_without_scripts_the_buttons_work(
     expect(page.locator("#toast")).to_contain_text("in the inbox")
     tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-dog*.mp4"))), "the video")
     context.close()
+
+
+@in_a_browser
+def test_a_draft_is_asked_for_found_and_made_final_on_the_page(
+    page: Page, web: Web, tiny_daemon: Daemon, tmp_path: Path
+) -> None:
+    fill(page, web.url, picture(tmp_path / "heron.png"), "the heron fishes")
+    page.get_by_label("As a draft first").check()
+    page.get_by_role("button", name="Make video").click()
+    tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-heron*.mp4"))), "the draft")
+    (draft,) = tiny_daemon.outbox.glob("web/the-heron*.mp4")
+    page.goto(f"{web.url}results?draft=1")
+    expect(page.locator(".tile")).to_have_count(1)
+    expect(page.locator(".tile .badge")).to_have_text("draft")
+    page.locator(".tile a").click()
+    page.get_by_role("button", name="Make it final").click()
+    expect(page.locator("#toast")).to_contain_text("The draft stays")
+    final = draft.with_stem(f"{draft.stem}_final")
+    tiny_daemon.until(final.exists, "the final")
+    said = json.loads(final.with_suffix(".json").read_text())
+    assert (said["steps"], said["draft"]) == (25, False)
+    assert said["seed"] == json.loads(draft.with_suffix(".json").read_text())["seed"]
 
 
 @pytest.mark.parametrize("options", [["--server", EVERYBODY], ["--share"]])
