@@ -200,8 +200,12 @@ def test_a_draft_is_asked_for_found_and_made_final_on_the_page(
     page.get_by_role("button", name="Make video").click()
     tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-heron*.mp4"))), "the draft")
     (draft,) = tiny_daemon.outbox.glob("web/the-heron*.mp4")
-    page.goto(f"{web.url}results?draft=1")
-    expect(page.locator(".tile")).to_have_count(1)
+
+    def found() -> bool:  # the outbox is looked through every two seconds
+        page.goto(f"{web.url}results?draft=1")
+        return page.locator(".tile").count() == 1
+
+    tiny_daemon.until(found, "the draft among the results")
     expect(page.locator(".tile .badge")).to_have_text("draft")
     page.locator(".tile a").click()
     page.get_by_role("button", name="Make it final").click()
