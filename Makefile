@@ -30,6 +30,8 @@ check: .venv/installed
 
 # Installs what the daemon needs, and nothing more.
 .venv/package: pyproject.toml constraints.txt setup.py
+	@echo "First, once: pip fetches torch and other packages into .venv, 1.6 GB on disk for the CPU; with CUDA, which"
+	@echo "PyPI's torch brings, several GB more. That takes one to ten minutes. Then a demo takes less than one."
 	$(PYTHON) -m venv .venv
 	$(INSTALL) -e .
 	@touch $@

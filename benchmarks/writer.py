@@ -201,7 +201,7 @@ def example_work(folder: Path, kind: Kind, sections: int) -> Work:
         dtype="auto",
         precision="exact",
         compile_cache=folder / "compiled",
-        rungs={},
+        levels={},
     )
 
 

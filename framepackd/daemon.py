@@ -104,6 +104,7 @@ class Daemon:
         self.store = store
         self.paused: str | None = None  # since when and by whom, as recorded
         self.stopping = False
+        self._stop_reported = False
         self._once = once
         self._load_again = load_again
         self._problems = problems
@@ -285,6 +286,10 @@ class Daemon:
     def _steer(self, now: float) -> None:
         """Have the worker leave its job if it must, or start the next one."""
         if self.stopping:
+            if not self._stop_reported:
+                self._stop_reported = True
+                then = ": the running job leaves at its next step, and resumes when the daemon starts again"
+                log.info("stopping%s", then if self.supervisor.busy else "")
             self.supervisor.leave(now, STOPPING)
         elif self.paused is not None:
             self.starter.held = None
@@ -298,9 +303,14 @@ class Daemon:
 
     def _answer_requests(self) -> None:
         queue = commands.Queue(self.config, self.store, self.supervisor, self.deliveries)
+
+        def perform(request: dict[str, Any]) -> commands.Answer:
+            answer = commands.perform(request, queue)
+            self.paused = self.store.paused()  # before its sender hears of it and asks for the status
+            return answer
+
         while not self.requests.empty():
-            self.requests.answer_next(lambda request: commands.perform(request, queue))
-            self.paused = self.store.paused()
+            self.requests.answer_next(perform)
             self.starter.again = 0.0
 
     def _reload(self) -> None:

@@ -30,6 +30,16 @@ EVERYBODY = ("users",)  # groups that some systems put all users into: nothing i
 FORMERLY_COMPILED = "compiled"  # in the state folder, of earlier versions; now in the cache folder
 
 
+@contextlib.contextmanager
+def own_umask() -> Iterator[None]:
+    """Have files that are made inside the block be this user's alone, unless they are given a mode."""
+    before = os.umask(UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
 def make_folders(config: Config) -> None:
     """Make the folders that the daemon needs and that are missing.
 

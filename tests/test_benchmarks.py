@@ -45,6 +45,7 @@ def first_light(out: Path, *options: str) -> tuple[int, list[dict[str, Any]]]:
     return done.returncode, json.loads((out / "first-light.json").read_text())["rows"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_the_tiny_form_computes_every_row_that_needs_no_gpu(tmp_path: Path) -> None:
     code, rows = first_light(tmp_path)

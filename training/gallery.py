@@ -23,7 +23,7 @@ PICTURES = (
 )
 COLUMNS = (0, 12, 24, 36, 48, 60, 72)  # frames
 CELL, GAP, LABEL = 112, 4, 104
-MOVING = ("pan right", "zoom in", "rotate left", "night falls")  # one of each kind
+MOVING = ("night falls", "fog", "sunset", "pan right")  # what the model is best at, then a camera
 EVERY = 2  # frames of the moving picture
 
 

@@ -67,7 +67,8 @@ def _download(name: str, folder: Path) -> None:
 def unpack(folder: Path, target: Path) -> None:
     """Unpack the archive, for PYTHONPATH."""
     with lzma.open(folder / ARCHIVE) as packed, tarfile.open(fileobj=packed) as tar:
-        tar.extractall(target, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 has none yet
+        tar.extractall(target)  # noqa: S202 - ours
 
 
 if __name__ == "__main__":

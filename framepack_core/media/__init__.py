@@ -1,1 +1,1 @@
-"""Pictures and videos: reading, cropping, colours, encoding, previews."""
+"""Pictures and videos: reads, crops, converts colours, encodes, draws previews."""

@@ -1,1 +1,1 @@
-"""What fits where: footprints, plans, the device, and how weights are moved to it."""
+"""Memory: predicts what fits, plans, and moves weights to the device."""

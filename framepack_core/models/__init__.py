@@ -1,1 +1,4 @@
-"""Which files a model has, where they are, and whether they are whole. Only tensor_files imports torch."""
+"""Files of models and LoRAs: where they are, and whether they are complete and fit.
+
+Only tensor_files imports torch.
+"""

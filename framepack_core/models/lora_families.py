@@ -1,4 +1,4 @@
-"""Recognizes the family of models that a LoRA was trained for, by the metadata of its file.
+"""Recognizes from a LoRA's metadata which family of models it was trained for.
 
 Several families share the names and even the shapes of layers with HunyuanVideo; FLUX.1 has double_blocks and
 single_blocks too. So a LoRA can fit by its shapes and still be for another model. No torch here.

@@ -1,4 +1,6 @@
-"""Reads LoRA files (Hu et al. 2021, arXiv:2106.09685) and matches their keys to the model's weights.
+"""Reads LoRA files: matches the key names of all trainers to the model's weights.
+
+LoRA: Hu et al. 2021, arXiv:2106.09685.
 
 Trainers name the same weights in four ways: by HunyuanVideo's modules or by diffusers', each with dots or, as
 kohya's programs do, with underscores. Converters mix dots and underscores. With all dots replaced by

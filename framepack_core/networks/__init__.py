@@ -1,1 +1,1 @@
-"""What is computed: the transformer, the VAE, the encoders, how they are loaded and changed."""
+"""The networks: transformer, VAE, encoders; loads, quantizes and compiles them, merges LoRAs."""

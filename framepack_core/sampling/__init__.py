@@ -1,1 +1,1 @@
-"""From noise to latents: the solver, and step caches that skip what changes little."""
+"""Makes latents from noise: the solver, and caches that skip steps."""

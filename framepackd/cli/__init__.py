@@ -1,4 +1,4 @@
-"""The command line."""
+"""The commands of ``framepackd``: reads their options, calls the wings, prints."""
 
 from framepackd.cli.main import main
 

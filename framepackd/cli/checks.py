@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepack_core.memory.footprint import GIB
+from framepack_core.models.registry import BUNDLED
 from framepackd.text import printable
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def checks(results: Iterable["Check"]) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     marks = {True: ("✓", "green"), False: ("✗", "red"), None: ("·", "dim"), "warning": ("!", "yellow")}
     for fine, what, found in results:
-        grid.add_row(Text(*marks[fine]), Text(what, style="bold"), Text(printable(found)))
+        grid.add_row(Text(*marks[fine]), Text(what, style="bold"), Text(printable(found), overflow="fold"))
     return grid
 
 
@@ -56,7 +57,7 @@ def forecast(found: "Forecast") -> RenderableType:
         f"{plan.ram / GIB:.1f} GiB at the peak, {host.available / GIB:.1f} available; "
         f"and {plan.mapped / GIB:.1f} of files read in place, as far as there is room",
     )
-    facts.add_row("speed", plan.speed)
+    facts.add_row("speed", "a toy: it needs no GPU" if found.model in BUNDLED else plan.speed)
     if plan.shortage is not None:
         facts.add_row("[red]too little[/red]", escape(plan.shortage))
     return Group(Text(), title, table, facts)

@@ -1,4 +1,4 @@
-"""Draws status, one job and the checks in a terminal."""
+"""Draws status and the models in a terminal."""
 
 import sys
 from collections.abc import Iterator, Sized
@@ -13,24 +13,21 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from framepackd.jobs import drafts
 from framepackd.jobs.report import (
     DaemonReport,
     DeliveryReport,
     JobReport,
     ProblemReport,
-    Record,
     Report,
     WaitingReport,
     running_in,
 )
-from framepackd.settings import loras
 from framepackd.text import clock, duration, path_of, percent, printable, size_text
 
 PIPED_WIDTH = 240  # columns; what reads a pipe needs whole lines
 NARROW = 110  # columns; in fewer, names and reasons do not fit beside each other
 LABEL_WIDTH = 11
-SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_PROBLEMS = 10, 8, 10, 10
+SHOWN_QUEUE, SHOWN_RESULTS, SHOWN_WAITING, SHOWN_FAILURES, SHOWN_PROBLEMS = 10, 8, 10, 10, 10
 DOTS = {"running": "green", "stopping": "yellow", "stopped": "dim", "died": "red"}
 STATE_STYLES = {
     "done": "green",
@@ -84,8 +81,10 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
         parts.append(_moving(moving, report["problems"], now))
     if report["waiting"]:
         parts.append(_waiting(report["waiting"], now))
-    if ended:
-        parts.append(_results(ended, now))
+    if failures := [job for job in ended if job.get("open")]:
+        parts.append(_results(failures, now, SHOWN_FAILURES))
+    if results := [job for job in ended if not job.get("open")]:
+        parts.append(_results(results, now, SHOWN_RESULTS))
     if not jobs and not report["waiting"] and not report["problems"]:
         parts.append(_nothing_to_do(report["daemon"]))
     return Group(*parts)
@@ -144,7 +143,8 @@ class _Running:
         narrow = options.max_width < NARROW
         bar = ProgressBar(total=1, completed=self.progress, width=10 if narrow else 30)
         share = f"{percent(self.progress):3} %"
-        facts: list[RenderableType] = [bar, *(Text(share), self.where, self.at_end)]
+        texts = [text for text in (Text(share), self.where, self.at_end) if text.plain]
+        facts: list[RenderableType] = [bar, *texts]
         for text in facts[1:]:
             assert isinstance(text, Text)
             text.no_wrap = True
@@ -235,16 +235,16 @@ def _waiting(waiting: list[WaitingReport], now: datetime) -> RenderableType:
     return shown.and_more(waiting, SHOWN_WAITING)
 
 
-def _results(ended: list[JobReport], now: datetime) -> RenderableType:
+def _results(ended: list[JobReport], now: datetime, most: int) -> RenderableType:
     shown = _Entries("", "")
-    for job in ended[:SHOWN_RESULTS]:
+    for job in ended[:most]:
         state = "suspect" if job["state"] == "done" and job["quality"] else job["state"]
         shown.add(
             [_path(job), f"{_since(job['finished_at'], now)} ago"],
             ": ".join(filter(None, (job["quality"], job["error"] or job["output"]))),
             label=Text(f"  {state}", style=STATE_STYLES[state]),
         )
-    return shown.and_more(ended, SHOWN_RESULTS)
+    return shown.and_more(ended, most)
 
 
 def _grid() -> Table:
@@ -280,66 +280,6 @@ def _finish(of: JobReport | Report, now: datetime) -> str:
         return ""
     when = of.get("finishes_at")
     return f"in {duration(of['eta_seconds'])}" + (f", at {clock(when, now)}" if when else "")
-
-
-def job(record: Record) -> RenderableType:
-    """Draw one job whole."""
-    now = datetime.now(UTC)
-    facts = _grid()
-    tables = ("inputs", "model_sources", "computation", "timings", "versions")
-    apart = (
-        "final",
-        "draft_of",
-        "history",
-        "prompts",
-        "continues",
-        "loras",
-        "delivery",
-        "cuts",
-        "warnings",
-        *tables,
-    )
-    for key, value in record.items():
-        if key in (*apart, "progress", "stage", "note") or value in (None, "", [], {}):
-            continue
-        facts.add_row(Text(f"  {key.replace('_', ' ')}", style="cyan"), _text(value))
-    if record.get("stage"):
-        where = ", ".join([f"{percent(record['progress'])} %", *record["stage"]])
-        facts.add_row(Text("  progress", style="cyan"), _text(where))
-    if delivery := record.get("delivery"):
-        again = _again(delivery, now)
-        words = f"to be {delivery['state']}: {record['note']}" + (f"; {again}" if again else "")
-        facts.add_row(Text("  delivery", style="yellow"), _text(words))
-    elif record.get("note"):
-        facts.add_row(Text("  note", style="yellow"), _text(record["note"]))
-    for warning in record.get("warnings", ()):
-        facts.add_row(Text("  warning", style="yellow"), _text(warning))
-    if continued := record.get("continues"):
-        known = "frames" if continued["latents"] is None else "latents"
-        words = f"{continued['file']}, {continued['frames']} frames, from its {known}"
-        facts.add_row(Text("  continues", style="cyan"), _text(words))
-    for label, words in drafts.in_words(record):
-        facts.add_row(Text(f"  {label}", style="cyan"), _text(words))
-    for timed in record.get("prompts", []):
-        sections = ", ".join(map(str, timed["sections"]))
-        span = f"{timed['from']:g} to {timed['to']:g} s, section {sections}"
-        facts.add_row(Text("  timed prompt", style="cyan"), _text(f"{timed['text']} ({span})"))
-    for entry in record.get("loras", ()):
-        facts.add_row(Text("  lora", style="cyan"), _text(loras.in_words(entry)))
-    for key in tables:
-        for name, value in (record[key] or {}).items():
-            text = str(value)
-            if isinstance(value, dict):
-                text = "; ".join([value["file"], *value.get("passed_over", ())])
-            facts.add_row(
-                Text(f"  {key.replace('_', ' ')}: {name}", style="cyan"),
-                _text(f"{text} s" if key == "timings" else text),
-            )
-    history = _grid()
-    for entry in record["history"]:
-        style = STATE_STYLES.get(entry["state"], "")
-        history.add_row(f"  {entry['at']}", Text(entry["state"], style=style), _text(entry["note"]))
-    return Group(Text(f"job {record['id']}", style="bold"), facts, Text("history", style="bold"), history)
 
 
 class SourceRow(TypedDict):

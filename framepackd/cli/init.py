@@ -1,7 +1,6 @@
 """framepackd init: writes a commented configuration, makes the folders, and says what to do next."""
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -43,14 +42,12 @@ def init(inbox: Path | None, outbox: Path | None, file: Path | None) -> None:
     config = load(file)
     from framepackd import folders, rights
 
-    before = os.umask(rights.UMASK)
     try:
-        rights.make_folders(config)
-        folders.make_new(config)
+        with rights.own_umask():
+            rights.make_folders(config)
+            folders.make_new(config)
     except OSError as error:
         fail(f"{error.filename}: {error.strerror}: correct the path in {file}", 1)
-    finally:
-        os.umask(before)
     named = "" if file == own_config() else f" --config {file}"
     click.echo(f"config   {file}")
     for name in ("inbox", "outbox", "failed"):

@@ -1,4 +1,4 @@
-"""The commands on jobs: list, show, retry, final, cancel, top, pause, resume."""
+"""The commands on jobs: list, show, retry, final, dismiss, cancel, top, pause, resume."""
 
 import re
 import sys
@@ -70,7 +70,11 @@ def list_jobs(
     jobs = store.all_jobs(states, folder, since) if store else iter(())
     if as_json:
         now, kinds = datetime.now(UTC), config.model_kinds()
-        reports = [summary(job, facts=facts_of(job, kinds, UNKNOWN), now=now) for job in jobs]
+        failures = {job.id for job in store.open_failures()} if store else ()
+        reports = [
+            summary(job, facts=facts_of(job, kinds, UNKNOWN), now=now, is_open=job.id in failures)
+            for job in jobs
+        ]
         click.echo(printable_json({"jobs": reports}))
         return
     for line in lines(jobs):
@@ -104,9 +108,9 @@ def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
     if as_json:
         click.echo(printable_json(record))
     else:
-        from framepackd.cli import display
+        from framepackd.cli import display, page_of_job
 
-        display.show(display.job(record))
+        display.show(page_of_job.page(record, datetime.now(UTC)))
 
 
 jobs_argument = click.argument("jobs", metavar="[JOB]...", nargs=-1)
@@ -140,6 +144,29 @@ def final(config_file: Path | None, jobs: tuple[str, ...]) -> None:
     JOB is its id, the start of it, or its name.
     """
     change(load(config_file), {"command": "final", "jobs": jobs})
+
+
+@click.command(short_help="Put away failures that you know of.")
+@config_option
+@jobs_argument
+@click.option("--all", "every", is_flag=True, help="All failures that status shows.")
+def dismiss(config_file: Path | None, jobs: tuple[str, ...], *, every: bool) -> None:
+    """Put away failed jobs that you know of: status and the page show them no more.
+
+    Their files stay in the failed folder. JOB is its id, the start of it, or its name.
+    """
+    config = load(config_file)
+    if every != (not jobs):
+        raise click.UsageError("name the jobs to put away, or say --all for all failures that status shows")
+    if every:
+        from framepackd.jobs.store import JobStore
+
+        store = JobStore(config.database, read_only=True) if config.database.exists() else None
+        jobs = tuple(job.id for job in store.open_failures()) if store else ()
+        if not jobs:
+            click.echo("no failure is shown")
+            sys.exit(0)
+    change(config, {"command": "dismiss", "jobs": jobs})
 
 
 @click.command(short_help="Cancel queued or running jobs.")

@@ -42,9 +42,8 @@ def run(config_file: Path | None, *, once: bool, with_page: bool) -> None:
     from framepackd.cli.page import page
     from framepackd.settings.config import load_config
 
-    os.umask(rights.UMASK)
     _log_to_stderr()
-    with page(config_file) if with_page else nullcontext():
+    with rights.own_umask(), page(config_file) if with_page else nullcontext():
         faulthandler.enable()  # when systemd ends a daemon that hangs, the journal says where it hung
         sys.exit(daemon.run(config, once=once, load_again=lambda: load_config(config_file)))
 
@@ -152,14 +151,23 @@ def web(
 @click.option("--prompt", help="How it is to move; else as the demo's says.")
 @click.option("--seconds", type=click.FloatRange(1, 120), default=2.4, help="Length.", show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path("demo"), help="Where to do it.")
-def demo(image: Path | None, prompt: str | None, seconds: float, folder: Path) -> None:
+@click.option("--web", "with_page", is_flag=True, help="Open the page on the demo model instead.")
+def demo(image: Path | None, prompt: str | None, seconds: float, folder: Path, *, with_page: bool) -> None:
     """Make a video with the bundled demo model: the whole way from inbox to outbox.
 
-    It pans over any picture, tilts, and changes the light: "pan left", "look up", "night falls", "fog".
+    It is best at light: "night falls", "sunset", "fog". It also pans, tilts, zooms and rotates.
+    What an earlier demo made moves to earlier/ in the folder.
     """
-    from framepackd.cli.demo import run_demo
+    from framepackd.cli.demo import run_demo, show_page, what_next
 
-    click.echo(run_demo(folder, image, prompt, seconds))
+    if with_page:
+        if image or prompt:
+            raise click.UsageError("--web takes no picture and no prompt: the page asks for them")
+        show_page(folder)
+        return
+    video = run_demo(folder, image, prompt, seconds)
+    click.echo(what_next())
+    click.echo(video)
 
 
 def _watch(config: "Config") -> None:
@@ -204,6 +212,7 @@ main.add_section(
         jobs.show,
         jobs.retry,
         jobs.final,
+        jobs.dismiss,
         jobs.cancel,
         jobs.top,
         jobs.pause,

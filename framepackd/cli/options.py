@@ -1,5 +1,6 @@
-"""What all commands share: the option for the configuration, and the one place where errors end them."""
+"""What all commands share: the option ``--config``, the exit codes, and how an error ends a command."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from framepackd.settings.config import Config
 
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 config_option = click.option(
     "--config",
@@ -46,7 +48,22 @@ class Commands(click.Group):
                 )
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that was asked for."""
+        """Run the command that was asked for; Ctrl-C ends it quietly."""
+        interrupt = _Interrupt()
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, interrupt)
+        try:
+            return self._invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(EXIT_INTERRUPTED)
+        except (
+            Exception
+        ):  # an import that is interrupted may end in another error: numpy's in a RecursionError
+            if interrupt.came:
+                sys.exit(EXIT_INTERRUPTED)
+            raise
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except CommandError as error:
@@ -61,6 +78,17 @@ class Commands(click.Group):
             where = error.filename or getattr(ctx.obj, "state_dir", "")  # a sync that failed names no file
             remedy = "check that the disk is fine and this user may read and write there"
             fail(f"{where}: {error.strerror}: {remedy}", 1)
+
+
+class _Interrupt:
+    """Raises KeyboardInterrupt at Ctrl-C, and remembers that it did."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def __call__(self, *_: object) -> NoReturn:
+        self.came = True
+        raise KeyboardInterrupt
 
 
 def load(path: Path | None) -> "Config":

@@ -4,7 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,9 @@ STOP_SECONDS = 10.0  # that the page may take to end
 
 
 @contextmanager
-def page(config_file: Path | None) -> Iterator[None]:
+def page(
+    config_file: Path | None, environment: Mapping[str, str] | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
     """Serve the page from a process of its own, which ends with the block, and if this process is killed.
 
     Raises:
@@ -24,9 +26,9 @@ def page(config_file: Path | None) -> Iterator[None]:
         raise CommandError('the page needs gradio: pip install "framepackd[web]", or leave out --web')
     named = ["--config", str(config_file)] if config_file else []
     command = [sys.executable, "-m", "framepackd", "web", *named, "--ends-with", str(os.getpid())]
-    process = subprocess.Popen(command)  # noqa: S603 - it is framepackd
+    process = subprocess.Popen(command, env=environment)  # noqa: S603 - it is framepackd
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:

@@ -1,1 +1,1 @@
-"""Sends commands to a daemon, or performs them where none runs."""
+"""Status and commands: sends a command to the daemon, or performs it if none runs."""

@@ -3,7 +3,6 @@
 Imports stand where they are needed: a command answers in half a second.
 """
 
-import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -127,11 +126,10 @@ def _perform_here(config: Config, request: dict[str, Any]) -> "Answer":
         raise CommandError(f"no job {request['jobs'][0]!r}: nothing was ever run on {config.state_dir}")
     files.make_folder(config.jobs_dir, rights.PRIVATE)
     lock = control_lock.Lock(config.state_dir)
-    before = os.umask(rights.UMASK)
     try:
-        return commands.perform(request, commands.Queue(config, JobStore(config.database)))
+        with rights.own_umask():
+            return commands.perform(request, commands.Queue(config, JobStore(config.database)))
     finally:
-        os.umask(before)
         lock.release()
 
 

@@ -1,4 +1,4 @@
-"""Performs retry, final, cancel, top, move, pause, resume and accept-folders on the queue.
+"""Performs retry, final, dismiss, cancel, top, move, pause, resume and accept-folders on the queue.
 
 The daemon's loop calls this while a daemon runs; else the command does, holding the lock.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 ANEW = "retry --anew"
-CHANGING = ("retry", "final", "cancel", "top", "move", "pause", "resume", "accept_folders")
+CHANGING = ("retry", "final", "dismiss", "cancel", "top", "move", "pause", "resume", "accept_folders")
 POSSIBLE = {
     "retry": (State.FAILED, State.CANCELLED),
     ANEW: (State.FAILED, State.CANCELLED, State.QUEUED),
@@ -33,6 +33,7 @@ POSSIBLE = {
     "final": (State.DONE,),
     "top": (State.QUEUED,),
     "move": (State.QUEUED,),
+    "dismiss": (State.FAILED,),
 }
 # What to do instead, where a command can do nothing in a job's state.
 ONCE_MORE = {
@@ -52,6 +53,7 @@ INSTEAD = {
     "cancel": {State.DONE: "its video is in the outbox"},
     "final": dict.fromkeys((State.QUEUED, State.RUNNING), "wait until the draft is made"),
     "top": {State.RUNNING: "there is nothing to move"},
+    "dismiss": dict.fromkeys(State, "only failures are put away"),
     "move": {State.RUNNING: "there is nothing to move"},
 }
 RETRY_FIRST = "framepackd retry puts it into the queue again"
@@ -64,7 +66,7 @@ class PassedOver(Protocol):
         """Consider a job again."""
 
 
-class Running(Protocol):
+class Supervising(Protocol):
     """What the commands need of the part of a daemon that runs the jobs."""
 
     @property
@@ -84,11 +86,11 @@ class Running(Protocol):
 
 @dataclass(frozen=True)
 class Queue:
-    """What the commands work on; ``runner`` and ``deliveries`` are a daemon's, None where none runs."""
+    """What the commands work on; ``supervisor`` and ``deliveries`` are a daemon's, None where none runs."""
 
     config: Config
     store: JobStore
-    runner: Running | None = None
+    supervisor: Supervising | None = None
     deliveries: "Deliveries | None" = None
 
     def at_failed(self, task: Callable[[], Made]) -> Made:
@@ -116,11 +118,12 @@ Answer = dict[Literal["results"], list[Result]]
 
 def perform(request: dict[str, Any], queue: Queue) -> Answer:
     """Perform a command; one result for each job that it names."""
-    store, runner = queue.store, queue.runner
+    store, supervisor = queue.store, queue.supervisor
     command = request["command"]
     if command == "pause":
         store.pause()
-        then = "the running job stops at its next step and goes on later; " if runner and runner.busy else ""
+        runs = supervisor is not None and supervisor.busy
+        then = "the running job stops at its next step and goes on later; " if runs else ""
         return _answer((True, f"paused: {then}framepackd resume goes on"))
     if command == "resume":
         was_paused = store.paused() is not None
@@ -164,6 +167,9 @@ def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[boo
         return _move(job, request.get("before"), queue)
     if command == "final":
         return finals.make_final(job, queue.config, queue.store, queue.at_outbox)
+    if command == "dismiss":
+        queue.store.dismiss(job.id)
+        return True, f"job {job.id} ({job.path}) is put away; framepackd retry still runs it again"
     if command == "retry":
         return _retry(job, queue, anew=anew) if job.state in ENDED else _begin_anew(job, queue)
     how = "keep" if request.get("keep") else "discard"
@@ -176,7 +182,7 @@ def _choose(command: str, wanted: str, queue: Queue) -> tuple[Job | None, str]:
     if not found:
         return None, f"no job {wanted!r}: framepackd status lists them"
     possible = POSSIBLE[command]
-    if command == ANEW and queue.runner is None:
+    if command == ANEW and queue.supervisor is None:
         possible += (State.RUNNING,)  # its daemon died
     fitting = [job for job in found if job.state in possible and _is_free(job, command, queue)]
     if command == "final":
@@ -207,6 +213,7 @@ _PARTICIPLES = {
     "final": "made final",
     "top": "moved to the front",
     "move": "moved",
+    "dismiss": "dismissed",
 }
 
 
@@ -236,8 +243,8 @@ def _begin_anew(job: Job, queue: Queue) -> tuple[bool, str]:
     except OSError as error:
         return False, f"{name} cannot be begun anew: {error.filename}: {error.strerror}: correct that first"
     queue.store.begin_anew(job.id)
-    if queue.runner is not None:
-        queue.runner.passed_over.forget(job.id)
+    if queue.supervisor is not None:
+        queue.supervisor.passed_over.forget(job.id)
     then = f"; what was made of it is kept in {kept} until it has ended" if kept else ""
     return True, f"{name} begins anew when its turn comes{then}"
 
@@ -269,16 +276,17 @@ def _retry(job: Job, queue: Queue, *, anew: bool) -> tuple[bool, str]:
 
 
 def _cancel(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
-    config, store, runner = queue.config, queue.store, queue.runner
+    config, store, supervisor = queue.config, queue.store, queue.supervisor
     name = f"job {job.id} ({job.path})"
-    runs = runner is not None and runner.runs(job.id)  # else its daemon died, even if its state is running
+    # Where it does not run but its state says so, its daemon died.
+    runs = supervisor is not None and supervisor.runs(job.id)
     if not runs and not (config.jobs_dir / job.id / CHECKPOINT).exists():
         how = "discard"
     store.cancel(job.id, how)
-    if runner is not None:
-        runner.passed_over.forget(job.id)
-    if runner is not None and runs:
-        runner.cancel(how)
+    if supervisor is not None:
+        supervisor.passed_over.forget(job.id)
+    if supervisor is not None and runs:
+        supervisor.cancel(how)
         return True, f"{name} stops at its next step and is then cancelled"
     if how == "keep":
         return True, f"{name} is cancelled as soon as a daemon has written what exists of its video"

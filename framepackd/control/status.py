@@ -10,14 +10,17 @@ from types import MappingProxyType
 from framepackd.control.facts import facts_of
 from framepackd.control.schedule import PASSED_OVER, UNKNOWN, lay_out
 from framepackd.inbox.scan import Waiting
-from framepackd.jobs.described import described, note, progress, stage
+from framepackd.jobs.described import described, note, stage
 from framepackd.jobs.job import Job, State, as_recorded
+from framepackd.jobs.pace import is_measured, progress, remaining
+from framepackd.jobs.reader import JobReader
 from framepackd.jobs.report import DaemonReport, DeliveryReport, FactsReport, JobReport, Report, running_in
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.text import as_utf8, clock, path_of, percent, printable
 
 LAST_RESULTS = 100
+OPEN_FAILURES = 100
 
 
 def snapshot(
@@ -38,12 +41,12 @@ def snapshot(
     now = datetime.now(UTC)
     active = store.in_state(State.RUNNING, State.QUEUED) if store else []
     active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
-    ended = store.last_ended(LAST_RESULTS) if store else []
+    ended, failures = _ended(store) if store else ([], frozenset())
     counts = store.counts() if store else {state.value: 0 for state in State}
-    remaining = _estimate(active, ended, now)
+    left = _estimate(active, ended, now)
     to_come = [
         seconds
-        for job, seconds in zip(active, remaining, strict=True)
+        for job, seconds in zip(active, left, strict=True)
         if job.delivery is None and job.id not in passed_over
     ]
     known = [seconds for seconds in to_come if seconds is not None]
@@ -51,7 +54,7 @@ def snapshot(
     eta = sum(known) if foreseeable else None
     takes = [
         PASSED_OVER if job.delivery is not None or job.id in passed_over else seconds
-        for job, seconds in zip(active, remaining, strict=True)
+        for job, seconds in zip(active, left, strict=True)
     ]
     places = [*lay_out(takes, now, paused=daemon["paused"] is not None), *[UNKNOWN] * len(ended)]
     jobs = [
@@ -62,10 +65,9 @@ def snapshot(
             passed_over=passed_over.get(job.id),
             eta=None if job.id in passed_over else seconds,
             now=now,
+            is_open=job.id in failures,
         )
-        for job, seconds, place in zip(
-            [*active, *ended], [*remaining, *[None] * len(ended)], places, strict=True
-        )
+        for job, seconds, place in zip([*active, *ended], [*left, *[None] * len(ended)], places, strict=True)
     ]
     return {
         "daemon": daemon,
@@ -86,6 +88,7 @@ def summary(
     passed_over: str | None = None,
     eta: float | None = None,
     now: datetime,
+    is_open: bool = False,
 ) -> JobReport:
     """Describe one job in short, as ``status`` and ``list`` have it."""
     return {
@@ -102,7 +105,7 @@ def summary(
         "step": job.step,
         "steps": job.steps,
         "frames": job.frames,
-        "progress": progress(job),
+        "progress": progress(job, now),
         "stage": stage(job),
         "eta_seconds": None if eta is None else round(eta, 1),
         "finishes_at": _after(eta, now),
@@ -113,7 +116,16 @@ def summary(
         "note": note(job, delivery, passed_over),
         "delivery": delivery,
         "finished_at": job.finished_at,
+        "open": is_open,
     }
+
+
+def _ended(store: JobReader) -> tuple[list[Job], frozenset[str]]:
+    """Give the last results, the latest first, and among them every open failure, whose ids come second."""
+    last, failures = store.last_ended(LAST_RESULTS), store.open_failures(OPEN_FAILURES)
+    jobs = {job.id: job for job in (*last, *failures)}
+    in_order = sorted(jobs.values(), key=lambda job: (job.finished_at or "", job.seq), reverse=True)
+    return in_order, frozenset(job.id for job in failures)
 
 
 def _after(seconds: float | None, now: datetime) -> str | None:
@@ -146,33 +158,7 @@ def _done(when: str | None, now: datetime, what: str = "done") -> str:
 
 def _estimate(active: list[Job], ended: list[Job], now: datetime) -> list[float | None]:
     """Estimate the seconds that each active job still takes, by its own pace or that of the last like it."""
-    paces: dict[object, Job] = {}  # the first of each model
-    for job in filter(_is_paced, (*active, *ended)):
-        paces.setdefault(job.settings.get("model"), job)
-    return [
-        _remaining(job, job if _is_paced(job) else paces.get(job.settings.get("model")), now)
-        for job in active
-    ]
-
-
-def _is_paced(job: Job) -> bool:
-    return job.step_seconds is not None and bool(job.work_units)
-
-
-def _remaining(job: Job, pace: Job | None, now: datetime) -> float | None:
-    if job.delivery is not None or pace is None or pace.step_seconds is None or not job.sections:
-        return None
-    scale = job.work_units / pace.work_units
-    sections_done = max(job.section - 1, 0)  # decoded; the one at hand still has to be
-    steps_done = max(job.section - 1, 0) * job.steps + job.step
-    steps = (job.steps_total - steps_done) * pace.step_seconds * scale
-    decodes = (job.sections - sections_done) * (pace.decode_seconds or 0.0) * scale
-    return max(steps + decodes - _since_progress(job, now), 0.0)
-
-
-def _since_progress(job: Job, now: datetime) -> float:
-    """Give the seconds since the running job last reported, at most those that its step or decode takes."""
-    if job.state != State.RUNNING or job.progress_at is None or job.step_seconds is None:
-        return 0.0
-    at_hand = (job.decode_seconds or 0.0) if job.step == job.steps else job.step_seconds
-    return min((now - datetime.fromisoformat(job.progress_at)).total_seconds(), at_hand)
+    measured: dict[object, Job] = {}  # the first of each model
+    for job in filter(is_measured, (*active, *ended)):
+        measured.setdefault(job.settings.get("model"), job)
+    return [remaining(job, measured.get(job.settings.get("model")), now) for job in active]

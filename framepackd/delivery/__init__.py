@@ -1,1 +1,1 @@
-"""Results go out: to the outbox or the failed folder, complete."""
+"""Moves results to the outbox and the failed folder."""

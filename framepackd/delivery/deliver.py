@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from framepackd.jobs.job import Job, State, utc_now
 from framepackd.jobs.store import JobStore
 from framepackd.moving import Progress
 from framepackd.settings.config import Config
-from framepackd.text import printable, rest_of_name, stand_ins
+from framepackd.text import duration, printable, rest_of_name, stand_ins
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,11 @@ def deliver(job: Job, config: Config, store: JobStore, *, progress: Progress | N
     )
     clear_work_folder(work, state)
     level = logging.WARNING if state is State.FAILED else logging.INFO
-    log.log(level, "job %s: %s: %s", job.id, state.value, output or job.delivery["error"] or plan.target)
+    words = state.value
+    if state is State.DONE and job.started_at is not None:
+        took = datetime.now(UTC) - datetime.fromisoformat(job.started_at)
+        words += f" in {duration(took.total_seconds())}"
+    log.log(level, "job %s: %s: %s", job.id, words, output or job.delivery["error"] or plan.target)
 
 
 def _plan(job: Job, state: State, config: Config, work: Path) -> DeliveryPlan:

@@ -69,6 +69,11 @@ class Result:
     inputs: tuple[str, ...]  # the dropped files that lie next to it, with the folder
 
     @property
+    def folder(self) -> str:
+        """The folder that it lies in; empty for the outbox itself."""
+        return self.path.rpartition("/")[0]
+
+    @property
     def picture(self) -> str | None:
         """The link to the picture that it was made from."""
         return next((link for role, link in self.links if role == PICTURE), None)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import cache
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ MARKED_BYTES = 200  # the mark is within these
 PAGE_RESULTS = 100
 PAGE = re.compile(r"page-(?P<number>[1-9][0-9]{0,8})\.html")
 SHOWN_FAILURES = 20
+SHOWN_FOLDERS = 30  # to choose from; a page with more has no choice
 ORPHAN_SECONDS = 86400  # a filmstrip may be there before its video
 PAUSE_SECONDS = 2.0  # before a page is written: the next job starts first, and a burst of results shares one
 CLOSE_SECONDS = 10.0  # for the last page, when the daemon ends
@@ -184,7 +186,10 @@ def _is_gone(path: Path, shown: set[str], older: int) -> bool:
 def _draw(subtitle: str, results: list[Result], *, up: str = "", **shown: Any) -> str:
     """Fill the template; ``up`` is the path from the page to the outbox."""
     common = {"title": "Results", "mark": Markup(MARK), "policy": Markup(POLICY)}  # noqa: S704 - our own
-    return _template().render(common, subtitle=subtitle, results=results, up=up, **shown)
+    folders = sorted({result.folder for result in results})
+    by_folder = folders if 1 < len(folders) <= SHOWN_FOLDERS else []
+    days = [(day, list(each)) for day, each in groupby(reversed(results), _day)]
+    return _template().render(common, subtitle=subtitle, days=days, folders=by_folder, up=up, **shown)
 
 
 @cache
@@ -216,6 +221,11 @@ def _facts(record: ResultRecord) -> list[str]:
         on = f" on {_shown(record.device)}" if record.device else ""
         facts.append(f"made in {duration(sum(record.timings.values()))}{on}")
     return facts
+
+
+def _day(result: Result) -> str:
+    at = result.record.finished_at.astimezone()
+    return f"{at:%A}, {at.day} {at:%B %Y}"
 
 
 def _local(moment: datetime) -> str:

@@ -1,1 +1,1 @@
-"""What lies in the inbox, and what belongs together; nothing is taken or changed here."""
+"""Which files are in the inbox, and which belong together; it changes no file."""

@@ -1,4 +1,4 @@
-"""Finds hidden files of ours that a crash left in a folder, and says how to remove them."""
+"""Finds hidden, half-written files of ours that a crash left in a folder, and says how to remove them."""
 
 import os
 import re

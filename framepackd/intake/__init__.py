@@ -1,1 +1,1 @@
-"""Settled files become jobs."""
+"""Makes jobs of settled files."""

@@ -18,7 +18,7 @@ from framepackd import files
 from framepackd.inbox.inspect import picture_size, read_comment
 from framepackd.intake import drafting
 from framepackd.intake.differences import read_differences
-from framepackd.intake.extend import SourceRecord, SourceVideo, choose_model, read_record, read_source
+from framepackd.intake.extend import SourceRecord, choose_model, read_record, read_source
 from framepackd.intake.variations import seed_in
 from framepackd.jobs import drafts, embedded
 from framepackd.jobs.database import StoreError
@@ -98,9 +98,11 @@ def resolve(
         file.role: {"file": file.taken_name, "sha256": None} for file in manifest.files
     }
     dropped = _Dropped(work / INPUTS, manifest, inputs)
+    resolved = Resolved(inputs)
     try:
         _read_inputs(dropped)
-        resolved = _resolve(dropped, config, {} if pictures is None else pictures)
+        for known in _resolve(dropped, config, {} if pictures is None else pictures):
+            resolved = known  # if a later step raises, the failed job keeps this
         skips = config.on_duplicate == "skip" and resolved.seeds == 1
         earlier = store.find_done(resolved.fingerprint) if skips else None
     except RequestError as error:
@@ -120,7 +122,7 @@ def resolve(
             return resolved
         same = f"the same as job {earlier.id}: {earlier.output}"
         return replace(resolved, delivery={"state": State.SKIPPED, "error": same})
-    return Resolved(inputs, {"state": State.FAILED, "error": printable(reason)})
+    return replace(resolved, delivery={"state": State.FAILED, "error": printable(reason)})
 
 
 def _read_inputs(dropped: _Dropped) -> None:
@@ -137,7 +139,8 @@ def _read_inputs(dropped: _Dropped) -> None:
         )
 
 
-def _resolve(dropped: _Dropped, config: Config, pictures_read: PicturesRead) -> Resolved:
+def _resolve(dropped: _Dropped, config: Config, pictures_read: PicturesRead) -> Iterator[Resolved]:
+    """Yield what is known of the job: its size, then its length, then all."""
     inputs, record_file, video = dropped.inputs, dropped.path("record"), dropped.path("video")
     record = read_record(record_file) if record_file else SourceRecord({})
     own_file = dropped.path("settings")
@@ -154,12 +157,26 @@ def _resolve(dropped: _Dropped, config: Config, pictures_read: PicturesRead) -> 
     source = read_source(video, dropped.path("latents"), record, str(spec.base)) if video else None
     if source is not None:
         shapes.insert(0, source.video.size)
-    height, width = _size(shapes, settings, spec, source, own)
+    size = output_size(settings, shapes[0], spec.buckets)
+    if source is not None:
+        size = source.decided(size, own)
+    height, width = size
+    resolved = Resolved(inputs, width=width, height=height)
+    yield resolved
+    for shape in shapes:
+        covering_size(shape, size)
     seconds = settings.seconds if source is None or settings.more is None else settings.more
     sections, clips = section_count(seconds, settings.latent_window_size), clips_of(inputs)
-    _refuse_keyframes_behind(clips * sections, keyframes)
     # Each clip begins with the frame that the one before ends with.
     before = source.video.frames - 1 if source else 0
+    resolved = replace(
+        resolved,
+        frames=before + clips * (frame_count(sections, settings.latent_window_size) - 1) + 1,
+        sections=clips * sections,
+        steps_total=clips * sections * settings.steps,
+    )
+    yield resolved
+    _refuse_keyframes_behind(clips * sections, keyframes)
     with _named(origins.get("prompts")):
         prompts = _timed_prompts(settings, spec.kind, sections, clips, before / FPS, seconds)
     with _named(origins.get("loras")):
@@ -176,33 +193,9 @@ def _resolve(dropped: _Dropped, config: Config, pictures_read: PicturesRead) -> 
         "final": final,
         "draft_of": draft.said if draft else None,
     }
-    return Resolved(
-        inputs=inputs,
-        settings=recorded,
-        fingerprint=fingerprint(inputs, recorded),
-        width=width,
-        height=height,
-        frames=before + clips * (frame_count(sections, settings.latent_window_size) - 1) + 1,
-        sections=clips * sections,
-        steps_total=clips * sections * settings.steps,
-        seeds=settings.seeds,
+    yield replace(
+        resolved, settings=recorded, fingerprint=fingerprint(inputs, recorded), seeds=settings.seeds
     )
-
-
-def _size(
-    shapes: list[Size],
-    settings: JobSettings,
-    spec: ModelSpec,
-    source: SourceVideo | None,
-    own: Collection[str],
-) -> Size:
-    """Decide the size of the video, to which all pictures can be cut."""
-    size = output_size(settings, shapes[0], spec.buckets)
-    if source is not None:
-        size = source.decided(size, own)
-    for shape in shapes:
-        covering_size(shape, size)
-    return size
 
 
 def _read_picture(folder: Path, picture: Input, pictures_read: PicturesRead) -> PictureRead:

@@ -1,4 +1,4 @@
-"""Goes through the inbox in rounds: checks that it is there, scans it, takes in what has settled.
+"""Looks into the inbox again and again: is it there, what has settled; makes jobs of what has.
 
 A round runs in its own thread: the daemon's loop waits for no disk.
 """

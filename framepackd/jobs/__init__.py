@@ -1,1 +1,1 @@
-"""A job: its row in the database, its states, its folder."""
+"""A job: its row, its states, its work folder; the lock of the state folder."""

@@ -27,7 +27,7 @@ from framepackd.problems import CommandError
 from framepackd.text import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 # The statements that make each version of the one before it; those of a released version never change.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
@@ -44,6 +44,10 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "CREATE INDEX ix_job_name ON job (name, folder)",
         "CREATE INDEX ix_job_finished_at ON job (finished_at)",
         "CREATE INDEX ix_job_undelivered ON job (position) WHERE delivery IS NOT NULL",
+    ),
+    5: (
+        "ALTER TABLE job ADD COLUMN open_since VARCHAR",  # people know of what failed before
+        "CREATE INDEX ix_job_open ON job (open_since) WHERE open_since IS NOT NULL",
     ),
 }
 # On these, processes cannot share memory or locks are unreliable, and WAL needs both.

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
-from framepackd.jobs.folder import PREVIEW
+from framepackd.jobs.folder import PREVIEW, where
 from framepackd.jobs.job import ENDED, Job, State, as_recorded
+from framepackd.jobs.pace import is_decoding, progress
 from framepackd.jobs.report import DeliveryReport, Record
 from framepackd.moving import Progress
 from framepackd.settings.config import Config
@@ -21,7 +22,8 @@ def whole(
 ) -> Record:
     """Give one job whole, as ``show --json`` prints it.
 
-    ``preview`` is the video so far and ``preview_picture`` the section being sampled, while they exist;
+    ``reason_file`` says why a failed or cancelled job ended, and lies beside its other files; ``preview`` is
+    the video so far and ``preview_picture`` the section being sampled, while they exist;
     ``delivery`` says how its files stand once its end is decided, ``passed_over`` why jobs, by id, cannot run
     just now.
     """
@@ -30,12 +32,22 @@ def whole(
     there = {key: str(path) if path.exists() else None for key, path in previews.items()}
     delivery = delivery or described(job)
     told = {
-        "progress": progress(job),
+        "progress": progress(job, datetime.now(UTC)),
         "stage": stage(job),
         "note": note(job, delivery, passed_over.get(job.id)),
         "delivery": delivery,
+        "reason_file": _reason_file(job, config),
     }
     return job.record() | there | told
+
+
+def _reason_file(job: Job, config: Config) -> str | None:
+    """Give the file beside those of a failed or cancelled job that says why it ended."""
+    endings = {State.FAILED: "error", State.CANCELLED: "cancelled"}
+    if job.state not in endings or job.stem is None:
+        return None
+    folder, stem = where(job)
+    return str(config.failed / folder / f"{stem}.{endings[State(job.state)]}.txt")
 
 
 def described(
@@ -61,14 +73,6 @@ def described(
     }
 
 
-def progress(job: Job) -> float | None:
-    """Give the share of its steps that the running job has done, 0 to 1; None for any other job."""
-    if job.state != State.RUNNING or job.delivery is not None:
-        return None
-    done = max(job.section - 1, 0) * job.steps + job.step
-    return round(done / max(job.sections * job.steps, 1), 4)
-
-
 def stage(job: Job) -> list[str]:
     """Say where the running job is: which clip of a chain, which section of it, which step; else []."""
     if job.state != State.RUNNING or job.delivery is not None:
@@ -80,7 +84,7 @@ def stage(job: Job) -> list[str]:
     return [
         *([f"clip {before + 1}/{job.clips}"] if job.clips > 1 else []),
         f"section {section + 1}/{sections}",
-        "decoding" if job.step == job.steps else f"step {job.step}/{job.steps}",
+        "decoding" if is_decoding(job) else f"step {job.step}/{job.steps}",
     ]
 
 

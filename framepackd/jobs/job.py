@@ -32,7 +32,7 @@ ENDED = (State.DONE, State.FAILED, State.CANCELLED, State.SKIPPED)
 # Columns that are not part of a job's record; what "settings" holds is, key by key.
 INTERNAL = (
     *("seq", "position", "delivery", "fingerprint", "stalled_deaths"),
-    *("settings", "progress_at", "cancel", "stem"),
+    *("settings", "progress_at", "cancel", "open_since", "stem"),
 )
 
 
@@ -73,6 +73,7 @@ class Job(Base):
         Index("ix_job_queue", "state", "position"),
         Index("ix_job_name", "name", "folder"),
         Index("ix_job_undelivered", "position", sqlite_where=text("delivery IS NOT NULL")),
+        Index("ix_job_open", "open_since", sqlite_where=text("open_since IS NOT NULL")),
         {"sqlite_autoincrement": True},
     )
 
@@ -115,6 +116,7 @@ class Job(Base):
     output: Mapped[str | None]
     quality: Mapped[str | None]
     cancel: Mapped[str | None]  # if asked for: "discard" or "keep" what exists of the video
+    open_since: Mapped[str | None]  # of a failure, until a person has retried it or put it away
     stem: Mapped[str | None]  # NAME under which its files were delivered
 
     @property
@@ -178,13 +180,13 @@ class Meta(Base):
     value: Mapped[str]
 
 
-class MemoryRung(Base):
-    """Which rung of the memory ladder worked, by device, model and size."""
+class MemoryLevel(Base):
+    """Which memory level worked, by device, model and size."""
 
     __tablename__ = "memory_rung"
 
     key: Mapped[str] = mapped_column(primary_key=True)
-    rung: Mapped[int]
+    level: Mapped[int] = mapped_column("rung")
 
 
 def utc_now() -> str:

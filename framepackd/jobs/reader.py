@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Engine, Select, String, cast, func, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from framepackd.jobs.database import explained
 from framepackd.jobs.job import Job, State
@@ -99,6 +99,15 @@ class JobReader:
         """List the jobs that ended last, the latest first."""
         ended = select(Job).where(Job.finished_at.is_not(None))
         return self.listed(ended.order_by(Job.finished_at.desc(), Job.seq.desc()).limit(limit))
+
+    def open_failures(self, limit: int | None = None) -> list[Job]:
+        """List the failed jobs that nobody has retried, dropped again or dismissed, the latest first."""
+        later = aliased(Job)
+        again = select(later.seq).where(
+            later.name == Job.name, later.folder == Job.folder, later.seq > Job.seq
+        )
+        failed = select(Job).where(Job.open_since.is_not(None), ~again.exists())
+        return self.listed(failed.order_by(Job.open_since.desc(), Job.seq.desc()).limit(limit))
 
     def all_jobs(
         self, states: Collection[str] = (), folder: str | None = None, since: datetime | None = None

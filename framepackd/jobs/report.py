@@ -68,6 +68,7 @@ class JobReport(FactsReport):
     note: str | None  # what a person should know of a job that is not done
     delivery: DeliveryReport | None
     finished_at: str | None
+    open: bool  # it failed, and nobody has retried it, dropped its files again or dismissed it
 
 
 class WaitingReport(TypedDict):

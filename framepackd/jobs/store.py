@@ -13,7 +13,7 @@ from sqlalchemy import case, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import StoreError, explained, open_database
-from framepackd.jobs.job import ENDED, Input, Job, MemoryRung, Meta, State, utc_now
+from framepackd.jobs.job import ENDED, Input, Job, MemoryLevel, Meta, State, utc_now
 from framepackd.jobs.job_sql import (
     CANCELLED,
     IN_ORDER,
@@ -136,9 +136,22 @@ class JobStore(JobReader):
             stalled_deaths=0,
         )
 
-    def decoded(self, job_id: str, *, seconds: float) -> None:
-        """Record how long a section took to decode."""
-        self._set_running(job_id, decode_seconds=smoothed(Job.decode_seconds, seconds))
+    def decoded(self, job_id: str, *, section: int, seconds: float) -> None:
+        """Record that a section, counted from 1, is decoded: the job is at the start of the next one, if any.
+
+        ``decode_seconds`` is the mean of all, for the first sections of a video differ from the others.
+        """
+        is_last = Job.sections <= section
+        self._set_running(
+            job_id,
+            section=func.iif(is_last, Job.section, section + 1),
+            step=func.iif(is_last, Job.step, 0),
+            # The last decode goes on into the writing of the video, which is not measured.
+            progress_at=func.iif(is_last, Job.progress_at, utc_now()),
+            decode_seconds=func.coalesce(
+                Job.decode_seconds + (seconds - Job.decode_seconds) / section, seconds
+            ),
+        )
 
     def decide(self, job_id: str, state: State, *, error: str | None = None, **made: Any) -> None:
         """Record how a job is to end, before its files move; after a crash the delivery resumes from this.
@@ -152,7 +165,9 @@ class JobStore(JobReader):
         self, job_id: str, state: State, *, error: str | None, output: str | None, stem: str | None = None
     ) -> None:
         """End a job whose files have all been moved, under the name ``stem``."""
-        made = {"error": error, "output": output, "stem": stem, "finished_at": utc_now()}
+        now = utc_now()
+        made = {"error": error, "output": output, "stem": stem, "finished_at": now}
+        made["open_since"] = now if state is State.FAILED else None
         with self._session() as session:
             _move(session, job_id, state, error or "delivered", delivery=None, **made)
 
@@ -227,10 +242,16 @@ class JobStore(JobReader):
                 position=select(func.max(Job.position)).scalar_subquery() + 1,
                 history=with_entry(State.QUEUED, "framepackd retry"),
                 **{"attempts": 0, "stalled_deaths": 0, "cuts": []},
-                **dict.fromkeys(("cancel", "error", "output", "quality", "finished_at"), None),
+                **dict.fromkeys(("cancel", "error", "output", "quality"), None),
+                **dict.fromkeys(("finished_at", "open_since"), None),
             )
         )
         return self._change(statement)
+
+    def dismiss(self, job_id: str) -> bool:
+        """Record that a person knows of a failed job; False if it has not failed."""
+        failed = update(Job).where(Job.id == job_id, Job.state == State.FAILED)
+        return self._change(failed.values(open_since=None))
 
     def begin_anew(self, job_id: str) -> None:
         """Record for a job that has not ended and does not run that it starts from the beginning."""
@@ -298,14 +319,14 @@ class JobStore(JobReader):
 
     # what was learned
 
-    def rungs(self) -> dict[str, int]:
-        """Give the memory levels (rungs) that worked, by device, model and size."""
-        return self.mapped(select(MemoryRung.key, MemoryRung.rung))
+    def levels(self) -> dict[str, int]:
+        """Give the memory levels that worked, by device, model and size."""
+        return self.mapped(select(MemoryLevel.key, MemoryLevel.level))
 
-    def remember_rung(self, key: str, rung: int) -> None:
-        """Remember which memory level (rung) worked; ``key`` is ``device|model|WxH``."""
+    def remember_level(self, key: str, level: int) -> None:
+        """Remember which memory level worked; ``key`` is ``device|model|WxH``."""
         with self._session() as session:
-            session.merge(MemoryRung(key=key, rung=rung))
+            session.merge(MemoryLevel(key=key, level=level))
 
     def uncompiled(self) -> dict[str, str]:
         """Give why blocks could not be compiled, by the conditions of the attempt."""
@@ -328,7 +349,7 @@ class JobStore(JobReader):
 
     def _set_running(self, job_id: str, **values: Any) -> None:
         statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)
-        self._change(statement.values(progress_at=utc_now(), **values))
+        self._change(statement.values({"progress_at": utc_now()} | values))
 
 
 def _changed(session: Session, statement: Any) -> bool:

@@ -1,1 +1,1 @@
-"""Is this machine right: checks, a trial video, calibration, the service."""
+"""Checks and prepares the machine: check, sanity-check, calibrate, service."""

@@ -44,7 +44,7 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
         str(config.file) if config.file else f"none, so the defaults: framepackd init writes {own_config()}"
     )
     yield True, "config", where
-    yield True, "default model", f"{config.model}, settings {settings or 'as published'}"
+    yield True, "default model", f"{config.model}, with {settings or 'its published settings'}"
     for warning in job_warnings.of_crf(config.defaults):
         yield "warning", "crf", f"[defaults] {warning}"
     yield from _secrets(config)
@@ -55,7 +55,7 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
     yield (
         None,
         "watching",
-        f"{events or 'unknown'} file system: a full look every {poll_seconds(config):.0f} s",
+        f"{events or 'unknown'} file system: the whole inbox is looked at every {poll_seconds(config):.0f} s",
     )
     yield _database(config)
     for name in dict.fromkeys([config.model, *config.models]):
@@ -142,7 +142,7 @@ def _model(config: Config, name: str) -> Iterator[Check]:
     except FramePackError as error:
         yield False, f"model {name}", str(error)
         return
-    yield True, f"model {name}", "every file is here, and they fit"
+    yield True, f"model {name}", "all its files are here, and they fit together"
     for found in looked.values():
         if found.warning:
             yield "warning", f"model {name}", found.warning

@@ -163,8 +163,10 @@ def _drop_in_text(service: Service, config: Config | None) -> str:
     ]
     required = " ".join(map(quoted, outside))
     opened = [required] if outside else []
+    if config.outbox in outside:
+        opened.append(quoted(f"-{config.trash}"))  # "-": it may be missing
     if config.metrics_file is not None:
-        opened.append(quoted(f"-{config.metrics_file.parent}"))  # "-": it may be missing
+        opened.append(quoted(f"-{config.metrics_file.parent}"))
     if not opened:
         return ""
     mounts = f"[Unit]\nRequiresMountsFor={required}\n\n" if outside else ""
@@ -179,7 +181,7 @@ def _prepare_machine(service: Service, config: Config | None) -> Iterator[Step]:
     _refuse_hidden(installation(), INSTALL_ELSEWHERE)
     folders = [service.state_dir, *(service.state_dir / name for name in DROP_FOLDERS)]
     if config is not None:
-        folders = [*config.folders.values()]
+        folders = [*config.folders.values(), config.trash]
         folders += [config.lora_dir] if config.lora_dir.is_relative_to(service.state_dir) else []
         sources = [
             Path(place)

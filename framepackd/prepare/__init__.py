@@ -1,1 +1,1 @@
-"""Videos and data sets become files for the inbox."""
+"""Makes inbox files of videos and data sets."""

@@ -1,1 +1,1 @@
-"""What the daemon tells others: systemd, hooks, Prometheus."""
+"""Reports to others: systemd, hooks, Prometheus metrics."""

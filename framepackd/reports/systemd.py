@@ -1,4 +1,4 @@
-"""Tells systemd READY=1, its status and the watchdog (sd_notify(3)); without systemd nothing."""
+"""Tells systemd that the daemon is ready, what it does, and that it lives (sd_notify(3))."""
 
 import contextlib
 import os

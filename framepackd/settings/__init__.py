@@ -1,1 +1,1 @@
-"""What people may set: the configuration and a job's settings."""
+"""The settings of users: the configuration, and a job's settings."""

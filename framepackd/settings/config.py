@@ -165,6 +165,11 @@ class Config(BaseSettings):
         return [self.state_dir, self.jobs_dir, *own]
 
     @property
+    def trash(self) -> Path:
+        """Where the page moves results that nobody wants."""
+        return self.outbox.with_name(f"{self.outbox.name}-trash")
+
+    @property
     def folders(self) -> dict[str, Path]:
         """All folders that have to exist."""
         return {name: getattr(self, name) for name in ("state_dir", "inbox", "outbox", "failed")}

@@ -1,1 +1,1 @@
-"""The daemon's end of the worker: which job runs, and how it ended."""
+"""Runs jobs on the worker, and decides about retries: which job runs, and how it ended."""

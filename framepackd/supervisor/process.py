@@ -29,6 +29,7 @@ class Handle:
     quiet: float = 0.0  # seconds since the last sign of life
     awaited: str = "start"  # the next sign of life: start, step, decode or end
     slowest: dict[str, float] = field(default_factory=dict)  # seconds, by what was awaited
+    in_section: float = 0.0  # seconds of steps in the section at hand, in this run
     worked: bool = False  # it has done a step: the device works
     hung: str | None = None  # why it was ended; the job loses an attempt
     ended: str | None = None  # why it was ended; the job loses nothing

@@ -1,14 +1,18 @@
-"""Runs jobs on the worker, one at a time, and decides how each ends: done, retried or failed."""
+"""Runs jobs on the worker, one at a time, and decides how each ends.
+
+A job is done, tried again (at most ``max_attempts`` times) or failed.
+"""
 
 import contextlib
 import logging
 import math
 import time
+from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from typing import Any
 
 from framepack_core.models.registry import ModelSpec
-from framepackd.jobs import job_warnings
+from framepackd.jobs import job_warnings, pace
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.job_sql import CANCELLED
 from framepackd.jobs.store import JobStore
@@ -18,6 +22,7 @@ from framepackd.settings.config import Config
 from framepackd.supervisor import process
 from framepackd.supervisor.passed_over import PassedOver
 from framepackd.supervisor.work import work_of
+from framepackd.text import duration
 from framepackd.worker import messages
 
 log = logging.getLogger(__name__)
@@ -108,7 +113,7 @@ class Supervisor:
         if self.worker.job is None:  # cancelled meanwhile
             return
         self.worker.quiet, self.worker.awaited, self.worker.slowest = 0.0, "start", {}
-        self.worker.told_next = None
+        self.worker.told_next, self.worker.in_section = None, 0.0
         self._writes_what_exists = job.cancel is not None
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: listen() notices
@@ -227,7 +232,7 @@ class Supervisor:
                     self._store.remember_gpu()
                     self._gpu_used = True
             case messages.Lowered():
-                self._store.remember_rung(message.key, message.rung)
+                self._store.remember_level(message.key, message.level)
                 log.warning("job %s: out of memory, continuing with %s", job.id, message.text)
             case messages.Uncompiled():
                 self._store.remember_uncompiled(message.key, message.reason)
@@ -243,11 +248,14 @@ class Supervisor:
                 if running.awaited == "step":
                     running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
                 running.awaited = "step" if message.step < job.steps else "decode"
+                running.in_section += message.seconds
                 self._store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
             case messages.SectionDecoded():
                 running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
                 running.awaited = "end" if message.section == job.sections else "step"
-                self._store.decoded(job.id, seconds=message.seconds)
+                self._store.decoded(job.id, section=message.section, seconds=message.seconds)
+                _log_section(self._store.get(job.id), message.section, running.in_section + message.seconds)
+                running.in_section = 0.0
             case _:
                 return False
         return True
@@ -336,6 +344,13 @@ class Supervisor:
             return
         self.worker.retire()
         self.worker = None
+
+
+def _log_section(job: Job, section: int, seconds: float) -> None:
+    """Log that a section is done, how long it took in this run, and about how long the rest takes."""
+    left = pace.remaining(job, None, datetime.now(UTC))
+    rest = f", about {duration(left)} left" if left and section < job.sections else ""
+    log.info("job %s: section %d of %d done in %s%s", job.id, section, job.sections, duration(seconds), rest)
 
 
 def _note_cuts(job: Job, message: messages.PromptsCut, store: JobStore) -> None:

@@ -47,7 +47,7 @@ def work_of(
         device=config.gpu.device,
         dtype=config.gpu.dtype,
         precision=config.gpu.precision,
-        rungs=store.rungs(),
+        levels=store.levels(),
         attention=config.gpu.attention,
         compile=config.gpu.compile,
         uncompiled=store.uncompiled(),

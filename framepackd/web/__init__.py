@@ -1,4 +1,5 @@
-"""The page and the API of FramePack's demo: they drop files into the inbox and follow the jobs.
+"""The page with its buttons, and the API of FramePack's demo.
 
-Needs the extra ``web``. Loads no model; writes only to ``inbox/web``, and uploads to the state folder.
+Both drop files into the inbox and follow the jobs. Needs the extra ``web``. Loads no model;
+writes only to ``inbox/web``, and uploads to the state folder.
 """

@@ -21,8 +21,9 @@ from framepackd.settings.config import Config
 from framepackd.web.again import make_again
 from framepackd.web.drop import UNFINISHED, drop
 from framepackd.web.events import Watch
+from framepackd.web.fragments import choice
 from framepackd.web.site import Shared
-from framepackd.web.trash import move_to_trash
+from framepackd.web.trash import move_to_trash, put_away
 
 OLD_PAGE = "This page is from before a restart. It is loaded again: then try once more."
 DEMO, LAKE = "demo", ("lake.png", "lake.txt")
@@ -41,6 +42,7 @@ class Actions:
         self._watch = watch
         self._done: dict[str, Callable[[FormData], str]] = {
             "sentence": self._sentence,
+            "choose": self._choose,
             "lake": self._lake,
             "again": self._again,
             "trash": self._trash,
@@ -101,6 +103,18 @@ class Actions:
         _put_beside(self._shared.config.inbox / folder, f"{name}.txt", text)
         return f"Written as {name}.txt. It is in the queue in {self._shared.config.settle_seconds:g} s."
 
+    def _choose(self, form: FormData) -> str:
+        """Take one of the pictures that have the same name; the others go to the trash."""
+        folder, name, wanted = (_text(form, key) for key in ("folder", "name", "file"))
+        report, _ = client.report(self._shared.config)
+        found = [each for each in report["waiting"] if (each["folder"], each["name"]) == (folder, name)]
+        pictures = choice(found[0]) if found else []
+        if wanted not in pictures:
+            raise RefusedError(f"{name} does not wait for a choice any more.")
+        others = [self._shared.config.inbox / folder / file for file in pictures if file != wanted]
+        target = put_away(self._shared.config, others, folder, name)
+        return f"{wanted} it is. The other is in {target}; nothing is deleted."
+
     def _lake(self, form: FormData) -> str:
         """Drop the picture that comes with framepackd."""
         bundled = resources.files("framepackd").joinpath(DEMO)
@@ -129,7 +143,7 @@ def _command(what: str, form: FormData) -> dict[str, Any]:
     if what in ("pause", "resume"):
         return {"command": what}
     jobs = [str(job) for job in form.getlist("job") if job]
-    if what not in ("cancel", "top", "move", "retry", "final") or not jobs:
+    if what not in ("cancel", "top", "move", "retry", "final", "dismiss") or not jobs:
         raise RefusedError("There is nothing that this button could do.")
     more: dict[str, Any] = {}
     if what == "cancel":
@@ -159,6 +173,7 @@ def _words(request: dict[str, Any]) -> str | None:
         "move": "Moved.",
         "retry": "Back in the queue.",
         "final": "It is in the queue, with all its steps. The draft stays.",
+        "dismiss": "Put away. Its files stay where they are.",
     }
     return words.get(request["command"])
 

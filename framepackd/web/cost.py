@@ -56,6 +56,7 @@ def _seconds(jobs: list[JobReport], plan: Plan) -> float | None:
 
 def _pace(job: JobReport, model: str) -> tuple[float, float, float] | None:
     pixels = (job["width"] or 0) * (job["height"] or 0)
-    if job["model"] != model or not job["step_seconds"] or not pixels:
+    step, decode = job["step_seconds"], job["decode_seconds"]
+    if job["model"] != model or not step or decode is None or not pixels:
         return None
-    return float(job["step_seconds"]), float(job["decode_seconds"] or 0.0), float(pixels)
+    return float(step), float(decode), float(pixels)

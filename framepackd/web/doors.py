@@ -1,4 +1,4 @@
-"""ASGI middleware in front of the page and its API: refuses requests that must not reach them."""
+"""Refuses requests that other sites send, that are too large, or whose files lie elsewhere."""
 
 import asyncio
 import contextlib

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, cast
 
+from framepackd.inbox.naming import is_picture
 from framepackd.jobs.folder import PREVIEW
-from framepackd.jobs.report import JobReport, Report
+from framepackd.jobs.report import JobReport, Report, WaitingReport
 from framepackd.web import tonight
 from framepackd.web.rendering import fragment
 from framepackd.web.site import Shared
@@ -59,7 +60,7 @@ def context(report: Report, shared: Shared) -> dict[str, Any]:
         "stages": [stage(job, shared) for job in made],
         "queued": queued[: tonight.CARDS],
         "queued_count": len(queued),
-        "waiting": report["waiting"],
+        "waiting": [{**entry, "choice": choice(entry)} for entry in report["waiting"]],
         "failed": tonight.failed(report),
         "fresh": results,
         "token": shared.token,
@@ -70,6 +71,12 @@ def context(report: Report, shared: Shared) -> dict[str, Any]:
         "daemon": report["daemon"],
         "model": report["daemon"]["model"] or shared.config.model,
     }
+
+
+def choice(entry: WaitingReport) -> list[str]:
+    """Give the pictures of which only one may stay."""
+    pictures = [file for file in entry["files"] if is_picture(file)]
+    return pictures if entry["reason"] == "several" and len(pictures) > 1 else []
 
 
 def stage(job: JobReport, shared: Shared) -> dict[str, Any]:

@@ -32,7 +32,8 @@ class Pages:
     async def tonight(self, request: Request) -> Response:
         """Show what is made, what is next, and what needs a word."""
         shown = await self.common(request, "tonight")
-        new = not (shown["night"].count or shown["night"].needs or shown["fresh"])
+        night = shown["night"]
+        new = not (night.count or night.needs or night.paused or shown["fresh"])
         return _page("hello.html" if new else "tonight.html", shown)
 
     async def results(self, request: Request) -> Response:

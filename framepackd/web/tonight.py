@@ -11,7 +11,6 @@ from framepackd.web.rendering import clock, span
 Job = JobReport
 PIECES = 40  # of the night line; what is behind them is one more
 CARDS = 60  # of the queue at once
-FAILURES_DAYS, FAILURES = 7, 20
 STEPS_MINUTES = (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1440)  # between two marks of the hours
 MARKS = 7
 BY_HAND = "by framepackd pause"  # how a pause that people asked for begins
@@ -82,10 +81,8 @@ def queued(report: Report) -> list[Job]:
 
 
 def failed(report: Report) -> list[Job]:
-    """Give the jobs that failed lately, the newest first."""
-    since = f"{datetime.now(UTC) - timedelta(days=FAILURES_DAYS):%Y-%m-%dT%H:%M:%SZ}"
-    found = [job for job in report["jobs"] if job["state"] == "failed" and (job["finished_at"] or "") > since]
-    return found[:FAILURES]
+    """Give the failures that nobody has seen to, the newest first."""
+    return [job for job in report["jobs"] if job.get("open")]
 
 
 def path_of(entry: JobReport | WaitingReport) -> str:
@@ -215,7 +212,11 @@ def sections(job: Job) -> list[Section]:
     """Give the parts of the bar in their order: FramePack fills them from the end, F1 from the start."""
     total, clips = max(job["sections"] or 1, 1), max(job["clips"] or 1, 1)
     here = max(job["section"] - 1, 0)
-    step = round(100 * job["step"] / job["steps"]) if job["steps"] and job["section"] else 0
+    if job["progress"] is not None:  # it runs: its decodes count
+        share = job["progress"] * total - here
+    else:
+        share = job["step"] / job["steps"] if job["steps"] and job["section"] else 0.0
+    step = round(100 * min(max(share, 0.0), 1.0))
     order = [Section(100 if at < here else step if at == here else 0) for at in range(total)]
     if job["kind"] == "f1":
         return order

@@ -1,17 +1,12 @@
 """Moves results that nobody wants to a folder beside the outbox: nothing is ever deleted."""
 
-import errno
 import itertools
+import secrets
 from pathlib import Path
 
-from framepackd import files
+from framepackd import files, moving
 from framepackd.settings.config import Config
 from framepackd.web.gallery import Shown
-
-
-def trash_of(outbox: Path) -> Path:
-    """Give the folder of what was moved out of an outbox."""
-    return outbox.with_name(f"{outbox.name}-trash")
 
 
 def move_to_trash(config: Config, shown: Shown) -> Path:
@@ -24,21 +19,27 @@ def move_to_trash(config: Config, shown: Shown) -> Path:
     stem = shown.result.path.rpartition("/")[2]
     inputs = {Path(path).name for path in shown.result.inputs}
     names = [path.name for path in source.iterdir() if path.name in inputs or _belongs(path.name, stem)]
-    target = _free(trash_of(config.outbox) / shown.folder, stem)
+    return put_away(config, [source / name for name in names], shown.folder, stem)
+
+
+def put_away(config: Config, paths: list[Path], folder: str, stem: str) -> Path:
+    """Move files that lie in one folder to a new one of the trash, all or none; gives that folder.
+
+    Raises:
+        OSError: they cannot be moved; what was moved is put back.
+    """
+    target = _free(config.trash / folder, stem)
     files.make_folder(target)
-    moved: list[str] = []
+    moved: list[Path] = []
+    part = f"trash-{secrets.token_hex(4)}"
     try:
-        for name in sorted(names):
-            (source / name).rename(target / name)
-            moved.append(name)
-    except OSError as error:
-        for name in moved:
-            (target / name).rename(source / name)
-        if error.errno == errno.EXDEV:
-            raise OSError(f"{target} is on another disk than the outbox: move the files by hand") from error
+        for path in sorted(paths):  # a service sees each folder as a disk of its own
+            moving.move(path, target / path.name, part=part)
+            moved.append(path)
+    except OSError:
+        for path in moved:
+            moving.move(target / path.name, path, part=part)
         raise
-    files.sync_folder(target)
-    files.sync_folder(source)
     return target
 
 

@@ -1,1 +1,1 @@
-"""The process with torch: a job from its request to its video."""
+"""The process with torch: makes a job's video from its request, and writes checkpoints."""

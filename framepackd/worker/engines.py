@@ -1,4 +1,4 @@
-"""Keeps the loaded model from job to job, and encodes the next job's inputs ahead of time."""
+"""Loads the model a job needs, keeps it for the next job, and encodes the next job's inputs ahead of time."""
 
 import logging
 from typing import Any
@@ -27,12 +27,12 @@ class Engines:
         self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
         self._not_ahead: set[str] = set()  # jobs for which memory was too small
 
-    def get(self, work: Work, rung: int) -> Engine:
+    def get(self, work: Work, level: int) -> Engine:
         """Give the engine for a job; load it if need be."""
         key = engine_key(work)
         video = footprint.Video.asked_for(work.request, work.size)
         if self._engine is not None and key == self._key:
-            self._engine.prepare(video, work.keep_free, rung, work.request.loras)
+            self._engine.prepare(video, work.keep_free, level, work.request.loras)
             return self._engine
         self._engine = self._ahead = None  # frees the other model first
         engine = Engine.load(
@@ -48,7 +48,7 @@ class Engines:
         )
         for warning in device_support.warnings(engine.device, engine.models.dtype):
             log.warning("%s", warning)
-        engine.take_level(max(engine.level, rung))
+        engine.take_level(max(engine.level, level))
         self._engine, self._key = engine, key
         return engine
 

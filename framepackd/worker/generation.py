@@ -198,7 +198,7 @@ class Generation:
         key = f"{device}|{self._work.spec.name}|{self._work.size[1]}x{self._work.size[0]}"
         if self._work.vae_tiling != "auto":  # it has other levels
             key += "|tiles" if self._work.vae_tiling else "|whole"
-        engine = self._engines.get(self._work, self._work.rungs.get(key, 0))
+        engine = self._engines.get(self._work, self._work.levels.get(key, 0))
         self._loras = tuple(fit.counts for fit in fit_all(self._work.request.loras, self._work.spec))
         engine.compiled.on = self._computation["compiled"] is True
         if engine.compiled.on:

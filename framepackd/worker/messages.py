@@ -37,7 +37,7 @@ class Work:
     dtype: str
     precision: "Precision"
     compile_cache: Path  # folder for compiled kernels
-    rungs: Mapping[str, int]  # the memory level that other jobs needed, by device, model and size
+    levels: Mapping[str, int]  # the memory level that other jobs needed, by device, model and size
     attention: str = "auto"
     compile: bool | Literal["auto"] = "auto"
     vae_tiling: Tiling = "auto"
@@ -110,7 +110,7 @@ class Lowered(Message):
     """The device had too little memory; the job continues at a lower memory level."""
 
     key: str  # device, model and size
-    rung: int
+    level: int
     text: str
 
 

@@ -179,16 +179,24 @@ def test_calibrating_writes_a_file_that_a_model_of_ones_own_can_use(make_daemon:
     assert record["model_sources"]["mag_ratios"] == str(ratios)
 
 
-def test_the_demo_makes_a_video_and_prints_its_path_last(tmp_path: Path) -> None:
+def test_the_demo_makes_a_video_prints_its_path_last_and_keeps_what_an_earlier_one_made(
+    tmp_path: Path,
+) -> None:
     picture(tmp_path / "mine_end.jpg")
-    own = ("--image", "mine_end.jpg", "--prompt", 'zoom in, as they say, "slowly"')
-    for options, name in (((), "lake"), (own, "mine_end")):  # a second time it starts afresh
-        answer = run("demo", "--folder", "somewhere", "--seconds", "1", *options, folder=tmp_path)
-        assert answer.returncode == 0, answer.stderr
-        video = tmp_path / f"somewhere/outbox/{name}.mp4"
-        assert Path(answer.stdout.splitlines()[-1]) == video
-        assert [path.name for path in (tmp_path / "somewhere/outbox").glob("*.mp4")] == [video.name]
-    assert json.loads(video.with_suffix(".json").read_text())["prompt"] == own[3]
+    (tmp_path / "somewhere/state").mkdir(parents=True)
+    (tmp_path / "somewhere/state/framepackd.db").touch()
+    (tmp_path / "somewhere/outbox").mkdir()
+    (tmp_path / "somewhere/outbox/lake.mp4").write_text("of an earlier demo")
+    prompt = 'zoom in, as they say, "slowly"'
+    own = ("--image", "mine_end.jpg", "--prompt", prompt, "--seconds", "1")
+    answer = run("demo", "--folder", "somewhere", *own, folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    video = tmp_path / "somewhere/outbox/mine_end.mp4"
+    assert Path(answer.stdout.splitlines()[-1]) == video
+    assert "demo --web" in answer.stdout
+    assert list((tmp_path / "somewhere/outbox").glob("*.mp4")) == [video]
+    assert json.loads(video.with_suffix(".json").read_text())["prompt"] == prompt
+    assert (tmp_path / "somewhere/earlier/1/outbox/lake.mp4").read_text() == "of an earlier demo"
 
 
 @pytest.mark.parametrize(

@@ -143,18 +143,22 @@ def test_a_second_daemon_on_the_same_state_folder_refuses_to_start(daemon: Daemo
     assert daemon.command("status").returncode == 0
 
 
-def test_once_does_what_is_there_and_tells_by_its_exit_code(daemon: Daemon) -> None:
-    daemon.drop("cat")
+def test_once_does_what_is_there_tells_by_its_exit_code_and_makes_the_same_of_the_same(
+    daemon: Daemon,
+) -> None:
+    daemon.drop("cat", cache="teacache", steps=8)
     (daemon.inbox / "no-picture.txt").write_text("waits")
     assert daemon.command("run", "--once").returncode == 0
     assert (daemon.outbox / "cat.mp4").exists()
     assert daemon.status()["counts"]["waiting"] == 1
 
     daemon.drop("dog", steps=0)
-    daemon.drop("cat")
+    daemon.drop("cat", cache="teacache", steps=8)
     assert daemon.command("run", "--once").returncode == 1
     assert (daemon.failed / "dog.error.txt").exists()
-    assert (daemon.outbox / "cat_001.mp4").exists(), "a name that is taken is not overwritten"
+    again = daemon.outbox / "cat_001.mp4"
+    assert again.exists(), "a name that is taken is not overwritten"
+    assert again.read_bytes() == (daemon.outbox / "cat.mp4").read_bytes()
     for name in ("cat_001.png", "cat_001.txt", "cat_001.json", "cat.png", "cat.json"):
         assert (daemon.outbox / name).exists(), name
 
@@ -187,13 +191,6 @@ def test_a_job_whose_model_has_left_the_config_fails_and_the_queue_goes_on_at_on
     assert daemon.command("run", "--once").returncode == 1
     assert "do not fit the config" in (daemon.failed / "cat.error.txt").read_text()
     assert (daemon.outbox / "dog.mp4").exists()
-
-
-def test_the_same_job_again_gives_the_same_bytes(daemon: Daemon) -> None:
-    for _ in range(2):
-        daemon.drop("cat", cache="teacache", steps=8)
-        assert daemon.command("run", "--once").returncode == 0
-    assert (daemon.outbox / "cat.mp4").read_bytes() == (daemon.outbox / "cat_001.mp4").read_bytes()
 
 
 @pytest.mark.long

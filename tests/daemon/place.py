@@ -4,6 +4,7 @@ import ctypes
 import errno
 import itertools
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,14 @@ from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import Config, load_config
+
+# What changes files: each call is a point at which the process can die.
+CHANGING: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (files, ("rename_new", "copy", "sync_folder")),
+    (Path, ("unlink", "rename", "replace", "mkdir", "write_text", "write_bytes")),
+    (os, ("write",)),
+    (shutil, ("rmtree",)),
+)
 
 
 class Died(Exception):  # noqa: N818 - not an error: the power went
@@ -65,6 +74,19 @@ def dying_at(module: Any, name: str, path: Path) -> Iterator[None]:
             yield
 
 
+def dying(
+    call: Callable[..., object], calls: Iterator[int], last: int, error: type[BaseException] = Died
+) -> Callable[..., object]:
+    """Give a function that raises from the ``last`` of the counted calls on."""
+
+    def wrapped(*arguments: object, **named: object) -> object:
+        if next(calls) >= last:
+            raise error
+        return call(*arguments, **named)
+
+    return wrapped
+
+
 def at_every_call(
     monkeypatch: pytest.MonkeyPatch, run: Callable[[], None], check: Callable[[], None], *, every: int = 1
 ) -> int:
@@ -72,24 +94,9 @@ def at_every_call(
     for number in range(1, 500, every):
         with monkeypatch.context() as patched:
             calls = itertools.count(1)
-
-            def dying(
-                call: Callable[..., object], calls: Iterator[int] = calls, last: int = number
-            ) -> Callable[..., object]:
-                def wrapped(*arguments: object, **named: object) -> object:
-                    if next(calls) >= last:
-                        raise Died
-                    return call(*arguments, **named)
-
-                return wrapped
-
-            patched.setattr(files, "rename_new", dying(files.rename_new))
-            for name in ("unlink", "rename", "replace", "mkdir", "write_text", "write_bytes"):
-                patched.setattr(Path, name, dying(getattr(Path, name)))
-            patched.setattr(files, "copy", dying(files.copy))
-            patched.setattr(files, "sync_folder", dying(files.sync_folder))
-            patched.setattr(os, "write", dying(os.write))
-            patched.setattr("shutil.rmtree", dying(__import__("shutil").rmtree))
+            for owner, names in CHANGING:
+                for name in names:
+                    patched.setattr(owner, name, dying(getattr(owner, name), calls, number))
             try:
                 run()
                 died = False

@@ -17,8 +17,12 @@ from framepackd.settings.config import Config
 from tests.daemon.place import DELIVERED, Died, Place, at_every_call, without_renameat2
 
 
-def test_a_move_never_overwrites(tmp_path: Path) -> None:
-    source, target = tmp_path / "a", tmp_path / "b"
+@pytest.mark.parametrize("where", ["one file system", "two file systems"])
+def test_a_move_never_overwrites(tmp_path: Path, request: pytest.FixtureRequest, where: str) -> None:
+    if where == "two file systems":
+        request.getfixturevalue("across")
+    (tmp_path / "one").mkdir()
+    source, target = tmp_path / "one/a", tmp_path / "b"
     source.write_text("new")
     target.write_text("old")
     with pytest.raises(FileExistsError):
@@ -53,17 +57,6 @@ def test_a_folder_below_one_that_others_read_can_be_read_by_them_whatever_the_um
     finally:
         os.umask(before)
     assert (outbox / "sub").stat().st_mode & 0o7777 == made
-
-
-@pytest.mark.usefixtures("across")
-def test_across_file_systems_a_taken_name_is_not_overwritten_either(tmp_path: Path) -> None:
-    (tmp_path / "one").mkdir()
-    source, target = tmp_path / "one/a", tmp_path / "b"
-    source.write_text("new")
-    target.write_text("old")
-    with pytest.raises(FileExistsError):
-        moving.move(source, target, part="x")
-    assert (source.read_text(), target.read_text()) == ("new", "old")
 
 
 @pytest.mark.parametrize("consumer", [False, True], ids=["", "who empties the outbox"])

@@ -416,8 +416,9 @@ def test_how_long_thousands_of_jobs_take_is_estimated_by_a_look_at_each() -> Non
     ]
     for job in jobs:
         job.width, job.height, job.sections, job.section, job.step, job.steps_total = 64, 64, 1, 0, 0, 10
-        job.position, job.stalled_deaths = 0.0, 0
-    store: Any = SimpleNamespace(in_state=lambda *_: jobs, last_ended=lambda _: [], counts=dict)
+        job.position, job.stalled_deaths, job.decode_seconds = 0.0, 0, 0.0
+    none: Any = lambda _: []  # noqa: E731 - a stand-in
+    store: Any = SimpleNamespace(in_state=lambda *_: jobs, last_ended=none, open_failures=none, counts=dict)
     report = status.snapshot(store, (), {"paused": None})
     assert [job["eta_seconds"] for job in report["jobs"]][:3] == [10.0, 20.0, 30.0]
     assert Counted.looks <= 20 * len(jobs)

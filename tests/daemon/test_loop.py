@@ -3,6 +3,7 @@
 import multiprocessing
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -229,6 +230,30 @@ def test_a_pause_stops_the_running_job_and_lets_the_worker_go(loop: Loop) -> Non
     assert loop.counts() == {"queued": 2}, "files are taken in all the same"
 
 
+def test_who_paused_the_queue_sees_it_paused(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page draws itself anew as soon as it has its answer."""
+    seen: list[Any] = []
+    paused = loop.daemon.store.paused
+
+    def slowly() -> str | None:
+        time.sleep(0.1)
+        return paused()
+
+    monkeypatch.setattr(loop.daemon.store, "paused", slowly)
+
+    def pause_and_look() -> None:
+        loop.daemon.answer({"command": "pause"})
+        seen.append(loop.daemon.snapshot()["daemon"]["paused"])
+
+    page = threading.Thread(target=pause_and_look)
+    page.start()
+    while loop.daemon.requests.empty():
+        time.sleep(0.005)
+    loop.round()
+    page.join(10)
+    assert str(seen[0]).startswith("by framepackd pause")
+
+
 def test_a_queue_that_waits_for_a_model_and_is_paused_sleeps(loop: Loop) -> None:
     loop.daemon.starter.obstacles = (lambda *_: "nothing is there",)
     loop.place.drop()
@@ -395,7 +420,7 @@ def test_a_worker_that_cannot_continue_is_followed_by_another_and_costs_nothing(
     assert (loop.started, loop.counts()) == (2, {"running": 1})
     (work,) = messages(loop)
     assert isinstance(work, worker_messages.Work)
-    assert work.rungs == {"gpu|demo|128x128": 1}
+    assert work.levels == {"gpu|demo|128x128": 1}
     (job,) = loop.place.store.in_state(State.RUNNING)
     assert job.attempts == 0
     assert any("out of memory (CUBLAS" in entry["note"] for entry in job.history)
@@ -414,9 +439,9 @@ def work_of_the_next_job(loop: Loop, said: worker_messages.Message) -> worker_me
     return work
 
 
-def test_which_rung_of_the_memory_ladder_worked_is_remembered_for_the_next_job(loop: Loop) -> None:
+def test_which_memory_level_worked_is_remembered_for_the_next_job(loop: Loop) -> None:
     work = work_of_the_next_job(loop, worker_messages.Lowered("cpu|demo|128x128", 2, "smaller tiles"))
-    assert work.rungs == {"cpu|demo|128x128": 2}
+    assert work.levels == {"cpu|demo|128x128": 2}
 
 
 def test_where_compiling_has_failed_the_next_worker_knows(loop: Loop) -> None:

@@ -69,7 +69,7 @@ def work(tmp_path: Path) -> Work:
 
 
 def lowered(messages: list[Message]) -> list[int]:
-    return [message.rung for message in messages if isinstance(message, Lowered)]
+    return [message.level for message in messages if isinstance(message, Lowered)]
 
 
 def test_a_job_finishes_with_the_video_of_the_cpu(
@@ -121,7 +121,7 @@ def test_a_failed_allocation_of_a_library_uses_the_next_level_in_another_process
         assert not gpu.faults
     (key,) = {message.key for message in messages if isinstance(message, Lowered)}
     with PlayedGpu(H100_80) as gpu:
-        answer, messages = run(replace(work, rungs={key: 1}), Engines())
+        answer, messages = run(replace(work, levels={key: 1}), Engines())
         assert not gpu.faults
     assert isinstance(answer, Finished)
     assert made(work) == on_the_cpu
@@ -147,13 +147,13 @@ def test_a_broken_context_fails_the_job_for_now_and_another_process_goes_on(
         assert messages[0] == Resumed(len(done))
 
 
-@pytest.mark.parametrize("rung", [0, 4])
-def test_a_dropped_engine_releases_its_memory(gpu: PlayedGpu, work: Work, rung: int) -> None:
+@pytest.mark.parametrize("level", [0, 4])
+def test_a_dropped_engine_releases_its_memory(gpu: PlayedGpu, work: Work, level: int) -> None:
     engines = Engines()
-    work = replace(work, rungs={f"{H100_80.name}|framepack-i2v|48x32": rung})
+    work = replace(work, levels={f"{H100_80.name}|framepack-i2v|48x32": level})
     assert isinstance(run(work, engines)[0], Finished)
-    assert bool(gpu.host_memory.registered) is (rung == 4)
-    assert bool(gpu.memory.live) is (rung == 0)
+    assert bool(gpu.host_memory.registered) is (level == 4)
+    assert bool(gpu.memory.live) is (level == 0)
     del engines
     gc.collect()
     torch.cuda.empty_cache()

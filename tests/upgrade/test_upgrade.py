@@ -8,7 +8,6 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,11 @@ class Place:
 
 def unpacked(archive: Path, root: Path) -> Place:
     """Unpack it as if it had been left a moment ago: what is kept for some days only is still there."""
-    fresh = partial(tarfile.TarInfo.replace, mtime=time.time())
     with tarfile.open(archive) as packed:
-        packed.extractall(root, filter=lambda entry, path: fresh(tarfile.data_filter(entry, path)))  # noqa: S202 - ours
+        packed.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 has none yet
+        for entry in packed:
+            entry.mtime = time.time()
+        packed.extractall(root)  # noqa: S202 - ours
     daemon = Daemon(root, settle_seconds=0.1, config='on_duplicate = "run"\n')
     return Place(daemon, lying(daemon))
 

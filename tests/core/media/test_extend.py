@@ -115,17 +115,22 @@ def test_a_foreign_video_is_extended_from_its_last_frames_without_repeating_one(
     assert np.array_equal(video[: frames - remade + untouched + 1], shown[: frames - remade + untouched + 1])
 
 
+def source_of(engine: Engine, folder: Path, source: str) -> tuple[Path, int]:
+    """Make what is to be extended, and give it with the number of its latents that are known."""
+    if source == "video":
+        film(folder / "a.mp4", 40)
+        return folder / "a.mp4", extend.tail_latents(40)
+    latents = clips(engine, lasting(request_for(folder), 3))[-1].latents
+    return kept(folder / "a.safetensors", latents), latents.shape[2]
+
+
 @pytest.mark.parametrize("source", ["latents", "video"])
 def test_resuming_after_any_event_gives_the_same_bits(
     tiny_engine: TinyEngine, tmp_path: Path, source: str
 ) -> None:
     engine = tiny_engine("framepack-f1")
     request = request_for(tmp_path)
-    if source == "video":
-        path = tmp_path / "a.mp4"
-        film(path, 40)
-    else:
-        path = kept(tmp_path / "a.safetensors", clips(engine, lasting(request, 3))[-1].latents)
+    path, _ = source_of(engine, tmp_path, source)
     request = lasting(request, 2, continue_from=path)
     conditioned = engine.encode(request)
     whole = list(engine.sample(request, conditioned))
@@ -141,20 +146,11 @@ def test_dropping_later_sections_gives_the_progress_after_the_last_one_left(
 ) -> None:
     engine = tiny_engine("framepack-f1")
     request = request_for(tmp_path)
-    if source == "video":
-        path, known = film_of(tmp_path / "a.mp4", 40), extend.tail_latents(40)
-    else:
-        latents = clips(engine, lasting(request, 3))[-1].latents
-        path, known = kept(tmp_path / "a.safetensors", latents), latents.shape[2]
+    path, known = source_of(engine, tmp_path, source)
     first, last = clips(engine, lasting(request, 2, continue_from=path))
     lost = replace(last.progress, sampled=last.progress.sampled[:1], decoded=1, edge=first.progress.edge)
     again = lost.without_later(request.seed, extend.sections_taken(known, 3))
     assert comparable(again) == comparable(first.progress)
-
-
-def film_of(path: Path, frames: int) -> Path:
-    film(path, frames)
-    return path
 
 
 def test_a_backward_model_refuses_to_extend(tiny_engine: TinyEngine, tmp_path: Path) -> None:

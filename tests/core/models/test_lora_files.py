@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from benchmarks.transformer import FULL
 from framepack_core.engine import Engine
 from framepack_core.errors import RequestError
 from framepack_core.models import lora_files, model_files
@@ -38,7 +39,6 @@ from tests.core.models.loras import (
     stored,
     weights_of,
 )
-from tests.core.networks.inputs import FULL
 from tests.core.requests import request_for
 
 

@@ -11,7 +11,6 @@ from framepack_core.networks.transformer import Precomputed, guidance, timesteps
 
 WINDOW, HEIGHT, WIDTH = 3, 8, 12
 
-FULL = {"has_image_proj": True, "image_proj_dim": 1152, "has_clean_x_embedder": True}  # else its defaults
 SIGMAS = torch.tensor([1.0, 0.8125, 0.3, 0.0])
 Given = tuple[torch.Tensor, TextConditioning, torch.Tensor, HistoryContext]
 

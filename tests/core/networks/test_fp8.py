@@ -10,6 +10,7 @@ import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch import nn
 
+from benchmarks.transformer import FULL
 from framepack_core.engine import Engine
 from framepack_core.models.registry import ModelSpec
 from framepack_core.networks import fp8, loading, quantization
@@ -20,7 +21,6 @@ from framepack_core.request import Lora
 from tests.conftest import tiny_spec
 from tests.core.models import layouts
 from tests.core.models.loras import by_hand, differing, make_lora, merge, weights_of
-from tests.core.networks.inputs import FULL
 
 BF16 = torch.bfloat16
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 
-from benchmarks.transformer import weight_bytes
+from benchmarks.transformer import FULL, weight_bytes
 from framepack_core import sections
 from framepack_core.engine import Engine, Step
 from framepack_core.errors import ModelError
@@ -16,7 +16,7 @@ from framepack_core.networks import loading, quantization
 from framepack_core.networks.fp8 import FP8
 from framepack_core.networks.transformer import Blocks, split_transformer
 from tests.conftest import tiny_spec
-from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, inputs, precompute
+from tests.core.networks.inputs import SIGMAS, WINDOW, inputs, precompute
 from tests.core.networks.precisions import BOTH, needs_bitsandbytes
 from tests.core.requests import everything, request_for
 

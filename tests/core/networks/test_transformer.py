@@ -7,21 +7,12 @@ import torch
 from diffusers import HunyuanVideoFramepackTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.transformer import weight_bytes
+from benchmarks.transformer import FULL, TINY, weight_bytes
 from framepack_core import sections
 from framepack_core.networks import loading
 from framepack_core.networks.transformer import guidance, split_transformer, timesteps
 from tests.conftest import KINDS, tiny_spec
-from tests.core.networks.inputs import FULL, SIGMAS, WINDOW, Given, inputs, precompute
-
-FULL_DEPTH = FULL | {
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "text_embed_dim": 32,
-    "pooled_projection_dim": 16,
-    "rope_axes_dim": (4, 6, 6),
-    "image_proj_dim": 24,
-}
+from tests.core.networks.inputs import SIGMAS, WINDOW, Given, inputs, precompute
 
 
 def whole_forward(
@@ -83,7 +74,7 @@ class Operations(TorchDispatchMode):
 @torch.no_grad()  # in inference mode composite operations are counted as one
 def test_a_step_takes_a_tenth_fewer_operations_at_full_depth() -> None:
     dtype = torch.bfloat16
-    transformer = HunyuanVideoFramepackTransformer3DModel(**FULL_DEPTH).to(dtype).eval()
+    transformer = HunyuanVideoFramepackTransformer3DModel(**TINY).to(dtype).eval()
     section = sections.plan("framepack", 3, WINDOW)[1]
     given = inputs(transformer.config, dtype)
     with Operations() as whole:

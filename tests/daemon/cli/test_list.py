@@ -33,6 +33,7 @@ def config(tmp_path: Path) -> Path:
                 state=state,
                 created_at=taken,
                 finished_at=ended,
+                open_since=ended if state == State.FAILED else None,
                 error="cat.png is no picture" if state == State.FAILED else None,
             )
         )
@@ -126,3 +127,43 @@ def test_jobs_are_named_or_all_are_meant_but_not_both(config: Path, command: lis
     result = CliRunner().invoke(main, [*command, "--config", str(config)])
     assert result.exit_code == 2
     assert "name the jobs" in result.output
+
+
+def test_a_failure_is_shown_until_it_is_dismissed_retried_or_dropped_again(config: Path) -> None:
+    store = JobStore(config.parent / "framepackd.db")
+    (failed,) = store.open_failures()
+    assert failed.name == "cat"
+
+    def dismiss(*arguments: str) -> Result:
+        return CliRunner().invoke(main, ["dismiss", *arguments, "--config", str(config)])
+
+    refused = dismiss("dog")
+    assert refused.exit_code == 1
+    assert "is queued and cannot be dismissed: only failures are put away" in refused.output
+    done = dismiss("--all")
+    assert done.exit_code == 0, done.output
+    assert "(pets/cat) is put away; framepackd retry still runs it again" in done.output
+    assert store.open_failures() == []
+    assert dismiss("--all").output == "no failure is shown\n"
+
+
+def test_a_failure_whose_files_were_dropped_again_is_not_open_any_more(config: Path) -> None:
+    store = JobStore(config.parent / "framepackd.db")
+    store.add(Job(id="later", name="cat", folder="other", state=State.QUEUED, created_at="2026-11-28"))
+    assert [job.name for job in store.open_failures()] == ["cat"]
+    store.add(Job(id="last", name="cat", folder="pets", state=State.QUEUED, created_at="2026-11-28"))
+    assert store.open_failures() == []
+
+
+def test_an_open_failure_is_shown_behind_any_number_of_later_results(config: Path) -> None:
+    store = JobStore(config.parent / "framepackd.db")
+    for number in range(120):
+        name = f"n{number}"
+        store.add(
+            Job(id=name, name=name, state=State.DONE, created_at="2099", finished_at="2099-01-01T00:00:00Z")
+        )
+    result = CliRunner().invoke(main, ["status", "--json", "--config", str(config)])
+    jobs = json.loads(result.output)["jobs"]
+    assert [job["name"] for job in jobs if job["open"]] == ["cat"]
+    shown = CliRunner().invoke(main, ["status", "--config", str(config)])
+    assert "cat.png is no picture" in shown.output

@@ -17,7 +17,7 @@ from framepackd.jobs.report import DaemonReport, Report
 from framepackd.jobs.store import JobStore
 from framepackd.reports.prometheus import Metrics
 from framepackd.settings.config import Config
-from framepackd.text import clock
+from framepackd.text import clock, percent
 from framepackd.web import fragments, tonight
 from framepackd.web.drop import describe
 from framepackd.web.rendering import clock as of_the_night
@@ -40,7 +40,8 @@ def on_page(template: str, report: Report) -> str:
     """Draw a part of the page."""
     queued = tonight.queued(report)
     shown = {"night": tonight.night(report), "queued": queued, "queued_count": len(queued), "failed": []}
-    shown |= {"waiting": report["waiting"], "path_of": tonight.path_of, "token": "", "failed_folder": ""}
+    waiting = [{**entry, "choice": fragments.choice(entry)} for entry in report["waiting"]]
+    shown |= {"waiting": waiting, "path_of": tonight.path_of, "token": "", "failed_folder": ""}
     return render(template, **shown)
 
 
@@ -71,7 +72,7 @@ def test_a_job_ends_when_its_steps_and_decodes_are_done_and_the_queue_after_it(s
     store.step("id-cat", section=1, step=1, seconds=99.0)  # the first warms up, and does not count
     for step in range(2, 26):
         store.step("id-cat", section=1, step=step, seconds=2.0)
-    store.decoded("id-cat", seconds=10.0)
+    store.decoded("id-cat", section=1, seconds=10.0)
     for step in range(1, 11):
         store.step("id-cat", section=2, step=step, seconds=2.0)
     report = snapshot(store, NOTHING, DAEMON)
@@ -82,7 +83,7 @@ def test_a_job_ends_when_its_steps_and_decodes_are_done_and_the_queue_after_it(s
     shown = drawn(report)
     assert "section 2/4" in shown
     assert "step 10/25" in shown
-    assert "35 %" in shown
+    assert f"{percent((1 + 20 / (50 + 10)) / 4)} %" in shown, "all sections count alike, and decodes in them"
 
 
 def test_a_decode_is_shown_and_its_time_counts(store: JobStore) -> None:
@@ -92,7 +93,7 @@ def test_a_decode_is_shown_and_its_time_counts(store: JobStore) -> None:
         for step in range(1, 26):
             store.step("id-cat", section=section, step=step, seconds=1.0)
         if section < 4:
-            store.decoded("id-cat", seconds=60.0)
+            store.decoded("id-cat", section=section, seconds=60.0)
     report = snapshot(store, NOTHING, DAEMON)
     assert report["jobs"][0]["eta_seconds"] == pytest.approx(60, abs=3)
     assert "section 4/4  decoding" in drawn(report)
@@ -118,7 +119,11 @@ def test_in_80_columns_names_are_whole_and_reasons_below_them(store: JobStore) -
     output = f"/outbox/of/somebody/who/has/sorted/{names[0]}.mp4"
     store.finish(f"id-{names[0]}", State.DONE, error=None, output=output)
     store.claim()
-    store.step(f"id-{names[1]}", section=1, step=10, seconds=1.0)
+    store.step(f"id-{names[1]}", section=1, step=25, seconds=1.0)
+    unmeasured = drawn(snapshot(store, NOTHING, DAEMON), width=80)
+    assert "section 1/4  decoding" in unmeasured, "whole, also where no end is known yet"
+    store.decoded(f"id-{names[1]}", section=1, seconds=1.0)
+    store.step(f"id-{names[1]}", section=2, step=10, seconds=1.0)
     reason = f"{names[3]}.png is a conflict copy of another one (Nextcloud): delete it, or rename it"
     waiting = (Waiting("", names[3], (f"{names[3]}.png", f"{names[3]}.txt"), reason, utc_now()),)
     report = snapshot(store, waiting, DAEMON)
@@ -129,7 +134,7 @@ def test_in_80_columns_names_are_whole_and_reasons_below_them(store: JobStore) -
     assert any(line.startswith(f"  queue      {names[2]}  145 frames  about") for line in lines)
     assert lines[-1] == f"             {output}"
     assert lines[-2].startswith(f"  done       {names[0]}  ")
-    assert len([line for line in lines if "section 1/4  step 10/25" in line]) == 1
+    assert len([line for line in lines if "section 2/4  step 10/25" in line]) == 1
     assert reason in " ".join(" ".join(lines).split())
 
 
@@ -151,8 +156,9 @@ def test_each_state_of_the_daemon_has_its_words(store: JobStore) -> None:
 def test_a_queue_that_waits_says_why_and_promises_no_end(store: JobStore) -> None:
     add(store, "cat")
     store.claim()
-    for step in range(1, 11):
+    for step in range(1, 26):
         store.step("id-cat", section=1, step=step, seconds=2.0)
+    store.decoded("id-cat", section=1, seconds=9.0)
     store.requeue("id-cat", "paused")
     store.pause()
     running = snapshot(store, NOTHING, DAEMON)
@@ -190,7 +196,7 @@ def test_a_running_chain_reads_the_same_on_terminal_page_metrics_and_in_systemds
         for step in range(1, steps + 1):
             store.step(job.id, section=section, step=step, seconds=90.0)
         if steps == 25:
-            store.decoded(job.id, seconds=1.0)
+            store.decoded(job.id, section=section, seconds=1.0)
     report, now = snapshot(store, NOTHING, DAEMON), datetime.now(UTC)
     running = report["jobs"][0]
     assert (running["progress"], running["stage"]) == (0.58, ["clip 2/2", "section 1/2", "step 8/25"])
@@ -227,6 +233,7 @@ def test_a_job_of_the_queue_reads_the_same_on_terminal_page_and_metrics(
     store.claim()
     store.step("id-cat", section=1, step=1, seconds=9.0)
     store.step("id-cat", section=1, step=2, seconds=9.0)
+    store.decoded("id-cat", section=1, seconds=9.0)
     store.count_attempt("id-cat", "the worker was killed", max_attempts=3)
     reason = "the model demo is not here: framepackd models download demo"
     report = snapshot(store, NOTHING, DAEMON, passed_over={"id-dog": reason})

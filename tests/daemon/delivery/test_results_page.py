@@ -96,9 +96,9 @@ class Page(HTMLParser):
         self.tags.add(tag)
         self.attributes |= {name for name, _ in attrs}
         self.links += [value or "" for name, value in attrs if name in ("href", "src", "poster")]
-        if tag in ("h2", "style"):
+        if tag in ("h3", "style"):
             self._inside = tag
-        if tag == "h2":
+        if tag == "h3":
             self.headings.append("")
 
     def handle_endtag(self, tag: str) -> None:
@@ -108,7 +108,7 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._inside != "style":
             self.text += data
-        if self._inside == "h2":
+        if self._inside == "h3":
             self.headings[-1] += data
 
     def targets(self) -> set[Path]:
@@ -160,15 +160,32 @@ def test_names_and_texts_are_shown_and_do_nothing(
 ) -> None:
     place = Place(tmp_path_factory.mktemp("place"))
     place.add("plain")
+    place.add("folder/plain")
     plain = place.draw()
     name = name.lstrip(".") or "x"
     texts = {"prompt": prompt, "model": prompt, "quality": quality or None, "device": quality or None}
     place.add(f"sub/{name}", name="plain", inputs={}, **texts)
     page = place.draw()
-    assert page.tags - {"h2", "p", "b"} == plain.tags - {"h2", "p", "b"}, "no element more"
+    assert page.tags - {"h3", "p", "b"} == plain.tags - {"h3", "p", "b"}, "no element more"
     assert page.attributes - {"dir", "tabindex"} == plain.attributes - {"dir", "tabindex"}
     assert page.targets() == plain.targets() | {Path("sub", f"{name}.mp4"), Path("sub", f"{name}.json")}
-    assert len(page.headings) == 2
+    assert len(page.headings) == 3
+
+
+def test_videos_are_shown_by_day_and_can_be_chosen_by_folder_without_a_script(place: Place) -> None:
+    for number, name in enumerate(("cat", "sea/wave", "sea/gull")):
+        place.add(name, finished_at=(FIRST + timedelta(hours=12, days=number // 2)).isoformat())
+    page = place.draw()
+    text = place.index.read_text()
+    assert re.findall(r'class="day">([^<]*)<span>([^<]*)<', text) == [
+        ("Friday, 2 January 2026", "1 video"),
+        ("Thursday, 1 January 2026", "2 videos"),
+    ]
+    assert re.findall(r'id="folder-\d">([^<]*)<', text) == ["no folder", "sea"]
+    assert re.findall(r'article data-folder="(\d)"', text) == ["2", "2", "1"]
+    assert {"loop", "muted", "playsinline"} <= page.attributes
+    (place.outbox / "cat.mp4").unlink()
+    assert "radiogroup" not in place.draw().path.read_text(), "there is nothing to choose"
 
 
 def test_a_jobs_warnings_are_shown(place: Place) -> None:

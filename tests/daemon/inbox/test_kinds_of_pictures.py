@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from framepack_core.media import heif
 from framepack_core.media.pictures import open_picture
-from framepackd.cli import display
+from framepackd.cli import display, page_of_job
 from framepackd.inbox import inspect
 from framepackd.inbox.scan import Inbox
 from framepackd.intake import resolve
@@ -139,7 +140,7 @@ def test_a_profile_that_cannot_be_used_is_recorded_and_shown_of_every_job(
         assert job.record()["inputs"]["image"]["passed_over"] == [told]
     assert told in caplog.text
     console = display.Console(width=240, record=True)
-    console.print(display.job(jobs[0].record() | {"history": []}))
+    console.print(page_of_job.page(jobs[0].record() | {"history": []}, datetime.now(UTC)))
     assert told in console.export_text()
 
 

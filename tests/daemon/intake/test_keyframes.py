@@ -55,6 +55,15 @@ def error(place: Place) -> str:
     return str(job.delivery["error"])
 
 
+def taken_and_failed(place: Place) -> Job:
+    """Take the job in and have it fail: its files lie in the failed folder."""
+    job = place.take()
+    place.store.claim()
+    place.store.decide(job.id, State.FAILED, error="planted")
+    deliveries.settle(place.store.get(job.id), place.config, place.store, take_back.bring_back)
+    return job
+
+
 def test_pictures_named_by_section_are_the_keyframes_of_their_name(place: Place) -> None:
     drop(place, "cat_section_0.png", "cat_section_2.png")
     job = place.take()
@@ -81,10 +90,7 @@ def test_pictures_named_in_the_settings_are_waited_for_and_delivered_under_the_j
 
 def test_delivered_and_dropped_again_the_settings_find_the_picture_under_its_new_name(place: Place) -> None:
     drop(place, "pose.png", settings=POSE)
-    first = place.take()
-    place.store.claim()
-    place.store.decide(first.id, State.FAILED, error="planted")
-    deliveries.settle(place.store.get(first.id), place.config, place.store, take_back.bring_back)
+    first = taken_and_failed(place)
     for path in place.config.failed.glob("cat[!.]*"):
         path.rename(place.config.inbox / path.name)
     for name in ("cat.png", "cat.txt", "cat.toml"):
@@ -96,10 +102,7 @@ def test_delivered_and_dropped_again_the_settings_find_the_picture_under_its_new
 
 def test_a_failed_job_comes_back_with_its_keyframes(place: Place) -> None:
     drop(place, "pose.png", settings=POSE)
-    job = place.take()
-    place.store.claim()
-    place.store.decide(job.id, State.FAILED, error="planted")
-    deliveries.settle(place.store.get(job.id), place.config, place.store, take_back.bring_back)
+    job = taken_and_failed(place)
     assert (place.config.failed / "cat_section_0.png").exists()
     request = {"command": "retry", "jobs": ["cat"]}
     (answer,) = commands.perform(request, commands.Queue(place.config, place.store))["results"]

@@ -5,13 +5,14 @@ import errno
 import io
 import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from framepackd import files
-from framepackd.cli import display
+from framepackd.cli import page_of_job
 from framepackd.inbox.listing import Signature
 from framepackd.intake import claiming
 from framepackd.intake import take as intake
@@ -133,7 +134,9 @@ def test_a_lossless_video_is_made_with_a_warning_about_players(
     told = "crf = 0 is lossless, which phones, Firefox and QuickTime do not play: crf = 1 looks the same"
     assert [told in record.message for record in caplog.records if record.levelname == "WARNING"] == [True]
     shown = io.StringIO()
-    Console(file=shown, width=400).print(display.job(whole(job, place.config) | {"history": []}))
+    Console(file=shown, width=400).print(
+        page_of_job.page(whole(job, place.config) | {"history": []}, datetime.now(UTC))
+    )
     assert told in shown.getvalue()
     (check,) = (found for fine, what, found in run_checks(lossless(place.config), gpu=False) if what == "crf")
     assert told in check

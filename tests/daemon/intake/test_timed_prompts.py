@@ -1,6 +1,7 @@
 """Timed prompts from the TOML file to the worker and to NAME.json."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from framepack_core.sections import sections_of
-from framepackd.cli import display
+from framepackd.cli import page_of_job
 from framepackd.delivery.deliver import final_record
 from framepackd.intake import resolve
 from framepackd.jobs.job import Job
@@ -55,7 +56,7 @@ def test_the_record_lists_the_sections_of_each_prompt_in_the_order_of_generation
 def test_show_lists_timed_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, job = taken(tmp_path / "place", TWO)
     console = Console(width=200)
-    console.print(display.job(job.record()))
+    console.print(page_of_job.page(job.record(), datetime.now(UTC)))
     shown = capsys.readouterr().out
     assert "the cat sits (0 to 2.4 s, section 2, 3)" in shown
 

@@ -65,8 +65,8 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date_and_nothing_is_los
     assert claimed is not None
     assert claimed.name == "frog"
     store.pause()
-    store.remember_rung("NVIDIA H100|framepack|640x608", 2)
-    assert JobStore(old).rungs() == {"NVIDIA H100|framepack|640x608": 2}
+    store.remember_level("NVIDIA H100|framepack|640x608", 2)
+    assert JobStore(old).levels() == {"NVIDIA H100|framepack|640x608": 2}
     store.remember_uncompiled("NVIDIA H100|torch 2.13.0", "fatal error")
     assert JobStore(old).uncompiled() == {"NVIDIA H100|torch 2.13.0": "fatal error"}
 

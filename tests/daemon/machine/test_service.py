@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -229,20 +230,27 @@ def test_an_installation_that_the_sandbox_hides_is_refused(
     assert "--user" in refused.output
 
 
-def machine_service(tmp_path: Path, config: str) -> Service:
-    """Give the machine's service with its files in a folder of the test."""
-    whole = Service.of_machine("cat")
-    (tmp_path / "cat.toml").write_text(f'state_dir = "{whole.state_dir}"\n{config}')
-    return Service(
-        whole.name, whole.template, tmp_path / whole.unit.name, tmp_path / "cat.toml", whole.state_dir, False
-    )
+MachineService = Callable[[str], Service]
+
+
+@pytest.fixture
+def machine_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MachineService:
+    """Give the machine's service for a configuration, with its files in a folder of the test."""
+
+    def make(config: str) -> Service:
+        monkeypatch.setattr(service, "installation", list)
+        whole = Service.of_machine("cat")
+        (tmp_path / "cat.toml").write_text(f'state_dir = "{whole.state_dir}"\n{config}')
+        unit, own = tmp_path / whole.unit.name, tmp_path / "cat.toml"
+        return Service(whole.name, whole.template, unit, own, whole.state_dir, False)
+
+    return make
 
 
 def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine_service: MachineService,
 ) -> None:
-    monkeypatch.setattr(service, "installation", list)
-    chosen = machine_service(tmp_path, 'inbox = "/data/in box"\noutbox = "/srv/framepackd/out"\n')
+    chosen = machine_service('inbox = "/data/in box"\noutbox = "/srv/framepackd/out"\n')
     steps = dict(service.install(chosen))
     assert f"make /data/in box for {service.USER}" in steps
     steps[f"write {chosen.drop_in}"]()
@@ -253,11 +261,22 @@ def test_folders_outside_the_state_folder_are_opened_for_this_instance_alone(
     assert f"remove {chosen.drop_in}" in dict(service.install(chosen))
 
 
-def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_page_may_write_to_the_trash_beside_an_outbox_anywhere(
+    machine_service: MachineService,
 ) -> None:
-    monkeypatch.setattr(service, "installation", list)
-    chosen = machine_service(tmp_path, 'metrics_file = "/data/node exporter/framepackd.prom"\n')
+    chosen = machine_service('outbox = "/data/out"\n').companion("web")
+    steps = dict(service.install(chosen))
+    assert f"make /data/out-trash for {service.USER}" in steps
+    steps[f"write {chosen.drop_in}"]()
+    assert "ReadWritePaths=/data/out -/data/out-trash\n" in chosen.drop_in.read_text()
+    for name in ("framepackd-web.service", "framepackd-web@.service"):
+        assert f"ReadWritePaths=-{service.SHARED_FOLDER}\n" in (units.UNITS / name).read_text()
+
+
+def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
+    machine_service: MachineService,
+) -> None:
+    chosen = machine_service('metrics_file = "/data/node exporter/framepackd.prom"\n')
     steps = dict(service.install(chosen))
     assert not any("make /data" in step for step in steps), "whose folder it is, nobody knows here"
     steps[f"write {chosen.drop_in}"]()
@@ -269,10 +288,9 @@ def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
 
 
 def test_the_unit_that_makes_the_devices_is_removed_with_the_last_service(
-    systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    systemctl: Path, tmp_path: Path, machine_service: MachineService
 ) -> None:
-    monkeypatch.setattr(service, "installation", list)
-    chosen = machine_service(tmp_path, "")
+    chosen = machine_service("")
     devices = tmp_path / units.DEVICES
     steps = dict(service.install(chosen))
     for path in (chosen.unit, devices):
@@ -287,25 +305,21 @@ def test_the_unit_that_makes_the_devices_is_removed_with_the_last_service(
 
 
 def test_the_configuration_is_for_the_service_and_nobody_else(
-    systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    systemctl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine_service: MachineService
 ) -> None:
     config = tmp_path / "config/framepackd/config.toml"
     assert command("install", "--user").exit_code == 0
     assert config.stat().st_mode & 0o777 == 0o600
-    monkeypatch.setattr(service, "installation", list)
     monkeypatch.setattr(service, "USER", pwd.getpwuid(os.geteuid()).pw_name)
-    chosen = machine_service(tmp_path, "")
+    chosen = machine_service("")
     chosen.config.chmod(0o644)  # as earlier versions wrote it
     dict(service.install(chosen))[f"close {chosen.config} to others: it may hold secrets"]()
     assert chosen.config.stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize("key", ["inbox", "lora_dir", "preview_decoder"])
-def test_a_place_that_the_sandbox_hides_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
-    monkeypatch.setattr(service, "installation", list)
-    chosen = machine_service(tmp_path, f'{key} = "/home/ann/it"\n')
+def test_a_place_that_the_sandbox_hides_is_refused(key: str, machine_service: MachineService) -> None:
+    chosen = machine_service(f'{key} = "/home/ann/it"\n')
     with pytest.raises(ServiceError, match=r"would not see /home/ann/it.*another place in .*cat.toml"):
         list(service.install(chosen))
 

@@ -218,7 +218,7 @@ def test_what_cannot_be_encoded_ahead_is_the_fault_of_the_job_that_needs_it(
     assert "image.png" in reply.error
 
 
-def test_out_of_memory_ahead_of_time_takes_no_rung_of_the_ladder(
+def test_out_of_memory_ahead_of_time_takes_no_lower_memory_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engines, ears = Engines(), Ears()
@@ -326,7 +326,7 @@ def test_nothing_is_encoded_ahead_that_would_be_in_the_way(
         ears.ours.send(Next(replace(second, spec=replace(second.spec, name="another"))))
     elif why == "no room for both":
         engines.get(first, 0)
-        first = replace(first, rungs={"cpu|framepack-i2v|48x32": 2})
+        first = replace(first, levels={"cpu|framepack-i2v|48x32": 2})
     elif why == "only to be written":
         ears.ours.send(Next(replace(second, keep_only=True)))
     else:

@@ -164,6 +164,27 @@ def test_a_result_is_made_again_used_and_moved_to_the_trash(browser: Browser, pl
     page.close()
 
 
+def test_one_of_two_pictures_of_one_name_is_taken_and_the_other_is_kept(place: Place) -> None:
+    page = httpx.get(place.web.url)
+    token = re.findall(r'name="token" value="([^"]+)"', page.text)[0]
+    assert 'aria-label="Take cup.png"' in page.text
+    form = {"token": token, "folder": "", "name": "cup", "file": "cup.png"}
+    for wrong in ({"file": "wren.png"}, {"name": "wren"}, {"folder": ".."}):
+        httpx.post(f"{place.web.url}page/do/choose", data=form | wrong)
+        assert (place.daemon.inbox / "cup.jpg").exists()
+    assert httpx.post(f"{place.web.url}page/do/choose", data=form).status_code == 303
+    kept = place.daemon.outbox.with_name("outbox-trash") / "cup/cup.jpg"
+    assert kept.exists()
+    assert (place.daemon.inbox / "cup.png").exists()
+    place.daemon.until(
+        lambda: (
+            ("cup", "no_prompt")
+            in [(each["name"], each["reason"]) for each in place.daemon.status()["waiting"]]
+        ),
+        "the picture to wait for its sentence",
+    )
+
+
 @in_a_browser
 def test_pictures_become_a_chain_in_the_order_that_they_are_put_in(
     browser: Browser, place: Place, tmp_path: Path

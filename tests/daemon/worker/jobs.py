@@ -52,7 +52,7 @@ def work_in(folder: Path, transformer: str = "framepack-i2v", **settings: Any) -
         dtype="auto",
         precision="exact",
         compile_cache=folder / "compiled",
-        rungs={},
+        levels={},
     )
 
 

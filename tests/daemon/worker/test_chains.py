@@ -226,10 +226,10 @@ def test_the_preview_grows_over_the_clips(work: Work, monkeypatch: pytest.Monkey
 def test_out_of_memory_in_the_first_clip_is_known_in_the_second(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sample, rungs = Engine.sample, []
+    sample, levels = Engine.sample, []
 
     def refuse_whole_frames(self: Engine, *arguments: Any) -> Iterator[Any]:
-        rungs.append(self.level)
+        levels.append(self.level)
         if self.level == 0:
             raise torch.OutOfMemoryError("planted")
         yield from sample(self, *arguments)
@@ -237,7 +237,7 @@ def test_out_of_memory_in_the_first_clip_is_known_in_the_second(
     monkeypatch.setattr(Engine, "sample", refuse_whole_frames)
     answer, messages = run(work, Engines())
     assert isinstance(answer, Finished)
-    assert rungs == [0, 1, 1]
+    assert levels == [0, 1, 1]
     assert len([message for message in messages if isinstance(message, Lowered)]) == 1
 
 
@@ -337,7 +337,7 @@ def test_status_says_which_clip_and_which_section_of_it(place: Place) -> None:
     daemon = {"state": "running", "pid": 1, "since": "2026-01-01T00:00:00Z", "paused": None}
     report = snapshot(place.store, (), daemon)
     assert report["jobs"][0]["clips"] == 2
-    assert "cat: 57 %, clip 2/2, section 1/2, step 2/7" in in_one_line(report, datetime.now(UTC))
+    assert "cat: 53 %, clip 2/2, section 1/2, step 2/7" in in_one_line(report, datetime.now(UTC))
     out = io.StringIO()
     Console(file=out, width=200).print(display.status(report))
     assert "clip 2/2  section 1/2  step 2/7" in out.getvalue()

@@ -14,6 +14,7 @@ from framepackd import files
 from framepackd.jobs import aside
 from framepackd.worker import checkpoint
 from framepackd.worker.checkpoint import Checkpoint, Checkpoints
+from tests.daemon.place import dying
 from tests.daemon.worker.checkpoints import IDENTITY, contents, save_all, saves
 
 OTHER = {**IDENTITY, "request": "other"}
@@ -94,7 +95,7 @@ def test_dying_at_any_call_leaves_the_newest_state_or_the_one_before(
             checkpoints = save_all(folder, number)
             calls = itertools.count(1)
 
-            def dying(
+            def tearing(
                 call: Callable[..., object], calls: Iterator[int] = calls, last: int = last
             ) -> Callable[..., object]:
                 def wrapped(path: object, *arguments: object) -> object:
@@ -108,8 +109,8 @@ def test_dying_at_any_call_leaves_the_newest_state_or_the_one_before(
 
             with monkeypatch.context() as patched:
                 for name in ("write_bytes", "replace", "unlink"):
-                    patched.setattr(Path, name, dying(getattr(Path, name)))
-                patched.setattr(files, "sync_file", dying(files.sync_file))
+                    patched.setattr(Path, name, tearing(getattr(Path, name)))
+                patched.setattr(files, "sync_file", tearing(files.sync_file))
                 progress, made = saves()[number]
                 try:
                     checkpoints.save(progress, {}, made)
@@ -275,21 +276,11 @@ def test_dying_at_any_call_while_something_is_set_aside_loses_nothing(
             spoil(folder / name, "flipped")
             before = sorted(contents(folder).items())
             calls = itertools.count(1)
-
-            def dying(
-                call: Callable[..., object], calls: Iterator[int] = calls, last: int = last
-            ) -> Callable[..., object]:
-                def wrapped(*arguments: object, **named: object) -> object:
-                    if next(calls) >= last:
-                        raise KeyboardInterrupt
-                    return call(*arguments, **named)
-
-                return wrapped
-
             with monkeypatch.context() as patched:
-                for call in ("rename", "mkdir"):
-                    patched.setattr(Path, call, dying(getattr(Path, call)))
-                patched.setattr(files, "sync_folder", dying(files.sync_folder))
+                # Loading catches errors of the disk; it must not catch this.
+                for owner, call in ((Path, "rename"), (Path, "mkdir"), (files, "sync_folder")):
+                    dies = dying(getattr(owner, call), calls, last, KeyboardInterrupt)
+                    patched.setattr(owner, call, dies)
                 try:
                     Checkpoints(folder, identity).load()
                     done = True

@@ -317,7 +317,7 @@ def own_engines() -> Engines:
 BETWEEN = 280_000_000  # bytes: decoding whole frames took 350 million, in tiles of 256 pixels 212 million
 
 
-def test_out_of_memory_is_no_failure_but_a_rung_down_and_the_section_again(
+def test_out_of_memory_is_no_failure_but_a_lower_memory_level_and_the_section_again(
     tmp_path: Path, own_engines: Engines
 ) -> None:
     work = work_in(tmp_path, width=320, height=320, steps=1)
@@ -328,7 +328,7 @@ def test_out_of_memory_is_no_failure_but_a_rung_down_and_the_section_again(
     assert isinstance(answer, Finished)
     assert len(told_steps(messages)) == len(set(told_steps(messages))), "no step is repeated"
     lowered = [message for message in messages if isinstance(message, Lowered)]
-    assert [(message.key, message.rung) for message in lowered] == [("cpu|framepack-i2v|320x320", 1)]
+    assert [(message.key, message.level) for message in lowered] == [("cpu|framepack-i2v|320x320", 1)]
     assert "tiles of 256 pixels" in lowered[0].text
 
 
@@ -354,7 +354,7 @@ def failing(error: Exception, times: int = 99) -> Callable[..., Any]:
     ],
     ids=lambda error: str(error)[:40],
 )
-def test_memory_that_a_library_lacks_is_a_rung_down_too_but_in_another_process(
+def test_memory_that_a_library_lacks_takes_a_lower_memory_level_too_but_in_another_process(
     work: Work, own_engines: Engines, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """The context may be broken: what goes on in it could be wrong."""
@@ -364,20 +364,20 @@ def test_memory_that_a_library_lacks_is_a_rung_down_too_but_in_another_process(
     assert leaves_after(answer)
     assert str(error).partition("\n")[0] in answer.reason
     (lowered,) = (message for message in messages if isinstance(message, Lowered))
-    assert lowered.rung == 1
-    answer, messages = run(replace(work, rungs={lowered.key: lowered.rung}), Engines())
+    assert lowered.level == 1
+    answer, messages = run(replace(work, levels={lowered.key: lowered.level}), Engines())
     assert isinstance(answer, Finished)
     assert Resumed(work.request.steps) in messages, "what was sampled is not lost"
 
 
-def test_a_tensor_that_is_too_large_for_a_kernel_is_a_rung_down(
+def test_a_tensor_that_is_too_large_for_a_kernel_takes_a_lower_memory_level(
     work: Work, own_engines: Engines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     error = RuntimeError("Expected canUse32BitIndexMath(input) to be true, but got false.")
     monkeypatch.setattr(vae, "decode", failing(error, times=1))
     answer, messages = run(work, own_engines)
     assert isinstance(answer, Finished)
-    assert [message.rung for message in messages if isinstance(message, Lowered)] == [1]
+    assert [message.level for message in messages if isinstance(message, Lowered)] == [1]
 
 
 @pytest.mark.parametrize(
@@ -399,14 +399,16 @@ def test_after_an_error_the_worker_leaves_and_says_whether_it_was_the_devices(
     assert leaves_after(answer)
 
 
-def test_the_next_job_begins_on_the_rung_that_worked(work: Work, own_engines: Engines) -> None:
-    answer, messages = run(replace(work, rungs={"cpu|framepack-i2v|48x32": 1}), own_engines)
+def test_the_next_job_begins_on_the_memory_level_that_worked(work: Work, own_engines: Engines) -> None:
+    answer, messages = run(replace(work, levels={"cpu|framepack-i2v|48x32": 1}), own_engines)
     assert isinstance(answer, Finished)
     assert own_engines.get(work, 1).level == 1
     assert not [message for message in messages if isinstance(message, Lowered)]
 
 
-def test_where_the_last_rung_is_not_enough_the_reason_is_reported(work: Work, own_engines: Engines) -> None:
+def test_where_the_last_memory_level_is_not_enough_the_reason_is_reported(
+    work: Work, own_engines: Engines
+) -> None:
     own_engines.get(work, 0)
     ears = Ears()
     with LimitedMemory(100_000), pytest.raises(FramePackError, match="not enough memory, even with") as error:

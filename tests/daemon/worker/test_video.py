@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,10 @@ def test_no_frame_is_encoded_more_than_twice_and_each_once_for_good(
     assert sum(encoded.values()) <= 2 * work.frames
 
 
-def test_a_section_is_encoded_while_the_next_one_is_sampled(
-    work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def answer_encoding_while_sampling(
+    work: Work, monkeypatch: pytest.MonkeyPatch, at_step: Callable[[], None]
+) -> object:
+    """Do a job whose segments are encoded only when a step of the next section is computed."""
     sampling = threading.Event()
     encode = segments.encode
     told: list[type] = []
@@ -90,6 +91,7 @@ def test_a_section_is_encoded_while_the_next_one_is_sampled(
     def sampled(*_: object) -> None:
         if SectionDecoded in told:
             sampling.set()
+            at_step()
 
     def note(said: object) -> bool:
         told.append(type(said))
@@ -98,38 +100,26 @@ def test_a_section_is_encoded_while_the_next_one_is_sampled(
     monkeypatch.setattr(segments, "encode", waiting)
     hook = ENGINES.get(work, 0).models.transformer.proj_out.register_forward_hook(sampled)
     try:
-        assert isinstance(answer(work, ENGINES, LeavingEars(note).theirs), Finished)
+        return answer(work, ENGINES, LeavingEars(note).theirs)
     finally:
         hook.remove()
+
+
+def test_a_section_is_encoded_while_the_next_one_is_sampled(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(answer_encoding_while_sampling(work, monkeypatch, lambda: None), Finished)
 
 
 def test_a_section_is_whole_on_disk_even_if_the_one_after_it_fails(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else whoever goes on with the job would find it still being written."""
-    failing = threading.Event()
-    encode = segments.encode
-    told: list[type] = []
 
-    def waiting(*arguments: Any, **named: Any) -> bytes:
-        assert failing.wait(20)
-        return encode(*arguments, **named)
+    def fail() -> None:
+        raise RuntimeError("planted")
 
-    def fail(*_: object) -> None:
-        if SectionDecoded in told:
-            failing.set()
-            raise RuntimeError("planted")
-
-    def note(said: object) -> bool:
-        told.append(type(said))
-        return False
-
-    monkeypatch.setattr(segments, "encode", waiting)
-    hook = ENGINES.get(work, 0).models.transformer.proj_out.register_forward_hook(fail)
-    try:
-        assert isinstance(answer(work, ENGINES, LeavingEars(note).theirs), Failed)
-    finally:
-        hook.remove()
+    assert isinstance(answer_encoding_while_sampling(work, monkeypatch, fail), Failed)
     assert work.preview.exists(), "what is written last"
     assert run(work)[1][0] == Resumed(2)
 
