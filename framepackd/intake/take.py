@@ -46,6 +46,7 @@ MAX_FOREIGN = 5  # problems for things that are not ours; more share one
 
 # One at a time: a job that is being taken in looks like one that a crash has left.
 _taking = threading.Lock()
+_making: set[Path] = set()  # work folders that have no name yet and are being filled by a thread
 
 
 class Leftovers(NamedTuple):
@@ -147,20 +148,23 @@ def take_final(draft: Job, sources: Mapping[str, Path], config: Config, store: J
     prefix = f"{draft.folder}/" if draft.folder else ""
     dropped = (DroppedFile(path=prefix + file, role=role, signature=()) for role, file in named.items())
     manifest = Manifest(folder=draft.folder, name=name, defaults=(), files=tuple(dropped))
-    with _taking:
-        try:
-            (making / INPUTS).mkdir(parents=True)
-            for role, source in sources.items():
-                files.copy(source, making / INPUTS / named[role])
-            files.write_json(making / INPUTS / named[drafts.ROLE], draft.record())
-            files.sync_folder(making / INPUTS)
-            manifest.write(making)
+    _making.add(making)
+    try:
+        (making / INPUTS).mkdir(parents=True)
+        for role, source in sources.items():  # the outbox may hang: taking in goes on meanwhile
+            files.copy(source, making / INPUTS / named[role])
+        files.write_json(making / INPUTS / named[drafts.ROLE], draft.record())
+        files.sync_folder(making / INPUTS)
+        manifest.write(making)
+        with _taking:
             making.rename(work)
             files.sync_folder(work.parent)
-        except OSError:
-            shutil.rmtree(making, ignore_errors=True)
-            raise
-        return _add(work, manifest, resolve(work, manifest, config, store), store)
+            return _add(work, manifest, resolve(work, manifest, config, store), store)
+    except OSError:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    finally:
+        _making.discard(making)
 
 
 def _name_in_work_folder(name: str, path: str, role: str) -> str | None:
@@ -187,7 +191,8 @@ def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
         left = Leftovers([], _foreign(foreign))
         pictures: PicturesRead = {}
         for hidden in half_made:
-            shutil.rmtree(hidden, ignore_errors=True)
+            if hidden not in _making:
+                shutil.rmtree(hidden, ignore_errors=True)
         for work in (config.jobs_dir / name for name in names if name not in known):
             try:
                 jobs = _finish(work, config, store, known, pictures)

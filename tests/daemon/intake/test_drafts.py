@@ -1,6 +1,7 @@
 """draft = true saves steps and cache, and nothing else; its final has the same seed; both name each other."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from framepackd.intake import take as intake
 from framepackd.jobs import folder as work_folder
 from framepackd.jobs.job import Job, State
 from framepackd.worker.messages import Finished
+from tests.core.models.loras import make_lora, stored
 from tests.daemon.intake.studio import Studio, frames
-from tests.daemon.place import undelivered
+from tests.daemon.place import at_every_call, undelivered
 
 FULL = 4  # steps
 TIMED = '[[prompts]]\nfrom = 0.0\nto = 0.4\ntext = "it jumps"\n'
@@ -28,14 +30,14 @@ def studio(tmp_path: Path) -> Studio:
     return Studio(tmp_path / "studio", "backward")
 
 
-def draft(studio: Studio, name: str = "cat", **settings: Any) -> Job:
+def draft(studio: Studio, name: str = "cat", *, more: str = "", **settings: Any) -> Job:
     """Make a draft of two steps."""
     studio.config = studio.config.model_copy(
         update={"draft": studio.config.draft.model_copy(update={"steps": 2})}
     )
     studio.picture(name, draft=True, steps=FULL, seconds=1, **settings)
     with (studio.inbox / f"{name}.toml").open("a") as file:
-        file.write(TIMED)
+        file.write(more + TIMED)
     job, reply = studio.make()
     assert isinstance(reply, Finished)
     return studio.store.get(job.id)
@@ -193,22 +195,61 @@ def test_the_final_of_a_longer_video_extends_the_same_video(tmp_path: Path) -> N
     assert isinstance(studio.end(job), Finished)
 
 
-def test_variations_of_a_draft_are_chosen_from_one_by_one(studio: Studio) -> None:
+def test_each_final_of_four_variations_has_the_seed_of_its_own_draft(studio: Studio) -> None:
     studio.picture(draft=True, seeds=4, seed=20, steps=FULL, seconds=1)
     (group,) = Inbox(studio.inbox, 0).scan().ready
-    jobs = intake.take(group, studio.config.model_copy(), studio.store)
-    finals = []
-    for job in jobs:
+    made = intake.take(group, studio.config, studio.store)
+    for job in made:
         assert job.settings["draft"]
         studio.end(job)
-    drafts = [frames(studio.outbox / f"{job.name}.mp4") for job in jobs]
-    chosen = jobs[2]
-    rests = (".json", ".png", ".txt", ".toml")
-    studio.bring_back(*(f"{chosen.name}{rest}" for rest in rests))
-    again, _ = studio.make()
-    finals.append(frames(studio.outbox / f"{again.name}_001.mp4"))
-    assert (again.settings["seed"], again.steps) == (22, FULL)
-    assert nearest(finals, drafts) == [2]
+    moved = made[2]
+    studio.bring_back(*(f"{moved.name}{rest}" for rest in (".json", ".png", ".txt", ".toml")))
+    again = studio.take()
+    assert again.settings["seed"] == 22
+    final(studio, *(job.name for job in made if job is not moved))
+    finals = sorted(studio.store.in_state(State.QUEUED), key=lambda job: job.settings["seed"])
+    assert [job.settings["seed"] for job in finals] == [20, 21, 22, 23]
+    assert [job.settings["draft_of"]["id"] for job in finals] == [job.id for job in made]
+    for job in finals:
+        studio.end(job)
+    shown = [frames(studio.outbox / f"{job.name}.mp4") for job in made]
+    ends = [frames(Path(studio.store.get(job.id).output or "")) for job in finals]
+    assert nearest(ends, shown) == [0, 1, 2, 3]
+
+
+def test_a_final_has_the_lora_of_its_draft_with_its_weight(studio: Studio) -> None:
+    studio.config.lora_dir.mkdir(exist_ok=True)
+    spec = studio.config.spec("backward")
+    make_lora(studio.config.lora_dir / "oil.safetensors", "kohya-hunyuan", stored(spec))
+    made = draft(studio, more='[[loras]]\nfile = "oil.safetensors"\nweight = 0.5\n')
+    (used,) = made.settings["loras"]
+    final(studio, "cat")
+    job = queued(studio)
+    assert job.settings["loras"] == [used]
+    assert used["weight"] == 0.5
+    assert isinstance(studio.end(job), Finished)
+    assert record(studio, "cat_final")["loras"] == record(studio, "cat")["loras"]
+    studio.bring_back("cat.mp4", "cat.png")  # or by the video's own metadata
+    assert studio.take().settings["loras"] == [used]
+
+
+def test_whatever_call_a_final_dies_at_when_it_is_taken_in_it_is_made_once(
+    studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draft(studio)
+    tries = [Studio(shutil.copytree(tmp_path / "studio", tmp_path / "0"), "backward")]
+
+    def ask_again() -> None:
+        final(tries[-1], "cat")
+        job = queued(tries[-1])
+        assert job.path == "cat_final"
+        assert [path.name for path in tries[-1].config.jobs_dir.iterdir()] == [job.id]
+        tries.append(Studio(shutil.copytree(tmp_path / "studio", tmp_path / str(len(tries))), "backward"))
+
+    def ask() -> None:
+        final(tries[-1], "cat")
+
+    assert at_every_call(monkeypatch, ask, ask_again) > 10
 
 
 def test_a_record_that_still_arrives_holds_its_job_back(studio: Studio) -> None:
