@@ -29,6 +29,12 @@ ROLES, PICTURE = {".txt": "prompt", ".toml": "settings"}, "picture"  # by type; 
 MAX_RECORD_BYTES, MAX_REASON_BYTES = 1 << 20, 2000
 
 
+class OtherRecord(BaseModel):
+    """How draft and final name each other."""
+
+    id: str | None = None
+
+
 class ResultRecord(BaseModel):
     """The part of a ``NAME.json`` that the page shows; it is untrusted."""
 
@@ -44,8 +50,8 @@ class ResultRecord(BaseModel):
     prompt: str = ""
     seed: int | None = None
     draft: bool = False
-    final: dict[str, Any] | None = None  # of a draft
-    draft_of: dict[str, Any] | None = None  # of a final
+    final: OtherRecord | None = None  # of a draft
+    draft_of: OtherRecord | None = None  # of a final
     steps: int | None = None
     model: str = ""
     device: str | None = None

@@ -80,5 +80,6 @@ def in_words(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Say of a draft what its final is, and of a final what its draft was."""
     for key, label in (("final", "final"), ("draft_of", "its draft")):
         if other := record.get(key):
+            cache = f", cache {other['cache']}" if other["cache"] != "none" else ""
             job = f": job {other['id']}" if other.get("id") else ""
-            yield label, f"{other['steps']} steps, cache {other['cache']}{job}"
+            yield label, f"{other['steps']} steps{cache}{job}"

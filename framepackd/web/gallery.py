@@ -66,6 +66,11 @@ class Shown:
             return self.result.strip
         return next((path for path in self.result.inputs if Path(path).name == name), None)
 
+    def owns(self, path: str) -> bool:
+        """Say whether a file below the outbox is one of its files."""
+        video = self.result.path
+        return path in (f"{video}.mp4", f"{video}.json", self.result.strip, *self.result.inputs)
+
     @cached_property
     def pictures(self) -> list[str]:
         """The names of the pictures that it was made from."""

@@ -177,8 +177,8 @@ class Make:
 
     def _drop_from(self, form: FormData, folder: Path) -> str:
         config = self._shared.config
-        pictures = [_stored(each, folder, "pictures") for each in form.getlist("pictures") if _is_file(each)]
-        ends = [_stored(each, folder, "end") for each in form.getlist("end") if _is_file(each)]
+        pictures = [stored(each, folder, "pictures") for each in form.getlist("pictures") if is_file(each)]
+        ends = [stored(each, folder, "end") for each in form.getlist("end") if is_file(each)]
         like = self._shared.gallery.find(str(form.get("like", "")))
         kept: dict[str, Path] = {}
         base = defaults_of(config)
@@ -220,11 +220,12 @@ class Make:
             raise WrongError("model", str(error)) from error
 
 
-def _is_file(value: object) -> bool:
+def is_file(value: object) -> bool:
+    """Say whether a field of a form holds a file."""
     return isinstance(value, UploadFile) and bool(value.filename)
 
 
-def _stored(upload: Any, folder: Path, field: str) -> Path:
+def stored(upload: Any, folder: Path, field: str) -> Path:
     """Keep an uploaded picture as a file, and look whether it is one.
 
     Raises:

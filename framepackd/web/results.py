@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from framepackd.delivery.results import ResultRecord
+from framepackd.delivery.results_page import INDEX, is_ours
 from framepackd.text import duration
 from framepackd.web.again import read_record
 from framepackd.web.gallery import PAGE, Shown, Wanted
@@ -76,6 +78,7 @@ def gallery_context(shared: Shared, request: Request) -> dict[str, Any]:
         "next": f"/results?{urlencode({**more, 'from': start + PAGE})}" if left > 0 else None,
         "newest": everything[0].id if everything else "",
         "part": start > 0,
+        "index": is_ours(shared.config.outbox / INDEX),
     }
 
 
@@ -95,6 +98,7 @@ def result_context(shared: Shared, job: str) -> dict[str, Any] | None:
         "shown": shown,
         "record": shown.result.record,
         "words": in_words(shown, record),
+        "other": _other(shared, shown.result.record),
         "files": [path.rpartition("/")[2] for (role, _), path in roles if role != "picture"],
         "place": at + 1,
         "total": len(results),
@@ -103,6 +107,12 @@ def result_context(shared: Shared, job: str) -> dict[str, Any] | None:
         "cached": record.get("cache", "none") != "none",
         "longer": round(min(shown.seconds * 2, 120), 1),
     }
+
+
+def _other(shared: Shared, record: ResultRecord) -> str | None:
+    """Give the id of a draft's final, or of a final's draft, if its video is in the outbox."""
+    other = record.final or record.draft_of
+    return other.id if other and other.id and shared.gallery.find(other.id) else None
 
 
 def in_words(shown: Shown, record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,17 +1,24 @@
 """The page in a real browser: what people do on it, and what it must never do."""
 
+import hashlib
 import json
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from framepackd import web as wing
+from framepackd.cli import demo
+from framepackd.settings.config import load_config
+from framepackd.web import actions
 from tests.acceptance.conftest import Daemon, environment, picture
+from tests.core.models.loras import make_lora, stored
 from tests.daemon.web.conftest import CHROMIUM, EVERYBODY, Web, free_port, in_a_browser, status
 
 PATIENCE = 60_000  # ms
@@ -151,20 +158,70 @@ def test_the_queue_is_ordered_by_keyboard_and_two_tabs_agree(
 
 
 @in_a_browser
-def test_a_picture_gets_its_sentence_and_a_failed_job_is_tried_again(
-    page: Page, web: Web, tiny_daemon: Daemon
+def test_what_is_missing_and_a_wrong_setting_are_put_right_on_the_page(
+    page: Page, web: Web, tiny_daemon: Daemon, tmp_path: Path
 ) -> None:
+    for number in (0, 1, 3):
+        picture(tiny_daemon.inbox / f"walk_frame_{number}.png", number)
+    (tiny_daemon.inbox / "walk.toml").write_text('prompt = "it walks"\nsteps = 1\nseconds = 1\n')
+    page.get_by_label("Picture walk_frame_2.png").set_input_files(picture(tmp_path / "third.webp", 2))
+    page.locator(".need", has_text="walk").get_by_role("button", name="Add it").click()
+    expect(page.locator("#toast")).to_contain_text("Added as walk_frame_2.webp")
+    tiny_daemon.until(lambda: (tiny_daemon.outbox / "walk.mp4").exists(), "the chain")
+    assert (tiny_daemon.outbox / "walk_frame_2.webp").read_bytes() == (tmp_path / "third.webp").read_bytes()
     picture(tiny_daemon.inbox / "wren.png")
     (tiny_daemon.inbox / "wren.toml").write_text("steps = 1\nseconds = 1\n")
     page.get_by_label("Sentence for wren").fill("The wren hops.")
     page.get_by_role("button", name="Add it").click()
     tiny_daemon.until(lambda: (tiny_daemon.outbox / "wren.mp4").exists(), "the video")
-    tiny_daemon.drop("robin", seconds=1, steps=101)
-    expect(page.locator("#needs")).to_contain_text("robin.toml: steps must be")
-    (tiny_daemon.failed / "robin.toml").write_text("steps = 1\nseconds = 1\n")
-    page.locator(".need", has_text="robin").get_by_role("button", name="Try again").click()
-    tiny_daemon.until(lambda: (tiny_daemon.outbox / "robin.mp4").exists(), "the video")
     assert (tiny_daemon.outbox / "wren.txt").read_text() == "The wren hops.\n"
+    tiny_daemon.drop("robin")
+    (tiny_daemon.inbox / "robin.toml").write_text("# by hand\nseconds = 1\nsteps = 101\n")
+    expect(page.locator("#needs")).to_contain_text("robin.toml: steps must be")
+    steps = page.locator(".need", has_text="robin").get_by_label("steps")
+    expect(steps).to_have_value("100")
+    steps.fill("0")
+    again = page.get_by_role("button", name="Try again with it")
+    again.click()
+    expect(page.locator("#toast")).to_contain_text("steps must be 1 to 100, got 0")
+    steps.fill("1")
+    again.click()
+    tiny_daemon.until(lambda: (tiny_daemon.outbox / "robin.mp4").exists(), "the video")
+    assert (tiny_daemon.outbox / "robin.toml").read_text() == "# by hand\nseconds = 1\nsteps = 1\n"
+
+
+@in_a_browser
+def test_a_failure_that_is_put_away_is_shown_no_more_and_its_files_stay(
+    page: Page, tiny_daemon: Daemon
+) -> None:
+    tiny_daemon.drop("raven", model="none")
+    page.locator(".need", has_text="raven").get_by_role("button", name="Put away").click()
+    expect(page.locator("#toast")).to_contain_text("Put away")
+    expect(page.locator(".need", has_text="raven")).to_have_count(0)
+    page.reload()
+    expect(page.locator(".need", has_text="raven")).to_have_count(0)
+    assert {path.suffix for path in tiny_daemon.failed.glob("raven*")} == {".png", ".txt", ".toml"}
+    assert not [job for job in tiny_daemon.status()["jobs"] if job["name"] == "raven" and job["open"]]
+
+
+@in_a_browser
+def test_a_job_has_the_style_and_the_end_frame_that_the_form_gave_it(
+    page: Page, web: Web, tiny_daemon: Daemon, tmp_path: Path
+) -> None:
+    config = load_config(tiny_daemon.config)
+    config.lora_dir.mkdir(exist_ok=True)
+    make_lora(config.lora_dir / "oil.safetensors", "kohya-hunyuan", stored(config.spec("tiny")))
+    fill(page, web.url, picture(tmp_path / "swan.png"), "the swan turns")
+    page.get_by_label("LoRA", exact=True).first.select_option("oil")
+    page.get_by_label("Weight").first.fill("0.5")
+    end = picture(tmp_path / "end.png", 1)
+    page.locator("#end").set_input_files(end)
+    page.get_by_role("button", name="Make video").click()
+    tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-swan*.mp4"))), "the video")
+    (path,) = tiny_daemon.outbox.glob("web/the-swan*.json")
+    record = json.loads(path.read_text())
+    assert [(lora["file"], lora["weight"]) for lora in record["loras"]] == [("oil.safetensors", 0.5)]
+    assert record["inputs"]["end"]["sha256"] == hashlib.sha256(end.read_bytes()).hexdigest()
 
 
 @in_a_browser
@@ -216,6 +273,14 @@ def test_a_draft_is_asked_for_found_and_made_final_on_the_page(
     assert (said["steps"], said["draft"]) == (25, False)
     assert said["seed"] == json.loads(draft.with_suffix(".json").read_text())["seed"]
 
+    def named() -> bool:
+        page.reload()
+        return page.get_by_role("link", name="See its final").count() == 1
+
+    tiny_daemon.until(named, "the final among the results")
+    page.get_by_role("link", name="See its final").click()
+    expect(page.get_by_role("link", name="See its draft")).to_be_visible()
+
 
 @pytest.mark.parametrize("options", [["--server", EVERYBODY], ["--share"]])
 def test_others_are_let_in_with_a_password_only(tiny_daemon: Daemon, options: list[str]) -> None:
@@ -238,6 +303,12 @@ def test_a_port_that_is_taken_is_a_one_line_error(tiny_daemon: Daemon) -> None:
 def test_files_outside_the_outbox_are_not_served(tiny_daemon: Daemon, web: Web, path: str) -> None:
     for wanted in (tiny_daemon.root / path, f"/etc/passwd#{path}"):
         assert status(f"{web.url}gradio_api/file={str(wanted).replace('..', '%2e%2e')}") in (403, 404)
+
+
+def test_the_lake_on_the_page_is_to_show_what_the_demo_model_does_best() -> None:
+    assert actions.PROMPT == demo.PROMPT
+    greeting = resources.files(wing).joinpath("templates/hello.html").read_text()
+    assert greeting.count(demo.PROMPT) == 2
 
 
 def test_the_page_loads_no_model_and_no_torch(tmp_path: Path) -> None:
