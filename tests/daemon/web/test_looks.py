@@ -10,10 +10,11 @@ import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from sqlalchemy.orm import Session
 
 from framepackd.control import client
+from framepackd.jobs.database import open_database
 from framepackd.jobs.job import Job, State, utc_now
-from framepackd.jobs.store import JobStore
 from framepackd.settings.config import load_config
 from framepackd.web.media import OUTBOX
 from tests.acceptance.conftest import Daemon, picture
@@ -248,10 +249,12 @@ def test_two_thousand_results_and_five_hundred_in_the_queue_are_shown_in_parts_a
 ) -> None:
     daemon = Daemon(tmp_path)
     daemon.state.mkdir()
-    store = JobStore(load_config(daemon.config).database)
-    for number in range(500):
-        known = {"id": f"20260101-000000-{number:06x}", "name": f"cat-{number}", "created_at": utc_now()}
-        store.add(Job(folder="", state=State.QUEUED, inputs={}, settings={}, frames=25, **known))
+    known = {"folder": "", "state": State.QUEUED, "created_at": utc_now(), "frames": 25}
+    empty: dict[str, Any] = {"inputs": {}, "settings": {}, "history": []}
+    with Session(open_database(load_config(daemon.config).database)) as session, session.begin():
+        for number in range(500):
+            names = {"id": f"20260101-000000-{number:06x}", "name": f"cat-{number}"}
+            session.add(Job(position=number, **names, **known, **empty))
     finished(daemon.outbox, 2000)
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     with running(daemon) as web:
