@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from framepackd import web as wing
 from framepackd.cli import demo
+from framepackd.control import client
 from framepackd.settings.config import load_config
 from framepackd.web import actions
 from tests.acceptance.conftest import Daemon, environment, picture
@@ -154,6 +155,8 @@ def test_the_queue_is_ordered_by_keyboard_and_two_tabs_agree(
     page.get_by_role("button", name="Go on").click()
     ends = page.locator(".job .at time")
     expect(ends.first).to_be_visible(timeout=PATIENCE)
+    left = [job["id"] for job in tiny_daemon.status()["jobs"] if job["state"] == "queued"]
+    client.perform(load_config(tiny_daemon.config), {"command": "cancel", "jobs": left})
     tiny_daemon.until(lambda: tiny_daemon.status()["counts"]["queued"] == 0, "the queue")
 
 
@@ -254,6 +257,8 @@ def test_a_draft_is_asked_for_found_and_made_final_on_the_page(
 ) -> None:
     fill(page, web.url, picture(tmp_path / "heron.png"), "the heron fishes")
     page.get_by_label("As a draft first").check()
+    page.get_by_text("More settings").click()
+    page.locator("#steps").fill("11")
     page.get_by_role("button", name="Make video").click()
     tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-heron*.mp4"))), "the draft")
     (draft,) = tiny_daemon.outbox.glob("web/the-heron*.mp4")
@@ -270,7 +275,7 @@ def test_a_draft_is_asked_for_found_and_made_final_on_the_page(
     final = draft.with_stem(f"{draft.stem}_final")
     tiny_daemon.until(final.exists, "the final")
     said = json.loads(final.with_suffix(".json").read_text())
-    assert (said["steps"], said["draft"]) == (25, False)
+    assert (said["steps"], said["draft"]) == (11, False)
     assert said["seed"] == json.loads(draft.with_suffix(".json").read_text())["seed"]
 
     def named() -> bool:
