@@ -31,7 +31,7 @@ TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".toml": "text/plain; charset=utf-8",
 }
-OUTBOX = f"{results_page.POLICY}; base-uri 'none'; frame-ancestors 'none'"
+OUTBOX = f"{results_page.POLICY}; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 MISSING = "There is no such file any more.\n"
 
 
