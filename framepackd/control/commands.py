@@ -3,6 +3,7 @@
 The daemon's loop calls this while a daemon runs; else the command does, holding the lock.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -303,16 +304,27 @@ def _cancel_delivery(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
 
 def _settled(job: Job, message: str, queue: Queue) -> tuple[bool, str]:
     try:
-        queue.at_failed(
-            partial(settle, queue.store.get(job.id), queue.config, queue.store, take_back.bring_back)
-        )
+        after = _settle(job, queue)
     except OSError as error:
         reason, _ = folders.why(error, "failed", queue.config)
         return True, f"{message}, as soon as they can be moved ({reason})"
-    after = queue.store.get(job.id)
     if after.delivery is not None and after.delivery["state"] == State.FAILED:
+        if queue.deliveries is None:  # else the daemon moves its files in its next round
+            with contextlib.suppress(OSError):  # then a daemon tries it again
+                _settle(job, queue)
         return False, f"job {job.id} ({job.path}) fails again: {after.delivery['error']}"
     if after.state == State.CANCELLED:
         folder, _ = work_folder.where(after)
         message += f": its files are in {queue.config.failed / folder}"
     return True, message
+
+
+def _settle(job: Job, queue: Queue) -> Job:
+    """Move the files of a job as is decided; gives what it is then.
+
+    Raises:
+        OSError: they cannot be moved now.
+    """
+    decided = queue.store.get(job.id)
+    queue.at_failed(partial(settle, decided, queue.config, queue.store, take_back.bring_back))
+    return queue.store.get(job.id)

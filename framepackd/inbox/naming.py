@@ -228,5 +228,5 @@ def picture_types() -> str:
 
 def why_unread(path: str) -> str:
     """Say that a file is of an unknown type, and what to do."""
-    reason = f"{name_of(path)} is not of a known type ({picture_types()}, .txt, .toml)"
-    return f"{reason}: {heif.NOT_HERE if suffix_of(path) in heif.ENDINGS else SAVE_ANEW}"
+    remedy = heif.NOT_HERE if suffix_of(path) in heif.ENDINGS else SAVE_ANEW
+    return f"{name_of(path)} is not of a known type: {remedy}"
