@@ -167,7 +167,8 @@ def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[boo
     if command == "move":
         return _move(job, request.get("before"), queue)
     if command == "final":
-        return finals.make_final(job, queue.config, queue.store, queue.at_outbox)
+        alone = queue.deliveries is None
+        return finals.make_final(job, queue.config, queue.store, queue.at_outbox, alone=alone)
     if command == "dismiss":
         queue.store.dismiss(job.id)
         return True, f"job {job.id} ({job.path}) is put away; framepackd retry still runs it again"

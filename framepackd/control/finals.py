@@ -1,10 +1,13 @@
 """Performs the command final: a draft's files, which stay in the outbox, become a job at full quality."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from framepackd import files, folders
 from framepackd.delivery.deliver import name_of_input
+from framepackd.delivery.deliveries import settle
+from framepackd.intake import take_back
 from framepackd.intake.take import adopt_leftovers, take_final
 from framepackd.jobs.folder import where
 from framepackd.jobs.job import Job, State
@@ -16,18 +19,26 @@ AGAIN = (State.FAILED, State.CANCELLED)  # a final that ended so may be asked fo
 
 
 def make_final(
-    draft: Job, config: Config, store: JobStore, at_outbox: Callable[[Callable[[], Outcome]], Outcome]
+    draft: Job,
+    config: Config,
+    store: JobStore,
+    at_outbox: Callable[[Callable[[], Outcome]], Outcome],
+    *,
+    alone: bool,
 ) -> Outcome:
-    """Put the final of a delivered draft into the queue; says whether it is there now, and what was done."""
+    """Put the final of a delivered draft into the queue; says whether it is there now, and what was done.
+
+    ``at_outbox`` runs what uses the outbox; ``alone``: no daemon runs that would deliver a failed job.
+    """
     name = f"job {draft.id} ({draft.path})"
     try:
-        return at_outbox(lambda: _make(name, draft, config, store))
+        return at_outbox(lambda: _make(name, draft, config, store, alone=alone))
     except OSError as error:
         reason, _ = folders.why(error, "outbox", config)
         return False, f"{name} cannot be made final: {reason}"
 
 
-def _make(name: str, draft: Job, config: Config, store: JobStore) -> Outcome:
+def _make(name: str, draft: Job, config: Config, store: JobStore, *, alone: bool) -> Outcome:
     adopt_leftovers(config, store)  # one that was being taken in when its daemon died is the final
     known = store.get(draft.id).settings["final"].get("id")
     final = store.find(known) if known else None
@@ -38,6 +49,9 @@ def _make(name: str, draft: Job, config: Config, store: JobStore) -> Outcome:
         return False, f"{name} cannot be made final: {obstacle}"
     final = take_final(draft, sources, config, store)
     if final.delivery is not None:
+        if alone:
+            with contextlib.suppress(OSError):  # then a daemon tries it again
+                settle(final, config, store, take_back.bring_back)
         return False, f"{name} cannot be made final: {final.delivery['error']}"
     return True, f"{name}: its final is job {final.id} ({final.path})"
 

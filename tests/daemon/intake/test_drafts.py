@@ -233,6 +233,21 @@ def test_a_final_has_the_lora_of_its_draft_with_its_weight(studio: Studio) -> No
     assert studio.take().settings["loras"] == [used]
 
 
+def test_a_final_that_cannot_be_made_is_a_failed_job_at_once_and_is_asked_for_again(studio: Studio) -> None:
+    studio.config.lora_dir.mkdir(exist_ok=True)
+    oil = studio.config.lora_dir / "oil.safetensors"
+    make_lora(oil, "kohya-hunyuan", stored(studio.config.spec("backward")))
+    made = draft(studio, more='[[loras]]\nfile = "oil.safetensors"\n')
+    oil.rename(oil.with_suffix(".away"))
+    (said,) = final(studio, "cat")
+    assert said.startswith(f"job {made.id} (cat) cannot be made final: ")
+    assert "there is no oil.safetensors" in said
+    assert (studio.config.failed / "cat_final.error.txt").exists(), "no daemon runs that would put it there"
+    oil.with_suffix(".away").rename(oil)
+    final(studio, "cat")
+    assert queued(studio).delivery is None
+
+
 def test_whatever_call_a_final_dies_at_when_it_is_taken_in_it_is_made_once(
     studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
