@@ -31,7 +31,7 @@ from framepack_core.memory.footprint import GIB, Video
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source
 from framepack_core.networks import loading
 from framepack_core.request import Request
-from framepackd.worker.main import quiet_libraries
+from framepackd.worker.main import set_environment
 
 DEMO = BUILT_IN["demo"]
 MB = 1e6
@@ -175,7 +175,7 @@ def on_disk(folder: Path, *, filled: bool, step: bool) -> Iterator[Row]:
 
 def use(spec: ModelSpec, folder: Path, step: bool, connection: Connection) -> None:
     """Load the model as it is stored and, if that is wanted, use it; tells seconds and memory over before."""
-    quiet_libraries()
+    set_environment()
     loading.load(DEMO, dtype=torch.bfloat16, encoder_dtype=torch.float16)
     before = memory()
 

@@ -32,7 +32,7 @@ PORT = 7877
 PICTURES = Path(__file__).parent / "pictures"
 DEMO = Path(str(files("framepackd").joinpath("demo")))
 JOBS = {  # name: prompt, settings
-    "evening": ("Night falls over the lake.", ""),
+    "evening": ("The sun sets over the lake.", ""),
     "closer": ("The camera zooms in.", ""),
     "trip/lake": ("The camera pans to the right.", "steps = 25\nseconds = 5\n"),
     "trip/fog": ("Fog rises from the water.", ""),
@@ -128,7 +128,7 @@ def draw_web(state: Path) -> None:
         take(tab, "page-rest", settled=1000)
         tab.goto(f"http://localhost:{PORT}/make")
         tab.locator("#pictures").set_input_files(DEMO / "lake.png")
-        tab.get_by_label("What happens?").fill("The camera zooms in on the mountain.")
+        tab.get_by_label("What happens?").fill("Night falls over the lake.")
         take(tab, "page-make", settled=1000)
         tab.get_by_role("button", name="Make video").click()
         tab.get_by_text("in the queue in").wait_for()

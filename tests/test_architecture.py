@@ -58,12 +58,6 @@ def test_what_is_skipped_for_want_of_something_fails_in_ci_and_nowhere_else(
     assert report.outcome == outcome
 
 
-def test_the_example_in_the_docs_imports_what_there_is() -> None:
-    imports = re.findall(r"^from framepack.*", (ROOT / "docs/usage.md").read_text(), re.MULTILINE)
-    assert imports
-    exec("\n".join(imports), {})  # noqa: S102 - of this repository
-
-
 def commands(group: Group, prefix: str = "framepackd") -> dict[str, Command]:
     found: dict[str, Command] = {}
     for name, command in group.commands.items():

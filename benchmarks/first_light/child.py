@@ -60,9 +60,9 @@ def rows_of(check: Check) -> Any:
     if check.gpu and not _gpu_is_there():
         raise SkippedError("needs a GPU")
     if "transformers" in check.needs:
-        from framepackd.worker.main import quiet_libraries
+        from framepackd.worker.main import set_environment
 
-        quiet_libraries()
+        set_environment()
     module, _, function = check.function.partition(":")
     with inference_mode() if "torch" in check.needs else nullcontext():
         yield from getattr(importlib.import_module(module), function)()

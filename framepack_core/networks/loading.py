@@ -20,6 +20,7 @@ from transformers import (
     SiglipImageProcessorPil,
     SiglipVisionModel,
 )
+from transformers.utils import logging as transformers_logging
 
 from framepack_core.errors import ModelError
 from framepack_core.models import model_files, registry
@@ -127,6 +128,18 @@ def _explained(place: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """Have transformers draw no progress bar: it is given the weights, and only puts them in their places."""
+    wanted = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if wanted:
+            transformers_logging.enable_progress_bar()
+
+
 def _load_diffusers(component: Any, found: Stored, dtype: torch.dtype, precision: Precision = "exact") -> Any:
     """Build a component of diffusers' from the weights that ``look`` has found.
 
@@ -147,7 +160,7 @@ def _load_transformers(component: Any, found: Stored, dtype: torch.dtype, **chan
 
     ``changed`` overrides entries of its config.
     """
-    with _explained(found.place):
+    with _explained(found.place), _without_bar():
         config = component.config_class.from_pretrained(found.place, local_files_only=True)
         for name, value in changed.items():  # up to transformers 5.20, from_pretrained ignores them
             setattr(config, name, value)

@@ -13,6 +13,7 @@ from framepack_core.models.registry import BUNDLED
 from framepackd.text import printable
 
 if TYPE_CHECKING:
+    from framepack_core.memory.planning import Plan
     from framepackd.machine.check import Check, Forecast
 
 
@@ -40,9 +41,7 @@ def forecast(found: "Forecast") -> RenderableType:
     plan, card, host = found.plan, found.card, found.host
     published = "" if found.weights.on_disk else ", which is not here: by the published sizes"
     title = Text.assemble(("memory plan", "bold"), f" for {found.model}{published}")
-    table = Table("part", Column("GiB", justify="right"), "where")
-    for part, (size, where) in plan.places.items():
-        table.add_row(PART_NAMES[part], f"{size / GIB:.1f}", where)
+    shown = [] if found.model in BUNDLED else [_places(plan)]  # the toy's parts are all 0.0 GiB
     facts = Table.grid(padding=(0, 2))
     video = found.video
     facts.add_row("largest video", f"{video.width}x{video.height}, latent_window_size {video.window}")
@@ -52,10 +51,11 @@ def forecast(found: "Forecast") -> RenderableType:
         facts.add_row(
             "VRAM", f"{plan.vram / GIB:.1f} GiB at the peak, {card.free / GIB:.1f} free: {card.name}"
         )
+    mapped = f"; and {plan.mapped / GIB:.1f} of files read in place, as far as there is room"
     facts.add_row(
         "RAM",
-        f"{plan.ram / GIB:.1f} GiB at the peak, {host.available / GIB:.1f} available; "
-        f"and {plan.mapped / GIB:.1f} of files read in place, as far as there is room",
+        f"{plan.ram / GIB:.1f} GiB at the peak, {host.available / GIB:.1f} available"
+        + (mapped if plan.mapped >= GIB / 20 else ""),
     )
     facts.add_row("speed", "a toy: it needs no GPU" if found.model in BUNDLED else plan.speed)
     if found.workers > 1:
@@ -63,4 +63,11 @@ def forecast(found: "Forecast") -> RenderableType:
         facts.add_row("all devices", f"{found.workers} workers: {together:.1f} GiB of RAM together")
     if found.shortage is not None:
         facts.add_row("[red]too little[/red]", escape(found.shortage))
-    return Group(Text(), title, table, facts)
+    return Group(Text(), title, *shown, facts)
+
+
+def _places(plan: "Plan") -> Table:
+    table = Table("part", Column("GiB", justify="right"), "where")
+    for part, (size, where) in plan.places.items():
+        table.add_row(PART_NAMES[part], f"{size / GIB:.1f}", where)
+    return table

@@ -49,9 +49,9 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
     _refuse_beside_daemon(config)
     name = model or config.model
     before_torch.set_up(config.gpu.devices[0])
-    from framepackd.worker.main import quiet_libraries
+    from framepackd.worker.main import set_environment
 
-    quiet_libraries()
+    set_environment()
     from framepackd.cli import checks, display
     from framepackd.machine import sanity
 

@@ -63,8 +63,7 @@ def status(report: Report, now: datetime | None = None) -> RenderableType:
     moving = [job for job in jobs if job["delivery"]]
     queued = [job for job in jobs if job["state"] == "queued" and not job["delivery"]]
     ended = [job for job in jobs if job["state"] not in ("running", "queued")]
-    parts: list[RenderableType] = [_headline(report, now)]
-    parts += _devices(report["daemon"])
+    parts: list[RenderableType] = [_Headline(report, now), *_devices(report["daemon"])]
     if report["daemon"]["paused"] is not None:
         parts.append(_line("  paused", report["daemon"]["paused"], "bold yellow", "bold"))
     if problems := report["problems"]:
@@ -112,15 +111,23 @@ def _nothing_to_do(daemon: DaemonReport) -> RenderableType:
     return grid
 
 
-def _headline(report: Report, now: datetime) -> Text:
-    daemon = report["daemon"]
-    dot = DOTS[daemon["state"]] if daemon["paused"] is None else "yellow"
-    line = Text.assemble(("● ", dot), ("framepackd ", "bold"), _daemon_words(daemon, now))
-    counts = report["counts"]
-    numbers = [f"{counts[state]} {state}" for state in counts if counts[state]]
-    if numbers:
-        line.append("   " + " · ".join(numbers), style="dim")
-    return line
+@dataclass(frozen=True)
+class _Headline:
+    """What the daemon does, and the counts, which go below it where both do not fit on a line."""
+
+    report: Report
+    now: datetime
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        daemon, counts = self.report["daemon"], self.report["counts"]
+        dot = DOTS[daemon["state"]] if daemon["paused"] is None else "yellow"
+        words = Text.assemble(("● ", dot), ("framepackd ", "bold"), _daemon_words(daemon, self.now))
+        numbers = Text(" · ".join(f"{counts[state]} {state}" for state in counts if counts[state]), "dim")
+        if numbers and len(words) + 3 + len(numbers) > options.max_width:
+            yield words
+            yield Text("  ") + numbers
+        else:
+            yield words + Text("   " if numbers else "") + numbers
 
 
 def _line(label: str, words: str, label_style: str, style: str) -> RenderableType:
@@ -274,7 +281,8 @@ def _grid() -> Table:
 
 
 def _path(job: JobReport) -> str:
-    return printable(path_of(job["folder"], job["name"]))
+    draft = " (draft)" if job.get("draft") else ""  # a daemon from before an update does not say it
+    return printable(path_of(job["folder"], job["name"])) + draft
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""The commands on jobs: list, show, retry, dismiss, cancel, top, pause, resume."""
+"""The commands on jobs: list, show, retry, final, dismiss, cancel, top, pause, resume."""
 
 import re
 import sys
@@ -86,7 +86,8 @@ def lines(jobs: "Iterator[Job]") -> Iterator[str]:
     for job in jobs:
         when = datetime.fromisoformat(job.finished_at or job.created_at).astimezone()
         note = job.error or (job.delivery["error"] if job.delivery else None) or job.output or ""
-        yield f"{job.state:9}  {when:%Y-%m-%d %H:%M}  {job.path}  {printable(note)}".rstrip()
+        draft = "  (draft)" if job.settings.get("draft") else ""
+        yield f"{job.state:9}  {when:%Y-%m-%d %H:%M}  {job.path}{draft}  {printable(note)}".rstrip()
 
 
 @click.command()
@@ -132,6 +133,17 @@ def retry(config_file: Path | None, jobs: tuple[str, ...], *, failed: bool, anew
         raise click.UsageError("name the jobs to run again, or say --failed for all that have failed")
     jobs = jobs or _ids(config, "failed")
     change(config, {"command": "retry", "jobs": jobs, "anew": anew})
+
+
+@click.command(short_help="Make drafts again at full quality.")
+@config_option
+@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+def final(config_file: Path | None, jobs: tuple[str, ...]) -> None:
+    """Make the videos of drafts again, with the same seed and all their steps; the drafts stay.
+
+    JOB is its id, the start of it, or its name.
+    """
+    change(load(config_file), {"command": "final", "jobs": jobs})
 
 
 @click.command(short_help="Put away failures that you know of.")

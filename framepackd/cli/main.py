@@ -212,6 +212,7 @@ main.add_section(
         jobs.list_jobs,
         jobs.show,
         jobs.retry,
+        jobs.final,
         jobs.dismiss,
         jobs.cancel,
         jobs.top,

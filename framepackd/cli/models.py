@@ -51,12 +51,12 @@ def list_models(config_file: Path | None, *, offline: bool, as_json: bool) -> No
         return
     from framepackd.cli import display
 
-    screen = display.console()
-    screen.print(display.models(rows))
+    display.show(display.models(rows))
     for row in rows:
         if row["error"]:
-            screen.print(f"{row['name']}: {printable(row['error'])}", markup=False, soft_wrap=True)
-    screen.print(f"hub ids lie in {printable(str(hub.cache_folder()))}", markup=False, soft_wrap=True)
+            prefix = f"model {row['name']}: "
+            click.echo(printable(prefix + row["error"].removeprefix(prefix)))
+    click.echo(f"hub ids lie in {printable(str(hub.cache_folder()))}")
     sys.exit(1 if any(row["error"] for row in rows) else 0)
 
 

@@ -9,6 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from framepackd.cli.display import STATE_STYLES
+from framepackd.jobs import drafts
 from framepackd.jobs.report import Record
 from framepackd.settings import loras
 from framepackd.text import clock, duration, path_of, percent, printable
@@ -75,6 +76,7 @@ TOLD = {  # by a row of their own
     *("width", "height", "frames", "seconds", "clips", "fps", "sections", "section", "steps_total", "step"),
     *("steps_run", "step_seconds", "decode_seconds", "attempts", "resumes", "device", "inputs", "continues"),
     *("prompts", "loras", "model_sources", "computation", "timings", "versions", "cuts"),
+    *("draft", "final", "draft_of"),
 }
 WARN = ("error", "quality", "warning", "note", "delivery")
 
@@ -83,6 +85,7 @@ def page(record: Record, now: datetime) -> RenderableType:
     """Draw one job."""
     style = STATE_STYLES.get(record["state"], "")
     name = printable(path_of(record.get("folder") or "", record["name"]))
+    name += " (draft)" if record.get("draft") else ""
     title = Text.assemble((name, "bold"), "  ", (record["state"], style), "  ", (record["id"], "dim"))
     sections = (
         ("", _fate(record, now)),
@@ -184,6 +187,7 @@ def _settings(record: Record) -> Iterator[Row]:
         yield "timed prompt", f"{timed['text']} ({span})"
     for entry in record.get("loras", ()):
         yield "lora", loras.in_words(entry)
+    yield from drafts.in_words(record)
 
 
 def _inputs(record: Record) -> Iterator[Row]:

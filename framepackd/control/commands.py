@@ -1,14 +1,16 @@
-"""Performs retry, dismiss, cancel, top, move, pause, resume and accept-folders on the queue.
+"""Performs retry, final, dismiss, cancel, top, move, pause, resume and accept-folders on the queue.
 
 The daemon's loop calls this while a daemon runs; else the command does, holding the lock.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 from framepackd import folders
+from framepackd.control import finals
 from framepackd.delivery.deliveries import settle
 from framepackd.intake import take_back
 from framepackd.jobs import aside
@@ -24,11 +26,12 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 ANEW = "retry --anew"
-CHANGING = ("retry", "cancel", "top", "move", "dismiss", "pause", "resume", "accept_folders")
+CHANGING = ("retry", "final", "dismiss", "cancel", "top", "move", "pause", "resume", "accept_folders")
 POSSIBLE = {
     "retry": (State.FAILED, State.CANCELLED),
     ANEW: (State.FAILED, State.CANCELLED, State.QUEUED),
     "cancel": (State.QUEUED, State.RUNNING),
+    "final": (State.DONE,),
     "top": (State.QUEUED,),
     "move": (State.QUEUED,),
     "dismiss": (State.FAILED,),
@@ -49,6 +52,7 @@ INSTEAD = {
         **ONCE_MORE,
     },
     "cancel": {State.DONE: "its video is in the outbox"},
+    "final": dict.fromkeys((State.QUEUED, State.RUNNING), "wait until the draft is made"),
     "top": {State.RUNNING: "there is nothing to move"},
     "dismiss": dict.fromkeys(State, "only failures are put away"),
     "move": {State.RUNNING: "there is nothing to move"},
@@ -97,6 +101,10 @@ class Queue:
             OSError: it fails, or takes too long to wait for.
         """
         return task() if self.deliveries is None else self.deliveries.at_failed(task)
+
+    def at_outbox(self, task: Callable[[], Made]) -> Made:
+        """Run a task that uses the outbox, as ``at_failed``."""
+        return task() if self.deliveries is None else self.deliveries.at("outbox", task)
 
 
 class Result(TypedDict):
@@ -158,6 +166,9 @@ def _perform_on(wanted: str, request: dict[str, Any], queue: Queue) -> tuple[boo
         return True, f"job {job.id} ({job.path}) runs next"
     if command == "move":
         return _move(job, request.get("before"), queue)
+    if command == "final":
+        alone = queue.deliveries is None
+        return finals.make_final(job, queue.config, queue.store, queue.at_outbox, alone=alone)
     if command == "dismiss":
         queue.store.dismiss(job.id)
         return True, f"job {job.id} ({job.path}) is put away; framepackd retry still runs it again"
@@ -176,9 +187,13 @@ def _choose(command: str, wanted: str, queue: Queue) -> tuple[Job | None, str]:
     if command == ANEW and queue.supervisor is None:
         possible += (State.RUNNING,)  # its daemon died
     fitting = [job for job in found if job.state in possible and _is_free(job, command, queue)]
+    if command == "final":
+        fitting = [job for job in fitting if job.settings.get("draft")]
+        if not fitting and found[0].state == State.DONE:
+            return None, f"job {found[0].id} ({found[0].path}) is no draft: it was made with all its steps"
     # Of several results of one name the last is meant; of several jobs in the queue none is guessed.
     by_name = wanted in (fitting[0].name, fitting[0].path) if fitting else False
-    if len(fitting) == 1 or (fitting and command == "retry" and by_name):
+    if len(fitting) == 1 or (fitting and command in ("retry", "final") and by_name):
         return fitting[0], ""
     if fitting:
         ids = ", ".join(job.id for job in fitting)
@@ -197,6 +212,7 @@ _PARTICIPLES = {
     "retry": "tried again",
     ANEW: "begun anew",
     "cancel": "cancelled",
+    "final": "made final",
     "top": "moved to the front",
     "move": "moved",
     "dismiss": "dismissed",
@@ -289,16 +305,27 @@ def _cancel_delivery(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
 
 def _settled(job: Job, message: str, queue: Queue) -> tuple[bool, str]:
     try:
-        queue.at_failed(
-            partial(settle, queue.store.get(job.id), queue.config, queue.store, take_back.bring_back)
-        )
+        after = _settle(job, queue)
     except OSError as error:
         reason, _ = folders.why(error, "failed", queue.config)
         return True, f"{message}, as soon as they can be moved ({reason})"
-    after = queue.store.get(job.id)
     if after.delivery is not None and after.delivery["state"] == State.FAILED:
+        if queue.deliveries is None:  # else the daemon moves its files in its next round
+            with contextlib.suppress(OSError):  # then a daemon tries it again
+                _settle(job, queue)
         return False, f"job {job.id} ({job.path}) fails again: {after.delivery['error']}"
     if after.state == State.CANCELLED:
         folder, _ = work_folder.where(after)
         message += f": its files are in {queue.config.failed / folder}"
     return True, message
+
+
+def _settle(job: Job, queue: Queue) -> Job:
+    """Move the files of a job as is decided; gives what it is then.
+
+    Raises:
+        OSError: they cannot be moved now.
+    """
+    decided = queue.store.get(job.id)
+    queue.at_failed(partial(settle, decided, queue.config, queue.store, take_back.bring_back))
+    return queue.store.get(job.id)

@@ -36,6 +36,8 @@ def facts_of(job: Job, kinds: Mapping[str, str], place: Place, device: str | Non
         "seconds": round(job.frames / 30, 2) if job.frames else None,
         "seed": settings.get("seed"),
         "model": model,
+        "draft": bool(settings.get("draft")),
+        "final": (settings.get("final") or {}).get("id"),
         "kind": kinds.get(str(model)),
         "device": device or job.device,
         "step_seconds": job.step_seconds,

@@ -19,6 +19,7 @@ from typing import Any
 
 from framepackd import files, moving
 from framepackd.delivery import target_names
+from framepackd.delivery.draft_records import name_in_draft
 from framepackd.delivery.results import keep_strip
 from framepackd.inbox.naming import OF_A_VIDEO
 from framepackd.jobs.folder import (
@@ -83,6 +84,7 @@ def deliver(job: Job, config: Config, store: JobStore, *, progress: Progress | N
     output = plan.target / f"{plan.stem}{VIDEO}" if state is State.DONE else None
     if output is not None:
         keep_strip(work / RESULT / STRIP, config.outbox, job.id)
+        name_in_draft(job, output, config, store)
     stem = plan.stem if plan.folder == job.folder else f"{plan.folder}/{plan.stem}"
     store.finish(
         job.id, state, error=job.delivery["error"], output=str(output) if output else None, stem=stem

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from framepackd import folders, moving
 from framepackd.apart import SILENT_SECONDS, Apart
@@ -235,20 +235,24 @@ class Deliveries:
     # for commands and status
 
     def at_failed(self, task: Callable[[], Made]) -> Made:
-        """Run a task on the failed folder in its thread, and wait up to REACH_SECONDS.
+        """Run a task on the failed folder, as ``at``."""
+        return self.at("failed", task)
+
+    def at(self, folder: Literal["outbox", "failed"], task: Callable[[], Made]) -> Made:
+        """Run a task on a folder in that folder's thread, and wait up to REACH_SECONDS.
 
         Raises:
             OSError: it takes longer, or the folder is busy or cannot be used.
         """
-        way = self._ways["failed"]
+        way, path = self._ways[folder], getattr(self.config, folder)
         if way.apart.busy:
             way.apart.is_done(REACH_SECONDS)
             self._collect(way)
         if way.apart.busy:
-            raise FolderError(self.config.failed, "is busy with other files: try again in a moment")
+            raise FolderError(path, "is busy with other files: try again in a moment")
         way.begin(task)
         if not way.apart.is_done(REACH_SECONDS):
-            raise FolderError(self.config.failed, "has not answered yet: what was begun continues")
+            raise FolderError(path, "has not answered yet: what was begun continues")
         made: Made = way.apart.take()
         return made
 

@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from framepackd import files, rights
 from framepackd.inbox.listing import IGNORED_FOLDERS
 from framepackd.inbox.naming import OF_A_VIDEO
+from framepackd.jobs.drafts import ROLE
 from framepackd.text import JOB_ID, rest_of_name
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,12 @@ FOLDER = ".framepackd"  # in the outbox: hidden, to keep it out of the way of th
 ERROR = ".error.txt"
 ROLES, PICTURE = {".txt": "prompt", ".toml": "settings"}, "picture"  # by type; all others are pictures
 MAX_RECORD_BYTES, MAX_REASON_BYTES = 1 << 20, 2000
+
+
+class OtherRecord(BaseModel):
+    """How draft and final name each other."""
+
+    id: str | None = None
 
 
 class ResultRecord(BaseModel):
@@ -42,6 +49,9 @@ class ResultRecord(BaseModel):
     fps: float = Field(gt=0)
     prompt: str = ""
     seed: int | None = None
+    draft: bool = False
+    final: OtherRecord | None = None  # of a draft
+    draft_of: OtherRecord | None = None  # of a final
     steps: int | None = None
     model: str = ""
     device: str | None = None
@@ -196,7 +206,7 @@ def _inputs(record: ResultRecord, folder: str, stem: str, names: set[str]) -> tu
     """Give the dropped files of a video that lie next to it."""
     dropped = []
     for role, entries in record.inputs.items():
-        if role in OF_A_VIDEO:  # delivered as NAME.source.mp4
+        if role in (*OF_A_VIDEO, ROLE):  # delivered as NAME.source.mp4; the record of a draft
             continue
         for entry in entries if isinstance(entries, list) else [entries]:
             file = entry.get("file") if isinstance(entry, dict) else None

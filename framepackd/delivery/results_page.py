@@ -102,7 +102,7 @@ class ResultsPage:
             OSError: a folder cannot be read or written.
         """
         index = outbox / INDEX
-        if os.path.lexists(index) and not _ours(index):
+        if os.path.lexists(index) and not is_ours(index):
             return f"{index} is not framepackd's: move it away, or set results_page = false"
         results = self._outbox.results(outbox)
         shown, failed_count = failures(failed, SHOWN_FAILURES)
@@ -136,7 +136,14 @@ class ResultsPage:
             self._drawn[path] = drawn
 
 
-def _ours(index: Path) -> bool:
+def is_page(path: str) -> bool:
+    """Say whether a path below the outbox is where a page of ours may be."""
+    folder, _, name = path.rpartition("/")
+    return path == INDEX or (folder == FOLDER and PAGE.fullmatch(name) is not None)
+
+
+def is_ours(index: Path) -> bool:
+    """Say whether a page was written by framepackd."""
     try:
         with files.open_regular(index) as file:
             return MARK.encode() in file.read(MARKED_BYTES)
@@ -180,7 +187,7 @@ def _is_gone(path: Path, shown: set[str], older: int) -> bool:
         orphan = JOB_ID.fullmatch(path.stem) and path.stem not in shown
         return bool(orphan) and time.time() - path.lstat().st_mtime > ORPHAN_SECONDS
     page = PAGE.fullmatch(path.name)
-    return page is not None and int(page["number"]) > older and _ours(path)
+    return page is not None and int(page["number"]) > older and is_ours(path)
 
 
 def _draw(subtitle: str, results: list[Result], *, up: str = "", **shown: Any) -> str:
@@ -212,7 +219,8 @@ def _shown(text: str) -> str:
 
 
 def _facts(record: ResultRecord) -> list[str]:
-    facts = [f"{record.width}×{record.height}", f"{record.frames / record.fps:.1f} s"]
+    facts = ["draft"] if record.draft else []
+    facts += [f"{record.width}×{record.height}", f"{record.frames / record.fps:.1f} s"]
     if record.seed is not None:
         facts.append(f"seed {record.seed}")
     facts += filter(None, [_shown(record.model), f"{record.steps} steps" if record.steps else ""])

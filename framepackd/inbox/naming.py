@@ -3,11 +3,12 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from framepack_core.media import heif
 from framepackd.inbox.listing import Signature
+from framepackd.jobs.drafts import ROLE, SUFFIX
 from framepackd.settings.job_settings import DEFAULTS_FILE
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".avif")
@@ -23,7 +24,7 @@ SUFFIXES = {END_FRAME: "end", FIRST_FRAME: "image", FRAME: "frame", KEYFRAME: "k
 # In the order in which a group lists them.
 ROLES = (
     *("image", "frame", "video", "recipe", "text", "end", "keyframe", "settings", "latents"),
-    *("record", "diff", "unknown"),
+    *("record", ROLE, "diff", "unknown"),
 )
 # A video to extend; with it may come NAME.json and the latents, as they were delivered. Next to a picture, a
 # video of ours is a recipe: its settings are used.
@@ -73,26 +74,33 @@ class Group:
 
 
 def group_files(
-    paths: Iterable[str], keyframes: Mapping[str, Mapping[int, str]] | None = None
+    paths: Iterable[str],
+    keyframes: Mapping[str, Mapping[int, str]] | None = None,
+    records: Collection[str] = (),
 ) -> list[Group]:
     """Sort files into groups of one NAME each, by the naming rules; ``_defaults.toml`` belongs to none.
 
     ``keyframes`` are the pictures that settings files name, by the paths of these: a picture that belongs to
-    nothing else joins the group of the settings. Names are compared as NFC: macOS sends them decomposed.
+    nothing else joins the group of the settings. ``records`` are the paths of records of drafts: dropped
+    again with its pictures, one asks for the final. Names are compared as NFC: macOS sends them decomposed.
     """
     keyframes = keyframes or {}
     by_folder: dict[str, list[str]] = defaultdict(list)
     for path in paths:
         by_folder[folder_of(path)].append(path)
     return [
-        group for folder in sorted(by_folder) for group in _group_folder(folder, by_folder[folder], keyframes)
+        group
+        for folder in sorted(by_folder)
+        for group in _group_folder(folder, by_folder[folder], keyframes, records)
     ]
 
 
 def _group_folder(
-    folder: str, paths: list[str], keyframes: Mapping[str, Mapping[int, str]]
+    folder: str, paths: list[str], keyframes: Mapping[str, Mapping[int, str]], records: Collection[str]
 ) -> Iterable[Group]:
     own_names = {stem_of(path) for path in paths if suffix_of(path) in (".txt", ".toml")}
+    recorded = {path: stem_of(path).removesuffix(SUFFIX) for path in paths if path in records}
+    own_names |= {*recorded.values()}
     named = {
         unicodedata.normalize("NFC", file): (stem_of(path), f"keyframe-{number}")
         for path in sorted(keyframes.keys() & set(paths), reverse=True)
@@ -104,6 +112,8 @@ def _group_folder(
         if is_defaults(path):
             continue
         name, role = _owner(path, own_names, videos)
+        if path in recorded:
+            name, role = recorded[path], ROLE
         claim = named.get(unicodedata.normalize("NFC", name_of(path))) if named else None
         if claim and is_picture(path) and (name not in own_names or (name == claim[0] and "-" in role)):
             name, role = claim
@@ -218,5 +228,5 @@ def picture_types() -> str:
 
 def why_unread(path: str) -> str:
     """Say that a file is of an unknown type, and what to do."""
-    reason = f"{name_of(path)} is not of a known type ({picture_types()}, .txt, .toml)"
-    return f"{reason}: {heif.NOT_HERE if suffix_of(path) in heif.ENDINGS else SAVE_ANEW}"
+    remedy = heif.NOT_HERE if suffix_of(path) in heif.ENDINGS else SAVE_ANEW
+    return f"{name_of(path)} is not of a known type: {remedy}"

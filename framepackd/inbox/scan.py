@@ -38,7 +38,9 @@ from framepackd.inbox.naming import (
     why_unread,
 )
 from framepackd.inbox.reasons import reason_of
+from framepackd.inbox.records import TYPE, Records
 from framepackd.jobs import embedded
+from framepackd.jobs.drafts import ROLE
 from framepackd.jobs.report import WaitingReport
 from framepackd.problems import Problem
 from framepackd.settings.job_settings import read_settings_file
@@ -107,6 +109,7 @@ class Inbox:
         self._still_since: dict[str, tuple[Signature, float]] = {}
         # Settings files, see _settings.
         self._read: dict[str, tuple[Signature, dict[str, Any] | RequestError]] = {}
+        self._records = Records(root)
         self._recipes: dict[str, tuple[Signature, dict[str, Any] | None]] = {}  # videos, see _embedded
         self._missed: dict[str, tuple[dict[str, Signature], str | None]] = {}  # see _missed_by
         self.held: dict[tuple[str, str], str] = {}  # groups that could not be taken, and why
@@ -124,7 +127,8 @@ class Inbox:
         missing: list[tuple[Group, str]] = []
         late: list[Group] = []  # without a picture: perhaps it was taken before they came
         unsettled = False
-        for whole in group_files(found, self._keyframes(found, moving)):
+        records = self._records.among(found, moving)
+        for whole in group_files(found, self._keyframes(found, moving), records):
             defaults = whole.defaults = defaults_above(whole.folder, all_defaults)
             if any(path in moving for path in (*whole.paths, *defaults)):
                 unsettled = True
@@ -170,7 +174,9 @@ class Inbox:
         if not new:
             return False
         settings = group.only("settings")
-        together = group_files({*group.paths, *new}, {settings: group.keyframes} if settings else {})
+        records = {*group.files.get(ROLE, ()), *(path for path in new if suffix_of(path) == TYPE)}
+        named = {settings: group.keyframes} if settings else {}
+        together = group_files({*group.paths, *new}, named, records)
         alike = [other for other in together if other.name == group.name]
         paths = {path for other in alike for path in (*other.paths, *other.unread.values())}
         return not paths.isdisjoint(new) or not paths.issuperset(group.paths)
@@ -204,12 +210,16 @@ class Inbox:
 
     def _split(self, group: Group, found: dict[str, Found]) -> list[Group]:
         """Split a video that no job is to extend from the pictures of its NAME, which are a job alone."""
-        if not group.files.get("video") or not (group.files.get("image") or group.frames):
+        if not group.files.get("video"):
             return [group]
         said = [self._settings(path, found) for path in (*group.files.get("settings", []), *group.defaults)]
-        if any(isinstance(settings, RequestError) or "more" in settings for settings in said):
+        extends = any(isinstance(settings, RequestError) or "more" in settings for settings in said)
+        if extends and group.files.get(ROLE):  # the draft itself is to become longer
+            group.files["record"] = group.files.pop(ROLE)
+        if extends or not (group.files.get("image") or group.frames):
             return [group]
-        if len(group.files["video"]) == 1 and self._embedded(group.files["video"][0], found) is not None:
+        recipe = group.files.get(ROLE) or self._embedded(group.files["video"][0], found) is not None
+        if len(group.files["video"]) == 1 and recipe:
             group.files["recipe"] = group.files.pop("video")
             return [group]
         video = Group(group.folder, group.name, defaults=group.defaults)
@@ -245,7 +255,7 @@ class Inbox:
             if group.unread:
                 missing += f" is missing, and {why_unread(next(iter(group.unread.values())))}"
             return missing
-        prompted = self.prompted or bool(group.files.get("text") or group.files.get("record"))
+        prompted = self.prompted or any(map(group.files.get, ("text", "record", ROLE)))
         for path in group.defaults:
             defaults = self._settings(path, found)
             if isinstance(defaults, RequestError):

@@ -16,16 +16,18 @@ from framepack_core.request import WHITE
 from framepack_core.sections import FPS, Kind, frame_count, section_count, sections_of
 from framepackd import files
 from framepackd.inbox.inspect import picture_size, read_comment
+from framepackd.intake import drafting
+from framepackd.intake.differences import read_differences
 from framepackd.intake.extend import SourceRecord, choose_model, read_record, read_source
 from framepackd.intake.variations import seed_in
-from framepackd.jobs import embedded
+from framepackd.jobs import drafts, embedded
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.folder import INPUTS, Manifest
 from framepackd.jobs.job import Decision, Input, State, clips_of
 from framepackd.jobs.store import JobStore
 from framepackd.settings import loras
 from framepackd.settings.config import Config
-from framepackd.settings.decoding import as_text, read_prompt
+from framepackd.settings.decoding import read_prompt
 from framepackd.settings.job_settings import JobSettings, parse_settings, read_settings_file
 from framepackd.text import printable
 
@@ -33,8 +35,6 @@ log = logging.getLogger(__name__)
 
 ADDED_SETTINGS = ("prompts", "more", "continues")
 MAX_FRAMES = 256  # of a chain; each is decoded once at intake, which takes up to 0.2 s of the daemon's time
-MAX_DIFFERENCES_BYTES = 1 << 13
-LEAST_DIFFERENCE, MOST_DIFFERENCE = -1e-6, 2.0  # 1 - SSIM, which rounding may take below 0
 
 
 class PictureRead(NamedTuple):
@@ -130,7 +130,7 @@ def _read_inputs(dropped: _Dropped) -> None:
     for entry in dropped.inputs.values():
         entry["sha256"] = files.sha256(dropped.folder / entry["file"])
     if differences := dropped.path("diff"):
-        dropped.inputs["diff"]["values"] = _read_differences(differences)
+        dropped.inputs["diff"]["values"] = read_differences(differences)
     frames = clips_of(dropped.inputs) + 1
     if frames > MAX_FRAMES:
         raise RequestError(
@@ -139,34 +139,15 @@ def _read_inputs(dropped: _Dropped) -> None:
         )
 
 
-def _read_differences(path: Path) -> list[float]:
-    """Read how much the pictures differ, for a chain one number a pair; an empty list if it is unusable.
-
-    It decides nothing about the video: what is wrong there goes to the log and spoils no job.
-    """
-    with path.open("rb") as file:
-        content = file.read(MAX_DIFFERENCES_BYTES + 1)
-    try:
-        values = [float(word) for word in as_text(content, path.name).split()]
-    except RequestError as error:
-        log.warning("%s; no difference is recorded", error)
-        return []
-    except ValueError:
-        values = []
-    usable = all(LEAST_DIFFERENCE <= value <= MOST_DIFFERENCE for value in values)
-    if not values or len(content) > MAX_DIFFERENCES_BYTES or not usable:
-        log.warning("%s holds no difference (a number from 0 to 2, for a chain one a pair)", path.name)
-        return []
-    return values
-
-
 def _resolve(dropped: _Dropped, config: Config, pictures_read: PicturesRead) -> Iterator[Resolved]:
     """Yield what is known of the job: its size, then its length, then all."""
     inputs, record_file, video = dropped.inputs, dropped.path("record"), dropped.path("video")
     record = read_record(record_file) if record_file else SourceRecord({})
     own_file = dropped.path("settings")
     own = read_settings_file(own_file, own_file.name) if own_file else {}
-    settings, origins = _settings(dropped, config, own, record)
+    draft = drafting.draft_of(dropped.path(drafts.ROLE), dropped.path("recipe"))
+    settings, origins = _settings(dropped, config, own, record, draft)
+    settings, final = drafting.as_draft(settings, config)
     with _named(origins.get("model")):
         spec = config.spec(_choose_model(settings, own, inputs, record, config))
     pictures = _pictures_that_count(inputs, record)
@@ -209,6 +190,8 @@ def _resolve(dropped: _Dropped, config: Config, pictures_read: PicturesRead) -> 
         "continues": {**inputs["video"], **source.facts} if source else None,
         "keyframes": {str(number): file for number, file in keyframes.items()},
         "loras": taken,
+        "final": final,
+        "draft_of": draft.said if draft else None,
     }
     yield replace(
         resolved, settings=recorded, fingerprint=fingerprint(inputs, recorded), seeds=settings.seeds
@@ -296,7 +279,7 @@ def _timed_prompts(
 
 
 def _settings(
-    dropped: _Dropped, config: Config, own: dict[str, Any], record: SourceRecord
+    dropped: _Dropped, config: Config, own: dict[str, Any], record: SourceRecord, draft: drafts.Draft | None
 ) -> tuple[JobSettings, dict[str, str]]:
     """Lay the settings over each other: config, defaults of the folders, the job's own, and its text.
 
@@ -312,7 +295,8 @@ def _settings(
     layers += [
         (dropped.file("record"), record.settings),
         (dropped.file("recipe"), _embedded(dropped.path("recipe"))),
-        (dropped.file("settings"), own),
+        (dropped.file(drafts.ROLE) or dropped.file("recipe"), drafting.of_draft(draft, name)),
+        (dropped.file("settings"), drafting.of_own_file(own, draft)),
     ]
     if text := dropped.path("text"):
         prompt = read_prompt(text)
@@ -390,7 +374,8 @@ def fingerprint(inputs: Mapping[str, Input], settings: Mapping[str, Any]) -> str
     decisive = {
         key: value
         for key, value in loras.decisive(settings).items()
-        if key not in ("keyframes", "embed_metadata")  # names of pictures; they are the same with and without
+        # Names of pictures; the bits are the same with and without.
+        if key not in ("keyframes", "embed_metadata", "draft", "final", "draft_of")
         and (value or key not in ADDED_SETTINGS)
         and (key, value) != ("background", WHITE)
     }

@@ -11,7 +11,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from framepackd.inbox.naming import Group
 from framepackd.intake import variations
 from framepackd.intake.claiming import ChangedError, HalfTakenError, bring_in, put_back, signature_of
 from framepackd.intake.resolve import PicturesRead, Resolved, resolve
-from framepackd.jobs import job_warnings
+from framepackd.jobs import drafts, job_warnings
 from framepackd.jobs.database import StoreError
 from framepackd.jobs.folder import (
     INPUTS,
@@ -38,7 +38,7 @@ from framepackd.jobs.job import ENDED, Job, State, utc_now
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.settings.config import Config
-from framepackd.text import printable
+from framepackd.text import printable, rest_of_name
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ MAX_FOREIGN = 5  # problems for things that are not ours; more share one
 
 # One at a time: a job that is being taken in looks like one that a crash has left.
 _taking = threading.Lock()
+_making: set[Path] = set()  # work folders that have no name yet and are being filled by a thread
 
 
 class Leftovers(NamedTuple):
@@ -113,7 +114,7 @@ def _manifest(group: Group, inbox: Path) -> Manifest:
                 path=path,
                 role=roles[path],
                 signature=group.signatures[path],
-                file=_name_of_keyframe(group.name, path, roles[path]),
+                file=_name_in_work_folder(group.name, path, roles[path]),
             )
             for path in group.paths
         ),
@@ -132,8 +133,44 @@ def _begin(work: Path, manifest: Manifest) -> None:
         raise
 
 
-def _name_of_keyframe(name: str, path: str, role: str) -> str | None:
-    """Name a keyframe after its job, whatever it was called; None for other files."""
+def take_final(draft: Job, sources: Mapping[str, Path], config: Config, store: JobStore) -> Job:
+    """Take in copies of a draft's files, by role, to have its final made.
+
+    As with variations, the work folder is complete when it has its name.
+
+    Raises:
+        OSError: they cannot be copied; nothing is left.
+    """
+    name, work = f"{draft.name}_final", config.jobs_dir / _new_id()
+    making = files.hidden_part(work)
+    named = {role: name + rest_of_name(entry["file"], draft.name) for role, entry in draft.inputs.items()}
+    named[drafts.ROLE] = f"{name}{drafts.SUFFIX}.json"
+    prefix = f"{draft.folder}/" if draft.folder else ""
+    dropped = (DroppedFile(path=prefix + file, role=role, signature=()) for role, file in named.items())
+    manifest = Manifest(folder=draft.folder, name=name, defaults=(), files=tuple(dropped))
+    _making.add(making)
+    try:
+        (making / INPUTS).mkdir(parents=True)
+        for role, source in sources.items():  # the outbox may hang: taking in goes on meanwhile
+            files.copy(source, making / INPUTS / named[role])
+        files.write_json(making / INPUTS / named[drafts.ROLE], draft.record())
+        files.sync_folder(making / INPUTS)
+        manifest.write(making)
+        with _taking:
+            making.rename(work)
+            files.sync_folder(work.parent)
+            return _add(work, manifest, resolve(work, manifest, config, store), store)
+    except OSError:
+        shutil.rmtree(making, ignore_errors=True)
+        raise
+    finally:
+        _making.discard(making)
+
+
+def _name_in_work_folder(name: str, path: str, role: str) -> str | None:
+    """Name a keyframe or a draft's record after its job, whatever it was called; None for other files."""
+    if role == drafts.ROLE:
+        return f"{name}{drafts.SUFFIX}.json"
     kind, _, number = role.partition("-")
     return f"{name}_section_{number}{Path(path).suffix}" if kind == "keyframe" else None
 
@@ -154,7 +191,8 @@ def adopt_leftovers(config: Config, store: JobStore) -> Leftovers:
         left = Leftovers([], _foreign(foreign))
         pictures: PicturesRead = {}
         for hidden in half_made:
-            shutil.rmtree(hidden, ignore_errors=True)
+            if hidden not in _making:
+                shutil.rmtree(hidden, ignore_errors=True)
         for work in (config.jobs_dir / name for name in names if name not in known):
             try:
                 jobs = _finish(work, config, store, known, pictures)

@@ -34,6 +34,11 @@ def tags(job: Job, spec: ModelSpec) -> dict[str, str]:
     said |= {key: job.settings[key] for key in _SETTINGS if job.settings.get(key) is not None}
     said["prompts"] = [only(entry, PROMPT_KEYS) for entry in said.get("prompts", ())]
     said["loras"] = [only(entry, (*LORA_KEYS, "sha256")) for entry in said.get("loras", ())]
+    said |= {key: job.settings[key] for key in ("draft", "draft_of") if job.settings.get(key)}
+    if job.settings.get("draft"):  # no id, as above: of the final, what it does not save
+        said["final"] = only(job.settings["final"], ("steps", "cache"))
+    if said.get("draft_of"):
+        said["draft_of"] = only(said["draft_of"], ("steps", "cache"))
     if job.settings.get("more") is not None:
         said["more"] = job.settings["more"]
     said["model_sources"] = {

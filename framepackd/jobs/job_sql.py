@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from sqlalchemy import case, func, literal, select, text
+from sqlalchemy import case, func, literal, select, text, update
 
 from framepackd.jobs.job import Decision, HistoryEntry, Job, State, utc_now
 from framepackd.text import LAST
@@ -36,6 +36,13 @@ TAKEN_AS = text("""
     SELECT latest.folder, latest.name, job.id
     FROM latest JOIN job ON job.seq = max(coalesce(same, 0), coalesce(variation, 0))
 """)
+
+
+def naming_its_final(draft: str, final: str) -> Any:
+    """Have a draft's settings name its final."""
+    named = func.json_set(Job.settings, "$.final.id", final)
+    is_draft = func.json_extract(Job.settings, "$.draft") == 1
+    return update(Job).where(Job.id == draft, is_draft).values(settings=named)
 
 
 RUNNABLE = (Job.state == State.QUEUED, Job.delivery.is_(None))

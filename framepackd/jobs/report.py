@@ -28,6 +28,8 @@ class FactsReport(TypedDict):
     seconds: float | None  # of the video
     seed: int | None
     model: str | None
+    draft: bool
+    final: str | None  # of a draft: the job that makes its final, if that was asked for
     kind: str | None  # framepack or f1
     device: str | None
     step_seconds: float | None

@@ -21,6 +21,7 @@ from framepackd.jobs.job_sql import (
     as_json,
     entry,
     following,
+    naming_its_final,
     smoothed,
     unless_cancelled,
     with_entry,
@@ -65,6 +66,8 @@ class JobStore(JobReader):
             job.position = 1 + (session.scalar(select(func.max(Job.position))) or 0)
             job.history = [entry(State(job.state), "taken in")]
             session.add(job)
+            if draft := ((job.settings or {}).get("draft_of") or {}).get("id"):
+                session.execute(naming_its_final(draft, job.id))
         return job
 
     def find_done(self, fingerprint: str) -> Job | None:

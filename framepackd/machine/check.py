@@ -196,7 +196,9 @@ def _device(config: Config, name: str) -> Iterator[Check]:
         yield False, "device", str(error)
         return
     dtypes = f"transformer {transformer}, encoders and VAE {encoders}".replace("torch.", "")
-    yield True, "attention", attention
+    if transformer == encoders:
+        dtypes = f"all in {transformer}".replace("torch.", "")
+    yield True, "attention", "native: torch's own" if attention == "native" else attention
     if config.gpu.compile is True or (config.gpu.compile == "auto" and device.type == "cuda"):
         yield _compiling(config, device, transformer, attention)
     card = devices.card(device)

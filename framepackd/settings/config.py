@@ -30,7 +30,7 @@ from framepackd.problems import CommandError
 from framepackd.settings.decoding import as_text
 from framepackd.settings.job_settings import OTHER_NAMES, JobSettings, parse_settings, refuse_shared
 from framepackd.settings.secret_files import locate
-from framepackd.settings.tables import GpuConfig, ModelConfig, NotifyConfig, WebConfig
+from framepackd.settings.tables import DraftConfig, GpuConfig, ModelConfig, NotifyConfig, WebConfig
 
 ENV_PREFIX = "FRAMEPACKD_"
 CONFIG_VARIABLE = "FRAMEPACKD_CONFIG"
@@ -69,6 +69,7 @@ class Config(BaseSettings):
     preview_decoder: Path | None = None  # weights of TAEHV
     models: dict[str, ModelConfig] = {}
     gpu: GpuConfig = GpuConfig()
+    draft: DraftConfig = DraftConfig()
     web: WebConfig = WebConfig()
     notify: NotifyConfig = NotifyConfig()
     metrics_file: Path | None = None
@@ -258,7 +259,12 @@ def _explain(error: ValidationError, file: Path | None) -> str:
 
 def _meant_in_config() -> dict[str, str]:
     """Map keys that people write on the top level by mistake to the place where they belong."""
-    tables: dict[str, type[BaseModel]] = {"gpu": GpuConfig, "web": WebConfig, "notify": NotifyConfig}
+    tables: dict[str, type[BaseModel]] = {
+        "gpu": GpuConfig,
+        "draft": DraftConfig,
+        "web": WebConfig,
+        "notify": NotifyConfig,
+    }
     nested = {key: f"{name}.{key}" for name, table in tables.items() for key in table.model_fields}
     return nested | {key: f"defaults.{key}" for key in (*JobSettings.model_fields, *OTHER_NAMES)}
 

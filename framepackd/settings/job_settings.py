@@ -88,6 +88,7 @@ class JobSettings(GenerationSettings):
     seeds: Integer = Field(1, ge=1, le=64)  # variations, each a job with a seed of its own
     # From a section, numbered in the order of generation, to a picture in the folder of the settings.
     keyframes: Annotated[dict[int, str], BeforeValidator(_read_keyframes)] = Field({})
+    draft: bool = Field(False, strict=True)  # saves steps and cache as [draft] says; a final may follow
     crf: Integer = Field(16, ge=0, le=51)
     save_section_frames: bool = False
     keep_latents: bool = False

@@ -1,4 +1,4 @@
-"""The tables of the configuration: ``[gpu]``, ``[web]``, ``[notify]``, ``[models.NAME]``."""
+"""The tables of the configuration: ``[gpu]``, ``[draft]``, ``[web]``, ``[notify]``, ``[models.NAME]``."""
 
 import re
 from datetime import timedelta
@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from framepack_core.memory import before_torch
 from framepack_core.models.registry import BUILT_IN, ModelSpec, Source, is_file, is_hub_folder
+from framepack_core.request import Integer
 from framepack_core.sections import Kind
 from framepackd.settings.secret_files import SecretError, secret, webhook_address
 
@@ -56,6 +57,13 @@ class GpuConfig(_Section):
         if self.device == "all":
             return tuple(f"cuda:{number}" for number in range(before_torch.card_count())) or ("cuda",)
         return (self.device,) if isinstance(self.device, str) else self.device
+
+
+class DraftConfig(_Section):
+    """What a job with ``draft = true`` saves; size, length and seed stay. Chosen by ``benchmarks drafts``."""
+
+    steps: Integer = Field(10, ge=1, le=100)
+    cache: Literal["none", "teacache", "magcache"] = "none"
 
 
 class WebConfig(_Section):

@@ -1,7 +1,6 @@
 """Does what the page's buttons say: each is a form that carries a token, and works without scripts."""
 
 import asyncio
-import contextlib
 import hmac
 import json
 from collections.abc import Callable
@@ -14,19 +13,21 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from framepack_core.errors import RequestError
-from framepackd import files
 from framepackd.control import client
 from framepackd.problems import CommandError
 from framepackd.settings.config import Config
+from framepackd.text import rest_of_name
 from framepackd.web.again import make_again
-from framepackd.web.drop import UNFINISHED, drop
+from framepackd.web.drop import drop, put
 from framepackd.web.events import Watch
 from framepackd.web.fragments import choice
+from framepackd.web.mending import write_setting, wrong_setting
 from framepackd.web.site import Shared
 from framepackd.web.trash import move_to_trash, put_away
 
 OLD_PAGE = "This page is from before a restart. It is loaded again: then try once more."
-DEMO, LAKE = "demo", ("lake.png", "lake.txt")
+# The bundled picture, and what the demo model does best with it: as framepackd demo.
+LAKE, PROMPT = "demo/lake.png", "Night falls over the lake."
 
 
 class RefusedError(Exception):
@@ -45,6 +46,7 @@ class Actions:
             "choose": self._choose,
             "lake": self._lake,
             "again": self._again,
+            "with": self._with,
             "trash": self._trash,
         }
 
@@ -100,7 +102,10 @@ class Actions:
         wanted = (folder, name, "no_prompt")
         if wanted not in ((each["folder"], each["name"], each["reason"]) for each in report["waiting"]):
             raise RefusedError(f"{name} does not wait for its sentence any more.")
-        _put_beside(self._shared.config.inbox / folder, f"{name}.txt", text)
+        try:
+            put(self._shared.config.inbox / folder, {f"{name}.txt": f"{text}\n".encode()})
+        except FileExistsError as error:
+            raise RefusedError(f"There is a {name}.txt by now.") from error
         return f"Written as {name}.txt. It is in the queue in {self._shared.config.settle_seconds:g} s."
 
     def _choose(self, form: FormData) -> str:
@@ -117,10 +122,8 @@ class Actions:
 
     def _lake(self, form: FormData) -> str:
         """Drop the picture that comes with framepackd."""
-        bundled = resources.files("framepackd").joinpath(DEMO)
-        with resources.as_file(bundled.joinpath(LAKE[0])) as picture:
-            prompt = bundled.joinpath(LAKE[1]).read_text("utf-8").strip()
-            drop(self._shared.config, picture=picture, prompt=prompt, settings={})
+        with resources.as_file(resources.files("framepackd").joinpath(LAKE)) as picture:
+            drop(self._shared.config, picture=picture, prompt=PROMPT, settings={})
         return f"The lake is in the inbox: in the queue in {self._shared.config.settle_seconds:g} s."
 
     def _again(self, form: FormData) -> str:
@@ -129,6 +132,19 @@ class Actions:
         if found is None:
             raise RefusedError("This result is not in the outbox any more.")
         return make_again(self._shared.config, found, _text(form, "how"), _text(form, "seconds"))
+
+    def _with(self, form: FormData) -> str:
+        """Correct the setting with which a job has failed, and run it again."""
+        config = self._shared.config
+        record, _ = client.show(config, _text(form, "job"))
+        wrong = wrong_setting(record["name"], record["error"]) if record else None
+        if record is None or wrong is None or wrong.key != _text(form, "key") or not record["reason_file"]:
+            raise RefusedError("This job does not wait for that setting any more.")
+        reason = Path(record["reason_file"])
+        stem = reason.name.removesuffix(".error.txt")
+        rest = rest_of_name(record["inputs"]["settings"]["file"], record["name"])
+        write_setting(reason.with_name(f"{stem}{rest}"), wrong.key, _text(form, "value").strip())
+        return _changed(config, {"command": "retry", "jobs": [record["id"]]})
 
     def _trash(self, form: FormData) -> str:
         found = self._shared.gallery.find(_text(form, "job"))
@@ -143,7 +159,7 @@ def _command(what: str, form: FormData) -> dict[str, Any]:
     if what in ("pause", "resume"):
         return {"command": what}
     jobs = [str(job) for job in form.getlist("job") if job]
-    if what not in ("cancel", "top", "move", "retry", "dismiss") or not jobs:
+    if what not in ("cancel", "top", "move", "retry", "final", "dismiss") or not jobs:
         raise RefusedError("There is nothing that this button could do.")
     more: dict[str, Any] = {}
     if what == "cancel":
@@ -172,6 +188,7 @@ def _words(request: dict[str, Any]) -> str | None:
         "top": "Next in line.",
         "move": "Moved.",
         "retry": "Back in the queue.",
+        "final": "It is in the queue, with all its steps. The draft stays.",
         "dismiss": "Put away. Its files stay where they are.",
     }
     return words.get(request["command"])
@@ -192,17 +209,3 @@ def _plain(message: str) -> str:
 def _text(form: FormData, key: str) -> str:
     value = form.get(key)
     return value if isinstance(value, str) else ""
-
-
-def _put_beside(folder: Path, name: str, text: str) -> None:
-    """Write a file that is not there yet; whoever looks sees it whole."""
-    part = folder / f"{UNFINISHED}{name}.part"
-    try:
-        files.write_bytes(part, f"{text}\n".encode())
-        try:
-            (folder / name).hardlink_to(part)
-        except FileExistsError as error:
-            raise RefusedError(f"There is a {name} by now.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink()

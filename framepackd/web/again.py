@@ -9,8 +9,8 @@ from framepack_core.errors import RequestError
 from framepack_core.request import MAX_SEED
 from framepackd import files
 from framepackd.delivery.results import MAX_RECORD_BYTES
+from framepackd.jobs import drafts
 from framepackd.settings.config import Config
-from framepackd.settings.job_settings import JobSettings
 from framepackd.text import rest_of_name
 from framepackd.web.drop import drop_pictures
 from framepackd.web.gallery import Shown
@@ -64,8 +64,10 @@ def read_record(config: Config, shown: Shown) -> dict[str, Any]:
 
 def settings_of(record: dict[str, Any]) -> dict[str, Any]:
     """Give the settings of a record, as ``NAME.toml`` would say them."""
-    known = set(JobSettings.model_fields) - set(NOT_TAKEN)
-    return {key: record[key] for key in sorted(known) if record.get(key) not in (None, [], {}, "")}
+    full = drafts.full_settings(record)
+    known = set(full) - set(NOT_TAKEN)
+    said: dict[str, Any] = {key: full[key] for key in sorted(known) if full[key] != ""}
+    return said | ({"draft": True} if record.get("draft") is True else {})
 
 
 def pictures_of(config: Config, shown: Shown, record: dict[str, Any]) -> dict[str, Path]:

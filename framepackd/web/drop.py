@@ -85,7 +85,7 @@ def drop_many(config: Config, jobs: Sequence[Dropped]) -> list[str]:
         raise OSError(away)
     try:
         files.make_folder(folder)
-        _put(folder, content)
+        put(folder, content)
     except OSError as error:
         if made:
             with contextlib.suppress(OSError):  # never made, or another job is there by now
@@ -133,9 +133,15 @@ def _as_utf8(text: str, what: str) -> bytes:
         ) from error
 
 
-def _put(folder: Path, content: dict[str, Path | bytes]) -> None:
-    """Put files into a folder in their order, all of them or none."""
+def put(folder: Path, content: Mapping[str, Path | bytes]) -> None:
+    """Put files into a folder in their order, all of them or none.
+
+    Raises:
+        FileExistsError: one of that name is there.
+        OSError: they cannot be written.
+    """
     parts = {folder / f"{UNFINISHED}{name}.part": folder / name for name in content}
+    there: list[Path] = []
     try:
         for part, source in zip(parts, content.values(), strict=True):
             if isinstance(source, Path):
@@ -144,10 +150,11 @@ def _put(folder: Path, content: dict[str, Path | bytes]) -> None:
                 part.write_bytes(source)
             files.sync_file(part)
         for part, target in parts.items():
-            part.rename(target)
+            files.rename_new(part, target)
+            there.append(target)
         files.sync_folder(folder)
     except BaseException:
-        for path in reversed([*parts, *parts.values()]):  # the one that completes the job first
+        for path in reversed([*parts, *there]):  # the one that completes the job first
             with contextlib.suppress(OSError):
                 path.unlink()
         raise

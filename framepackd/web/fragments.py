@@ -7,12 +7,13 @@ from framepackd.inbox.naming import is_picture
 from framepackd.jobs.folder import PREVIEW
 from framepackd.jobs.report import JobReport, Report, WaitingReport
 from framepackd.web import tonight
+from framepackd.web.mending import wrong_setting
 from framepackd.web.rendering import fragment
 from framepackd.web.site import Shared
 
 # What an older daemon, which an update has not ended yet, does not say.
 UNSAID = (
-    *("prompt", "width", "height", "seconds", "seed", "model", "kind", "device", "step_seconds"),
+    *("prompt", "width", "height", "seconds", "seed", "model", "draft", "kind", "device", "step_seconds"),
     *(
         "decode_seconds",
         "saved_sections",
@@ -60,8 +61,10 @@ def context(report: Report, shared: Shared) -> dict[str, Any]:
         "stages": [stage(job, shared) for job in made],
         "queued": queued[: tonight.CARDS],
         "queued_count": len(queued),
-        "waiting": [{**entry, "choice": choice(entry)} for entry in report["waiting"]],
-        "failed": tonight.failed(report),
+        "waiting": waiting(report),
+        "failed": [
+            {**job, "wrong": wrong_setting(job["name"], job["error"])} for job in tonight.failed(report)
+        ],
         "fresh": results,
         "token": shared.token,
         "path_of": tonight.path_of,
@@ -73,10 +76,23 @@ def context(report: Report, shared: Shared) -> dict[str, Any]:
     }
 
 
+def waiting(report: Report) -> list[dict[str, Any]]:
+    """Give the files that wait, with what a person can do about them here."""
+    return [
+        {**entry, "choice": choice(entry), "picture": missing_picture(entry)} for entry in report["waiting"]
+    ]
+
+
 def choice(entry: WaitingReport) -> list[str]:
     """Give the pictures of which only one may stay."""
     pictures = [file for file in entry["files"] if is_picture(file)]
     return pictures if entry["reason"] == "several" and len(pictures) > 1 else []
+
+
+def missing_picture(entry: WaitingReport) -> str | None:
+    """Name the picture that files wait for, if nothing else is missing."""
+    waits = entry["reason"] in ("gap", "no_picture") and is_picture(entry["missing"])
+    return entry["missing"] if waits else None
 
 
 def stage(job: JobReport, shared: Shared) -> dict[str, Any]:

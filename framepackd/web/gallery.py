@@ -66,6 +66,11 @@ class Shown:
             return self.result.strip
         return next((path for path in self.result.inputs if Path(path).name == name), None)
 
+    def owns(self, path: str) -> bool:
+        """Say whether a file below the outbox is one of its files."""
+        video = self.result.path
+        return path in (f"{video}.mp4", f"{video}.json", self.result.strip, *self.result.inputs)
+
     @cached_property
     def pictures(self) -> list[str]:
         """The names of the pictures that it was made from."""
@@ -122,6 +127,7 @@ class Wanted:
     model: str | None = None
     day: str | None = None
     odd: bool = False
+    draft: bool = False
 
     def chosen(self, results: Sequence[Shown]) -> list[Shown]:
         """Give those that fit: each word must be in the sentence, the name or the folder."""
@@ -137,4 +143,5 @@ class Wanted:
             and (self.model is None or record.model == self.model)
             and (self.day is None or shown.day.isoformat() == self.day)
             and (not self.odd or bool(record.quality))
+            and (not self.draft or record.draft)
         )

@@ -130,6 +130,7 @@ class Make:
             "number": secrets.token_urlsafe(9),
             "models": [(name, label(name), kind) for name, kind in sorted(config.model_kinds().items())],
             "kinds": KINDS,
+            "draft_steps": config.draft.steps,
             "sizes": SIZES,
             "loras": await asyncio.to_thread(loras.names, config.lora_dir),
             "sections": length.sections(float(values["seconds"])),
@@ -155,10 +156,13 @@ class Make:
     def _plan(self, form: FormData) -> cost.Plan:
         values = defaults_of(self._shared.config)
         width, height = _number(form, "width", 0), _number(form, "height", 0)
+        steps = _number(form, "steps", int(values["steps"]))
+        if form.get("draft"):
+            steps = min(steps, self._shared.config.draft.steps)
         return cost.Plan(
             model=str(form.get("model") or values["model"]),
             sections=_number(form, "sections", 4) * max(_number(form, "clips", 1), 1),
-            steps=_number(form, "steps", int(values["steps"])),
+            steps=steps,
             pixels=float(width * height) or None,
             count=max(_number(form, "count", 1), 1) * max(_number(form, "seeds", 1), 1),
         )
@@ -173,8 +177,8 @@ class Make:
 
     def _drop_from(self, form: FormData, folder: Path) -> str:
         config = self._shared.config
-        pictures = [_stored(each, folder, "pictures") for each in form.getlist("pictures") if _is_file(each)]
-        ends = [_stored(each, folder, "end") for each in form.getlist("end") if _is_file(each)]
+        pictures = [stored(each, folder, "pictures") for each in form.getlist("pictures") if is_file(each)]
+        ends = [stored(each, folder, "end") for each in form.getlist("end") if is_file(each)]
         like = self._shared.gallery.find(str(form.get("like", "")))
         kept: dict[str, Path] = {}
         base = defaults_of(config)
@@ -216,11 +220,12 @@ class Make:
             raise WrongError("model", str(error)) from error
 
 
-def _is_file(value: object) -> bool:
+def is_file(value: object) -> bool:
+    """Say whether a field of a form holds a file."""
     return isinstance(value, UploadFile) and bool(value.filename)
 
 
-def _stored(upload: Any, folder: Path, field: str) -> Path:
+def stored(upload: Any, folder: Path, field: str) -> Path:
     """Keep an uploaded picture as a file, and look whether it is one.
 
     Raises:

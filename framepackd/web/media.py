@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, Response
 from framepack_core.errors import RequestError
 from framepackd import files
 from framepackd.control import client
+from framepackd.delivery import results_page
 from framepackd.inbox import inspect
 from framepackd.jobs.folder import INPUTS, PREVIEW
 from framepackd.text import JOB_ID
@@ -30,6 +31,7 @@ TYPES = {
     ".txt": "text/plain; charset=utf-8",
     ".toml": "text/plain; charset=utf-8",
 }
+OUTBOX = f"{results_page.POLICY}; form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 MISSING = "There is no such file any more.\n"
 
 
@@ -76,6 +78,18 @@ class Media:
         if "download" in request.query_params:
             return _served(self._shared.config.outbox / path, request, download=Path(path).name)
         return _served(self._shared.config.outbox / path, request)
+
+    async def outbox(self, request: Request) -> Response:
+        """Give the page that lies in the outbox, which runs no script, and what it shows."""
+        wanted = request.path_params["path"]
+        path = self._shared.config.outbox / wanted
+        if results_page.is_page(wanted):
+            if not await asyncio.to_thread(results_page.is_ours, path):
+                return _missing()
+            headers = {"cache-control": NOT_KEPT, "content-security-policy": OUTBOX}
+            return FileResponse(path, headers=headers, media_type="text/html; charset=utf-8")
+        found = await asyncio.to_thread(self._shared.gallery.all)
+        return _served(path, request) if any(shown.owns(wanted) for shown in found) else _missing()
 
     def _picture_of(self, job: str) -> Path | None:
         config = self._shared.config

@@ -16,6 +16,7 @@ from framepackd.web.actions import Actions
 from framepackd.web.events import Watch
 from framepackd.web.make import Make
 from framepackd.web.media import Media
+from framepackd.web.missing import Missing
 from framepackd.web.rendering import render
 from framepackd.web.site import LOGIN_PAGE, Gradio, Shared, Site, login_page
 
@@ -90,11 +91,13 @@ def make_site(behind: ASGIApp, gradio: Gradio, shared: Shared, watch: Watch) -> 
         Route("/page/jobs/{job}/{name:str}.live", media.preview),
         Route("/page/jobs/{job}/thumbnail", media.thumbnail),
         Route("/page/waiting", media.waiting),
+        Route("/page/missing/upload", Missing(shared, actions).upload, methods=["POST"]),
         Route("/make", make.page),
         Route("/make/estimate", make.estimate, methods=["POST"]),
         Route("/make/upload", make.upload, methods=["POST"]),
         Route("/results", pages.results),
         Route("/results/{job}", pages.result),
         Route("/results/{job}/{file}", media.result),
+        Route("/outbox/{path:path}", media.outbox),
     ]
     return Site(behind, gradio, routes)

@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from framepackd.delivery.results import ResultRecord
+from framepackd.delivery.results_page import INDEX, is_ours
 from framepackd.text import duration
 from framepackd.web.again import read_record
 from framepackd.web.gallery import PAGE, Shown, Wanted
@@ -45,6 +47,7 @@ def gallery_context(shared: Shared, request: Request) -> dict[str, Any]:
         model=query.get("model") or None,
         day=query.get("day") or None,
         odd=bool(query.get("odd")),
+        draft=bool(query.get("draft")),
     )
     chosen = wanted.chosen(everything)
     start = int(query.get("from", "0")) if query.get("from", "0").isdecimal() else 0
@@ -69,11 +72,13 @@ def gallery_context(shared: Shared, request: Request) -> dict[str, Any]:
         "folders": sorted({shown.folder for shown in everything}),
         "models": sorted({shown.result.record.model for shown in everything}),
         "odd_count": sum(1 for shown in everything if shown.result.record.quality),
+        "draft_count": sum(1 for shown in everything if shown.result.record.draft),
         "wanted": wanted,
         "left": left,
         "next": f"/results?{urlencode({**more, 'from': start + PAGE})}" if left > 0 else None,
         "newest": everything[0].id if everything else "",
         "part": start > 0,
+        "index": is_ours(shared.config.outbox / INDEX),
     }
 
 
@@ -93,6 +98,7 @@ def result_context(shared: Shared, job: str) -> dict[str, Any] | None:
         "shown": shown,
         "record": shown.result.record,
         "words": in_words(shown, record),
+        "other": _other(shared, shown.result.record),
         "files": [path.rpartition("/")[2] for (role, _), path in roles if role != "picture"],
         "place": at + 1,
         "total": len(results),
@@ -101,6 +107,12 @@ def result_context(shared: Shared, job: str) -> dict[str, Any] | None:
         "cached": record.get("cache", "none") != "none",
         "longer": round(min(shown.seconds * 2, 120), 1),
     }
+
+
+def _other(shared: Shared, record: ResultRecord) -> str | None:
+    """Give the id of a draft's final, or of a final's draft, if its video is in the outbox."""
+    other = record.final or record.draft_of
+    return other.id if other and other.id and shared.gallery.find(other.id) else None
 
 
 def in_words(shown: Shown, record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -117,6 +129,7 @@ def in_words(shown: Shown, record: dict[str, Any]) -> list[tuple[str, str]]:
         ("Seed", "" if short.seed is None else str(short.seed)),
         ("Style", _styles(record.get("loras"))),
         ("Steps", _steps(short.steps, record.get("cache"))),
+        ("Draft", _draft(record)),
         ("Prompts", "; ".join(_timed(record.get("prompts")))),
         ("Took", _took(short.timings, short.device)),
         ("Looks", f"{said(short.quality)}" if short.quality else ""),
@@ -148,6 +161,15 @@ def _steps(steps: int | None, cache: Any) -> str:
     if not steps:
         return ""
     return f"{steps}, with {CACHES[cache]}" if cache in CACHES else f"{steps}, without a cache"
+
+
+def _draft(record: dict[str, Any]) -> str:
+    """Say of a draft what its final is made with, and of a final what its draft was made with."""
+    for key, words in (("final", "this is one; its final takes"), ("draft_of", "it had one of")):
+        other = record.get(key)
+        if isinstance(other, dict) and isinstance(other.get("steps"), int):
+            return f"{words} {_steps(other['steps'], other.get('cache'))}"
+    return ""
 
 
 def _took(timings: dict[str, float], device: str | None) -> str:

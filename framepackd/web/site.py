@@ -154,8 +154,10 @@ def _cookies(scope: Scope) -> dict[str, str]:
 def _with_headers(send: Send) -> Send:
     async def marked(message: Message) -> None:
         if message["type"] == "http.response.start":
-            extra = [(key.encode(), value.encode()) for key, value in HEADERS.items()]
-            message = {**message, "headers": [*message.get("headers", ()), *extra]}
+            said = dict(message.get("headers", ()))
+            usual = {key.encode(): value.encode() for key, value in HEADERS.items()}
+            missing = [(key, value) for key, value in usual.items() if key not in said]
+            message = {**message, "headers": [*message.get("headers", ()), *missing]}
         await send(message)
 
     return marked

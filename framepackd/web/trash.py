@@ -45,7 +45,8 @@ def put_away(config: Config, paths: list[Path], folder: str, stem: str) -> Path:
 
 def _belongs(name: str, stem: str) -> bool:
     """Say whether a file is of a result: its video, its record, its stills."""
-    return name in (f"{stem}.mp4", f"{stem}.json") or name.startswith((f"{stem}.section-", f"{stem}.source."))
+    whole = {f"{stem}{rest}" for rest in (".mp4", ".json", ".draft.json")}
+    return name in whole or name.startswith((f"{stem}.section-", f"{stem}.source."))
 
 
 def _free(folder: Path, stem: str) -> Path:

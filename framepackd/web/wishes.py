@@ -89,6 +89,8 @@ def settings_from(form: FormData, config: Config, base: Mapping[str, Any]) -> di
             said[key] = _number(form, key, kind)
     if "steps" in form:  # else a script's form, which shows no box for it
         said["cache"] = _text(form, "cache") or "none"
+    if "draft-form" in form:
+        said["draft"] = bool(_text(form, "draft"))
     if "negative_prompt" in form:
         said["negative_prompt"] = _text(form, "negative_prompt")
     if "prompts" in form:

@@ -37,7 +37,7 @@ def main(connection: Connection, parent: int, device: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
     before_torch.set_up(device)
-    quiet_libraries()
+    set_environment()
     from framepackd.worker.engines import Engines
 
     engines = Engines()
@@ -87,15 +87,7 @@ def die_with(parent: int) -> None:
         sys.exit(0)
 
 
-def quiet_libraries() -> None:
-    """Keep progress bars and advice out of the daemon's log."""
+def set_environment() -> None:
+    """Tell the libraries, before they are imported, that nothing is fetched and that processes are forked."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # `models download` fetches models, nothing else does
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    import diffusers.utils.logging
-    import transformers.utils.logging
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a package that nothing here needs

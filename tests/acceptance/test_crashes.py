@@ -3,17 +3,24 @@
 The short form of ``python -m tests.crash``, which does this hundreds of times.
 """
 
+import contextlib
 import random
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from framepackd.control import client, socket
+from framepackd.jobs.job import State
+from framepackd.settings.config import load_config
 from tests.crash import faults
 from tests.crash.disk import Disk, unusable
-from tests.crash.harness import IN_WORKERS, Baseline, Campaign, undisturbed
+from tests.crash.harness import IN_WORKERS, Baseline, Campaign, Life, undisturbed
 from tests.crash.jobs import Folders
 from tests.crash.victim import Plan
+from tests.daemon.intake.studio import Studio
 
 JOBS = ("end", "chain", "cached", "forward", "wrong")
 # The so-manieth point of each phase that is come by after a start, in the order in which a job does.
@@ -109,6 +116,34 @@ def test_with_two_devices_a_hundred_kills_make_what_one_device_makes(tmp_path: P
     campaign = Campaign(Folders(tmp_path, tmp_path, devices=2), baseline, random.Random(1))
     campaign.run(100)
     assert campaign.good, campaign.report()
+
+
+def test_killed_while_a_final_is_taken_in_and_while_it_is_made_there_is_one_of_all_its_steps(
+    tmp_path: Path,
+) -> None:
+    studio, folders = Studio(tmp_path, "backward"), Folders(tmp_path, tmp_path)
+    with folders.config.open("a") as file:
+        file.write("[draft]\nsteps = 1\n")
+    studio.config = load_config(folders.config)
+    studio.picture(draft=True, steps=3, seconds=1)
+    studio.make()
+    request = {"command": "final", "jobs": ["cat"]}
+    taken_in = Plan(labels=("intake:take.take_final:rename",))
+    for plan in (taken_in, Plan(labels=("step:",), occurrence=3)):
+        with Life(folders, plan, once=False) as life:
+            while not life.fired and life.alive:
+                with contextlib.suppress(OSError):  # it starts, or has just been killed
+                    socket.ask(studio.config.state_dir, request)
+                time.sleep(0.05)
+            assert life.end() == -signal.SIGKILL, life.log.read_text()
+    with Life(folders) as life:
+        assert life.end() == 0, life.log.read_text()
+    (answer,) = client.perform(studio.config, request)
+    assert "has a final: job" in answer["message"], answer
+    _, final = studio.store.in_state(*State)
+    assert (final.path, final.state, final.sections) == ("cat_final", State.DONE, 2)
+    assert final.steps_total == 6 <= final.steps_run <= 7, "at most one step is lost to a kill"
+    assert sorted(path.name for path in studio.outbox.glob("*.mp4")) == ["cat.mp4", "cat_final.mp4"]
 
 
 @pytest.mark.long

@@ -34,7 +34,7 @@ GOINGDOWN_LOGFLUSH, GOINGDOWN_NOLOGFLUSH = 1, 2  # what was not fsynced is lost:
 
 # Functions of the daemon by the phase of a job's life; the innermost on the stack that is named counts.
 PHASES = {
-    "intake": ("take", "adopt_leftovers", "_record", "add"),
+    "intake": ("take", "take_final", "adopt_leftovers", "_record", "add"),
     "claim": ("claim", "resumed", "start_next"),
     "step": ("step",),
     "checkpoint": ("save", "load", "clear"),

@@ -125,7 +125,7 @@ class Place:
         self.store = JobStore(self.config.database)
 
     def drop(self, folder: str = "") -> None:
-        (self.config.inbox / folder).mkdir(exist_ok=True)
+        (self.config.inbox / folder).mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32)).save(self.config.inbox / folder / "cat.png")
         (self.config.inbox / folder / "cat.txt").write_text("pan left")
 

@@ -277,21 +277,45 @@ def test_the_page_has_its_password_from_a_credential_and_starts_without_one(serv
     service.run("systemctl stop framepackd-web; systemctl disable framepackd-web", check=False)
 
 
+# Presses "move to trash" of the newest result, as a browser does.
+TRASH_ON_THE_PAGE = """
+import re, sys, urllib.parse, urllib.request
+url, job = "http://127.0.0.1:7871", sys.argv[1]
+page = urllib.request.urlopen(f"{url}/results/{job}").read().decode()
+form = {"job": job, "token": re.search('name="token" value="([^"]+)"', page)[1]}
+asked = urllib.request.Request(url + "/page/do/trash", urllib.parse.urlencode(form).encode())
+print(re.search('id="toast"[^>]*>([^<]*)', urllib.request.urlopen(asked).read().decode())[1])
+"""
+
+
 def test_an_instance_works_on_folders_of_its_own(service: Machine) -> None:
     service.run("mkdir -p /etc/framepackd && useradd --system --user-group framepackd", check=False)
     config = f"state_dir = '/var/lib/framepackd-cat'\noutbox = '/data/cats out'\n{CONFIG}steps = 2\n"
+    config += "[web]\nport = 7871\n"
     service.run(f'printf "{config.replace("steps = 100", "")}" > /etc/framepackd/cat.toml')
-    service.run(f"{FRAMEPACKD} service install --instance cat")
-    service.run(
-        "mkdir -p /etc/systemd/system/framepackd@.service.d && "
-        f"printf '{DROP_IN}' > /etc/systemd/system/framepackd@.service.d/test.conf && systemctl daemon-reload"
-    )
+    service.run(f"{FRAMEPACKD} service install --instance cat --with web")
+    for unit, settings in (("framepackd@", DROP_IN), ("framepackd-web@", f"[Service]\\n{LIBRARIES}")):
+        folder = f"/etc/systemd/system/{unit}.service.d"
+        service.run(f"mkdir -p {folder} && printf '{settings}' > {folder}/test.conf")
+    service.run("systemctl daemon-reload")
     service.run("systemctl enable --now framepackd@cat")
     drop(service, "cat", "/var/lib/framepackd-cat/inbox")
     service.until(lambda: "cat.mp4" in service.run("ls '/data/cats out'", note=False), "the video")
+    service.run("systemctl start framepackd-web@cat")
+    (service.root / "root/trash.py").write_text(TRASH_ON_THE_PAGE)
+    report = json.loads(service.run(f"{FRAMEPACKD} status --config /etc/framepackd/cat.toml --json"))
+    press = f"/opt/framepackd/bin/python3 /root/trash.py {report['jobs'][0]['id']}"
+    moved = "Moved to /data/cats out-trash/cat."
+    service.until(lambda: moved in service.run(press, check=False, note=False), "the page to move the result")
+    assert service.run("cd '/data/cats out-trash/cat' && ls").split() == [
+        "cat.json",
+        "cat.mp4",
+        "cat.png",
+        "cat.txt",
+    ]
     service.run(f"{FRAMEPACKD} service uninstall --instance cat")
     assert service.run("systemctl is-active framepackd@cat", check=False).strip() == "inactive"
-    service.run("ls '/data/cats out/cat.mp4' /etc/framepackd/cat.toml")
+    service.run("ls /etc/framepackd/cat.toml")
 
 
 def test_the_service_of_a_user_needs_no_root(service: Machine) -> None:

@@ -187,7 +187,7 @@ def test_a_worker_sees_one_card_before_torch_is_imported() -> None:
     code = (
         "import os, sys, framepackd.worker.main as worker\n"
         "worker.die_with = lambda parent: None\n"
-        "worker.quiet_libraries = lambda: (print('torch' in sys.modules, os.environ['CUDA_VISIBLE_DEVICES']),"
+        "worker.set_environment = lambda: (print('torch' in sys.modules, os.environ['CUDA_VISIBLE_DEVICES']),"
         " sys.exit())\n"
         "worker.main(None, 0, 'cuda:1')"
     )

@@ -38,6 +38,17 @@ def test_a_retried_job_is_the_same_job_with_the_same_seed_and_history(tmp_path: 
     assert json.loads((place.config.outbox / "cat.json").read_text())["seed"] == before.settings["seed"]
 
 
+def test_without_a_daemon_a_job_that_fails_again_can_be_tried_once_more_at_once(tmp_path: Path) -> None:
+    place = failed_place(tmp_path / "place", text="")
+    for _ in range(2):
+        ((done, message),) = do(place, "retry", "cat")
+        assert (done, "fails again: cat.txt is empty" in message) == (False, True), message
+        assert names(place.config.failed) == ["cat.error.txt", "cat.png", "cat.txt"]
+    (place.config.failed / "cat.txt").write_text("pan left")
+    ((done, message),) = do(place, "retry", "cat")
+    assert done, message
+
+
 @pytest.mark.parametrize(
     ("where", "checked"),
     [("one file system", True), ("two file systems", True), ("one file system", False)],

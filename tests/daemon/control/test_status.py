@@ -40,8 +40,8 @@ def on_page(template: str, report: Report) -> str:
     """Draw a part of the page."""
     queued = tonight.queued(report)
     shown = {"night": tonight.night(report), "queued": queued, "queued_count": len(queued), "failed": []}
-    waiting = [{**entry, "choice": fragments.choice(entry)} for entry in report["waiting"]]
-    shown |= {"waiting": waiting, "path_of": tonight.path_of, "token": "", "failed_folder": ""}
+    shown |= {"waiting": fragments.waiting(report), "path_of": tonight.path_of}
+    shown |= {"token": "", "failed_folder": ""}
     return render(template, **shown)
 
 

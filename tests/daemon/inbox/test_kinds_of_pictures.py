@@ -88,8 +88,8 @@ def test_a_text_whose_picture_is_of_an_unknown_type_waits_and_says_so(place: Pla
         (place.config.inbox / dropped).write_text("x")
     told = waiting(place)
     assert set(told) == {"cat", name}
-    assert told["cat"].startswith(f"cat.png is missing, and {name} is not of a known type (.png, ")
-    assert told["cat"].endswith("save it as PNG or JPEG")
+    unread = f"{name} is not of a known type: if it is a picture, save it as PNG or JPEG"
+    assert told["cat"] == f"cat.png is missing, and {unread}"
 
 
 @pytest.mark.parametrize("name", ["cat_end.gif", "cat_section_0.tiff", "cat.end.psd"])

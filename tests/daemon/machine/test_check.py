@@ -94,7 +94,9 @@ def test_what_the_defaults_ask_for_is_planned_for(config: Path) -> None:
 
 def test_the_real_machine_is_planned_for_where_none_is_named(config: Path) -> None:
     config.write_text(config.read_text() + 'model = "demo"\n[gpu]\ndevice = "cpu"\n')
-    assert "in RAM" in check(config).stdout
+    said = check(config).stdout
+    assert "memory plan for demo" in said
+    assert "┃ part" not in said, "its parts are all 0.0 GiB"
     assert "memory plan" not in check(config, "--no-gpu").stdout
 
 

@@ -9,11 +9,16 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from sqlalchemy.orm import Session
 
 from framepackd.control import client
+from framepackd.jobs.database import open_database
+from framepackd.jobs.job import Job, State, utc_now
 from framepackd.settings.config import load_config
+from framepackd.web.media import OUTBOX
 from tests.acceptance.conftest import Daemon, picture
+from tests.crash.harness import stretched
 from tests.daemon.web.conftest import CHROMIUM, Web, in_a_browser, running, tiny_daemon_in
 from tests.daemon.web.results import finished
 
@@ -67,6 +72,26 @@ def browser() -> Iterator[Browser]:
 
 def paths(place: Place) -> list[str]:
     return ["", "make", "results", f"results/{place.ids[3]}", "results/20000101-000000-000000", "page/login"]
+
+
+PAINTED = """() => new Promise(done => new PerformanceObserver(
+    seen => done(seen.getEntries()[0].startTime)).observe({type: "paint", buffered: true}))"""
+
+
+def first_paint(page: Page, url: str) -> float:
+    """Give the seconds until something is to be seen."""
+    page.goto(url)
+    return float(page.evaluate(PAINTED)) / 1000
+
+
+@in_a_browser
+@pytest.mark.parametrize("path", ["", "make", "results"])
+def test_something_is_to_be_seen_within_a_third_of_a_second(
+    browser: Browser, place: Place, path: str
+) -> None:
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    assert min(first_paint(page, place.web.url + path) for _ in range(3)) < stretched(0.3)
+    page.close()
 
 
 @in_a_browser
@@ -218,6 +243,32 @@ def test_pictures_become_a_chain_in_the_order_that_they_are_put_in(
     page.close()
 
 
+@in_a_browser
+def test_two_thousand_results_and_five_hundred_in_the_queue_are_shown_in_parts_and_as_quickly(
+    browser: Browser, tmp_path: Path
+) -> None:
+    daemon = Daemon(tmp_path)
+    daemon.state.mkdir()
+    known = {"folder": "", "state": State.QUEUED, "created_at": utc_now(), "frames": 25}
+    empty: dict[str, Any] = {"inputs": {}, "settings": {}, "history": []}
+    with Session(open_database(load_config(daemon.config).database)) as session, session.begin():
+        for number in range(500):
+            names = {"id": f"20260101-000000-{number:06x}", "name": f"cat-{number}"}
+            session.add(Job(position=number, **names, **known, **empty))
+    finished(daemon.outbox, 2000)
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    with running(daemon) as web:
+        for path in ("", "results", "results?q=number+1999"):
+            assert min(first_paint(page, web.url + path) for _ in range(3)) < stretched(1), path
+        expect(page.locator(".tile")).to_have_count(1)
+        page.goto(web.url)
+        expect(page.locator(".job")).to_have_count(60)
+        expect(page.locator("#queue")).to_contain_text("and 440 more behind them")
+        page.goto(f"{web.url}results")
+        expect(page.locator(".tile")).to_have_count(60)
+    page.close()
+
+
 def test_parts_of_a_video_are_served_and_nothing_beside_it(place: Place) -> None:
     url = f"{place.web.url}results/{place.ids[2]}"
     part = httpx.get(f"{url}/video.mp4", headers={"range": "bytes=4-7"})
@@ -231,8 +282,23 @@ def test_parts_of_a_video_are_served_and_nothing_beside_it(place: Place) -> None
     assert httpx.get(f"{place.web.url}page/waiting", params=wanted).status_code == 404
 
 
+def test_the_page_in_the_outbox_is_linked_and_shows_its_videos_under_a_policy_of_its_own(
+    place: Place,
+) -> None:
+    assert 'href="/outbox/index.html"' in httpx.get(f"{place.web.url}results").text
+    page = httpx.get(f"{place.web.url}outbox/index.html")
+    assert page.headers.get_list("content-security-policy") == [OUTBOX]
+    links = set(re.findall(r'(?:href|src|poster)="([^"#]+)"', page.text))
+    assert len(links) > RESULTS
+    for link in sorted(links)[:: len(links) // 10]:
+        assert httpx.get(f"{place.web.url}outbox/{link}").status_code == 200, link
+    (place.daemon.outbox / "diary.txt").write_text("of nobody's job")
+    for other in ("diary.txt", "../config.toml", "%2e%2e/config.toml", ".framepackd/page-9.html"):
+        assert httpx.get(f"{place.web.url}outbox/{other}").status_code == 404, other
+
+
 def test_a_form_without_the_token_of_this_page_changes_nothing(place: Place) -> None:
-    for path in ("page/do/resume", "make/upload", "make/estimate"):
+    for path in ("page/do/resume", "make/upload", "make/estimate", "page/missing/upload"):
         for token in ("", "guessed"):
             answer = httpx.post(place.web.url + path, data={"token": token})
             assert answer.status_code in (303, 403), path

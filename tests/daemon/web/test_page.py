@@ -1,16 +1,25 @@
 """The page in a real browser: what people do on it, and what it must never do."""
 
+import hashlib
+import json
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from framepackd import web as wing
+from framepackd.cli import demo
+from framepackd.control import client
+from framepackd.settings.config import load_config
+from framepackd.web import actions
 from tests.acceptance.conftest import Daemon, environment, picture
+from tests.core.models.loras import make_lora, stored
 from tests.daemon.web.conftest import CHROMIUM, EVERYBODY, Web, free_port, in_a_browser, status
 
 PATIENCE = 60_000  # ms
@@ -113,7 +122,8 @@ def test_the_form_says_at_its_fields_what_is_wrong_and_two_clicks_make_one_job(
 def test_the_queue_is_ordered_by_keyboard_and_two_tabs_agree(
     page: Page, browser: Browser, web: Web, tiny_daemon: Daemon
 ) -> None:
-    page.get_by_role("button", name="Pause").click()
+    assert tiny_daemon.command("pause").returncode == 0
+    page.goto(web.url)  # where nothing was ever made, it greets and has no line
     expect(page.locator("#line")).to_contain_text("Paused")
     for number in range(12):
         tiny_daemon.drop(f"cat-{number:02d}", prompt=f"cat number {number}", seconds=1, steps=1)
@@ -146,24 +156,76 @@ def test_the_queue_is_ordered_by_keyboard_and_two_tabs_agree(
     page.get_by_role("button", name="Go on").click()
     ends = page.locator(".job .at time")
     expect(ends.first).to_be_visible(timeout=PATIENCE)
+    left = [job["id"] for job in tiny_daemon.status()["jobs"] if job["state"] == "queued"]
+    client.perform(load_config(tiny_daemon.config), {"command": "cancel", "jobs": left})
     tiny_daemon.until(lambda: tiny_daemon.status()["counts"]["queued"] == 0, "the queue")
 
 
 @in_a_browser
-def test_a_picture_gets_its_sentence_and_a_failed_job_is_tried_again(
-    page: Page, web: Web, tiny_daemon: Daemon
+def test_what_is_missing_and_a_wrong_setting_are_put_right_on_the_page(
+    page: Page, web: Web, tiny_daemon: Daemon, tmp_path: Path
 ) -> None:
+    for number in (0, 1, 3):
+        picture(tiny_daemon.inbox / f"walk_frame_{number}.png", number)
+    (tiny_daemon.inbox / "walk.toml").write_text('prompt = "it walks"\nsteps = 1\nseconds = 1\n')
+    page.get_by_label("Picture walk_frame_2.png").set_input_files(picture(tmp_path / "third.webp", 2))
+    page.locator(".need", has_text="walk").get_by_role("button", name="Add it").click()
+    expect(page.locator("#toast")).to_contain_text("Added as walk_frame_2.webp")
+    tiny_daemon.until(lambda: (tiny_daemon.outbox / "walk.mp4").exists(), "the chain")
+    assert (tiny_daemon.outbox / "walk_frame_2.webp").read_bytes() == (tmp_path / "third.webp").read_bytes()
     picture(tiny_daemon.inbox / "wren.png")
     (tiny_daemon.inbox / "wren.toml").write_text("steps = 1\nseconds = 1\n")
     page.get_by_label("Sentence for wren").fill("The wren hops.")
     page.get_by_role("button", name="Add it").click()
     tiny_daemon.until(lambda: (tiny_daemon.outbox / "wren.mp4").exists(), "the video")
-    tiny_daemon.drop("robin", seconds=1, steps=101)
-    expect(page.locator("#needs")).to_contain_text("robin.toml: steps must be")
-    (tiny_daemon.failed / "robin.toml").write_text("steps = 1\nseconds = 1\n")
-    page.locator(".need", has_text="robin").get_by_role("button", name="Try again").click()
-    tiny_daemon.until(lambda: (tiny_daemon.outbox / "robin.mp4").exists(), "the video")
     assert (tiny_daemon.outbox / "wren.txt").read_text() == "The wren hops.\n"
+    tiny_daemon.drop("robin")
+    (tiny_daemon.inbox / "robin.toml").write_text("# by hand\nseconds = 1\nsteps = 101\n")
+    expect(page.locator("#needs")).to_contain_text("robin.toml: steps must be")
+    steps = page.locator(".need", has_text="robin").get_by_label("steps")
+    expect(steps).to_have_value("100")
+    steps.fill("0")
+    again = page.get_by_role("button", name="Try again with it")
+    again.click()
+    expect(page.locator("#toast")).to_contain_text("steps must be 1 to 100, got 0")
+    steps.fill("1")
+    again.click()
+    tiny_daemon.until(lambda: (tiny_daemon.outbox / "robin.mp4").exists(), "the video")
+    assert (tiny_daemon.outbox / "robin.toml").read_text() == "# by hand\nseconds = 1\nsteps = 1\n"
+
+
+@in_a_browser
+def test_a_failure_that_is_put_away_is_shown_no_more_and_its_files_stay(
+    page: Page, tiny_daemon: Daemon
+) -> None:
+    tiny_daemon.drop("raven", model="none")
+    page.locator(".need", has_text="raven").get_by_role("button", name="Put away").click()
+    expect(page.locator("#toast")).to_contain_text("Put away")
+    expect(page.locator(".need", has_text="raven")).to_have_count(0)
+    page.reload()
+    expect(page.locator(".need", has_text="raven")).to_have_count(0)
+    assert {path.suffix for path in tiny_daemon.failed.glob("raven*")} == {".png", ".txt", ".toml"}
+    assert not [job for job in tiny_daemon.status()["jobs"] if job["name"] == "raven" and job["open"]]
+
+
+@in_a_browser
+def test_a_job_has_the_style_and_the_end_frame_that_the_form_gave_it(
+    page: Page, web: Web, tiny_daemon: Daemon, tmp_path: Path
+) -> None:
+    config = load_config(tiny_daemon.config)
+    config.lora_dir.mkdir(exist_ok=True)
+    make_lora(config.lora_dir / "oil.safetensors", "kohya-hunyuan", stored(config.spec("tiny")))
+    fill(page, web.url, picture(tmp_path / "swan.png"), "the swan turns")
+    page.get_by_label("LoRA", exact=True).first.select_option("oil")
+    page.get_by_label("Weight").first.fill("0.5")
+    end = picture(tmp_path / "end.png", 1)
+    page.locator("#end").set_input_files(end)
+    page.get_by_role("button", name="Make video").click()
+    tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-swan*.mp4"))), "the video")
+    (path,) = tiny_daemon.outbox.glob("web/the-swan*.json")
+    record = json.loads(path.read_text())
+    assert [(lora["file"], lora["weight"]) for lora in record["loras"]] == [("oil.safetensors", 0.5)]
+    assert record["inputs"]["end"]["sha256"] == hashlib.sha256(end.read_bytes()).hexdigest()
 
 
 @in_a_browser
@@ -190,6 +252,42 @@ def test_without_scripts_the_buttons_work(
     context.close()
 
 
+@in_a_browser
+def test_a_draft_is_asked_for_found_and_made_final_on_the_page(
+    page: Page, web: Web, tiny_daemon: Daemon, tmp_path: Path
+) -> None:
+    fill(page, web.url, picture(tmp_path / "heron.png"), "the heron fishes")
+    page.get_by_label("As a draft first").check()
+    page.get_by_text("More settings").click()
+    page.locator("#steps").fill("11")
+    page.get_by_role("button", name="Make video").click()
+    tiny_daemon.until(lambda: bool(list(tiny_daemon.outbox.glob("web/the-heron*.mp4"))), "the draft")
+    (draft,) = tiny_daemon.outbox.glob("web/the-heron*.mp4")
+
+    def found() -> bool:  # the outbox is looked through every two seconds
+        page.goto(f"{web.url}results?draft=1")
+        return page.locator(".tile").count() == 1
+
+    tiny_daemon.until(found, "the draft among the results")
+    expect(page.locator(".tile .badge")).to_have_text("draft")
+    page.locator(".tile a").click()
+    page.get_by_role("button", name="Make it final").click()
+    expect(page.locator("#toast")).to_contain_text("The draft stays")
+    final = draft.with_stem(f"{draft.stem}_final")
+    tiny_daemon.until(final.exists, "the final")
+    said = json.loads(final.with_suffix(".json").read_text())
+    assert (said["steps"], said["draft"]) == (11, False)
+    assert said["seed"] == json.loads(draft.with_suffix(".json").read_text())["seed"]
+
+    def named() -> bool:
+        page.reload()
+        return page.get_by_role("link", name="See its final").count() == 1
+
+    tiny_daemon.until(named, "the final among the results")
+    page.get_by_role("link", name="See its final").click()
+    expect(page.get_by_role("link", name="See its draft")).to_be_visible()
+
+
 @pytest.mark.parametrize("options", [["--server", EVERYBODY], ["--share"]])
 def test_others_are_let_in_with_a_password_only(tiny_daemon: Daemon, options: list[str]) -> None:
     done = tiny_daemon.command("web", "--port", str(free_port()), *options)
@@ -211,6 +309,12 @@ def test_a_port_that_is_taken_is_a_one_line_error(tiny_daemon: Daemon) -> None:
 def test_files_outside_the_outbox_are_not_served(tiny_daemon: Daemon, web: Web, path: str) -> None:
     for wanted in (tiny_daemon.root / path, f"/etc/passwd#{path}"):
         assert status(f"{web.url}gradio_api/file={str(wanted).replace('..', '%2e%2e')}") in (403, 404)
+
+
+def test_the_lake_on_the_page_is_to_show_what_the_demo_model_does_best() -> None:
+    assert actions.PROMPT == demo.PROMPT
+    greeting = resources.files(wing).joinpath("templates/hello.html").read_text()
+    assert greeting.count(demo.PROMPT) == 2
 
 
 def test_the_page_loads_no_model_and_no_torch(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ def elsewhere() -> Iterator[Path]:
 def test_a_result_goes_whole_to_a_trash_on_another_disk(config: Config, elsewhere: Path) -> None:
     config.trash.symlink_to(elsewhere)
     (wanted,) = finished(config.outbox, 1)
+    (config.outbox / "made-000.draft.json").write_text("{}")  # comes with a final
     before = {path.name: path.read_bytes() for path in config.outbox.glob("made-000*")}
     shown = Gallery(config.outbox).find(wanted)
     assert shown
