@@ -99,6 +99,7 @@ def night(report: Report, now: datetime | None = None) -> Night:
     paused = _pause(str(held)) if held and str(held).startswith(BY_HAND) else None
     takes = [job["eta_seconds"] for job in jobs]
     known = [seconds for seconds in takes if seconds is not None]
+    together = _together(report, known)
     ends_at = report.get("finishes_at")
     whole = bool(jobs) and (ends_at is not None or len(known) == len(jobs))
     told = [str(problem["text"]) for problem in report["problems"]]
@@ -107,7 +108,7 @@ def night(report: Report, now: datetime | None = None) -> Night:
         told.insert(0, str(held))
     if daemon.get("error"):
         told.insert(0, str(daemon["error"]))
-    title, small, face = _words(len(jobs), paused is not None, sum(known) if whole else None, ends_at)
+    title, small, face = _words(len(jobs), paused is not None, together if whole else None, ends_at)
     return Night(
         title=title,
         small=small,
@@ -117,13 +118,21 @@ def night(report: Report, now: datetime | None = None) -> Night:
         count=len(jobs),
         paused=paused,
         pieces=_pieces(jobs, takes),
-        marks=_marks(sum(known), now, by_clock=paused is None) if whole else [],
+        marks=_marks(together, now, by_clock=paused is None) if whole else [],
         dawn=face if whole and not paused else None,
         more=max(len(jobs) - PIECES, 0),
-        takes=round(sum(known)) if whole else None,
+        takes=round(together) if whole else None,
         needs=len(report["waiting"]) + len(failed(report)),
         told=told,
     )
+
+
+def _together(report: Report, takes: list[float]) -> float:
+    """Give the seconds for the whole queue: several devices share it."""
+    devices = len(report["daemon"].get("devices", ()))
+    if devices < 2:
+        return sum(takes)
+    return report["eta_seconds"] or sum(takes) / devices
 
 
 def _delivery(job: Job) -> str:

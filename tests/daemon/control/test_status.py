@@ -255,6 +255,22 @@ def test_two_running_jobs_are_both_on_terminal_page_metrics_and_in_systemds_line
     assert [job["name"] for job in tonight.running(report)] == ["cat", "dog"]
 
 
+def test_the_page_lays_two_jobs_of_two_devices_along_the_time_of_one(store: JobStore) -> None:
+    for name in ("cat", "dog"):
+        job = add(store, name)
+        store.claim()
+        store.step(job.id, section=1, step=1, seconds=9.0)
+        store.step(job.id, section=1, step=2, seconds=9.0)
+        store.decoded(job.id, section=1, seconds=9.0)
+    devices = [{"name": "cpu", "card": None, "job": f"id-{name}", "held": None} for name in ("cat", "dog")]
+    daemon: Any = DAEMON | {"devices": devices}
+    one, two = snapshot(store, NOTHING, DAEMON), snapshot(store, NOTHING, daemon)
+    assert one["eta_seconds"] is not None
+    assert two["eta_seconds"] == pytest.approx(one["eta_seconds"] / 2, abs=3)
+    assert tonight.night(one).takes == pytest.approx(one["eta_seconds"], abs=2)
+    assert tonight.night(two).takes == pytest.approx(two["eta_seconds"], abs=2)
+
+
 def test_a_job_of_the_queue_reads_the_same_on_terminal_page_and_metrics(
     store: JobStore, tmp_path: Path
 ) -> None:
