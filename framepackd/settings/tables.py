@@ -51,6 +51,11 @@ class GpuConfig(_Section):
                 raise ValueError(f"must name each card once, got {name!r} twice")
         return device
 
+    @field_validator("move_after", mode="before")
+    @classmethod
+    def _read_seconds(cls, value: object) -> object:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value  # of the environment
+
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices that compute, one job each; ``all`` is every card of the driver."""

@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_the_example_names_every_key() -> None:
     assert set(keys["gpu"]) == set(Config.model_fields["gpu"].annotation.model_fields)
     assert set(keys["models"]["mine"]) == set(ModelConfig.model_fields)
     assert set(keys["defaults"]) == set(JobSettings.model_fields)
+
+
+def test_the_environment_names_several_devices_and_a_time_as_the_file_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path, '[gpu]\ndevice = ["cuda:0", "cuda:1"]\nmove_after = 7200\n')
+    of_file = load_config(path).gpu
+    assert (of_file.devices, of_file.move_after) == (("cuda:0", "cuda:1"), timedelta(hours=2))
+    monkeypatch.setenv("FRAMEPACKD_GPU__DEVICE", '["cuda:0","cuda:1"]')
+    for time in ("7200", "02:00:00"):
+        monkeypatch.setenv("FRAMEPACKD_GPU__MOVE_AFTER", time)
+        assert load_config(written(tmp_path, "")).gpu == of_file
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
