@@ -408,6 +408,19 @@ def test_the_next_job_begins_on_the_memory_level_that_worked(work: Work, own_eng
     assert not [message for message in messages if isinstance(message, Lowered)]
 
 
+def test_a_job_begun_when_checkpoints_named_their_model_by_its_folder_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = work_in(tmp_path / "job")
+    with monkeypatch.context() as patched:
+        patched.setattr(identity.contents, "digest", lambda _: identity.former(work)["model"])
+        interrupt_in_the_second_section(work, patched, identity.versions())
+    answer, messages = run(work)
+    assert isinstance(answer, Finished)
+    assert Resumed(3) in messages
+    assert not [message for message in messages if isinstance(message, SetAside)]
+
+
 @pytest.mark.parametrize(
     ("known", "level"),
     [
