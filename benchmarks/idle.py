@@ -76,6 +76,7 @@ class FixedEngine:
         self.device = torch.device("cpu")
         self.levels, self.level = (MemoryLevel(None, "all"),), 0
         self.compiled = SimpleNamespace(on=False)
+        self.models = SimpleNamespace(dtype=torch.float32)
         self._encoded: set[tuple[str, bytes]] = set()
         shade = np.linspace(0, 255, 73 * HEIGHT * WIDTH * 3).reshape(73, HEIGHT, WIDTH, 3)
         self._frames = shade.astype(np.uint8)
@@ -93,7 +94,8 @@ class FixedEngine:
         if content not in self._encoded:
             with busy(ENCODE_SECONDS, "encode"):
                 self._encoded.add(content)
-        return SimpleNamespace(start_latents=torch.randn(1, 16, 1, HEIGHT // 8, WIDTH // 8))
+        latents = torch.randn(1, 16, 1, HEIGHT // 8, WIDTH // 8)
+        return SimpleNamespace(start_latents=latents, cuts=())
 
     def sample(self, request: Request, _: object, progress: Progress) -> Iterator[Step | Clip]:
         """Take the time of every step and decode."""
@@ -125,8 +127,8 @@ def worker_main(connection: Connection, parent: int, device: str) -> None:
     run = Generation.run
 
     @functools.wraps(run)
-    def noted(self: Generation) -> messages.Message:
-        answer = run(self)
+    def noted(self: Generation, *, write: bool = True) -> messages.Message:
+        answer = run(self, write=write)
         note("finished")
         return answer
 

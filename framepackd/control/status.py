@@ -59,7 +59,7 @@ def snapshot(
     ]
     places = lay_out(takes, now, paused=daemon["paused"] is not None, devices=devices)
     places += [UNKNOWN] * len(ended)
-    runs_on = {device["job"]: device["name"] for device in daemon.get("devices", ())}
+    finishing, runs_on = _by_job(daemon)
     jobs = [
         summary(
             job,
@@ -69,6 +69,7 @@ def snapshot(
             eta=None if job.id in passed_over else seconds,
             now=now,
             is_open=job.id in failures,
+            finishing=job.id in finishing,
         )
         for job, seconds, place in zip([*active, *ended], [*left, *[None] * len(ended)], places, strict=True)
     ]
@@ -83,6 +84,13 @@ def snapshot(
     }
 
 
+def _by_job(daemon: DaemonReport) -> tuple[set[str | None], dict[str | None, str]]:
+    """Give the jobs whose videos are written, and the device of each running job."""
+    devices = daemon.get("devices", ())
+    finishing = {device.get("finishing"): device["name"] for device in devices}
+    return set(finishing), finishing | {device["job"]: device["name"] for device in devices}
+
+
 def summary(
     job: Job,
     *,
@@ -92,6 +100,7 @@ def summary(
     eta: float | None = None,
     now: datetime,
     is_open: bool = False,
+    finishing: bool = False,
 ) -> JobReport:
     """Describe one job in short, as ``status`` and ``list`` have it."""
     return {
@@ -109,7 +118,7 @@ def summary(
         "steps": job.steps,
         "frames": job.frames,
         "progress": progress(job, now),
-        "stage": stage(job),
+        "stage": ["finishing"] if finishing else stage(job),
         "eta_seconds": None if eta is None else round(eta, 1),
         "finishes_at": _after(eta, now),
         "error": job.error or (job.delivery["error"] if job.delivery else None),

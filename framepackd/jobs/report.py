@@ -96,6 +96,7 @@ class DeviceReport(TypedDict):
     name: str  # as in the configuration; "auto" until a worker has chosen
     card: str | None  # with its driver, in words, once a worker has reported it
     job: str | None  # the id of the one that runs
+    finishing: NotRequired[str | None]  # the id of the one whose video is written, perhaps beside another
     held: str | None  # why none is started
 
 

@@ -130,10 +130,11 @@ class Metrics:
 
     def _of_the_running(self, report: Report) -> "Iterator[Metric]":
         """Tell how far the running job is; with several devices, each one's."""
-        jobs = running_in(report)
+        devices = report["daemon"].get("devices", [])
+        computed = {device["job"] for device in devices}  # not those whose videos are written meanwhile
+        jobs = [job for job in running_in(report) if not devices or job["id"] in computed]
         progress = {job["id"]: job["progress"] or 0.0 for job in jobs}
         paces = {job["id"]: job["step_seconds"] for job in jobs if job["step_seconds"] is not None}
-        devices = report["daemon"].get("devices", [])
         names = [device["name"] for device in devices]
         if len(set(names)) < len(names):  # several workers on the CPU
             names = [f"{name}#{number}" for number, name in enumerate(names, 1)]

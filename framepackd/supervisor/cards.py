@@ -36,7 +36,7 @@ class Cards:
     @property
     def jobs(self) -> list[Job]:
         """The running jobs."""
-        return [supervisor.job for supervisor in self.each if supervisor.job is not None]
+        return [job for supervisor in self.each for job in supervisor.jobs]
 
     @property
     def running(self) -> list[str]:
@@ -77,15 +77,7 @@ class Cards:
 
     def reports(self) -> list[DeviceReport]:
         """Give what ``status --json`` prints of each device."""
-        return [
-            {
-                "name": starter.supervisor.device,
-                "card": starter.supervisor.hardware,
-                "job": starter.supervisor.job.id if starter.supervisor.job else None,
-                "held": starter.held,
-            }
-            for starter in self.starters
-        ]
+        return [_report(starter.supervisor, starter.held) for starter in self.starters]
 
     def reconfigure(self, config: Config) -> None:
         """Use another configuration from now on; the devices stay."""
@@ -100,7 +92,7 @@ class Cards:
     def tell_next(self) -> None:
         """Tell the workers which jobs they get next; not urgent, unlike to start one."""
         # The device that is free first gets the first job of the queue, the next one the second.
-        busy = [supervisor for supervisor in self.each if supervisor.busy]
+        busy = [supervisor for supervisor in self.each if supervisor.job is not None]
         for place, supervisor in enumerate(sorted(busy, key=lambda each: each.remains)):
             supervisor.tell_next(place)
 
@@ -116,7 +108,7 @@ class Cards:
         for starter in self._by_preference():
             if starter.supervisor.cancelling:
                 starter.supervisor.leave(now, CANCELLING)
-            elif not starter.supervisor.busy:
+            elif starter.supervisor.free:
                 failed |= starter.start_next(now)
         return failed
 
@@ -147,13 +139,13 @@ class Cards:
 
     def cancel(self, job_id: str, how: str) -> None:
         """Note that a running job is cancelled, ``how`` as in its row."""
-        for supervisor in self.each:
-            if supervisor.job is not None and supervisor.job.id == job_id:
-                supervisor.job.cancel = how
+        for job in self.jobs:
+            if job.id == job_id:
+                job.cancel = how
 
     def _by_preference(self) -> list[Starter]:
         """Put those first whose card the next job began on, then those that have its model loaded."""
-        if sum(not supervisor.busy for supervisor in self.each) < 2:
+        if sum(supervisor.free for supervisor in self.each) < 2:
             return self.starters
         job = self.passed_over.next_job(self.each[0].config)
         model = job.settings.get("model") if job else None
@@ -165,3 +157,14 @@ class Cards:
             return other_card, supervisor.loaded != model
 
         return sorted(self.starters, key=misfits)
+
+
+def _report(supervisor: Supervisor, held: str | None) -> DeviceReport:
+    writing = supervisor.worker.writing if supervisor.worker else None
+    return {
+        "name": supervisor.device,
+        "card": supervisor.hardware,
+        "job": next((job.id for job in supervisor.jobs), None),
+        "finishing": writing.id if writing else None,
+        "held": held,
+    }

@@ -23,7 +23,9 @@ class Handle:
 
     process: multiprocessing.process.BaseProcess
     connection: Connection
-    job: Job | None = None
+    job: Job | None = None  # that it computes
+    writing: Job | None = None  # that is sampled, and whose video it writes meanwhile
+    unwritten: float = 0.0  # seconds since that was sampled
     model: str | None = None  # that its last job asked for
     remains: float = math.inf  # seconds that its job may still sample
     told_next: str | None = None  # the id of the job that it was told comes next
@@ -34,8 +36,21 @@ class Handle:
     slowest: dict[str, float] = field(default_factory=dict)  # seconds, by what was awaited
     in_section: float = 0.0  # seconds of steps in the section at hand, in this run
     worked: bool = False  # it has done a step: the device works
-    hung: str | None = None  # why it was ended; the job loses an attempt
+    hung: str | None = None  # why it was ended; a job loses an attempt
+    hung_on: Job | None = None  # that job
     ended: str | None = None  # why it was ended; the job loses nothing
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that end with it: the one that it computes first."""
+        return [job for job in (self.job, self.writing) if job is not None]
+
+    @property
+    def at_fault(self) -> Job | None:
+        """The job that loses an attempt for its death; of two, none if nobody knows on which it died."""
+        if self.hung_on is not None or self.ended is not None:
+            return self.hung_on
+        return self.jobs[0] if len(self.jobs) == 1 else None
 
     def manner_of_death(self) -> str:
         """Say in words how the process ended."""
@@ -48,13 +63,30 @@ class Handle:
         hint = ": the kernel does so when memory runs out" if killed is signal.SIGKILL else ""
         return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
 
-    def end_if_hung(self, least: float) -> None:
-        """End the process if it is silent much longer than ever before, and at least ``least`` seconds."""
+    def begin(self, model: str) -> None:
+        """Forget what was so of the last job that it computed."""
+        self.quiet, self.awaited, self.slowest = 0.0, "start", {}
+        self.told_next, self.model, self.stop_sent = None, model, None
+        self.remains, self.in_section = math.inf, 0.0
+
+    def end_if_hung(self, least: float, passed: float) -> None:
+        """End the process if it is silent much longer than ever before, and at least ``least`` seconds.
+
+        ``passed``: the seconds since this was asked last.
+        """
+        self.quiet += passed
+        self.unwritten += passed
+        if self.writing is not None and self.unwritten > least * FIRST_FACTOR:
+            self._end_as_hung(self.writing, f"it wrote no video within {self.unwritten:.0f} s")
         known = self.slowest.get(self.awaited)
         bound = least * FIRST_FACTOR if known is None else max(least, known * HANG_FACTOR)
-        if self.quiet > bound and self.hung is None and self.ended is None:
+        if self.job is not None and self.quiet > bound:
             usual = "" if known is None else f", where it had never needed more than {known:.1f} s"
-            self.hung = f"was ended: it did nothing for {self.quiet:.0f} s ({self.awaited}){usual}"
+            self._end_as_hung(self.job, f"it did nothing for {self.quiet:.0f} s ({self.awaited}){usual}")
+
+    def _end_as_hung(self, job: Job, why: str) -> None:
+        if self.hung is None and self.ended is None:
+            self.hung, self.hung_on = f"was ended: {why}", job
             self.process.kill()
 
     def end(self, why: str) -> None:

@@ -53,7 +53,7 @@ class Starter:
                 held = f"the worker cannot be started: {error}"
             else:
                 self.held = None
-                return not supervisor.busy
+                return supervisor.job is None
         if held != self.held:
             log.warning("the queue waits: %s", held)
         self.held, self.again = held, now + supervisor.patience

@@ -8,15 +8,12 @@ import logging
 import math
 import time
 from multiprocessing.connection import Connection
-from typing import Any
 
-from framepack_core.models.registry import ModelSpec
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.job_sql import CANCELLED
 from framepackd.jobs.store import JobStore
-from framepackd.settings import loras
 from framepackd.settings.config import Config
-from framepackd.supervisor import process, progress
+from framepackd.supervisor import outcomes, process, progress
 from framepackd.supervisor.passed_over import PassedOver
 from framepackd.supervisor.work import work_of
 from framepackd.worker import messages
@@ -33,7 +30,7 @@ MAX_DOUBLINGS = 4  # of that, while a device is missing: a worker takes seconds 
 
 
 class Supervisor:
-    """The worker process of one device, and its job."""
+    """The worker process of one device, the job that it computes, and the one whose video it writes."""
 
     def __init__(
         self,
@@ -58,19 +55,30 @@ class Supervisor:
         self._device_faults = 0  # of workers in a row that had not done a step
         self.passed_over = passed_over or PassedOver(store, config.gpu.move_after)
         self._not_ahead: set[str] = set()  # jobs that broke the device when they were encoded ahead
+        self._written_alone: set[str] = set()  # jobs beside whose writing no other is computed
         self.device = self.asked  # until the worker reports what "auto" means here
         self.hardware: str | None = None
         self._gpu_used = store.gpu_used()
 
     @property
     def job(self) -> Job | None:
-        """The job that runs."""
+        """The job that the device computes."""
         return None if self.worker is None else self.worker.job
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs that run: the one that is computed, and the one whose video is written."""
+        return [] if self.worker is None else self.worker.jobs
 
     @property
     def busy(self) -> bool:
         """Whether a job runs."""
-        return self.job is not None
+        return bool(self.jobs)
+
+    @property
+    def free(self) -> bool:
+        """Whether the device can begin a job."""
+        return self.job is None and not any(job.id in self._written_alone for job in self.jobs)
 
     @property
     def remains(self) -> float:
@@ -86,7 +94,7 @@ class Supervisor:
     def unload_at(self) -> float:
         """When an idle worker is ended, on the monotonic clock; inf for never."""
         seconds = self.config.gpu.idle_unload_seconds
-        if self.worker is None or self.worker.job is not None or not seconds:
+        if self.worker is None or self.worker.jobs or not seconds:
             return math.inf
         return self.worker.idle_since + seconds
 
@@ -97,7 +105,7 @@ class Supervisor:
 
     @property
     def cancelling(self) -> bool:
-        """Whether the running job was cancelled."""
+        """Whether the job that is computed was cancelled."""
         return self.job is not None and bool(self.job.cancel)
 
     def take_block(self) -> str | None:
@@ -116,20 +124,22 @@ class Supervisor:
         return self.passed_over.next_job(self.config, self, place)
 
     def start(self, job: Job) -> None:
-        """Start a job of the queue; none may run."""
+        """Start a job of the queue; the device has to be free."""
         try:
             work = self.work_of(job)
         except (KeyError, ValueError) as error:  # its settings are of another config or version
-            self._fail(job, f"its settings do not fit the config any more ({error}): drop its files again")
+            outcomes.fail(
+                job,
+                self._store,
+                f"its settings do not fit the config any more ({error}): drop its files again",
+            )
             return
         if self.worker is None:
             self.worker = process.start(self.asked)
         self.worker.job = self._store.claim(job.id)  # last: a failure before it leaves the job in the queue
         if self.worker.job is None:  # cancelled meanwhile
             return
-        self.worker.quiet, self.worker.awaited, self.worker.slowest = 0.0, "start", {}
-        self.worker.told_next, self.worker.model = None, work.spec.name
-        self.worker.remains, self.worker.in_section = math.inf, 0.0
+        self.worker.begin(work.spec.name)
         self._writes_what_exists = job.cancel is not None
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: listen() notices
@@ -166,7 +176,7 @@ class Supervisor:
                 return
         if not running.process.is_alive():
             self._bury(running)
-        elif running.job is not None:
+        elif running.jobs:
             self._end_if_hung(running)
         elif time.monotonic() >= self.unload_at:
             log.info("the worker is ended: it had no work for %.0f s", self.config.gpu.idle_unload_seconds)
@@ -188,9 +198,8 @@ class Supervisor:
     def _end_if_hung(self, running: process.Handle) -> None:
         now = time.monotonic()
         # A longer gap between two rounds is not the worker's: this process itself was stopped or busy.
-        running.quiet += min(now - self._last_round, ROUND_SECONDS)
+        running.end_if_hung(self.config.hang_seconds, min(now - self._last_round, ROUND_SECONDS))
         self._last_round = now
-        running.end_if_hung(self.config.hang_seconds)
 
     def _receive(self, running: process.Handle) -> bool:
         """Receive a message; it is kept until it is recorded, which may fail just now."""
@@ -204,11 +213,29 @@ class Supervisor:
         return True
 
     def _hear(self, running: process.Handle, message: messages.Message | None) -> None:
+        running.quiet = 0.0
+        if isinstance(message, messages.Written):
+            assert running.writing is not None, "only what was sampled is written"
+            self._end_run(running.writing, message.reply, running)
+            running.writing = None
+            running.idle_since = time.monotonic()
+            return
         job = running.job
         assert job is not None, "the worker reports only on its job"
-        running.quiet = 0.0
         if self._note_progress(running, job, message):
             return
+        if isinstance(message, messages.Sampled):
+            running.writing, running.unwritten = job, 0.0
+        else:
+            self._end_run(job, message, running)
+            running.stop_sent = None
+        running.job = None
+        running.idle_since = time.monotonic()
+        if message is not None and messages.leaves_after(message):
+            self.end_worker()
+
+    def _end_run(self, job: Job, message: messages.Message | None, running: process.Handle) -> None:
+        """Record how the run of a job has ended."""
         match message:
             case messages.Finished():
                 self.decide_done(job, message)
@@ -222,24 +249,18 @@ class Supervisor:
             case messages.Waits():
                 self.passed_over.device_found(self, message.here)
                 self.passed_over.wait_for_device(job.id, message.reason, message.made_on)
-                self._store.requeue(job.id, message.reason)
-                log.warning("job %s: waits: %s", job.id, message.reason)
+                outcomes.put_back(job, self._store, message.reason)
             case messages.Failed(retry=False):
-                self._fail(job, message.error)
+                outcomes.fail(job, self._store, message.error)
             case messages.Failed(device=True) if not running.worked:
                 self._note_device_fault(job, message.error)
             case messages.Failed():
-                self._count_attempt(job, message.error)
+                outcomes.count_attempt(job, self._store, message.error, self.config.max_attempts)
             case messages.Again():
                 if message.not_ahead is not None:
                     self._not_ahead.add(message.not_ahead)
                 self._store.requeue(job.id, message.reason)
                 log.warning("job %s: continues in another worker: %s", job.id, message.reason)
-        running.job = None
-        running.stop_sent = None
-        running.idle_since = time.monotonic()
-        if message is not None and messages.leaves_after(message):
-            self.end_worker()
 
     def _note_progress(self, running: process.Handle, job: Job, message: messages.Message | None) -> bool:
         """Record how far a job is; False for a message that ends its run."""
@@ -270,21 +291,26 @@ class Supervisor:
     def decide_done(self, job: Job, made: messages.Finished) -> None:
         """Record that the video is made, and how it was computed."""
         spec = self.config.spec(job.settings["model"])
-        self._store.decide(job.id, State.DONE, device=self.device, **_how_made(job, made, spec))
+        self._store.decide(job.id, State.DONE, device=self.device, **outcomes.how_made(job, made, spec))
 
     def _bury(self, running: process.Handle) -> None:
-        """Record what a dead worker means for its job."""
-        job = running.job
-        if job is None:
-            log.warning("the worker ended while idle: %s", running.manner_of_death())
-        elif running.ended is not None and running.hung is None:
-            # For the daemon's sake; the next worker writes what is to be kept of it.
-            self._store.requeue(job.id, STOPPING)  # decides one that was cancelled with nothing to keep
-            log.info("job %s: %s", job.id, STOPPING)
-        elif running.stop_sent is not None and not self._writes_what_exists:
-            self._put_back(job)
-        else:
-            self._count_attempt(job, f"the worker {running.manner_of_death()}")
+        """Record what a dead worker means for its jobs."""
+        death, at_fault = running.manner_of_death(), running.at_fault
+        if not running.jobs:
+            log.warning("the worker ended while idle: %s", death)
+        if running.writing is not None and running.job is not None and not at_fault:
+            self._written_alone.add(running.writing.id)  # if it dies again, it is known on which
+        for job in sorted(running.jobs, key=lambda job: job is at_fault):  # what counts happens once: last
+            if running.ended is not None and running.hung is None:
+                # For the daemon's sake; the next worker writes what is to be kept of it.
+                self._store.requeue(job.id, STOPPING)  # decides one that was cancelled with nothing to keep
+                log.info("job %s: %s", job.id, STOPPING)
+            elif job is running.job and running.stop_sent is not None and not self._writes_what_exists:
+                self._put_back(job)
+            elif job is at_fault:
+                outcomes.count_attempt(job, self._store, f"the worker {death}", self.config.max_attempts)
+            else:
+                outcomes.put_back(job, self._store, f"the worker {death}")
         self.worker = None
         running.connection.close()
 
@@ -296,22 +322,15 @@ class Supervisor:
         self._store.requeue(job.id, self._why_left)
         log.info("job %s: back in the queue: %s", job.id, self._why_left)
 
-    def _count_attempt(self, job: Job, error: str) -> None:
-        limit = self.config.max_attempts
-        attempts = self._store.count_attempt(job.id, error, max_attempts=limit)
-        log.warning("job %s: attempt %d of %d: %s", job.id, attempts, limit, error)
-
-    def _fail(self, job: Job, error: str) -> None:
-        log.error("job %s: failed: %s", job.id, error)
-        self._store.decide(job.id, State.FAILED, error=error)
-
     def leave(self, now: float, why: str) -> None:
         """Have the worker leave its job at the next step; called each round, ends a worker that does not."""
         running = self.worker
-        if running is None or running.job is None:
+        if running is None or not running.jobs:
             return
         if running.stop_sent is None:
             running.stop_sent = now
+            if running.job is None:  # a video that is only written is soon done
+                return
             self._why_left = why
             self._writes_what_exists |= why == CANCELLING and running.job.cancel == "keep"
             with contextlib.suppress(OSError):
@@ -320,7 +339,7 @@ class Supervisor:
             running.end(f"it did not leave its job within {STOP_SECONDS:.0f} s")
 
     def kill(self) -> None:
-        """End the worker at once; the job goes back to the queue."""
+        """End the worker at once; its jobs go back to the queue."""
         if self.worker is not None:
             self.worker.end("the daemon was told to stop at once")
 
@@ -330,22 +349,3 @@ class Supervisor:
             return
         self.worker.retire()
         self.worker = None
-
-
-def _how_made(job: Job, made: messages.Finished, spec: ModelSpec) -> dict[str, Any]:
-    """Give the columns of a job's row that say how its video was made."""
-    merged = job.settings.get("loras", [])
-    if made.loras:
-        merged = loras.with_counts(merged, made.loras)
-    continues = job.settings.get("continues")
-    if continues is not None:
-        continues = continues | {"encoded_anew": made.encoded_anew}
-    sources = ("transformer", "base", "image_encoder", *(("mag_ratios",) if spec.mag_ratios else ()))
-    return {
-        "settings": job.settings | {"loras": merged, "continues": continues},
-        "timings": made.timings,
-        "versions": made.versions,
-        "computation": made.computation,
-        "quality": made.quality,
-        "model_sources": {name: str(getattr(spec, name)) for name in sources},
-    }

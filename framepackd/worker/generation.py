@@ -22,6 +22,7 @@ from framepackd import files
 from framepackd.worker import identity, messages, source_video
 from framepackd.worker.checkpoint import Checkpoints
 from framepackd.worker.engines import Engines, device_of
+from framepackd.worker.finishing import SharedConnection
 from framepackd.worker.messages import AheadError, Work
 from framepackd.worker.previews import Previews
 from framepackd.worker.quality import Measures
@@ -60,7 +61,7 @@ class BackgroundWriter:
 class Generation:
     """A running job; all that it has computed is on disk after every computed step."""
 
-    def __init__(self, work: Work, engines: Engines, connection: Connection) -> None:
+    def __init__(self, work: Work, engines: Engines, connection: Connection | SharedConnection) -> None:
         """Resume from what an earlier run of the job has left."""
         self._work = work
         self._engines = engines
@@ -74,6 +75,7 @@ class Generation:
         self._loras: tuple[dict[str, int], ...] = ()
         self._leave: messages.Leave | None = None  # the daemon's wish, once it came
         self._next: Work | None = None  # the job after this one
+        self._keep_last: Callable[[], None] | None = None  # saves the last section, once it is decoded
 
     def _resume(self) -> None:
         """Load the checkpoints of an earlier run, if it computed in the same way."""
@@ -87,12 +89,16 @@ class Generation:
                 preview.unlink(missing_ok=True)
         self._has_more()  # enters the clip in which the chain was left
 
-    def run(self) -> messages.Message:
-        """Generate what is missing, then write the video."""
+    def run(self, *, write: bool = True) -> messages.Message:
+        """Generate what is missing, then write the video; without ``write``, a whole one is left to that."""
         with self._previews, self._writer:  # both have ended when the job is left
-            return self._run()
+            left = self._generate_missing()
+        if left is None and self._leave is None and not write:
+            return messages.Sampled()
+        return left or self.write()
 
-    def _run(self) -> messages.Message:
+    def _generate_missing(self) -> messages.Message | None:
+        """Generate; gives the message that ends the job if there is no video to write."""
         work = self._work
         files.make_folder(work.result)
         if work.continued is not None:
@@ -112,7 +118,18 @@ class Generation:
         if self._leave is not None and self._leave.keep:
             self._video.forget_after(exists)
         if self._leave is not None and not (self._leave.keep and exists):
+            self._save_last()
             return messages.Stopped()
+        return None
+
+    def _save_last(self) -> None:
+        if self._keep_last is not None:
+            self._keep_last()
+
+    def write(self) -> messages.Message:
+        """Write the video of all that is generated; uses no device."""
+        work = self._work
+        self._save_last()
         self._video.write(self._progress.edge, None if self._leave else work.frames)
         self._clock.lap("write")
         request, size = self._work.request, self._work.size
@@ -275,7 +292,7 @@ class Generation:
                     if isinstance(event, Step) and not _is_saved(event):
                         self._writer.start(partial(self._save, event.progress.to_host(), self._notes()))
                     break
-                if isinstance(event, Clip) and (coming := self.work_ahead()) is not None:
+                if isinstance(event, Clip) and self._keep_last is None and (coming := self.work_ahead()):
                     self._encode_ahead(coming)
         finally:
             self._writer.wait()
@@ -303,7 +320,10 @@ class Generation:
         self._progress = clip.progress
         seconds = self._clock.lap("decode")
         keep = partial(self._keep, self._in_chain(clip), clip.progress.to_host(), self._notes())
-        self._writer.start(keep)
+        if self._clip + 1 == len(self._work.clips) and self._progress.decoded == self._sections_per_clip:
+            self._keep_last = keep  # the video follows at once, and the device may have the next job
+        else:
+            self._writer.start(keep)
         self._connection.send(messages.SectionDecoded(self._sections_before + clip.section + 1, seconds))
 
     def _encode_ahead(self, work: Work) -> None:

@@ -11,16 +11,28 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
 from framepack_core.memory import before_torch
 from framepackd.worker import other_device
-from framepackd.worker.messages import Again, AheadError, Blocked, Failed, Message, Waits, Work, leaves_after
+from framepackd.worker.messages import (
+    Again,
+    AheadError,
+    Blocked,
+    Failed,
+    Message,
+    Sampled,
+    Waits,
+    Work,
+    leaves_after,
+)
 
 if TYPE_CHECKING:
     from framepackd.worker.engines import Engines
+    from framepackd.worker.finishing import Finishing, SharedConnection
 
 log = logging.getLogger(__name__)
 
@@ -39,27 +51,53 @@ def main(connection: Connection, parent: int, device: str) -> None:
     before_torch.set_up(device)
     set_environment()
     from framepackd.worker.engines import Engines
+    from framepackd.worker.finishing import Finishing, SharedConnection
 
-    engines = Engines()
+    engines, shared = Engines(), SharedConnection(connection)
+    finishing = Finishing(shared)
     while True:
         try:
             work = connection.recv()
         except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a message
             return
         if isinstance(work, Work):  # else a message about work that is over
-            reply = answer(work, engines, connection)
-            connection.send(reply)
+            reply = answer(work, engines, shared, finishing)
+            if leaves_after(reply):
+                finishing.wait()  # after this reply nobody listens
+            shared.send(reply)
+            finishing.begin()
             if leaves_after(reply):
                 return
 
 
-def answer(work: Work, engines: "Engines", connection: Connection) -> Message:
-    """Do the work, and give the message that ends it; the one place where exceptions become failures."""
-    from framepack_core.memory.device_errors import Verdict, judge
+def answer(
+    work: Work,
+    engines: "Engines",
+    connection: "Connection | SharedConnection",
+    finishing: "Finishing | None" = None,
+) -> Message:
+    """Do the work, and give the message that ends it.
+
+    With ``finishing`` the video is left to it, and the message says that all is sampled.
+    """
     from framepackd.worker.generation import Generation
 
+    def generate() -> Message:
+        generation = Generation(work, engines, connection)
+        reply = generation.run(write=finishing is None)
+        if finishing is not None and isinstance(reply, Sampled):
+            finishing.give(lambda: replied(generation.write, work))
+        return reply
+
+    return replied(generate, work)
+
+
+def replied(make: Callable[[], Message], work: Work) -> Message:
+    """Give the message that ends a job; the one place where exceptions become failures."""
+    from framepack_core.memory.device_errors import Verdict, judge
+
     try:
-        return Generation(work, engines, connection).run()
+        return make()
     except DeviceError as error:
         return Blocked(str(error), device=True)
     except FramePackError as error:

@@ -155,6 +155,18 @@ class Finished(Message):
 
 
 @dataclass(frozen=True)
+class Sampled(Message):
+    """All is sampled and decoded: the device is free, and the video is written beside the next job."""
+
+
+@dataclass(frozen=True)
+class Written(Message):
+    """How the job that was sampled before has ended, while another one may be computed."""
+
+    reply: Message
+
+
+@dataclass(frozen=True)
 class Stopped(Message):
     """The worker left the job as the daemon asked; it can be resumed."""
 

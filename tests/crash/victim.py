@@ -46,7 +46,8 @@ PHASES = {
     "page": ("update", "keep_strip"),
 }
 PHASE_OF = {function: phase for phase, functions in PHASES.items() for function in functions}
-PHASE_OF_MESSAGE = {"StepDone": "step", "SectionDecoded": "decode", "Finished": "encode", "Work": "claim"}
+PHASE_OF_MESSAGE = {"StepDone": "step", "SectionDecoded": "decode", "Work": "claim"}
+PHASE_OF_MESSAGE |= dict.fromkeys(("Finished", "Sampled", "Written"), "encode")
 
 
 Victim = Literal["all", "this", "workers"]  # the whole daemon, this process alone, all its workers
