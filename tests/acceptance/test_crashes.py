@@ -103,7 +103,7 @@ def test_with_two_devices_killed_workers_and_daemons_make_what_one_device_makes(
     total = sum(number for label, number in baseline.points.items() if label.startswith(IN_WORKERS))
     plans = [
         Plan(labels=IN_WORKERS, occurrence=20),
-        Plan(labels=IN_WORKERS, occurrence=10, every=total // 13, whom=("this", "this", "this", "workers")),
+        Plan(labels=IN_WORKERS, occurrence=10, every=total // 13, whom=(*["this"] * 6, "workers")),
     ]
     campaign.queue(iter(plans))
     assert campaign.good, campaign.report()
