@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from rich.live import Live
 
 from framepack_core.media import heif
 from framepackd.cli import display
+from framepackd.cli.options import own_command
 from framepackd.cli.page import page
 from framepackd.control import socket
 from framepackd.inbox.naming import is_picture, picture_types
@@ -96,10 +96,7 @@ def show_page(folder: Path) -> None:
 
 def what_next() -> str:
     """Say what to do after the demo, in commands to copy."""
-    found = shutil.which("framepackd")
-    here = Path(sys.executable).with_name("framepackd")
-    shown = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
-    command = "framepackd" if found and Path(found) == here else str(shown)
+    command = own_command()
     has_page = importlib.util.find_spec("gradio") is not None
     install = "" if has_page else f'{Path(command).with_name("pip")} install ".[web]" && '
     return (

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from framepackd.cli.options import EXIT_USAGE, fail, load
+from framepackd.cli.options import EXIT_USAGE, fail, load, own_command
 
 HEAD = """\
 # framepackd's configuration. Remove the # before a key to set it; each shows its default, or an example.
@@ -47,7 +47,9 @@ def init(inbox: Path | None, outbox: Path | None, file: Path | None) -> None:
             rights.make_folders(config)
             folders.make_new(config)
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}: correct the path in {file}", 1)
+        file.unlink()  # so that the next try may write it
+        fail(f"{error.filename}: {error.strerror}: give another path", 1)
+    command = own_command()
     named = "" if file == own_config() else f" --config {file}"
     click.echo(f"config   {file}")
     for name in ("inbox", "outbox", "failed"):
@@ -55,9 +57,9 @@ def init(inbox: Path | None, outbox: Path | None, file: Path | None) -> None:
     click.echo(
         f"""
 next:
-  framepackd models download{named}    # the model's files, about 45 GB, once; none for model = "demo"
-  framepackd check{named}              # is everything there that a run needs?
-  framepackd run --web{named}          # make videos; the page is http://localhost:{config.web.port}
+  {command} models download{named}    # the model's files, about 45 GB, once; none for model = "demo"
+  {command} check{named}              # is everything there that a run needs?
+  {command} run --web{named}          # make videos; the page is http://localhost:{config.web.port}
 Drop NAME.png and NAME.txt into the inbox; NAME.mp4 appears in the outbox."""
     )
 

@@ -113,6 +113,7 @@ def show(config_file: Path | None, job: str, *, as_json: bool) -> None:
         display.show(page_of_job.page(record, datetime.now(UTC)))
 
 
+named_jobs_argument = click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
 jobs_argument = click.argument("jobs", metavar="[JOB]...", nargs=-1)
 
 
@@ -137,7 +138,7 @@ def retry(config_file: Path | None, jobs: tuple[str, ...], *, failed: bool, anew
 
 @click.command(short_help="Make drafts again at full quality.")
 @config_option
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@named_jobs_argument
 def final(config_file: Path | None, jobs: tuple[str, ...]) -> None:
     """Make the videos of drafts again, with the same seed and all their steps; the drafts stay.
 
@@ -188,7 +189,7 @@ def cancel(config_file: Path | None, jobs: tuple[str, ...], *, whole_queue: bool
 
 @click.command(short_help="Let queued jobs run next.")
 @config_option
-@click.argument("jobs", metavar="JOB...", nargs=-1, required=True)
+@named_jobs_argument
 def top(config_file: Path | None, jobs: tuple[str, ...]) -> None:
     """Let queued jobs run next, in the order given.
 

@@ -1,5 +1,6 @@
 """What all commands share: the option ``--config``, the exit codes, and how an error ends a command."""
 
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -108,3 +109,11 @@ def fail(message: str, code: int) -> NoReturn:
     """Say on stderr what is wrong, and end."""
     click.echo(f"framepackd: {message}", err=True)
     sys.exit(code)
+
+
+def own_command() -> str:
+    """Give how this installation's command is typed here: its name where that is found, else its path."""
+    found = shutil.which("framepackd")
+    here = Path(sys.executable).with_name("framepackd")
+    shown = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
+    return "framepackd" if found and Path(found) == here else str(shown)

@@ -42,7 +42,8 @@ def _make(name: str, draft: Job, config: Config, store: JobStore, *, alone: bool
     adopt_leftovers(config, store)  # one that was being taken in when its daemon died is the final
     known = store.get(draft.id).settings["final"].get("id")
     final = store.find(known) if known else None
-    if final is not None and final.state not in AGAIN:
+    gone = final is not None and final.state == State.DONE and not Path(final.output or "").is_file()
+    if final is not None and final.state not in AGAIN and not gone:
         return False, f"{name} has a final: job {final.id} ({final.path}) is {final.state}"
     sources, trouble = _sources(draft, config), folders.trouble("outbox", config)
     if obstacle := f"outbox {trouble}" if trouble else _changed(draft, sources):

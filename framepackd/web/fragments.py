@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, cast
 
-from framepackd.inbox.naming import is_picture
+from framepackd.inbox.naming import is_picture, stem_of
 from framepackd.jobs.folder import PREVIEW
 from framepackd.jobs.report import JobReport, Report, WaitingReport
 from framepackd.web import tonight
@@ -84,9 +84,12 @@ def waiting(report: Report) -> list[dict[str, Any]]:
 
 
 def choice(entry: WaitingReport) -> list[str]:
-    """Give the pictures of which only one may stay."""
-    pictures = [file for file in entry["files"] if is_picture(file)]
-    return pictures if entry["reason"] == "several" and len(pictures) > 1 else []
+    """Give the pictures of which only one may stay: of a chain those of one frame, and never an end frame."""
+    alike: dict[str, list[str]] = {}
+    for file in entry["files"]:
+        if entry["reason"] == "several" and is_picture(file):
+            alike.setdefault(stem_of(file), []).append(file)
+    return next((files for files in alike.values() if len(files) > 1), [])
 
 
 def missing_picture(entry: WaitingReport) -> str | None:

@@ -191,6 +191,8 @@ class Make:
             if not pictures and not kept:
                 raise WrongError("pictures", "Give a picture first: it is what the video begins with.")
             settings = settings_from(form, config, base)
+            if kept and not any(map(form.get, ("width", "height", "size"))):  # else a new picture has its own
+                settings |= {key: base[key] for key in ("width", "height")}
             jobs = jobs_from(form, pictures or [Path()], ends[0] if ends else None, settings)
             if kept:
                 ended = {"_end": ends[0]} if ends else {}

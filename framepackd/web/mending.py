@@ -11,7 +11,9 @@ from framepackd import files
 from framepackd.settings.job_settings import MAX_SETTINGS_BYTES, parse_settings
 
 # Of a job's own file: what a folder's defaults say, or the configuration, is not one job's to change.
-OF_A_SETTING = re.compile(r"(?P<file>[^/]+\.toml): (?P<key>\w+) must be (?P<allowed>.+), got (?P<got>[^;]+)")
+OF_A_SETTING = re.compile(
+    r"(?P<file>[^/]+\.toml): (?P<key>\w+) must be (?P<allowed>[^;]+), got (?P<got>[^;]+)"
+)
 RANGE = re.compile(r"(?:a whole number from )?([0-9.]+) to ([0-9.]+)(?: in steps of ([0-9]+))?.*")
 
 
@@ -32,6 +34,7 @@ def wrong_setting(name: str, error: str | None) -> Wrong | None:
     >>> wrong_setting("cat", "cat.toml: width must be 32 to 4096 in steps of 16, got 100").nearest
     '96'
     >>> wrong_setting("cat", "_defaults.toml: steps must be 1 to 100, got 101")
+    >>> wrong_setting("cat", "cat.toml: gs must be 1 to 32, got 99; seed must be 0 or more, got -1")
     """
     found = OF_A_SETTING.fullmatch(error or "")
     if found is None or found["file"] != f"{name}.toml":

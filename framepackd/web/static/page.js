@@ -13,6 +13,9 @@ function say(words) {
 }
 if ($("#toast")?.textContent) say($("#toast").textContent);
 document.addEventListener("say", event => say(event.detail.words)); // a header of the server's answers
+document.addEventListener("htmx:responseError", ({detail: {xhr}}) => { // what is too large is refused in plain text
+  if (xhr.getResponseHeader("content-type")?.startsWith("text/plain")) say(xhr.responseText);
+});
 document.addEventListener("htmx:sendError", () => say("The page's server does not answer. Nothing was changed."));
 
 // ---- what changes by itself: one stream, each event a fragment that replaces the one of its id
@@ -21,6 +24,14 @@ function isBusy(part) {
   if ($(".lift, .ask.asking", part) || part.matches(".ask.asking")) return true;
   const at = document.activeElement;
   return part.contains(at) && at.matches("input:not([type=hidden]), textarea, select") && at.value !== at.defaultValue;
+}
+function isChanged(box) { return box.type === "file" ? box.files.length > 0 : box.value !== box.defaultValue; }
+function keepInput(old, fresh) { // what was typed or chosen and is not sent yet
+  for (const box of $$("input:not([type=hidden]), textarea", old).filter(box => box.id && isChanged(box))) {
+    const same = fresh.querySelector(`#${CSS.escape(box.id)}`);
+    if (same && box.type === "file") same.files = box.files;
+    else if (same) same.value = box.value;
+  }
 }
 async function place(html) {
   const parsed = document.createElement("template");
@@ -34,6 +45,7 @@ async function place(html) {
   if (fresh.id.startsWith("stage-")) await Promise.all($$("img", fresh).map(image => image.decode().catch(() => {})));
   if (!old.isConnected) return;
   const held = old.contains(document.activeElement) ? document.activeElement.id : "";
+  keepInput(old, fresh);
   old.replaceWith(fresh);
   htmx.process(fresh);
   settle(fresh);
@@ -112,7 +124,7 @@ addEventListener("click", event => {
 });
 document.addEventListener("htmx:afterRequest", event => {
   if (event.detail.successful) event.target.closest(".ask")?.classList.remove("asking");
-  if (event.target.matches("[hx-post$=sentence]") && event.detail.successful) event.target.reset();
+  if (event.detail.successful) event.target.closest("#needs form")?.reset();
   placeLater();
 });
 addEventListener("focusout", () => setTimeout(placeLater, 100));

@@ -81,3 +81,9 @@ def test_what_init_and_a_file_set_ends_with_them(home: Path) -> None:
     (home / "other.toml").write_text('model = "demo-f1"\n')
     assert load_config(home / "other.toml").model == "demo-f1"
     assert Config().model == "framepack", "a file's keys are this file's alone"
+
+
+def test_an_init_that_fails_leaves_nothing_in_the_way_of_the_next(home: Path) -> None:
+    (home / "taken").write_text("a file")
+    assert init("--inbox", home / "taken").exit_code == 1
+    assert init("--inbox", home / "free").exit_code == 0

@@ -142,6 +142,15 @@ def test_a_final_is_asked_for_once_and_only_of_a_draft(studio: Studio) -> None:
     assert final(studio, job.id) == [f"job {job.id} (cat_final) is no draft: it was made with all its steps"]
 
 
+def test_a_final_whose_video_was_thrown_away_can_be_made_again(studio: Studio) -> None:
+    draft(studio)
+    final(studio, "cat")
+    studio.end(queued(studio))
+    (studio.outbox / "cat_final.mp4").unlink()
+    (said,) = final(studio, "cat")
+    assert f"its final is job {queued(studio).id}" in said
+
+
 @pytest.mark.parametrize(("harm", "why"), [("removed", "is missing"), ("changed", "has changed since")])
 def test_a_draft_whose_picture_is_not_as_it_was_cannot_be_made_final(
     studio: Studio, harm: str, why: str

@@ -283,7 +283,6 @@ def test_a_job_corrected_in_the_failed_folder_cannot_become_several(place: Place
     done, message = retry(place, job)
     assert not done
     assert "drop the files again" in message
-    deliveries.settle(place.store.get(job.id), place.config, place.store, take_back.bring_back)
     assert (place.config.failed / "sub/cat.png").exists()
 
 

@@ -1,6 +1,7 @@
 """How the page looks: on phones and wide screens, by day and by night, with a full queue and many results."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,11 @@ def test_a_result_is_made_again_used_and_moved_to_the_trash(browser: Browser, pl
     place.daemon.until(lambda: place.daemon.status()["counts"]["queued"] == 13, "the job")
     page.get_by_role("link", name="Use these settings").click()
     expect(page.get_by_label("What happens?")).to_have_value("The otter moves, number 0.")
+    page.get_by_role("button", name="Make video").click()
+    place.daemon.until(lambda: place.daemon.status()["counts"]["queued"] == 14, "the job")
+    alike = [job for job in place.daemon.status()["jobs"] if job["prompt"] == "The otter moves, number 0."]
+    record = json.loads((place.daemon.outbox / "made-000.json").read_text())
+    assert {(job["width"], job["height"]) for job in alike} == {(record["width"], record["height"])}
     page.goto(f"{place.web.url}results/{place.ids[4]}")
     page.get_by_role("button", name="Move to trash").click()
     expect(page.locator("#toast")).to_contain_text("Nothing is deleted")

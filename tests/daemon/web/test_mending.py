@@ -1,10 +1,12 @@
 """A wrong setting is corrected in the job's own file, or nothing is written."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from framepack_core.errors import RequestError
+from framepackd.web.fragments import choice
 from framepackd.web.mending import write_setting, wrong_setting
 
 BEFORE = '# by hand\nsteps = 101  # too many\n\n[[loras]]\nfile = "oil.safetensors"\n'
@@ -53,3 +55,19 @@ def test_a_file_that_is_no_settings_file_any_more_is_left_alone(file: Path, cont
 )
 def test_only_a_plain_setting_of_the_jobs_own_file_is_asked_for(error: str | None) -> None:
     assert wrong_setting("cat", error) is None
+
+
+@pytest.mark.parametrize(
+    ("files", "offered"),
+    [
+        (["e.jpg", "e.png", "e.end.png", "e.txt"], ["e.jpg", "e.png"]),
+        (["q_frame_0.png", "q_frame_1.png", "q_frame_1.webp"], ["q_frame_1.png", "q_frame_1.webp"]),
+        (["a.png", "a.txt", "a.toml"], []),
+    ],
+)
+def test_of_files_that_conflict_only_the_pictures_of_one_name_are_offered(
+    files: list[str], offered: list[str]
+) -> None:
+    """What is not chosen goes to the trash."""
+    entry: Any = {"files": files, "reason": "several"}
+    assert choice(entry) == offered

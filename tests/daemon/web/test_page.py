@@ -176,6 +176,11 @@ def test_what_is_missing_and_a_wrong_setting_are_put_right_on_the_page(
     picture(tiny_daemon.inbox / "wren.png")
     (tiny_daemon.inbox / "wren.toml").write_text("steps = 1\nseconds = 1\n")
     page.get_by_label("Sentence for wren").fill("The wren hops.")
+    page.get_by_label("Sentence for wren").blur()
+    tiny_daemon.drop("dove", seconds=1, steps=0)
+    expect(page.locator("#needs")).to_contain_text("dove.toml: steps must be")
+    expect(page.get_by_label("Sentence for wren")).to_have_value("The wren hops.")
+    assert tiny_daemon.command("dismiss", "dove").returncode == 0
     page.get_by_role("button", name="Add it").click()
     tiny_daemon.until(lambda: (tiny_daemon.outbox / "wren.mp4").exists(), "the video")
     assert (tiny_daemon.outbox / "wren.txt").read_text() == "The wren hops.\n"
