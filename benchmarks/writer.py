@@ -34,7 +34,7 @@ from framepack_core.networks import vae
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from framepack_core.sections import FPS, Kind, frame_count, plan, section_count
-from framepackd.worker.checkpoint import Checkpoints
+from framepackd.worker.chain import Chain
 from framepackd.worker.messages import Work
 from framepackd.worker.video import Video
 
@@ -110,8 +110,9 @@ def ours(kind: Kind, seconds: float) -> Cost:
     with tempfile.TemporaryDirectory() as name:
         work = example_work(Path(name), kind, sections)
         work.result.mkdir()
-        checkpoints = Checkpoints(work.checkpoint, {})
-        video, progress = Video(work, [checkpoints]), Progress.start(1)
+        chain = Chain(work, {}, print)
+        checkpoints = chain.clip.checkpoints
+        video, progress = Video(work, chain), Progress.start(1)
         for section, (first, count) in enumerate(windows(kind, sections)):
             decoded = scene.decode(first, count)
             with cost.counted():

@@ -43,7 +43,8 @@ def snapshot(
     active.sort(key=lambda job: (job.state != State.RUNNING, job.position))
     ended, failures = _ended(store) if store else ([], frozenset())
     counts = store.counts() if store else {state.value: 0 for state in State}
-    left = _estimate(active, ended, now)
+    writes, computing = _by_job(daemon)
+    left = _estimate(active, ended, now, computing)
     to_come = [
         seconds
         for job, seconds in zip(active, left, strict=True)
@@ -59,17 +60,17 @@ def snapshot(
     ]
     places = lay_out(takes, now, paused=daemon["paused"] is not None, devices=devices)
     places += [UNKNOWN] * len(ended)
-    finishing, runs_on = _by_job(daemon)
     jobs = [
         summary(
             job,
-            facts=facts_of(job, kinds, place, runs_on.get(job.id)),
+            facts=facts_of(job, kinds, place, _named(computing.get(job.id)) or writes.get(job.id)),
             delivery=delivery(job),
             passed_over=passed_over.get(job.id),
             eta=None if job.id in passed_over else seconds,
             now=now,
             is_open=job.id in failures,
-            finishing=job.id in finishing,
+            finishing=job.id in writes,
+            at_once=len(computing.get(job.id, ())),
         )
         for job, seconds, place in zip([*active, *ended], [*left, *[None] * len(ended)], places, strict=True)
     ]
@@ -84,11 +85,17 @@ def snapshot(
     }
 
 
-def _by_job(daemon: DaemonReport) -> tuple[set[str | None], dict[str | None, str]]:
-    """Give the jobs whose videos are written, and the device of each running job."""
+def _by_job(daemon: DaemonReport) -> tuple[dict[str | None, str], dict[str | None, list[str]]]:
+    """Give by id of a job the device that writes its video, and the devices that compute it, its own first."""
     devices = daemon.get("devices", ())
-    finishing = {device.get("finishing"): device["name"] for device in devices}
-    return set(finishing), finishing | {device["job"]: device["name"] for device in devices}
+    computing: dict[str | None, list[str]] = {device["job"]: [device["name"]] for device in devices}
+    for device in devices:
+        computing.setdefault(device.get("helps"), []).append(device["name"])
+    return {device.get("finishing"): device["name"] for device in devices}, computing
+
+
+def _named(devices: Iterable[str] | None) -> str:
+    return ", ".join(devices or ())
 
 
 def summary(
@@ -101,6 +108,7 @@ def summary(
     now: datetime,
     is_open: bool = False,
     finishing: bool = False,
+    at_once: int = 1,
 ) -> JobReport:
     """Describe one job in short, as ``status`` and ``list`` have it."""
     return {
@@ -118,7 +126,7 @@ def summary(
         "steps": job.steps,
         "frames": job.frames,
         "progress": progress(job, now),
-        "stage": ["finishing"] if finishing else stage(job),
+        "stage": ["finishing"] if finishing else stage(job, at_once),
         "eta_seconds": None if eta is None else round(eta, 1),
         "finishes_at": _after(eta, now),
         "error": job.error or (job.delivery["error"] if job.delivery else None),
@@ -169,9 +177,16 @@ def _done(when: str | None, now: datetime, what: str = "done") -> str:
     return f"{what} {clock(when, now)}" if when else ""
 
 
-def _estimate(active: list[Job], ended: list[Job], now: datetime) -> list[float | None]:
-    """Estimate the seconds that each active job still takes, by its own pace or that of the last like it."""
+def _estimate(
+    active: list[Job], ended: list[Job], now: datetime, computing: Mapping[str | None, list[str]]
+) -> list[float | None]:
+    """Estimate the seconds that each active job still takes, by its own pace or that of the last like it.
+
+    ``computing``: the devices of a job; several of them make its clips side by side.
+    """
     measured: dict[object, Job] = {}  # the first of each model
     for job in filter(is_measured, (*active, *ended)):
         measured.setdefault(job.settings.get("model"), job)
-    return [remaining(job, measured.get(job.settings.get("model")), now) for job in active]
+    left = [remaining(job, measured.get(job.settings.get("model")), now) for job in active]
+    at_once = [len(computing.get(job.id, ())) or 1 for job in active]
+    return [None if seconds is None else seconds / many for seconds, many in zip(left, at_once, strict=True)]

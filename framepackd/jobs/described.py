@@ -73,12 +73,18 @@ def described(
     }
 
 
-def stage(job: Job) -> list[str]:
-    """Say where the running job is: which clip of a chain, which section of it, which step; else []."""
+def stage(job: Job, at_once: int = 1) -> list[str]:
+    """Say where the running job is: which clip of a chain, which section of it, which step; else [].
+
+    ``at_once``: how many clips of it are made at once.
+    """
     if job.state != State.RUNNING or job.delivery is not None:
         return []
     if not job.section:
         return ["loading the model"]
+    if at_once > 1:
+        done = (job.section - 1) * job.steps + job.step
+        return [f"{at_once} clips at once", f"step {done}/{job.steps_total}"]
     sections = job.sections // job.clips
     before, section = divmod(job.section - 1, sections)
     return [

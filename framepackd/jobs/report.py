@@ -97,6 +97,7 @@ class DeviceReport(TypedDict):
     card: str | None  # with its driver, in words, once a worker has reported it
     job: str | None  # the id of the one that runs
     finishing: NotRequired[str | None]  # the id of the one whose video is written, perhaps beside another
+    helps: NotRequired[str | None]  # the id of one that another device computes, and of which it makes clips
     held: str | None  # why none is started
 
 

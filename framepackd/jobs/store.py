@@ -136,16 +136,18 @@ class JobStore(JobReader):
             stalled_deaths=0,
         )
 
-    def decoded(self, job_id: str, *, section: int, seconds: float) -> None:
+    def decoded(self, job_id: str, *, section: int, seconds: float, begun: bool = False) -> None:
         """Record that a section, counted from 1, is decoded: the job is at the start of the next one, if any.
 
         ``decode_seconds`` is the mean of all, for the first sections of a video differ from the others.
+        ``begun``: another worker is in the midst of the next one.
         """
         is_last = Job.sections <= section
+        stays = is_last | begun
         self._set_running(
             job_id,
-            section=func.iif(is_last, Job.section, section + 1),
-            step=func.iif(is_last, Job.step, 0),
+            section=func.iif(stays, Job.section, section + 1),
+            step=func.iif(stays, Job.step, 0),
             # The last decode goes on into the writing of the video, which is not measured.
             progress_at=func.iif(is_last, Job.progress_at, utc_now()),
             decode_seconds=func.coalesce(

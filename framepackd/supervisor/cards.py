@@ -92,8 +92,8 @@ class Cards:
     def tell_next(self) -> None:
         """Tell the workers which jobs they get next; not urgent, unlike to start one."""
         # The device that is free first gets the first job of the queue, the next one the second.
-        busy = [supervisor for supervisor in self.each if supervisor.job is not None]
-        for place, supervisor in enumerate(sorted(busy, key=lambda each: each.remains)):
+        busy = [(running, each) for each in self.each if (running := each.worker) and running.job]
+        for place, (_, supervisor) in enumerate(sorted(busy, key=lambda each: each[0].remains)):
             supervisor.tell_next(place)
 
     def leave(self, now: float, why: str) -> None:
@@ -105,12 +105,35 @@ class Cards:
     def steer(self, now: float) -> bool:
         """Start jobs on the free devices, have cancelled ones stop; says whether one failed at once."""
         failed = False
+        # A job resumes once those who made clips of it have left them, which is at their next step.
+        helped = any(w.helps and s.helping.is_in_vain(w) for s in self.each if (w := s.worker))
         for starter in self._by_preference():
             if starter.supervisor.cancelling:
                 starter.supervisor.leave(now, CANCELLING)
-            elif starter.supervisor.free:
+            elif starter.supervisor.free and not helped:
                 failed |= starter.start_next(now)
+        self._share_clips()
         return failed
+
+    def _share_clips(self) -> None:
+        """Have devices that the queue does not need make clips of the chains that others compute."""
+        for supervisor in self.each:
+            running = supervisor.worker
+            if running is not None and running.helps is not None:
+                if supervisor.helping.is_in_vain(running) or supervisor.next_job() is not None:
+                    supervisor.helping.leave(running)
+            elif supervisor.free and supervisor.next_job() is None:
+                self._help_another(supervisor)
+
+    def _help_another(self, supervisor: Supervisor) -> None:
+        card = self.passed_over.card_of(supervisor)
+        for other in self.each:
+            owner = other.worker
+            if owner is None or owner.job is None or not supervisor.helping.is_wanted(owner):
+                continue
+            if card is not None and self.passed_over.card_of(other) == card:  # the bits depend on it
+                supervisor.help(owner, owner.job)
+                return
 
     def try_now(self) -> None:
         """Have the next round try again what kept jobs from starting."""
@@ -161,10 +184,12 @@ class Cards:
 
 def _report(supervisor: Supervisor, held: str | None) -> DeviceReport:
     writing = supervisor.worker.writing if supervisor.worker else None
+    helped = supervisor.worker.helps if supervisor.worker else None
     return {
         "name": supervisor.device,
         "card": supervisor.hardware,
         "job": next((job.id for job in supervisor.jobs), None),
         "finishing": writing.id if writing else None,
+        "helps": helped.id if helped else None,
         "held": held,
     }

@@ -28,6 +28,8 @@ class Handle:
     unwritten: float = 0.0  # seconds since that was sampled
     model: str | None = None  # that its last job asked for
     remains: float = math.inf  # seconds that its job may still sample
+    clips: list[int] = field(default_factory=list)  # steps done of each clip of its job, by all workers
+    helps: Job | None = None  # that another worker computes, and of which it makes clips
     told_next: str | None = None  # the id of the job that it was told comes next
     idle_since: float = field(default_factory=time.monotonic)
     stop_sent: float | None = None
@@ -46,11 +48,16 @@ class Handle:
         return [job for job in (self.job, self.writing) if job is not None]
 
     @property
+    def busy(self) -> bool:
+        """Whether it does anything."""
+        return bool(self.jobs) or self.helps is not None
+
+    @property
     def at_fault(self) -> Job | None:
         """The job that loses an attempt for its death; of two, none if nobody knows on which it died."""
         if self.hung_on is not None or self.ended is not None:
             return self.hung_on
-        return self.jobs[0] if len(self.jobs) == 1 else None
+        return self.jobs[0] if len(self.jobs) == 1 and self.helps is None else None
 
     def manner_of_death(self) -> str:
         """Say in words how the process ended."""
@@ -67,7 +74,14 @@ class Handle:
         """Forget what was so of the last job that it computed."""
         self.quiet, self.awaited, self.slowest = 0.0, "start", {}
         self.told_next, self.model, self.stop_sent = None, model, None
-        self.remains, self.in_section = math.inf, 0.0
+        self.remains, self.in_section, self.clips = math.inf, 0.0, []
+
+    def count(self, job: Job, section: int, step: int) -> int:
+        """Count the steps of its job that are done, now that this one of a section is."""
+        clip, before = divmod(section - 1, job.sections // job.clips)
+        self.clips = self.clips or [0] * job.clips
+        self.clips[clip] = before * job.steps + step
+        return sum(self.clips)
 
     def end_if_hung(self, least: float, passed: float) -> None:
         """End the process if it is silent much longer than ever before, and at least ``least`` seconds.
@@ -80,9 +94,10 @@ class Handle:
             self._end_as_hung(self.writing, f"it wrote no video within {self.unwritten:.0f} s")
         known = self.slowest.get(self.awaited)
         bound = least * FIRST_FACTOR if known is None else max(least, known * HANG_FACTOR)
-        if self.job is not None and self.quiet > bound:
+        computed = self.job or self.helps
+        if computed is not None and self.quiet > bound:
             usual = "" if known is None else f", where it had never needed more than {known:.1f} s"
-            self._end_as_hung(self.job, f"it did nothing for {self.quiet:.0f} s ({self.awaited}){usual}")
+            self._end_as_hung(computed, f"it did nothing for {self.quiet:.0f} s ({self.awaited}){usual}")
 
     def _end_as_hung(self, job: Job, why: str) -> None:
         if self.hung is None and self.ended is None:

@@ -13,10 +13,17 @@ from framepackd.worker import messages
 log = logging.getLogger(__name__)
 
 
-def record(running: Handle, job: Job, message: messages.Message | None, store: JobStore) -> bool:
-    """Record how far a job is; False for a message that says something else."""
+def record(
+    running: Handle, job: Job, message: messages.Message | None, store: JobStore, owner: Handle | None = None
+) -> bool:
+    """Record how far a job is; False for a message that says something else.
+
+    ``owner``: the worker that computes the job, if ``running`` only makes clips of it.
+    """
+    owner = owner or running
     match message:
         case messages.Resumed():
+            running.clips = list(message.clips or [message.steps])
             store.resumed(job.id, steps=message.steps)
             if message.steps:
                 log.info("job %s: resumed after step %d of %d", job.id, message.steps, job.steps_total)
@@ -33,16 +40,23 @@ def record(running: Handle, job: Job, message: messages.Message | None, store: J
             if running.awaited == "step":
                 running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
             running.awaited = "step" if message.step < job.steps else "decode"
-            steps_left = (job.sections - message.section) * job.steps + job.steps - message.step
-            running.remains = steps_left * message.seconds
+            done = owner.count(job, message.section, message.step)
+            owner.remains = (job.steps_total - done) * message.seconds
             running.in_section += message.seconds
-            store.step(job.id, section=message.section, step=message.step, seconds=message.seconds)
+            sections = (
+                done - 1
+            ) // job.steps  # of a chain of which several workers make clips: as many steps
+            step = done - sections * job.steps
+            store.step(job.id, section=sections + 1, step=step, seconds=message.seconds)
         case messages.SectionDecoded():
             running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
             running.awaited = "end" if message.section == job.sections else "step"
-            store.decoded(job.id, section=message.section, seconds=message.seconds)
+            sections, begun = divmod(owner.count(job, message.section, job.steps), job.steps)
+            store.decoded(job.id, section=sections, seconds=message.seconds, begun=bool(begun))
             _log_section(store.get(job.id), message.section, running.in_section + message.seconds)
             running.in_section = 0.0
+        case messages.WaitsForClip():
+            pass  # a sign of life
         case _:
             return False
     return True

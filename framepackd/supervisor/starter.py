@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from framepackd.jobs.job import Job
 from framepackd.settings.config import Config
-from framepackd.supervisor.supervisor import RETRY_SECONDS, Supervisor
+from framepackd.supervisor.device_faults import RETRY_SECONDS
+from framepackd.supervisor.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Starter:
             return False
         if now < self.again and self.held not in (None, passed_over):
             return False
-        held = supervisor.take_block()
+        held = supervisor.faults.take_block()
         if job.cancel is None:  # else only what exists is written
             reasons = (obstacle(job, supervisor.config, self._running()) for obstacle in self.obstacles)
             held = held or next(filter(None, reasons), None)
@@ -56,5 +57,5 @@ class Starter:
                 return supervisor.job is None
         if held != self.held:
             log.warning("the queue waits: %s", held)
-        self.held, self.again = held, now + supervisor.patience
+        self.held, self.again = held, now + supervisor.faults.patience
         return False

@@ -14,6 +14,8 @@ from framepackd.jobs.job_sql import CANCELLED
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import Config
 from framepackd.supervisor import outcomes, process, progress
+from framepackd.supervisor.device_faults import DeviceFaults
+from framepackd.supervisor.helping import Helping
 from framepackd.supervisor.passed_over import PassedOver
 from framepackd.supervisor.work import work_of
 from framepackd.worker import messages
@@ -24,9 +26,6 @@ STOPPING, CANCELLING = "stopped with the daemon", "cancelled"  # why a worker le
 STOP_SECONDS = 90.0  # for the step or decode in progress; then the worker is ended
 LISTEN_SECONDS = 0.5  # at most, to a worker that sends faster than messages can be recorded
 ROUND_SECONDS = 5.0  # at most, between two rounds of the loop while a job runs
-DEVICE_FAULTS = 2  # in a row, in fresh workers: the device is at fault, not the job
-RETRY_SECONDS = 30.0  # before something that kept a job from going on is tried again
-MAX_DOUBLINGS = 4  # of that, while a device is missing: a worker takes seconds of CPU time to find out
 
 
 class Supervisor:
@@ -51,14 +50,14 @@ class Supervisor:
         self._unheard: messages.Message | None = None  # received, not yet recorded
         self._why_left = STOPPING  # why the worker is to leave its job
         self._writes_what_exists = False  # the worker writes what exists and generates no more
-        self._blocked: str | None = None  # why disk or device stopped the last job
-        self._device_faults = 0  # of workers in a row that had not done a step
+        self.faults = DeviceFaults()
         self.passed_over = passed_over or PassedOver(store, config.gpu.move_after)
         self._not_ahead: set[str] = set()  # jobs that broke the device when they were encoded ahead
         self._written_alone: set[str] = set()  # jobs beside whose writing no other is computed
         self.device = self.asked  # until the worker reports what "auto" means here
         self.hardware: str | None = None
         self._gpu_used = store.gpu_used()
+        self.helping = Helping(store)
 
     @property
     def job(self) -> Job | None:
@@ -72,18 +71,15 @@ class Supervisor:
 
     @property
     def busy(self) -> bool:
-        """Whether a job runs."""
-        return bool(self.jobs)
+        """Whether the worker does anything."""
+        return self.worker is not None and self.worker.busy
 
     @property
     def free(self) -> bool:
         """Whether the device can begin a job."""
-        return self.job is None and not any(job.id in self._written_alone for job in self.jobs)
-
-    @property
-    def remains(self) -> float:
-        """The seconds for which the running job may still sample; inf while nobody knows."""
-        return math.inf if self.worker is None else self.worker.remains
+        if self.worker is not None and (self.worker.job or self.worker.helps):
+            return False
+        return not any(job.id in self._written_alone for job in self.jobs)
 
     @property
     def loaded(self) -> str | None:
@@ -94,7 +90,7 @@ class Supervisor:
     def unload_at(self) -> float:
         """When an idle worker is ended, on the monotonic clock; inf for never."""
         seconds = self.config.gpu.idle_unload_seconds
-        if self.worker is None or self.worker.jobs or not seconds:
+        if self.worker is None or self.worker.busy or not seconds:
             return math.inf
         return self.worker.idle_since + seconds
 
@@ -107,17 +103,6 @@ class Supervisor:
     def cancelling(self) -> bool:
         """Whether the job that is computed was cancelled."""
         return self.job is not None and bool(self.job.cancel)
-
-    def take_block(self) -> str | None:
-        """Say why disk or device stopped the last job; None at the second call."""
-        reason, self._blocked = self._blocked, None
-        return reason
-
-    @property
-    def patience(self) -> float:
-        """How many seconds to wait before a blocked job is tried again."""
-        doublings = min(max(self._device_faults - DEVICE_FAULTS, 0), MAX_DOUBLINGS)
-        return RETRY_SECONDS * (1 << doublings)
 
     def next_job(self, place: int = 0) -> Job | None:
         """Give the first job of the queue that can run on this device, or the one ``place`` behind it."""
@@ -144,6 +129,17 @@ class Supervisor:
         log.info("job %s: %s started (%s)", job.id, job.path, work.spec.name)
         with contextlib.suppress(OSError):  # it died just now: listen() notices
             self.worker.connection.send(work)
+
+    def help(self, owner: process.Handle, job: Job) -> None:
+        """Have an idle worker make clips of a chain that the ``owner`` computes."""
+        try:
+            work = self.work_of(job)
+            if self.worker is None:
+                self.worker = process.start(self.asked)
+        except (KeyError, ValueError, OSError) as error:
+            self.helping.refuse(job.id, str(error))
+        else:
+            self.helping.begin(self.worker, owner, work)
 
     def work_of(self, job: Job) -> messages.Work:
         """Describe a job for the worker.
@@ -176,7 +172,7 @@ class Supervisor:
                 return
         if not running.process.is_alive():
             self._bury(running)
-        elif running.jobs:
+        elif running.busy:
             self._end_if_hung(running)
         elif time.monotonic() >= self.unload_at:
             log.info("the worker is ended: it had no work for %.0f s", self.config.gpu.idle_unload_seconds)
@@ -220,17 +216,20 @@ class Supervisor:
             running.writing = None
             running.idle_since = time.monotonic()
             return
-        job = running.job
-        assert job is not None, "the worker reports only on its job"
-        if self._note_progress(running, job, message):
+        if isinstance(message, messages.Ready):
+            self._note_device(running, message)
+        elif running.job is None:
+            self.helping.hear(running, message)
+        elif self._note_progress(running, running.job, message):
             return
-        if isinstance(message, messages.Sampled):
-            running.writing, running.unwritten = job, 0.0
         else:
-            self._end_run(job, message, running)
-            running.stop_sent = None
-        running.job = None
-        running.idle_since = time.monotonic()
+            if isinstance(message, messages.Sampled):
+                running.writing, running.unwritten = running.job, 0.0
+            else:
+                self._end_run(running.job, message, running)
+                running.stop_sent = None
+            running.job = None
+            running.idle_since = time.monotonic()
         if message is not None and messages.leaves_after(message):
             self.end_worker()
 
@@ -242,8 +241,7 @@ class Supervisor:
             case messages.Stopped():
                 self._put_back(job)
             case messages.Blocked():
-                self._blocked = message.reason
-                self._device_faults += message.device
+                self.faults.block(message.reason, device=message.device)
                 self._store.requeue(job.id, message.reason)
                 log.error("job %s: back in the queue: %s", job.id, message.reason)
             case messages.Waits():
@@ -262,30 +260,26 @@ class Supervisor:
                 self._store.requeue(job.id, message.reason)
                 log.warning("job %s: continues in another worker: %s", job.id, message.reason)
 
+    def _note_device(self, running: process.Handle, found: messages.Ready) -> None:
+        self.device, self.hardware = found.device, found.hardware
+        self.passed_over.device_found(self, found.card)
+        if running.job is not None:
+            self.passed_over.began(running.job.id, found.card)
+        if found.device.startswith("cuda") and not self._gpu_used:
+            self._store.remember_gpu()
+            self._gpu_used = True
+
     def _note_progress(self, running: process.Handle, job: Job, message: messages.Message | None) -> bool:
         """Record how far a job is; False for a message that ends its run."""
-        if isinstance(message, messages.Ready):
-            self.device, self.hardware = message.device, message.hardware
-            self.passed_over.device_found(self, message.card)
-            self.passed_over.began(job.id, message.card)
-            if message.device.startswith("cuda") and not self._gpu_used:
-                self._store.remember_gpu()
-                self._gpu_used = True
-            return True
         if isinstance(message, messages.StepDone):
-            self._device_faults = 0
+            self.faults.worked()
         return progress.record(running, job, message, self._store)
 
     def _note_device_fault(self, job: Job, error: str) -> None:
         """Record that a worker failed before its first step: twice in a row it is the device, not the job."""
-        self._device_faults += 1
         first = error.partition("\n")[0]
         self._store.requeue(job.id, first)
-        if self._device_faults >= DEVICE_FAULTS:
-            self._blocked = (
-                f"the device failed in {self._device_faults} fresh workers in a row ({first}): look at "
-                "nvidia-smi and dmesg, and restart the machine if it persists; the daemon keeps trying"
-            )
+        self.faults.failed(first)
         log.error("job %s: back in the queue: the device failed: %s", job.id, first)
 
     def decide_done(self, job: Job, made: messages.Finished) -> None:
@@ -296,9 +290,9 @@ class Supervisor:
     def _bury(self, running: process.Handle) -> None:
         """Record what a dead worker means for its jobs."""
         death, at_fault = running.manner_of_death(), running.at_fault
-        if not running.jobs:
+        if not running.busy:
             log.warning("the worker ended while idle: %s", death)
-        if running.writing is not None and running.job is not None and not at_fault:
+        if running.writing is not None and (running.job or running.helps) and not at_fault:
             self._written_alone.add(running.writing.id)  # if it dies again, it is known on which
         for job in sorted(running.jobs, key=lambda job: job is at_fault):  # what counts happens once: last
             if running.ended is not None and running.hung is None:
@@ -311,6 +305,8 @@ class Supervisor:
                 outcomes.count_attempt(job, self._store, f"the worker {death}", self.config.max_attempts)
             else:
                 outcomes.put_back(job, self._store, f"the worker {death}")
+        if running.helps is not None:
+            self.helping.end(running, f"its worker {death}")
         self.worker = None
         running.connection.close()
 
@@ -325,8 +321,10 @@ class Supervisor:
     def leave(self, now: float, why: str) -> None:
         """Have the worker leave its job at the next step; called each round, ends a worker that does not."""
         running = self.worker
-        if running is None or not running.jobs:
+        if running is None or not running.busy:
             return
+        if running.helps is not None:
+            self.helping.leave(running)
         if running.stop_sent is None:
             running.stop_sent = now
             if running.job is None:  # a video that is only written is soon done

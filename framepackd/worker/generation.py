@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -12,15 +13,15 @@ from typing import Any, Self
 
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.errors import CompileError, FramePackError, FreshProcessError, ModelError
-from framepack_core.media import extend, pictures
+from framepack_core.media import pictures
 from framepack_core.memory import before_torch, devices
 from framepack_core.memory.device_errors import Verdict, judge
 from framepack_core.models.lora_files import fit_all
 from framepack_core.networks import compiling
-from framepack_core.progress import HostCopy, Progress
+from framepack_core.progress import HostCopy
 from framepackd import files
 from framepackd.worker import identity, messages, source_video
-from framepackd.worker.checkpoint import Checkpoints
+from framepackd.worker.chain import CannotHelpError, Chain
 from framepackd.worker.engines import Engines, device_of
 from framepackd.worker.finishing import SharedConnection
 from framepackd.worker.messages import AheadError, Work
@@ -29,6 +30,8 @@ from framepackd.worker.quality import Measures
 from framepackd.worker.video import Video
 
 log = logging.getLogger(__name__)
+
+WAIT_SECONDS = 0.2  # between two looks at the clips that other workers make
 
 
 class BackgroundWriter:
@@ -67,8 +70,6 @@ class Generation:
         self._engines = engines
         self._connection = connection
         self._computation = identity.computation(work)
-        self._clips: list[Checkpoints] = []  # of the clips up to the current one
-        self._video = Video(work, self._clips)
         self._writer = BackgroundWriter()
         self._previews = Previews(work)
         self._resume()
@@ -80,19 +81,20 @@ class Generation:
     def _resume(self) -> None:
         """Load the checkpoints of an earlier run, if it computed in the same way."""
         self._identity = identity.of(self._work) | self._computation
-        self._clips.clear()
-        self._clock = _PhaseClock()
-        self._measures = Measures()
-        self._enter_next()
-        if self._progress.decoded == 0:  # perhaps again, after a segment was damaged
+        self._chain = Chain(self._work, self._identity, self._report_set_aside)
+        self._video = Video(self._work, self._chain)
+        self._last_lap = time.monotonic()
+        if not self._chain.sections_joined and not self._work.helps:  # perhaps again, after damage
             for preview in (self._work.preview, self._previews.file):
                 preview.unlink(missing_ok=True)
-        self._has_more()  # enters the clip in which the chain was left
 
     def run(self, *, write: bool = True) -> messages.Message:
         """Generate what is missing, then write the video; without ``write``, a whole one is left to that."""
-        with self._previews, self._writer:  # both have ended when the job is left
-            left = self._generate_missing()
+        try:
+            with self._previews, self._writer:  # both have ended when the job is left
+                left = self._generate_missing()
+        finally:
+            self._chain.leave()
         if left is None and self._leave is None and not write:
             return messages.Sampled()
         return left or self.write()
@@ -103,10 +105,11 @@ class Generation:
         files.make_folder(work.result)
         if work.continued is not None:
             source_video.prepare(work.continued)
-        self._report_resumed()
+        if not work.helps:
+            self._report_resumed()
         if work.keep_only:
             self._leave = messages.Leave(keep=True)
-        while self._leave is None and self._has_more():
+        while self._leave is None and self._chain.has_more(self._waits_for_clip):
             try:
                 self._generate_within_memory()
             except CompileError as error:
@@ -114,13 +117,23 @@ class Generation:
             else:
                 continue
             self._resume_uncompiled(reason)
-        exists = self._sections_before + self._progress.decoded
-        if self._leave is not None and self._leave.keep:
-            self._video.forget_after(exists)
-        if self._leave is not None and not (self._leave.keep and exists):
+        if self._leave is None:
+            return messages.Helped() if work.helps else None
+        if self._leave.keep:
+            self._chain.look_again()
+            self._video.forget_after(self._chain.sections_joined)
+        if not (self._leave.keep and self._chain.sections_joined):
             self._save_last()
             return messages.Stopped()
         return None
+
+    def _waits_for_clip(self) -> bool:
+        """Wait a moment for the clips that other workers make; says whether to go on waiting."""
+        self._connection.send(messages.WaitsForClip())
+        self._connection.poll(WAIT_SECONDS)
+        self._listen()
+        self._last_lap = time.monotonic()  # it belongs to no phase
+        return self._leave is None
 
     def _save_last(self) -> None:
         if self._keep_last is not None:
@@ -130,23 +143,27 @@ class Generation:
         """Write the video of all that is generated; uses no device."""
         work = self._work
         self._save_last()
-        self._video.write(self._progress.edge, None if self._leave else work.frames)
-        self._clock.lap("write")
+        self._video.write(self._chain.joined[-1].progress.edge, None if self._leave else work.frames)
+        self._lap("write")
+        seconds, measures = Counter[str](), Measures()
+        for clip in self._chain.clips:
+            seconds.update(clip.seconds)  # adds, unlike that of a dict
+            measures += clip.measures
         request, size = self._work.request, self._work.size
         # Its warnings were logged at intake.
         picture = pictures.crop_to(pictures.open_picture(request.image, request.background, log.debug), size)
         return messages.Finished(
-            self._clock.seconds,
+            {phase: round(taken, 3) for phase, taken in seconds.items()},
             identity.versions(),
             self._computation,
-            self._measures.verdict(picture),
+            measures.verdict(picture),
             self._loras,
             encoded_anew=work.continued is not None and work.continued.encoded_anew(),
         )
 
     def _report_resumed(self) -> None:
-        sampled = self._sections_before + len(self._progress.sampled)
-        self._connection.send(messages.Resumed(sampled * self._work.request.steps + self._progress.step))
+        steps = self._chain.steps
+        self._connection.send(messages.Resumed(sum(steps), steps if len(steps) > 1 else ()))
 
     def _resume_uncompiled(self, reason: str) -> None:
         """Continue without compiling; steps that compiled blocks computed are set aside.
@@ -154,6 +171,8 @@ class Generation:
         A video is computed in one way from start to end. If this process has compiled before, a fresh one
         tries again first: it may have compiled too much, and nothing is lost.
         """
+        if self._work.helps:
+            raise CannotHelpError(f"compiling failed ({reason})")
         if self._engines.compiled:
             raise FreshProcessError(f"compiling failed ({reason})")
         work = self._work
@@ -164,54 +183,9 @@ class Generation:
             )
         self._connection.send(messages.Uncompiled(identity.conditions(work), reason))
         self._computation["compiled"] = False
+        self._chain.leave()
         self._resume()
         self._report_resumed()
-
-    @property
-    def _clip(self) -> int:
-        """The current clip, from 0."""
-        return len(self._clips) - 1
-
-    @property
-    def _sections_per_clip(self) -> int:
-        return self._work.sections // len(self._work.clips)
-
-    @property
-    def _sections_before(self) -> int:
-        return self._clip * self._sections_per_clip
-
-    def _has_more(self) -> bool:
-        """Say whether anything is left to generate; enters the clip in which it is."""
-        while self._progress.decoded == self._sections_per_clip:
-            if len(self._clips) == len(self._work.clips):
-                return False
-            self._enter_next()
-        return True
-
-    def _enter_next(self) -> None:
-        """Load the next clip's checkpoint; its measures include the clips before it."""
-        folder = self._work.checkpoint
-        if self._work.following:
-            folder /= f"clip-{len(self._clips) + 1:04}"
-        self._clips.append(
-            Checkpoints(
-                folder,
-                self._identity,
-                self._report_set_aside,
-                former=identity.former(self._work),
-                to_write=self._work.keep_only,
-                elsewhere=self._work.elsewhere,
-                moves=self._work.moves,
-            )
-        )
-        found = self._clips[-1].load()
-        self._progress = found.progress if found else Progress.start(self._work.request.seed)
-        if found is not None and found.rewound:
-            self._progress = found.progress.without_later(self._work.request.seed, _noises_before(self._work))
-        if found is not None:
-            self._clock.seconds = dict(found.notes["seconds"])
-            if self._progress.decoded:
-                self._measures = Measures.from_json(found.notes["quality"])
 
     def _report_set_aside(self, text: str) -> None:
         """Report what happens to an unusable checkpoint, before it is moved."""
@@ -227,7 +201,7 @@ class Generation:
         engine.compiled.on = self._computation["compiled"] is True
         if engine.compiled.on:
             compiling.set_up(self._work.compile_cache)
-        self._clock.lap("load")
+        self._lap("load")
         self._report_ready(engine)
         refused = ""
         for level in range(engine.level, len(engine.levels)):
@@ -268,20 +242,21 @@ class Generation:
 
     def _generate(self, engine: Engine) -> None:
         """Generate from the progress to the end, or until the daemon says to leave."""
-        while self._leave is None and self._has_more():
+        while self._leave is None and self._chain.has_more(self._waits_for_clip):
             self._generate_clip(engine)
 
     def _generate_clip(self, engine: Engine) -> None:
         """Generate what is missing of the current clip; all that is computed is saved."""
-        request = self._work.clips[self._clip]
+        request = self._work.clips[self._chain.current]
         conditioned = self._engines.encode(request, engine)
         if conditioned.cuts:
             self._connection.send(messages.PromptsCut(conditioned.cuts))
-        self._previews.fit_to(request, conditioned.start_latents)
-        self._clock.lap("encode")
+        if not self._work.helps:
+            self._previews.fit_to(request, conditioned.start_latents)
+        self._lap("encode")
         self._report_ready(engine)
         try:
-            for event in engine.sample(request, conditioned, self._progress):
+            for event in engine.sample(request, conditioned, self._chain.clip.progress):
                 if isinstance(event, Step):
                     self._engines.compiled |= engine.compiled.on and event.computed
                     self._take_step(event)
@@ -290,7 +265,8 @@ class Generation:
                 self._listen()
                 if self._leave is not None:
                     if isinstance(event, Step) and not _is_saved(event):
-                        self._writer.start(partial(self._save, event.progress.to_host(), self._notes()))
+                        copied = event.progress.to_host()
+                        self._writer.start(partial(self._save, copied, self._chain.clip.notes()))
                     break
                 if isinstance(event, Clip) and self._keep_last is None and (coming := self.work_ahead()):
                     self._encode_ahead(coming)
@@ -304,27 +280,29 @@ class Generation:
             # At most one computed step may be lost: the one before is saved before this one is reported.
             self._writer.wait()
             self._previews.offer(copied)
-        self._progress = step.progress
-        seconds = self._clock.lap("sample")
-        self._connection.send(messages.StepDone(self._sections_before + step.section + 1, step.step, seconds))
+        self._chain.clip.progress = step.progress
+        seconds = self._lap("sample")
+        section = self._chain.sections_before + step.section + 1
+        self._connection.send(messages.StepDone(section, step.step, seconds))
         if copied is None:
             return
         if step.step < step.steps:
-            self._writer.start(partial(self._save, copied, self._notes()))
+            self._writer.start(partial(self._save, copied, self._chain.clip.notes()))
         else:  # at once: even if decoding kills this process, the section is sampled
-            self._clips[-1].save(copied.wait(), self._notes())
+            self._chain.clip.checkpoints.save(copied.wait(), self._chain.clip.notes())
 
     def _take_clip(self, clip: Clip) -> None:
         """Save a decoded section and report it."""
         self._writer.wait()
-        self._progress = clip.progress
-        seconds = self._clock.lap("decode")
-        keep = partial(self._keep, self._in_chain(clip), clip.progress.to_host(), self._notes())
-        if self._clip + 1 == len(self._work.clips) and self._progress.decoded == self._sections_per_clip:
+        self._chain.clip.progress = clip.progress
+        seconds = self._lap("decode")
+        chain, numbered = self._chain, self._in_chain(clip)
+        keep = partial(self._keep, numbered, clip.progress.to_host(), chain.clip.notes())
+        if chain.is_last and clip.section + 1 == clip.sections and not self._work.helps:
             self._keep_last = keep  # the video follows at once, and the device may have the next job
         else:
-            self._writer.start(keep)
-        self._connection.send(messages.SectionDecoded(self._sections_before + clip.section + 1, seconds))
+            self._writer.start(partial(keep, preview=chain.joins and not self._work.helps))
+        self._connection.send(messages.SectionDecoded(numbered.section + 1, seconds))
 
     def _encode_ahead(self, work: Work) -> None:
         try:
@@ -339,14 +317,16 @@ class Generation:
         ends = clip.section + 1 == clip.sections
         return replace(
             clip,
-            section=self._sections_before + clip.section,
-            frames=clip.frames[1:] if ends and self._clip else clip.frames,
+            section=self._chain.sections_before + clip.section,
+            frames=clip.frames[1:] if ends and self._chain.current else clip.frames,
         )
 
     def work_ahead(self) -> Work | None:
         """Give the work whose inputs are encoded next: the next clip, or the next job."""
-        following = self._work.clips[self._clip + 1 :]
-        return replace(self._work, request=following[0], following=()) if following else self._next
+        following = self._chain.following
+        if following is None:
+            return self._next
+        return replace(self._work, request=self._work.clips[following], following=())
 
     def _listen(self) -> None:
         """Read what the daemon has sent meanwhile."""
@@ -358,43 +338,27 @@ class Generation:
                 self._leave = message
 
     def _save(self, copied: HostCopy, notes: dict[str, Any], segment: bytes | None = None) -> None:
-        self._clips[-1].save(copied.wait(), notes, segment)
-        self._clips[-1].clear()
+        self._chain.clip.checkpoints.save(copied.wait(), notes, segment)
+        self._chain.clip.checkpoints.clear()
 
-    def _keep(self, clip: Clip, copied: HostCopy, notes: dict[str, Any]) -> None:
+    def _keep(self, clip: Clip, copied: HostCopy, notes: dict[str, Any], *, preview: bool = False) -> None:
         """Save a section's files; all are durable before a checkpoint says that it is decoded."""
-        self._measures.add(clip.frames, finite=clip.finite)
-        notes["quality"] = self._measures.to_json()
+        measures = self._chain.clip.measures
+        measures.add(clip.frames, finite=clip.finite)
+        notes["quality"] = measures.to_json()
         self._save(copied, notes, self._video.encode(clip))
-        if clip.section + 1 < self._work.sections:  # else the whole video follows at once
+        if preview:
             self._video.write_preview(clip.progress.edge)
 
-    def _notes(self) -> dict[str, Any]:
-        """Give, as JSON, what a checkpoint holds besides the progress."""
-        return {"seconds": dict(self._clock.seconds), "quality": self._measures.to_json()}
+    def _lap(self, phase: str) -> float:
+        """Add the time since the last call to a phase of the current clip; gives that time in seconds."""
+        now = time.monotonic()
+        taken, self._last_lap = now - self._last_lap, now
+        seconds = self._chain.clip.seconds
+        seconds[phase] = round(seconds.get(phase, 0.0) + taken, 3)
+        return taken
 
 
 def _is_saved(step: Step) -> bool:
     """Say whether a checkpoint is written after a step."""
     return step.computed or step.step == step.steps
-
-
-def _noises_before(work: Work) -> int:
-    """Count the sections of the video that the job extends: their noise is drawn and dropped."""
-    if work.continued is None:
-        return 0
-    return extend.sections_taken(work.continued.known, work.request.latent_window_size)
-
-
-class _PhaseClock:
-    """Adds up how long each phase of a job took, over all its runs."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.monotonic()
-
-    def lap(self, phase: str) -> float:
-        now = time.monotonic()
-        taken, self._last = now - self._last, now
-        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + taken, 3)
-        return taken

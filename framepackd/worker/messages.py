@@ -52,6 +52,7 @@ class Work:
     following: tuple[Request, ...] = ()  # of a chain: the clips after the first, each as long
     elsewhere: frozenset[str] = frozenset()  # the cards of other devices, which can resume what they began
     moves: bool = False  # it has waited for its card long enough, and begins anew on this one
+    helps: bool = False  # another worker computes the job, this one makes clips of it
     ahead: bool = True  # its inputs may be encoded while something else is sampled
 
     @property
@@ -83,6 +84,7 @@ class Resumed(Message):
     """So many steps of the job are already done."""
 
     steps: int
+    clips: tuple[int, ...] = ()  # of them of each clip, if there are several
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,16 @@ class Finished(Message):
     quality: str | None  # what looks wrong with the video
     loras: tuple[dict[str, int], ...] = ()  # matched keys of each; empty if nothing was generated
     encoded_anew: bool = False  # the part that stays of an extended video
+
+
+@dataclass(frozen=True)
+class WaitsForClip(Message):
+    """Other workers make all clips that are missing; repeated as a sign of life."""
+
+
+@dataclass(frozen=True)
+class Helped(Message):
+    """No clip is left that this worker could make."""
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,26 @@ class Measures:
                 self.noise_pixels = max(self.noise_pixels, seen.pixel_correlation)
                 self.noise_tiles = max(self.noise_tiles, seen.tile_correlation)
             if not self.moves:
-                self._follow(seen.tiles)
+                self._follow(seen.tiles, seen.tiles)
 
-    def _follow(self, tiles: Plane) -> None:
-        self.darkest = tiles if self.darkest is None else np.minimum(self.darkest, tiles)
-        self.brightest = tiles if self.brightest is None else np.maximum(self.brightest, tiles)
+    def __iadd__(self, other: Self) -> Self:
+        """Add what other frames of the same video have shown."""
+        self.frames += other.frames
+        self.not_finite += other.not_finite
+        self.blank += other.blank
+        self.blank_mean = max(self.blank_mean, other.blank_mean)
+        self.noisy += other.noisy
+        self.noise_pixels = max(self.noise_pixels, other.noise_pixels)
+        self.noise_tiles = max(self.noise_tiles, other.noise_tiles)
+        if self.moves or other.moves:
+            self.moves, self.darkest, self.brightest = True, None, None
+        elif other.darkest is not None and other.brightest is not None:
+            self._follow(other.darkest, other.brightest)
+        return self
+
+    def _follow(self, darkest: Plane, brightest: Plane) -> None:
+        self.darkest = darkest if self.darkest is None else np.minimum(self.darkest, darkest)
+        self.brightest = brightest if self.brightest is None else np.maximum(self.brightest, brightest)
         if self._movement() > FROZEN_RANGE:
             self.moves, self.darkest, self.brightest = True, None, None
 

@@ -3,7 +3,7 @@
 import io
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,8 @@ from framepack_core.media.video_colours import Colours, to_rgb
 from framepack_core.networks import vae
 from framepackd import files
 from framepackd.jobs.folder import STRIP
-from framepackd.worker.checkpoint import Checkpoints, DamagedError
+from framepackd.worker.chain import Chain
+from framepackd.worker.checkpoint import DamagedError
 from framepackd.worker.messages import Work
 
 log = logging.getLogger(__name__)
@@ -65,10 +66,10 @@ class Filmstrip:
 class Video:
     """The files made of a job's frames; one section of frames in memory at a time."""
 
-    def __init__(self, work: Work, clips: Sequence[Checkpoints]) -> None:
-        """Build on the segments in the clips' checkpoints; the last checkpoint is the current clip's."""
+    def __init__(self, work: Work, chain: Chain) -> None:
+        """Build on the segments in the checkpoints of the clips."""
         self._work = work
-        self._clips = clips
+        self._chain = chain
         self._warned = False  # that there is no preview
 
     def encode(self, clip: Clip) -> bytes:
@@ -83,7 +84,7 @@ class Video:
             files.write_bytes(self._work.result / f".section-{clip.section}.png", png.getvalue())
         if self._work.keep_latents:
             content = safetensors.torch.save({"latents": clip.latents.contiguous()})
-            which = f".clip-{len(self._clips)}" if self._work.following else ""
+            which = f".clip-{self._chain.current + 1}" if self._work.following else ""
             files.write_bytes(self._work.result / f"{which}.latents.safetensors", content)
         return self._segment(clip.frames)
 
@@ -169,8 +170,8 @@ class Video:
         """Give the segments on disk in the order of time: of the extended video, then clip by clip."""
         if self._work.continued is not None:
             yield iter([self._work.continued.old()])
-        for clip in self._clips:
-            yield clip.segments(self._work.spec.kind)
+        for clip in self._chain.joined:
+            yield clip.checkpoints.segments(self._work.spec.kind)
 
     def _segment(self, frames: Iterable[Picture], options: str = segments.EXACT) -> bytes:
         size, crf = self._work.size, self._work.crf

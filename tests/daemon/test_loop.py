@@ -374,7 +374,7 @@ def test_a_gpu_that_is_gone_holds_the_queue_with_the_reason_and_is_looked_for_ag
     waits = []
     for _ in range(8):
         loop.answer_and_leave(gone)
-        waits.append(loop.supervisor.patience)
+        waits.append(loop.supervisor.faults.patience)
         loop.round()
     assert waits == [30, 60, 120, 240, 480, 480, 480, 480], "seconds: looking takes CPU time"
     loop.worker.send(worker_messages.StepDone(1, 1, 1.0))

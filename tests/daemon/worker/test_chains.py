@@ -139,7 +139,7 @@ def test_the_video_is_that_of_its_clips_with_each_shared_frame_once(tmp_path: Pa
 
 def test_steps_and_sections_are_counted_over_all_clips(whole: tuple[Work, list[Message]]) -> None:
     _, messages = whole
-    assert messages[0] == Resumed(0)
+    assert messages[0] == Resumed(0, (0, 0))
     assert told_steps(messages) == [(section, step) for section in (1, 2, 3, 4) for step in (1, 2)]
     assert [m.section for m in messages if isinstance(m, SectionDecoded)] == [1, 2, 3, 4]
 
@@ -169,7 +169,7 @@ def test_where_a_finished_clip_is_damaged_it_is_made_again_and_the_next_resumes(
     (work.checkpoint / "clip-0001" / "segment-0001").write_bytes(b"damaged")
     answer, messages = run(work)
     assert isinstance(answer, Finished)
-    assert messages[1] == Resumed(SECTIONS * STEPS)
+    assert messages[1] == Resumed(2 * SECTIONS * STEPS, (SECTIONS * STEPS, SECTIONS * STEPS))
     assert not told_steps(messages), "the latents of all sections are whole"
     assert made(work) == made(whole[0])
 
