@@ -86,7 +86,7 @@ def snapshot(
 
 
 def _by_job(daemon: DaemonReport) -> tuple[dict[str | None, str], dict[str | None, list[str]]]:
-    """Give by id of a job the device that writes its video, and the devices that compute it, its own first."""
+    """Give, by job, the device that writes its video, and the devices that compute it, its own first."""
     devices = daemon.get("devices", ())
     computing: dict[str | None, list[str]] = {device["job"]: [device["name"]] for device in devices}
     for device in devices:
