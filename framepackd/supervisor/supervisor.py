@@ -307,7 +307,7 @@ class Supervisor:
                 outcomes.put_back(job, self._store, f"the worker {death}")
         if running.helps is not None:
             self.helping.end(running, f"its worker {death}")
-        self.worker = None
+        self.worker = running.job = running.writing = None  # those who help it see that too
         running.connection.close()
 
     def _put_back(self, job: Job) -> None:
