@@ -18,6 +18,7 @@ from framepackd.daemon import Daemon
 from framepackd.delivery import deliveries
 from framepackd.intake import scanning
 from framepackd.supervisor import process as worker_process
+from framepackd.supervisor import supervisor
 from framepackd.supervisor.starter import Starter
 from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import messages as worker_messages
@@ -50,6 +51,7 @@ class Loop:
         for module in (scanning, deliveries):  # what runs in threads ends within a round
             for patience in PATIENCES:
                 monkeypatch.setattr(module, patience, 60.0)
+        monkeypatch.setattr(supervisor, "LISTEN_SECONDS", 60.0)  # all that was sent is heard in one round
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
 
