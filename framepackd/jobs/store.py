@@ -140,19 +140,18 @@ class JobStore(JobReader):
         """Record that a section, counted from 1, is decoded: the job is at the start of the next one, if any.
 
         ``decode_seconds`` is the mean of all, for the first sections of a video differ from the others.
-        ``begun``: another worker is in the midst of the next one.
+        Nothing moves if the next one is ``begun`` by another worker.
         """
         is_last = Job.sections <= section
         stays = is_last | begun
+        mean = Job.decode_seconds + (seconds - Job.decode_seconds) / section
         self._set_running(
             job_id,
             section=func.iif(stays, Job.section, section + 1),
             step=func.iif(stays, Job.step, 0),
             # The last decode goes on into the writing of the video, which is not measured.
             progress_at=func.iif(is_last, Job.progress_at, utc_now()),
-            decode_seconds=func.coalesce(
-                Job.decode_seconds + (seconds - Job.decode_seconds) / section, seconds
-            ),
+            decode_seconds=func.coalesce(mean, seconds),
         )
 
     def decide(self, job_id: str, state: State, *, error: str | None = None, **made: Any) -> None:

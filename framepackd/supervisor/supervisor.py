@@ -77,9 +77,8 @@ class Supervisor:
     @property
     def free(self) -> bool:
         """Whether the device can begin a job."""
-        if self.worker is not None and (self.worker.job or self.worker.helps):
-            return False
-        return not any(job.id in self._written_alone for job in self.jobs)
+        computes = self.worker is not None and (self.worker.job or self.worker.helps)
+        return not computes and not any(job.id in self._written_alone for job in self.jobs)
 
     @property
     def loaded(self) -> str | None:
@@ -113,11 +112,8 @@ class Supervisor:
         try:
             work = self.work_of(job)
         except (KeyError, ValueError) as error:  # its settings are of another config or version
-            outcomes.fail(
-                job,
-                self._store,
-                f"its settings do not fit the config any more ({error}): drop its files again",
-            )
+            why = f"its settings do not fit the config any more ({error}): drop its files again"
+            outcomes.fail(job, self._store, why)
             return
         if self.worker is None:
             self.worker = process.start(self.asked)
@@ -314,9 +310,9 @@ class Supervisor:
         """Queue a job again that the worker left; decide one that was cancelled."""
         if job.cancel == "discard" or self._writes_what_exists:  # there was nothing to write
             self._store.decide(job.id, State.CANCELLED, error=CANCELLED["error"])
-            return
-        self._store.requeue(job.id, self._why_left)
-        log.info("job %s: back in the queue: %s", job.id, self._why_left)
+        else:
+            self._store.requeue(job.id, self._why_left)
+            log.info("job %s: back in the queue: %s", job.id, self._why_left)
 
     def leave(self, now: float, why: str) -> None:
         """Have the worker leave its job at the next step; called each round, ends a worker that does not."""

@@ -2,6 +2,8 @@
 
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,14 @@ from framepackd.worker.messages import (
 from tests.conftest import tiny_spec
 
 ENGINES = Engines()  # the tiny model is loaded once
+WINDOW, SECTIONS, STEPS = 3, 2, 2  # of the small jobs here
 
 
 def work_in(folder: Path, transformer: str = "framepack-i2v", **settings: Any) -> Work:
     folder.mkdir(exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")
-    small = {"seconds": 1, "latent_window_size": 3, "steps": 2, "width": 48, "height": 32}
+    small = {"seconds": 1, "latent_window_size": WINDOW, "steps": STEPS, "width": 48, "height": 32}
     request = Request.model_validate({"image": folder / "image.png", "prompt": "a cat", **small, **settings})
     sections = section_count(request.seconds, request.latent_window_size)
     return Work(
@@ -54,6 +57,27 @@ def work_in(folder: Path, transformer: str = "framepack-i2v", **settings: Any) -
         compile_cache=folder / "compiled",
         load_lock=folder / "load.lock",
         levels={},
+    )
+
+
+def chain_in(folder: Path, frames: int = 3, **settings: Any) -> Work:
+    """A chain of pictures, each of its own size: all are cropped to that of the first."""
+    work = work_in(folder, **settings)
+    pictures = [folder / f"frame-{number}.png" for number in range(frames)]
+    for number, path in enumerate(pictures):
+        shape = (32 + 16 * number, 48, 3)
+        pixels = np.random.default_rng(number).integers(0, 255, shape, dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    clips = [
+        work.request.model_copy(update={"image": first, "end_image": last})
+        for first, last in pairwise(pictures)
+    ]
+    return replace(
+        work,
+        request=clips[0],
+        following=tuple(clips[1:]),
+        sections=len(clips) * work.sections,
+        frames=len(clips) * (work.frames - 1) + 1,
     )
 
 

@@ -4,7 +4,6 @@ import io
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,31 +43,21 @@ from framepackd.worker.messages import (
     Work,
 )
 from tests.daemon.place import Place
-from tests.daemon.worker.jobs import ENGINES, Cut, Ears, PowerCut, made, run, told_steps, work_in
+from tests.daemon.worker.jobs import (
+    ENGINES,
+    SECTIONS,
+    STEPS,
+    WINDOW,
+    Cut,
+    Ears,
+    PowerCut,
+    chain_in,
+    made,
+    run,
+    told_steps,
+)
 
-WINDOW, SECTIONS, STEPS = 3, 2, 2
 PER_CLIP = frame_count(SECTIONS, WINDOW)
-
-
-def chain_in(folder: Path, frames: int = 3, **settings: Any) -> Work:
-    """A chain of pictures, each of its own size: all are cropped to that of the first."""
-    work = work_in(folder, **settings)
-    pictures = [folder / f"frame-{number}.png" for number in range(frames)]
-    for number, path in enumerate(pictures):
-        shape = (32 + 16 * number, 48, 3)
-        pixels = np.random.default_rng(number).integers(0, 255, shape, dtype=np.uint8)
-        Image.fromarray(pixels).save(path)
-    clips = [
-        work.request.model_copy(update={"image": first, "end_image": last})
-        for first, last in pairwise(pictures)
-    ]
-    return replace(
-        work,
-        request=clips[0],
-        following=tuple(clips[1:]),
-        sections=len(clips) * work.sections,
-        frames=len(clips) * (work.frames - 1) + 1,
-    )
 
 
 def clip_of(work: Work, number: int, folder: Path) -> Work:

@@ -26,8 +26,19 @@ from framepackd.worker.messages import (
     Work,
 )
 from framepackd.worker.quality import Measures
-from tests.daemon.worker.jobs import ENGINES, Cut, Ears, LeavingEars, PowerCut, made, run, told_steps
-from tests.daemon.worker.test_chains import SECTIONS, STEPS, chain_in
+from tests.daemon.worker.jobs import (
+    ENGINES,
+    SECTIONS,
+    STEPS,
+    Cut,
+    Ears,
+    LeavingEars,
+    PowerCut,
+    chain_in,
+    made,
+    run,
+    told_steps,
+)
 
 CLIPS = 3
 OF_A_CLIP = [(section, step) for section in range(1, SECTIONS + 1) for step in range(1, STEPS + 1)]
