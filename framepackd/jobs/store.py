@@ -143,12 +143,11 @@ class JobStore(JobReader):
         Nothing moves if the next one is ``begun`` by another worker.
         """
         is_last = Job.sections <= section
-        stays = is_last | begun
         mean = Job.decode_seconds + (seconds - Job.decode_seconds) / section
         self._set_running(
             job_id,
-            section=func.iif(stays, Job.section, section + 1),
-            step=func.iif(stays, Job.step, 0),
+            section=func.iif(is_last | begun, Job.section, section + 1),
+            step=func.iif(is_last | begun, Job.step, 0),
             # The last decode goes on into the writing of the video, which is not measured.
             progress_at=func.iif(is_last, Job.progress_at, utc_now()),
             decode_seconds=func.coalesce(mean, seconds),
