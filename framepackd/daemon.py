@@ -62,6 +62,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
         folders.make_new(config)
         with ExitStack() as stack:
             store = JobStore(config.database)
+            stack.callback(store.close)
             log.info(
                 "framepackd %s: model %s, device %s; inbox %s, outbox %s; configuration %s",
                 *(__version__, config.model, ", ".join(config.gpu.devices), config.inbox, config.outbox),
@@ -280,6 +281,7 @@ class Daemon:
         if self.deliveries.round(hurry=self.cards.busy):
             self.cards.try_now()  # there may be room now
             self._results_page.refresh(self.config)
+        self.cards.listen()  # another device may have become free meanwhile
         self._steer(now)
         self.cards.tell_next()
 

@@ -100,6 +100,7 @@ def test_without_the_database_a_job_that_is_brought_back_is_taken_in_from_its_wo
 ) -> None:
     place = failed_place(tmp_path / "place")
     do(place, "retry", "cat")
+    place.store.close()
     place.config.database.unlink()
     place.store = JobStore(place.config.database)
     (adopted,) = take.adopt_leftovers(place.config, place.store).jobs

@@ -195,12 +195,26 @@ def test_a_file_that_cannot_be_used_is_refused_and_not_touched(
     store = JobStore(path)
     for number in range(20):
         store.add(job(number))
+    store.close()
     spoil(path)
     before = path.read_bytes() if path.is_file() else b""
     with pytest.raises(StoreError, match=UNUSABLE[spoil]) as refused:
         JobStore(path, read_only=read_only)
     assert str(path) in str(refused.value)
     assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+def test_the_end_of_a_call_does_not_copy_the_log_into_the_database_and_the_end_of_the_store_does(
+    path: Path,
+) -> None:
+    """Each copy is synced, which takes longer than the call."""
+    store = JobStore(path)
+    before = path.read_bytes()
+    store.add(job(1))
+    assert path.read_bytes() == before
+    store.close()
+    assert path.read_bytes() != before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_a_torn_wal_loses_only_the_torn_commits(path: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from framepackd.delivery import deliveries
 from framepackd.intake import scanning
 from framepackd.supervisor import process as worker_process
-from framepackd.worker.messages import Finished, Ready, SectionDecoded, StepDone, Work
+from framepackd.worker.messages import Finished, Ready, Sampled, SectionDecoded, StepDone, Work, Written
 from tests.crash.harness import stretched
 from tests.daemon.loop import PATIENCES, Loop
 
@@ -56,11 +56,12 @@ class FixedTime:
                 connection.send(StepDone(1, step, 0.1))
             time.sleep(SECONDS - (time.monotonic() - began))
             connection.send(SectionDecoded(1, 0.1))
-            work.result.mkdir(parents=True, exist_ok=True)
-            (work.result / ".mp4").write_bytes(b"video")
             last = time.monotonic()
             self.ended.append(last)
-            connection.send(Finished({}, {}, {}, None))
+            connection.send(Sampled())
+            work.result.mkdir(parents=True, exist_ok=True)
+            (work.result / ".mp4").write_bytes(b"video")
+            connection.send(Written(Finished({}, {}, {}, None)))
 
 
 @pytest.mark.long
