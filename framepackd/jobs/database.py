@@ -27,7 +27,7 @@ from framepackd.problems import CommandError
 from framepackd.text import printable
 
 APPLICATION_ID = 0x4650444D  # "FPDM": tells our files from other SQLite files
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 # The statements that make each version of the one before it; those of a released version never change.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     2: (
@@ -49,6 +49,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE job ADD COLUMN open_since VARCHAR",  # people know of what failed before
         "CREATE INDEX ix_job_open ON job (open_since) WHERE open_since IS NOT NULL",
     ),
+    6: ("ALTER TABLE job ADD COLUMN steps_beyond INTEGER DEFAULT 0 NOT NULL",),
 }
 # On these, processes cannot share memory or locks are unreliable, and WAL needs both.
 NETWORK_FILESYSTEMS = (

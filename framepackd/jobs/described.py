@@ -82,13 +82,11 @@ def stage(job: Job, at_once: int = 1) -> list[str]:
         return []
     if not job.section:
         return ["loading the model"]
-    if at_once > 1:
-        done = (job.section - 1) * job.steps + job.step
-        return [f"{at_once} clips at once", f"step {done}/{job.steps_total}"]
     sections = job.sections // job.clips
     before, section = divmod(job.section - 1, sections)
+    others = "" if at_once < 2 else " and another" if at_once == 2 else f" and {at_once - 1} others"
     return [
-        *([f"clip {before + 1}/{job.clips}"] if job.clips > 1 else []),
+        *([f"clip {before + 1}/{job.clips}{others}"] if job.clips > 1 else []),
         f"section {section + 1}/{sections}",
         "decoding" if is_decoding(job) else f"step {job.step}/{job.steps}",
     ]

@@ -31,7 +31,7 @@ class State(StrEnum):
 ENDED = (State.DONE, State.FAILED, State.CANCELLED, State.SKIPPED)
 # Columns that are not part of a job's record; what "settings" holds is, key by key.
 INTERNAL = (
-    *("seq", "position", "delivery", "fingerprint", "stalled_deaths"),
+    *("seq", "position", "delivery", "fingerprint", "stalled_deaths", "steps_beyond"),
     *("settings", "progress_at", "cancel", "open_since", "stem"),
 )
 
@@ -98,6 +98,8 @@ class Job(Base):
     steps_total: Mapped[int] = mapped_column(default=0)
     section: Mapped[int] = mapped_column(default=0)  # the current one, from 1; 0 before the first
     step: Mapped[int] = mapped_column(default=0)  # steps done in it
+    # Done beyond this place, of a chain's later clips; below 0 while a clip before it is not whole.
+    steps_beyond: Mapped[int] = mapped_column(default=0, server_default=text("0"))
     steps_run: Mapped[int] = mapped_column(default=0)  # over all attempts
     step_seconds: Mapped[float | None]  # of one step, smoothed
     decode_seconds: Mapped[float | None]  # of one section, smoothed

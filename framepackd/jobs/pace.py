@@ -33,7 +33,8 @@ def progress(job: Job, now: datetime) -> float | None:
         decode = job.decode_seconds
         done += min(_seconds_since_report(job, now), decode) if is_decoding(job) else 0.0
     share = done / (job.steps * step + decode)
-    return round((job.section - 1 + share) / job.sections, 4)
+    beyond = job.steps_beyond / job.steps  # sections
+    return round(min((job.section - 1 + share + beyond) / job.sections, 1.0), 4)
 
 
 def remaining(job: Job, like: Job | None, now: datetime) -> float | None:
@@ -51,8 +52,9 @@ def remaining(job: Job, like: Job | None, now: datetime) -> float | None:
     step = pace.step_seconds * scale if job.step_seconds is None else job.step_seconds
     decode = pace.decode_seconds * scale
     sections_done = max(job.section - 1, 0)
-    steps_left = job.steps_total - sections_done * job.steps - job.step
-    left = steps_left * step + (job.sections - sections_done) * decode
+    steps_left = job.steps_total - sections_done * job.steps - job.step - job.steps_beyond
+    decodes_left = job.sections - sections_done - job.steps_beyond // job.steps
+    left = steps_left * step + max(decodes_left, 0) * decode
     at_hand = decode if is_decoding(job) else step
     gone = _seconds_since_report(job, now)
     return left - gone if gone < at_hand else left - at_hand + min(gone * OVERRUN, at_hand)

@@ -111,17 +111,18 @@ class JobStore(JobReader):
         with self._session() as session:
             return session.scalars(statement).one_or_none()
 
-    def resumed(self, job_id: str, *, steps: int) -> None:
-        """Record how many steps of a job, over all its sections, were done already when it started."""
+    def resumed(self, job_id: str, *, steps: int, beyond: int = 0) -> None:
+        """Record how many steps of a job were done already when it started, in order and ``beyond`` these."""
         job = self.get(job_id)
-        recorded = max(job.section - 1, 0) * job.steps + job.step
+        recorded = max(job.section - 1, 0) * job.steps + job.step + job.steps_beyond
         section = (steps - 1) // job.steps + 1 if steps else 0
         self._set_running(
             job_id,
             section=section,
             step=steps - max(section - 1, 0) * job.steps,
+            steps_beyond=beyond,
             # A crash may fall between checkpoint and report: count that step now.
-            steps_run=Job.steps_run + max(steps - recorded, 0),
+            steps_run=Job.steps_run + max(steps + beyond - recorded, 0),
         )
 
     def note(self, job_id: str, note: str) -> None:
@@ -132,30 +133,36 @@ class JobStore(JobReader):
         """Record which prompts of a running job are too long."""
         self._set_running(job_id, cuts=cuts)
 
-    def step(self, job_id: str, *, section: int, step: int, seconds: float) -> None:
-        """Record a finished sampling step; ``section`` counts from 1."""
+    def step(self, job_id: str, *, section: int, step: int, seconds: float, beyond: int = 0) -> None:
+        """Record a finished sampling step; ``section`` counts from 1, ``beyond`` as in :class:`Job`."""
         self._set_running(
             job_id,
             section=section,
             step=step,
+            steps_beyond=beyond,
             steps_run=Job.steps_run + 1,
             # The first step includes the warm-up: the second one replaces its time.
             step_seconds=seconds if (section, step) == (1, 2) else smoothed(Job.step_seconds, seconds),
             stalled_deaths=0,
         )
 
-    def decoded(self, job_id: str, *, section: int, seconds: float, begun: bool = False) -> None:
+    def step_beyond(self, job_id: str, *, seconds: float) -> None:
+        """Record a step that another device has done of a clip of the job."""
+        beyond, run = Job.steps_beyond + 1, Job.steps_run + 1
+        taken = smoothed(Job.step_seconds, seconds)
+        self._set_running(job_id, steps_beyond=beyond, steps_run=run, step_seconds=taken)
+
+    def decoded(self, job_id: str, *, section: int, seconds: float) -> None:
         """Record that a section, counted from 1, is decoded: the job is at the start of the next one, if any.
 
         ``decode_seconds`` is the mean of all, for the first sections of a video differ from the others.
-        Nothing moves if the next one is ``begun`` by another worker.
         """
         is_last = Job.sections <= section
         mean = Job.decode_seconds + (seconds - Job.decode_seconds) / section
         self._set_running(
             job_id,
-            section=func.iif(is_last | begun, Job.section, section + 1),
-            step=func.iif(is_last | begun, Job.step, 0),
+            section=func.iif(is_last, Job.section, section + 1),
+            step=func.iif(is_last, Job.step, 0),
             # The last decode goes on into the writing of the video, which is not measured.
             progress_at=func.iif(is_last, Job.progress_at, utc_now()),
             decode_seconds=func.coalesce(mean, seconds),
@@ -204,10 +211,8 @@ class JobStore(JobReader):
         ``running``: those that do run.
         """
         with self._session() as session:
-            undecided = select(Job).where(
-                Job.state == State.RUNNING, Job.delivery.is_(None), Job.id.not_in(running)
-            )
-            left = list(session.scalars(undecided))
+            undecided = (Job.state == State.RUNNING, Job.delivery.is_(None), Job.id.not_in(running))
+            left = list(session.scalars(select(Job).where(*undecided)))
             last = session.scalar(select(func.max(Job.position))) or 0
             for job in left:
                 deaths = job.stalled_deaths + 1
@@ -225,21 +230,14 @@ class JobStore(JobReader):
         or has written what exists. Says whether it was queued or running, and not decided yet.
         """
         at_once = Job.state == State.QUEUED if how == "discard" else false()
-        statement = (
-            update(Job)
-            .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_(None))
-            .values(cancel=how, delivery=case((at_once, as_json(CANCELLED)), else_=as_json(None)))
-        )
-        return self._change(statement)
+        decided = case((at_once, as_json(CANCELLED)), else_=as_json(None))
+        undecided = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_(None))
+        return self._change(undecided.values(cancel=how, delivery=decided))
 
     def cancel_delivery(self, job_id: str, how: str) -> bool:
         """Decide that a job whose files cannot be moved ends cancelled; False if it has ended already."""
-        statement = (
-            update(Job)
-            .where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_not(None))
-            .values(cancel=how, delivery=CANCELLED)
-        )
-        return self._change(statement)
+        left = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED), Job.delivery.is_not(None))
+        return self._change(left.values(cancel=how, delivery=CANCELLED))
 
     def retry(self, job_id: str) -> bool:
         """Put a failed or cancelled job at the back of the queue; it can run once its files are back.
@@ -270,7 +268,8 @@ class JobStore(JobReader):
         """Record for a job that has not ended and does not run that it starts from the beginning."""
         note = with_entry(State.QUEUED, "framepackd retry --anew")
         statement = update(Job).where(Job.id == job_id, Job.state.not_in(ENDED))
-        self._change(statement.values(section=0, step=0, attempts=0, stalled_deaths=0, history=note))
+        counts = dict.fromkeys(("section", "step", "steps_beyond", "attempts", "stalled_deaths"), 0)
+        self._change(statement.values(history=note, **counts))
 
     def brought_back(self, job: Job) -> None:
         """Let a job whose files are back in its work folder run, or end as ``job.delivery`` says."""

@@ -20,11 +20,11 @@ def record(
 
     ``owner``: the worker that computes the job, if ``running`` only makes clips of it.
     """
-    owner = owner or running
     match message:
         case messages.Resumed():
             running.clips = list(message.clips or [message.steps])
-            store.resumed(job.id, steps=message.steps)
+            in_order = _in_order(job, running.clips)
+            store.resumed(job.id, steps=in_order, beyond=message.steps - in_order)
             if message.steps:
                 log.info("job %s: resumed after step %d of %d", job.id, message.steps, job.steps_total)
         case messages.SetAside():
@@ -40,19 +40,20 @@ def record(
             if running.awaited == "step":
                 running.slowest["step"] = max(message.seconds, running.slowest.get("step", 0.0))
             running.awaited = "step" if message.step < job.steps else "decode"
-            done = owner.count(job, message.section, message.step)
-            owner.remains = (job.steps_total - done) * message.seconds
             running.in_section += message.seconds
-            sections = (
-                done - 1
-            ) // job.steps  # of a chain of which several workers make clips: as many steps
-            step = done - sections * job.steps
-            store.step(job.id, section=sections + 1, step=step, seconds=message.seconds)
+            done = (owner or running).count(job, message.section, message.step)
+            if owner is not None:
+                store.step_beyond(job.id, seconds=message.seconds)
+                return True
+            running.remains = (job.steps_total - done) * message.seconds
+            place = (message.section - 1) * job.steps + message.step
+            seconds, beyond = message.seconds, done - place
+            store.step(job.id, section=message.section, step=message.step, seconds=seconds, beyond=beyond)
         case messages.SectionDecoded():
             running.slowest["decode"] = max(message.seconds, running.slowest.get("decode", 0.0))
             running.awaited = "end" if message.section == job.sections else "step"
-            sections, begun = divmod(owner.count(job, message.section, job.steps), job.steps)
-            store.decoded(job.id, section=sections, seconds=message.seconds, begun=bool(begun))
+            if owner is None:
+                store.decoded(job.id, section=message.section, seconds=message.seconds)
             _log_section(store.get(job.id), message.section, running.in_section + message.seconds)
             running.in_section = 0.0
         case messages.WaitsForClip():
@@ -60,6 +61,16 @@ def record(
         case _:
             return False
     return True
+
+
+def _in_order(job: Job, clips: list[int]) -> int:
+    """Count the steps of the clips from the first on, up to the first that is not whole."""
+    in_order = 0
+    for steps in clips:
+        in_order += steps
+        if steps < job.steps_total // job.clips:
+            break
+    return in_order
 
 
 def _log_section(job: Job, section: int, seconds: float) -> None:

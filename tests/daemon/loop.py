@@ -24,6 +24,7 @@ from framepackd.supervisor.supervisor import Supervisor
 from framepackd.worker import messages as worker_messages
 from tests.daemon.place import Place
 
+MADE: list["Loop"] = []  # by the running test
 PATIENCES = ("PATIENCE_SECONDS", "HURRY_SECONDS")
 
 
@@ -54,6 +55,12 @@ class Loop:
         monkeypatch.setattr(supervisor, "LISTEN_SECONDS", 60.0)  # all that was sent is heard in one round
         config = self.place.config
         self.daemon = Daemon(config, self.place.store, once=once, load_again=lambda: config)
+        MADE.append(self)
+
+    def end(self) -> None:
+        """End what it watches with, and close its database."""
+        self.daemon.scanning.end()
+        self.place.store.close()
 
     @property
     def starter(self) -> Starter:

@@ -22,7 +22,7 @@ def reported(*, section: int, step: int, when: float = 0.0, decode: float | None
     """Give a job of two sections with four steps each that reported at a time."""
     job = Job(id="lake", state=State.RUNNING, settings={"latent_window_size": 9}, step_seconds=STEP)
     job.width, job.height, job.sections, job.steps_total = 240, 160, 2, 8
-    job.section, job.step, job.decode_seconds = section, step, decode
+    job.section, job.step, job.steps_beyond, job.decode_seconds = section, step, 0, decode
     job.progress_at = at(when).isoformat()
     return job
 
@@ -94,3 +94,12 @@ def test_the_writing_after_the_last_decode_does_not_set_the_bar_back(tmp_path: P
     before = store.get("lake").progress_at
     store.decoded("lake", section=2, seconds=22.0)
     assert store.get("lake").progress_at == before
+
+
+def test_what_other_devices_have_done_of_a_chain_counts(tmp_path: Path) -> None:
+    alone, helped = reported(section=1, step=2), reported(section=1, step=2)
+    helped.steps_beyond = 4  # of the second section, all
+    done, further = progress(alone, at(0)), progress(helped, at(0))
+    assert done is not None
+    assert further == pytest.approx(done + 0.5)
+    assert left(alone) - left(helped) == pytest.approx(4 * STEP + (alone.decode_seconds or 0))

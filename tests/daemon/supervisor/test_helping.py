@@ -136,17 +136,39 @@ def test_a_job_of_the_queue_goes_first(loop: Loop) -> None:
 
 def test_the_steps_of_both_are_counted(loop: Loop) -> None:
     other = begin(loop)
-    steps, sections = chain(loop).steps, chain(loop).sections
+    job = chain(loop)
+    first = job.sections - job.sections // CLIPS + 1  # section of the clip at the end
     other.send(Ready("cpu", "a CPU", "cpu"))
-    first = sections - sections // CLIPS + 1  # section of the clip at the end
-    other.send(StepDone(first, steps, 2.0))
+    for step in (1, 2):
+        other.send(StepDone(first, step, 2.0))
     other.send(SectionDecoded(first, 1.0))
     loop.worker.send(StepDone(1, 2, 2.0))
     loop.round()
     job = chain(loop)
-    assert (job.section, job.step) == (2, 2), "so many steps as one worker has done here"
-    assert job.steps_run == 3, "what was told"
-    assert job.decode_seconds == 1.0
+    assert (job.section, job.step, job.steps_beyond) == (1, 2, 2), "the place is that of its own worker"
+    assert job.steps_run == 4
+    assert _report(loop)["progress"] == pytest.approx(4 / job.steps_total, rel=0.6)
+
+
+def test_a_chain_of_which_another_made_a_clip_resumes_with_all_that_is_done(loop: Loop) -> None:
+    per_clip = chain(loop).steps_total // CLIPS
+    loop.worker.send(Resumed(per_clip + 3 + 2, (per_clip, 3, 0, 2)))
+    loop.round()
+    job = chain(loop)
+    assert (job.section - 1) * job.steps + job.step == per_clip + 3
+    assert (job.steps_beyond, job.steps_run) == (2, per_clip + 5)
+    loop.worker.send(Resumed(per_clip + 3 + 2, (per_clip, 3, 0, 2)))
+    loop.round()
+    assert chain(loop).steps_run == per_clip + 5, "no step is counted twice"
+
+
+def test_a_clip_that_another_makes_before_the_place_is_not_counted_as_done(loop: Loop) -> None:
+    begin(loop)
+    job = chain(loop)
+    loop.worker.send(StepDone(job.sections // CLIPS * 2 + 1, 1, 2.0))  # it went on in the third clip
+    loop.round()
+    job = chain(loop)
+    assert (job.section - 1) * job.steps + job.step + job.steps_beyond == 2
 
 
 def test_the_status_names_both_devices_and_the_end_is_sooner(loop: Loop) -> None:
@@ -154,7 +176,7 @@ def test_the_status_names_both_devices_and_the_end_is_sooner(loop: Loop) -> None
     other = begin(loop)
     report = _report(loop)
     assert report["device"] == "cpu, cpu"
-    assert report["stage"] == ["2 clips at once", f"step 1/{chain(loop).steps_total}"]
+    assert report["stage"] == ["clip 1/4 and another", "section 1/4", "step 1/25"]
     assert alone["device"] == "cpu"
     first, second = loop.daemon.snapshot()["daemon"]["devices"]
     assert (first["job"], second["job"], second["helps"]) == (chain(loop).id, None, chain(loop).id)
