@@ -90,11 +90,13 @@ class Daemon:
             time.sleep(0.1)
 
     def drop(self, name: str, prompt: str = "pan left", **settings: Any) -> None:
-        picture(self.inbox / f"{name}.png")
-        (self.inbox / f"{name}.txt").write_text(prompt)
-        if settings:
+        file = self.inbox / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if settings:  # first: on a busy machine they might come too late
             lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
-            (self.inbox / f"{name}.toml").write_text("".join(lines))
+            file.with_name(f"{file.stem}.toml").write_text("".join(lines))
+        file.with_name(f"{file.stem}.txt").write_text(prompt)
+        picture(file)
 
     def worker(self) -> int:
         """Give the process id of the worker."""
