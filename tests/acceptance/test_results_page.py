@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from tests.acceptance.conftest import Daemon, ending
-from tests.daemon.reports.test_prometheus import Figures, figures
+from tests.daemon.reports.figures import Figures, figures
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client.parser import text_fd_to_metric_families
 
 from framepackd.control.status import snapshot
 from framepackd.jobs.database import StoreError, StoreUnavailableError
@@ -23,23 +22,8 @@ from framepackd.reports import prometheus
 from framepackd.reports.prometheus import Metrics
 from framepackd.settings.config import ConfigError, load_config
 from tests.daemon.loop import Loop
+from tests.daemon.reports.figures import Figures, figures
 from tests.daemon.reports.queue import Queue
-
-Figures = dict[tuple[str, ...], float]  # name and label values
-
-
-def figures(file: Path, state_dir: Path | None = None) -> Figures:
-    """Read a file as Prometheus does; every figure is explained, has a type and tells whose it is."""
-    found: Figures = {}
-    with file.open() as text:
-        for family in text_fd_to_metric_families(text):
-            assert family.documentation
-            assert family.type in ("gauge", "counter")
-            for sample in family.samples:
-                *labels, (last, state_dir) = sample.labels.items()
-                assert (last, state_dir) == ("state_dir", str(state_dir or file.parent / "state"))
-                found[(sample.name.removeprefix("framepackd_"), *dict(labels).values())] = sample.value
-    return found
 
 
 class Place:
