@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib
+import os
 import signal
 import sys
 
@@ -16,7 +17,8 @@ LIBRARIES = (
     "transformers.models.siglip.modeling_siglip",
 )
 
-ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nor does it outlive the daemon
-sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # as in the workers
-for library in LIBRARIES:
-    importlib.import_module(library)
+if "CRASH_FORKED" in os.environ:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # nor does it outlive the daemon
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment] # as in the workers
+    for library in LIBRARIES:
+        importlib.import_module(library)
