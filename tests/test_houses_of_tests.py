@@ -3,13 +3,19 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from tests.wings import CORE, DAEMON, ROOT, TREES
 
-TESTS = {path: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").rglob("*.py"))}
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+@cache  # when it is wanted: every process of the tests imports this module
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
 
 
 @pytest.mark.parametrize(("package", "folder"), [(DAEMON, "daemon"), (CORE, "core")])
@@ -26,10 +32,11 @@ def imported_tests(tree: ast.Module) -> list[str]:
 
 
 def test_what_tests_share_has_a_module_of_its_own() -> None:
-    assert not {str(path): found for path, tree in TESTS.items() if (found := imported_tests(tree))}
+    assert not {str(path): found for path in TESTS if (found := imported_tests(tree_of(path)))}
     assert imported_tests(ast.parse("from tests.core.test_engine import run")) == ["tests.core.test_engine"]
 
 
+@cache
 def private_names() -> set[str]:
     """Collect what our modules define for themselves: functions, classes, constants, attributes."""
     found = set()
@@ -40,9 +47,6 @@ def private_names() -> set[str]:
             elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
                 found.add(node.id if isinstance(node, ast.Name) else node.attr)
     return {name for name in found if re.match(r"_[A-Za-z]", name)}
-
-
-PRIVATE = private_names()
 
 
 def own_names(tree: ast.Module) -> set[str]:
@@ -61,7 +65,7 @@ def _is_self(node: ast.expr) -> bool:
 
 def reached_into(tree: ast.Module) -> Iterator[str]:
     """Name the private parts of ours that a test uses: as attribute, import, patched name or code to run."""
-    names = PRIVATE - own_names(tree)
+    names = private_names() - own_names(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and node.attr in names:
             yield f"line {node.lineno}: {node.attr}"
@@ -80,11 +84,11 @@ def reached_into(tree: ast.Module) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", TESTS, ids=lambda path: str(Path(path).relative_to(ROOT)))
 def test_tests_use_what_is_public(path: Path) -> None:
-    assert not list(reached_into(TESTS[path]))
+    assert not list(reached_into(tree_of(path)))
 
 
 def test_what_is_private_is_found_however_it_is_reached() -> None:
-    name = next(name for name in PRIVATE if name[1].islower())
+    name = next(name for name in private_names() if name[1].islower())
     for text in (
         f"job.{name}()",
         f"from framepackd.daemon import {name}",

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,18 @@ from PIL import Image
 from framepackd.control import client
 from framepackd.settings.config import load_config
 from framepackd.text import printable_json
+from tests.golden import TINY_MODELS
 
 # The smallest video that has two sections: 32 x 32, window 3, 25 frames, one step each.
 TINY = 'model = "demo"\n[defaults]\nseconds = 1\nsteps = 2\nlatent_window_size = 3\nwidth = 32\nheight = 32\n'
+# The demo model takes three times as long.
+TINY_MODEL = f"""
+[models.tiny]
+kind = "framepack"
+transformer = "{TINY_MODELS / "framepack-i2v"}"
+base = "{TINY_MODELS / "hunyuanvideo"}"
+image_encoder = "{TINY_MODELS / "flux_redux"}"
+"""
 # 500 steps: seven seconds or more even where nothing else runs, so that what follows finds the job running.
 LONG: dict[str, Any] = {"steps": 100, "seconds": 2}
 LONG_SECTIONS = 5
@@ -80,11 +90,13 @@ class Daemon:
             time.sleep(0.1)
 
     def drop(self, name: str, prompt: str = "pan left", **settings: Any) -> None:
-        picture(self.inbox / f"{name}.png")
-        (self.inbox / f"{name}.txt").write_text(prompt)
-        if settings:
+        file = self.inbox / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if settings:  # first: on a busy machine they might come too late
             lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
-            (self.inbox / f"{name}.toml").write_text("".join(lines))
+            file.with_name(f"{file.stem}.toml").write_text("".join(lines))
+        file.with_name(f"{file.stem}.txt").write_text(prompt)
+        picture(file)
 
     def worker(self) -> int:
         """Give the process id of the worker."""
@@ -115,6 +127,18 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 48)) -> Path
     return path
 
 
+@contextmanager
+def ending(daemons: Collection[Daemon]) -> Iterator[None]:
+    """End at last whatever daemons have become."""
+    try:
+        yield
+    finally:
+        for daemon in daemons:
+            if daemon.process is not None and daemon.process.poll() is None:
+                daemon.process.kill()
+                daemon.process.wait()
+
+
 MakeDaemon = Callable[..., Daemon]
 
 
@@ -127,11 +151,8 @@ def make_daemon(tmp_path: Path) -> Iterator[MakeDaemon]:
         made.append(Daemon(tmp_path, **settings))
         return made[-1]
 
-    yield make
-    for daemon in made:
-        if daemon.process is not None and daemon.process.poll() is None:
-            daemon.process.kill()
-            daemon.process.wait()
+    with ending(made):
+        yield make
 
 
 @pytest.fixture

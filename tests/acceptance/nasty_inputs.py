@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 
 from framepack_core.media import heif
-from framepack_core.models.registry import BUILT_IN
 from tests.acceptance import nasty_pictures as make
 from tests.acceptance.nasty_pictures import GOOD
 from tests.core.models.loras import make_lora, stored
+from tests.golden.replay import tiny_spec
 
 DONE, FAILED, WAITING, IGNORED = "done", "failed", "waiting", "ignored"
 CANARY = "the canary has been eaten"  # must never get out of the folder outside
@@ -86,9 +86,9 @@ def texts() -> Iterator[tuple[str, bytes, str, str]]:
 
 
 def put_loras(folder: Path) -> None:
-    """Write the LoRAs that ``lora_settings`` names, for the demo model."""
+    """Write the LoRAs that ``lora_settings`` names, for the tiny model."""
     folder.mkdir(parents=True)
-    base = stored(BUILT_IN["demo"])
+    base = stored(tiny_spec())
     strange = {"lora_unet_double_blocks_77_img_mlp_fc1.lora_down.weight": torch.ones(1, 1)}
     scale = {"transformer.single_transformer_blocks.0.attn.to_q.lora_A.scale_weight": torch.ones(1)}
     flux = {"modelspec.architecture": "flux-1-dev/lora"}

@@ -9,20 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Daemon, MakeDaemon, environment, picture
+from tests.acceptance.conftest import Daemon, MakeDaemon, ending, environment, picture
 
 QUICK = [("--help",), ("status",), ("status", "--json"), ("show", "cat"), ("check", "--no-gpu")]
+
+# Of the best of three, in seconds. It is half a second on an idle machine; some are half as fast.
+LIMIT = 1.0
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    """Have a daemon that has made one video and ended: for those who only look, together."""
+    """Have a daemon that has made a video, failed a job, and ended: for those who only look, together."""
     daemon = Daemon(tmp_path_factory.mktemp("finished"))
     daemon.drop("cat")
-    assert daemon.command("run", "--once").returncode == 0
-    yield daemon
-    if daemon.process is not None and daemon.process.poll() is None:
-        daemon.stop()
+    daemon.drop("cow", model="framepack")
+    assert daemon.command("run", "--once").returncode == 1
+    with ending([daemon]):
+        yield daemon
 
 
 def run(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -55,13 +58,13 @@ def test_commands_that_only_look_do_not_load_torch(arguments: tuple[str, ...], t
 
 
 def test_commands_that_only_look_answer_at_once(finished: Daemon) -> None:
-    """The limit is half a second on an idle machine; others may be at work here: it is processor time.
-
-    A command waits for next to nothing. Twice the limit, for machines that are half as fast.
-    """
+    """Processor time, for others may be at work here, and a command waits for next to nothing."""
 
     def best_of_three(arguments: tuple[str, ...]) -> float:
-        return min(timed(arguments) for _ in range(3))
+        best = timed(arguments)
+        for _ in range(2):
+            best = best if best < LIMIT else min(best, timed(arguments))
+        return best
 
     def timed(arguments: tuple[str, ...]) -> float:
         began = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -70,7 +73,7 @@ def test_commands_that_only_look_answer_at_once(finished: Daemon) -> None:
         return ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
 
     seconds = {" ".join(arguments): best_of_three(arguments) for arguments in QUICK}
-    assert max(seconds.values()) < 1.0, seconds
+    assert max(seconds.values()) < LIMIT, seconds
 
 
 def test_status_before_anything_was_run(tmp_path: Path) -> None:
@@ -117,7 +120,7 @@ def test_wrong_usage_is_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_show_finds_a_job_by_id_start_of_id_or_name(finished: Daemon) -> None:
-    job = finished.status()["jobs"][0]["id"]
+    job = next(job["id"] for job in finished.status()["jobs"] if job["name"] == "cat")
     for wanted in (job, job[:-2], "cat"):
         record = json.loads(finished.command("show", wanted, "--json").stdout)
         assert (record["id"], record["state"], record["steps_run"]) == (job, "done", 4)
@@ -146,12 +149,10 @@ def test_check_says_what_is_wrong_and_how_to_mend_it(daemon: Daemon) -> None:
     assert "framepackd models download framepack" in missing.stdout.replace("\n", " ")
 
 
-def test_a_model_whose_files_are_not_here_fails_the_job_at_once_and_says_what_to_do(daemon: Daemon) -> None:
-    daemon.drop("cat", model="framepack")
-    assert daemon.command("run", "--once").returncode == 1
-    reason = (daemon.failed / "cat.error.txt").read_text()
+def test_a_model_whose_files_are_not_here_fails_the_job_at_once_and_says_what_to_do(finished: Daemon) -> None:
+    reason = (finished.failed / "cow.error.txt").read_text()
     assert "framepackd models download framepack" in reason
-    assert json.loads(daemon.command("show", "cat", "--json").stdout)["attempts"] == 0
+    assert json.loads(finished.command("show", "cow", "--json").stdout)["attempts"] == 0
 
 
 @pytest.mark.long

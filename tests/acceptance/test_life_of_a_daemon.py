@@ -2,17 +2,22 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from framepackd.folders import MARKER
-from tests.acceptance.conftest import LONG, Daemon, MakeDaemon
+from framepackd.jobs.job import Job, State
+from framepackd.jobs.store import JobStore
+from tests.acceptance.conftest import LONG, Daemon, MakeDaemon, ending, picture
 
 
 def running(daemon: Daemon) -> bool:
@@ -24,54 +29,99 @@ def done(daemon: Daemon) -> bool:
     return report["done"] > 0 and report["queued"] + report["running"] == 0
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
-def test_told_to_stop_it_stops_at_the_next_step_and_the_job_goes_on_later(
-    daemon: Daemon, how: signal.Signals
-) -> None:
-    daemon.drop("cat", **LONG)
-    daemon.start()
-    daemon.until(lambda: running(daemon), "the job to run")
-    assert daemon.stop(how) == 0
-    assert daemon.command("status").returncode == 3
-    report = daemon.status()
-    assert report["counts"]["queued"] == 1
-    assert report["jobs"][0]["attempts"] == 0, "being stopped is not the job's fault"
+@dataclass
+class Survivor:
+    """What was seen of one job, whose daemon was stopped, whose worker died, and whose daemon was killed."""
 
-    daemon.start()
-    daemon.until(lambda: done(daemon), "the job to be done")
-    record = json.loads((daemon.outbox / "cat.json").read_text())
-    assert record["resumes"] == 1
-    assert record["steps_run"] == record["steps_total"], "no work was lost"
-    assert record["attempts"] == 0
+    daemon: Daemon
+    exit_code: int  # of the daemon that was stopped
+    stopped: Job  # as it was then
+    killed: Job  # as it was when the daemon was killed
+
+    @property
+    def resumed(self) -> list[int]:
+        """The steps after which each start but the first began, of all the job's steps."""
+        return resumptions(self.daemon)
+
+    @property
+    def lost_with_the_daemon(self) -> int:
+        """The steps it had heard of and made again; it may die before it hears of steps that are kept."""
+        return max(steps_done(self.killed.section, self.killed.step) - self.resumed[2], 0)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((self.daemon.outbox / "cat.json").read_text())
+        return record
 
 
-def test_killed_it_leaves_no_worker_behind_and_goes_on_when_started_again(daemon: Daemon) -> None:
+def resumptions(daemon: Daemon) -> list[int]:
+    return [int(step) for step in re.findall(r": resumed after step (\d+) of 500", daemon.log.read_text())]
+
+
+def steps_done(section: int, step: int) -> int:
+    return (section - 1) * LONG["steps"] + step
+
+
+def cat(daemon: Daemon) -> Job:
+    return JobStore(daemon.state / "framepackd.db").matching("cat")[-1]
+
+
+def goes_on(daemon: Daemon, resumed: int) -> bool:
+    """Tell whether, resumed so often, it has done a step."""
+    began = resumptions(daemon)
+    jobs = (job for job in daemon.status()["jobs"] if job["name"] == "cat" and job["state"] == "running")
+    return len(began) == resumed and any(
+        steps_done(job["section"], job["step"]) > max(began, default=0) for job in jobs
+    )
+
+
+@pytest.fixture(scope="module", params=[signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
+def survivor(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Survivor]:
+    """Each is seen by a test of its own; together, as each start of a worker takes seconds."""
+    daemon = Daemon(tmp_path_factory.mktemp("survivor"))
     daemon.drop("cat", **LONG)
     daemon.drop("dog")
-    daemon.start()
-    daemon.until(lambda: running(daemon), "a job to run")
-    worker = daemon.worker()
-    daemon.stop(signal.SIGKILL)
-    daemon.until(lambda: not Path(f"/proc/{worker}").exists(), "the worker to end", 10)
-    assert daemon.command("status").returncode == 1, "it died and left work behind"
+    with ending([daemon]):
+        daemon.start()
+        daemon.until(lambda: goes_on(daemon, 0), "the job to run")
+        exit_code = daemon.stop(request.param)
+        assert daemon.command("status").returncode == 3
+        stopped = cat(daemon)
 
-    daemon.start()
-    daemon.until(lambda: done(daemon), "both jobs to be done")
-    assert {path.name for path in daemon.outbox.glob("*.mp4")} == {"cat.mp4", "dog.mp4"}
-    record = json.loads((daemon.outbox / "cat.json").read_text())
-    assert record["steps_run"] - record["steps_total"] in (0, 1), "at most a step was lost"
+        daemon.start()
+        daemon.until(lambda: goes_on(daemon, 1), "the job to go on")
+        os.kill(daemon.worker(), signal.SIGSEGV)
+        daemon.until(lambda: goes_on(daemon, 2), "another worker to go on with the job")
+        worker = daemon.worker()
+        daemon.stop(signal.SIGKILL)
+        daemon.until(lambda: not Path(f"/proc/{worker}").exists(), "the worker to end", 10)
+        assert daemon.command("status").returncode == 1, "it died and left work behind"
+        killed = cat(daemon)
+
+        daemon.start()
+        daemon.until(lambda: done(daemon), "both jobs to be done")
+        yield Survivor(daemon, exit_code, stopped, killed)
 
 
-def test_a_killed_worker_is_replaced_and_its_attempt_counted(daemon: Daemon) -> None:
-    daemon.drop("cat", **LONG)
-    daemon.start()
-    daemon.until(lambda: running(daemon), "the job to run")
-    os.kill(daemon.worker(), signal.SIGSEGV)
-    daemon.until(lambda: done(daemon), "the job to be done")
-    record = json.loads((daemon.outbox / "cat.json").read_text())
-    assert (record["attempts"], record["resumes"]) == (1, 1)
-    assert record["steps_run"] - record["steps_total"] in (0, 1), "it went on where it was killed"
+def test_told_to_stop_it_stops_at_the_next_step_and_the_job_goes_on_later(survivor: Survivor) -> None:
+    assert survivor.exit_code == 0
+    assert survivor.stopped.state == State.QUEUED
+    assert survivor.stopped.attempts == 0, "being stopped is not the job's fault"
+    assert survivor.resumed[0] == survivor.stopped.steps_run, "no work was lost"
+
+
+def test_a_killed_worker_is_replaced_and_its_attempt_counted(survivor: Survivor) -> None:
+    record = survivor.record
+    assert (record["attempts"], record["resumes"]) == (1, 3)
+    lost = record["steps_run"] - record["steps_total"] - survivor.lost_with_the_daemon
+    assert lost in (0, 1), "it went on where it was killed"
     assert any("SIGSEGV" in entry["note"] for entry in record["history"])
+
+
+def test_killed_it_leaves_no_worker_behind_and_goes_on_when_started_again(survivor: Survivor) -> None:
+    assert {path.name for path in survivor.daemon.outbox.glob("*.mp4")} == {"cat.mp4", "dog.mp4"}
+    assert survivor.killed.attempts == survivor.record["attempts"], "it is not the job's fault"
+    assert survivor.lost_with_the_daemon in (0, 1), "at most a step was lost"
 
 
 @pytest.mark.long
@@ -143,38 +193,6 @@ def test_a_second_daemon_on_the_same_state_folder_refuses_to_start(daemon: Daemo
     assert daemon.command("status").returncode == 0
 
 
-def test_once_does_what_is_there_tells_by_its_exit_code_and_makes_the_same_of_the_same(
-    daemon: Daemon,
-) -> None:
-    daemon.drop("cat", cache="teacache", steps=8)
-    (daemon.inbox / "no-picture.txt").write_text("waits")
-    assert daemon.command("run", "--once").returncode == 0
-    assert (daemon.outbox / "cat.mp4").exists()
-    assert daemon.status()["counts"]["waiting"] == 1
-
-    daemon.drop("dog", steps=0)
-    daemon.drop("cat", cache="teacache", steps=8)
-    assert daemon.command("run", "--once").returncode == 1
-    assert (daemon.failed / "dog.error.txt").exists()
-    again = daemon.outbox / "cat_001.mp4"
-    assert again.exists(), "a name that is taken is not overwritten"
-    assert again.read_bytes() == (daemon.outbox / "cat.mp4").read_bytes()
-    for name in ("cat_001.png", "cat_001.txt", "cat_001.json", "cat.png", "cat.json"):
-        assert (daemon.outbox / name).exists(), name
-
-
-def test_a_video_that_cannot_be_delivered_waits_and_is_not_made_again(daemon: Daemon) -> None:
-    daemon.drop("sub/cat")
-    daemon.outbox.mkdir()
-    (daemon.outbox / "sub").write_text("a file where the folder should be")
-    assert daemon.command("run", "--once").returncode == 1
-    assert daemon.command("status").returncode == 3, "it ended in good order"
-    (daemon.outbox / "sub").unlink()
-    assert daemon.command("run", "--once").returncode == 0
-    record = json.loads((daemon.outbox / "sub/cat.json").read_text())
-    assert (record["steps_run"], record["resumes"]) == (record["steps_total"], 0)
-
-
 @pytest.mark.long
 def test_a_job_whose_model_has_left_the_config_fails_and_the_queue_goes_on_at_once(
     make_daemon: MakeDaemon,
@@ -208,18 +226,7 @@ def test_the_same_job_again_is_skipped_where_that_is_wanted(make_daemon: MakeDae
     assert str(daemon.outbox / "cat.mp4") in record["error"]
 
 
-def test_a_companion_that_comes_too_late_is_listed_with_the_job_it_missed(daemon: Daemon) -> None:
-    daemon.drop("cat")
-    assert daemon.command("run", "--once").returncode == 0
-    (daemon.inbox / "cat_end.png").write_bytes((daemon.outbox / "cat.png").read_bytes())
-    assert daemon.command("run", "--once").returncode == 0
-    job = daemon.status()["jobs"][0]["id"]
-    daemon.start()
-    daemon.until(lambda: bool(daemon.status()["waiting"]), "the end frame to be listed")
-    assert job in daemon.status()["waiting"][0]["missing"]
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def other_filesystem() -> Iterator[Path]:
     """Give a folder on another file system than the temporary folder."""
     shared_memory = Path("/dev/shm")  # noqa: S108 - the point is that it is a file system of its own
@@ -229,19 +236,95 @@ def other_filesystem() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_folders_may_lie_on_different_file_systems(daemon: Daemon, other_filesystem: Path) -> None:
-    for name in ("inbox", "outbox", "failed"):
-        path = daemon.root / name
-        if path.exists():
-            path.rmdir()
-        (other_filesystem / name).mkdir()
-        path.symlink_to(other_filesystem / name)
-    daemon.drop("cat")
+@dataclass(frozen=True)
+class Batches:
+    """What runs with ``--once`` on the same folders, on another file system, ended with."""
+
+    daemon: Daemon
+    codes: dict[str, int]  # what the commands ended with
+    waiting: int  # drops that were not whole, after the first run
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory: pytest.TempPathFactory, other_filesystem: Path) -> Iterator[Batches]:
+    """Each rule is seen by a test of its own; together, as each start of a worker takes seconds."""
+    daemon = Daemon(tmp_path_factory.mktemp("batches"))
+    daemon.inbox.rmdir()
+    for folder in (daemon.inbox, daemon.outbox, daemon.failed):
+        (other_filesystem / folder.name).mkdir()
+        folder.symlink_to(other_filesystem / folder.name)
+    codes: dict[str, int] = {}
+
+    def once(what: str) -> None:
+        codes[what] = daemon.command("run", "--once").returncode
+
+    daemon.drop("cat", cache="teacache", steps=8)
+    (daemon.inbox / "no-picture.txt").write_text("waits")
+    once("made")
+    waiting = daemon.status()["counts"]["waiting"]
+
+    daemon.drop("cat", cache="teacache", steps=8)
+    daemon.drop("sub/bird")
+    (daemon.outbox / "sub").write_text("a file where the folder should be")
+    once("not delivered")
+    codes["status"] = daemon.command("status").returncode
+
+    (daemon.outbox / "sub").unlink()
+    once("delivered")
+
+    picture(daemon.inbox / "sub/bird_end.png")
+    once("too late")
+
     daemon.drop("dog", steps=0)
-    assert daemon.command("run", "--once").returncode == 1
-    outbox, failed = (
-        sorted(path.name for path in folder.iterdir()) for folder in (daemon.outbox, daemon.failed)
+    once("wrong")
+    with ending([daemon]):
+        yield Batches(daemon, codes, waiting)
+
+
+def test_once_does_what_is_there_tells_by_its_exit_code_and_makes_the_same_of_the_same(
+    batches: Batches,
+) -> None:
+    daemon, codes = batches.daemon, batches.codes
+    assert (codes["made"], codes["wrong"]) == (0, 1)
+    assert batches.waiting == 1
+    assert (daemon.failed / "dog.error.txt").exists()
+    again = daemon.outbox / "cat_001.mp4"
+    assert again.exists(), "a name that is taken is not overwritten"
+    assert again.read_bytes() == (daemon.outbox / "cat.mp4").read_bytes()
+    for name in ("cat_001.png", "cat_001.txt", "cat_001.json", "cat.png", "cat.json"):
+        assert (daemon.outbox / name).exists(), name
+
+
+def test_a_video_that_cannot_be_delivered_waits_and_is_not_made_again(batches: Batches) -> None:
+    assert batches.codes["not delivered"] == 1
+    assert batches.codes["status"] == 3, "it ended in good order"
+    assert batches.codes["delivered"] == 0
+    record = json.loads((batches.daemon.outbox / "sub/bird.json").read_text())
+    assert (record["steps_run"], record["resumes"]) == (record["steps_total"], 0)
+
+
+def test_folders_may_lie_on_different_file_systems(batches: Batches) -> None:
+    daemon = batches.daemon
+    outbox, failed, inbox = (
+        sorted(path.name for path in folder.iterdir())
+        for folder in (daemon.outbox, daemon.failed, daemon.inbox)
     )
-    assert outbox == [".framepackd", MARKER, "cat.json", "cat.mp4", "cat.png", "cat.txt", "index.html"]
+    cats = [f"cat{again}.{kind}" for again in ("", "_001") for kind in ("json", "mp4", "png", "toml", "txt")]
+    assert outbox == [".framepackd", MARKER, *cats, "index.html", "sub"]
     assert failed == [MARKER, "dog.error.txt", "dog.png", "dog.toml", "dog.txt"]
-    assert not list(daemon.inbox.iterdir())
+    assert inbox == ["no-picture.txt", "sub"]
+    assert [path.name for path in (daemon.inbox / "sub").iterdir()] == ["bird_end.png"]
+
+
+def test_a_companion_that_comes_too_late_is_listed_with_the_job_it_missed(batches: Batches) -> None:
+    daemon = batches.daemon
+    assert batches.codes["too late"] == 0
+    job = next(job["id"] for job in daemon.status()["jobs"] if job["name"] == "bird")
+    daemon.start()
+
+    def listed() -> list[str]:
+        waiting = daemon.status()["waiting"]
+        return [entry["missing"] for entry in waiting if entry["folder"] == "sub"]
+
+    daemon.until(lambda: bool(listed()), "the end frame to be listed")
+    assert job in listed()[0]

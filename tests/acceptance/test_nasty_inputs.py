@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Daemon, MakeDaemon
+from tests.acceptance.conftest import TINY_MODEL, Daemon, MakeDaemon
 from tests.acceptance.nasty_inputs import CANARY, DONE, FAILED, IGNORED, WAITING, Case, cases, put_loras
 from tests.acceptance.nasty_pictures import GOOD
 
@@ -28,7 +28,8 @@ def test_whatever_is_dropped_comes_to_its_end_and_harms_nothing(
     make_daemon: MakeDaemon, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads wait for each other on a busy machine
-    daemon = make_daemon()
+    daemon = make_daemon(models=TINY_MODEL)
+    daemon.config.write_text(daemon.config.read_text().replace('model = "demo"', 'model = "tiny"'))
     outside = put_canaries(daemon.root / "outside")
     put_loras(daemon.state / "loras")
     table = {f"{number:03}": case for number, case in enumerate(cases())}

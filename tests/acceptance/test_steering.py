@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from framepack_core.media.pictures import count_frames, picture_size
-from tests.acceptance.conftest import LONG, Daemon, MakeDaemon
+from tests.acceptance.conftest import LONG, Daemon, MakeDaemon, ending
 
 SEED = "random"
 
@@ -24,7 +25,16 @@ def runs(daemon: Daemon, name: str) -> bool:
     return any(job["name"] == name and job["state"] == "running" and job["step"] > 0 for job in jobs)
 
 
-def test_a_running_daemon_is_paused_steered_and_resumed(daemon: Daemon) -> None:
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """Have a daemon for several tests, one after the other."""
+    daemon = Daemon(tmp_path_factory.mktemp("steered"))
+    with ending([daemon]):
+        yield daemon
+
+
+def test_a_running_daemon_is_paused_steered_and_resumed(steered: Daemon) -> None:
+    daemon = steered
     for name in ("ant", "bee", "cat"):
         daemon.drop(name, **(LONG if name == "ant" else {}))
     daemon.start()
@@ -70,9 +80,11 @@ def test_a_running_daemon_is_paused_steered_and_resumed(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("name", ["running", pytest.param("queued", marks=pytest.mark.long)])
-def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daemon, name: str) -> None:
+def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(steered: Daemon, name: str) -> None:
+    daemon = steered
     daemon.drop(name, **LONG)
-    daemon.start()
+    if daemon.process is None:
+        daemon.start()
     daemon.until(lambda: second_section(daemon, name), "it to be half done")
     preview, picture = (Path(shown(daemon, name)[key]) for key in ("preview", "preview_picture"))
     assert picture_size(picture) > (0, 0)
@@ -91,7 +103,7 @@ def test_what_exists_of_a_cancelled_video_is_kept_if_that_is_wished(daemon: Daem
     assert not picture.exists()
     assert shown(daemon, name)["preview"] is None
     assert shown(daemon, name)["preview_picture"] is None
-    assert not list(daemon.outbox.glob("[!.]*"))
+    assert not list(daemon.outbox.glob(f"{name}*"))
 
 
 def shown(daemon: Daemon, name: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client.parser import text_fd_to_metric_families
 
 from framepackd.control.status import snapshot
 from framepackd.jobs.database import StoreError, StoreUnavailableError
@@ -22,25 +21,9 @@ from framepackd.jobs.store import JobStore
 from framepackd.reports import prometheus
 from framepackd.reports.prometheus import Metrics
 from framepackd.settings.config import ConfigError, load_config
-from tests.acceptance.conftest import MakeDaemon, make_daemon  # noqa: F401 - a fixture
 from tests.daemon.loop import Loop
+from tests.daemon.reports.figures import Figures, figures
 from tests.daemon.reports.queue import Queue
-
-Figures = dict[tuple[str, ...], float]  # name and label values
-
-
-def figures(file: Path, state_dir: Path | None = None) -> Figures:
-    """Read a file as Prometheus does; every figure is explained, has a type and tells whose it is."""
-    found: Figures = {}
-    with file.open() as text:
-        for family in text_fd_to_metric_families(text):
-            assert family.documentation
-            assert family.type in ("gauge", "counter")
-            for sample in family.samples:
-                *labels, (last, state_dir) = sample.labels.items()
-                assert (last, state_dir) == ("state_dir", str(state_dir or file.parent / "state"))
-                found[(sample.name.removeprefix("framepackd_"), *dict(labels).values())] = sample.value
-    return found
 
 
 class Place:
@@ -222,20 +205,3 @@ def test_in_the_inbox_it_would_be_taken_for_a_job(tmp_path: Path) -> None:
     config.write_text('state_dir = "state"\ninbox = "in"\nmetrics_file = "in/framepackd.prom"\n')
     with pytest.raises(ConfigError, match=r"metrics_file .* lies in the inbox"):
         load_config(config)
-
-
-def test_a_daemon_writes_it_while_it_runs_and_when_it_ends(make_daemon: MakeDaemon) -> None:  # noqa: F811 - the fixture
-    daemon = make_daemon(config='metrics_file = "framepackd.prom"\n')
-    file = daemon.root / "framepackd.prom"
-    daemon.drop("cat")
-    daemon.start()
-    daemon.until(
-        lambda: file.exists() and figures(file)["jobs", "done"] == 1, "the figures of a job that is done"
-    )
-    now = figures(file)
-    assert now[("up",)] == 1
-    assert now[("steps_run_total",)] == 4
-    assert now["spent_seconds", "sample"] > 0
-    assert daemon.stop() == 0
-    assert figures(file)[("up",)] == 0
-    assert "metrics_file" not in daemon.log.read_text()

@@ -13,16 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Daemon, environment
-from tests.golden import TINY_MODELS
-
-MODEL = f"""
-[models.tiny]
-kind = "framepack"
-transformer = "{TINY_MODELS / "framepack-i2v"}"
-base = "{TINY_MODELS / "hunyuanvideo"}"
-image_encoder = "{TINY_MODELS / "flux_redux"}"
-"""
+from tests.acceptance.conftest import TINY_MODEL, Daemon, environment
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
@@ -74,7 +65,7 @@ def tiny_daemon_in(folder: Path) -> Iterator[Daemon]:
     """Run a daemon; videos are of 32 x 32 pixels unless a job asks otherwise."""
     daemon = Daemon(folder, settle_seconds=0.1)
     text = daemon.config.read_text().replace('model = "demo"', 'model = "tiny"')
-    daemon.config.write_text(text.replace("steps = 2\n", "") + MODEL)
+    daemon.config.write_text(text.replace("steps = 2\n", "") + TINY_MODEL)
     daemon.start()
     yield daemon
     assert daemon.stop() == 0
