@@ -411,7 +411,13 @@ class Counted(dict[str, Any]):
 def test_how_long_thousands_of_jobs_take_is_estimated_by_a_look_at_each() -> None:
     """Those that were tried again have a pace of their own, and each was compared with each."""
     jobs = [
-        Job(id=f"{number}", state=State.QUEUED, settings=Counted(model="demo"), step_seconds=1.0 + number)
+        Job(
+            id=f"{number}",
+            state=State.QUEUED,
+            settings=Counted(model="demo"),
+            step_seconds=1.0 + number,
+            steps_beyond=0,
+        )
         for number in range(100)
     ]
     for job in jobs:
