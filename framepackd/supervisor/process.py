@@ -27,6 +27,7 @@ class Handle:
     writing: Job | None = None  # that is sampled, and whose video it writes meanwhile
     unwritten: float = 0.0  # seconds since that was sampled
     model: str | None = None  # that its last job asked for
+    loaded: str | None = None  # that it has said to be loaded
     remains: float = math.inf  # seconds that its job may still sample
     clips: list[int] = field(default_factory=list)  # steps done of each clip of its job, by all workers
     helps: Job | None = None  # that another worker computes, and of which it makes clips
@@ -74,6 +75,7 @@ class Handle:
         """Forget what was so of the last job that it computed."""
         self.quiet, self.awaited, self.slowest = 0.0, "start", {}
         self.told_next, self.model, self.stop_sent = None, model, None
+        self.loaded = model if model == self.loaded else None  # it frees the other one first
         self.remains, self.in_section, self.clips = math.inf, 0.0, []
 
     def count(self, job: Job, section: int, step: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from framepackd.jobs.job import Job
 from framepackd.settings.config import Config
 from framepackd.supervisor.device_faults import RETRY_SECONDS
+from framepackd.supervisor.readiness import missing_model
 from framepackd.supervisor.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ class Starter:
             return False
         held = supervisor.faults.take_block()
         if job.cancel is None:  # else only what exists is written
-            reasons = (obstacle(job, supervisor.config, self._running()) for obstacle in self.obstacles)
+            asked = (obstacle for obstacle in self.obstacles if not self._is_loaded(job, obstacle))
+            reasons = (obstacle(job, supervisor.config, self._running()) for obstacle in asked)
             held = held or next(filter(None, reasons), None)
         if held is None:
             try:
@@ -59,3 +61,7 @@ class Starter:
             log.warning("the queue waits: %s", held)
         self.held, self.again = held, now + supervisor.faults.patience
         return False
+
+    def _is_loaded(self, job: Job, obstacle: Obstacle) -> bool:
+        """Say whether this looks for the files of a model that is loaded; each look takes a while."""
+        return obstacle is missing_model and self.supervisor.loaded == job.settings.get("model")

@@ -82,8 +82,8 @@ class Supervisor:
 
     @property
     def loaded(self) -> str | None:
-        """The model that the worker had to load last, which it keeps for its next job."""
-        return None if self.worker is None else self.worker.model
+        """The model that the worker has loaded, and keeps for its next job."""
+        return None if self.worker is None else self.worker.loaded
 
     @property
     def unload_at(self) -> float:
@@ -163,9 +163,10 @@ class Supervisor:
         until = time.monotonic() + LISTEN_SECONDS
         while self._unheard is not None or self._receive(running):
             self._hear(running, self._unheard)
+            sampled = isinstance(self._unheard, messages.Sampled)
             self._unheard = None
-            if time.monotonic() > until:
-                return
+            if sampled or time.monotonic() > until:
+                return  # a device that is free gets its next job before the rest is heard
         if not running.process.is_alive():
             self._bury(running)
         elif running.busy:
@@ -257,7 +258,7 @@ class Supervisor:
                 log.warning("job %s: continues in another worker: %s", job.id, message.reason)
 
     def _note_device(self, running: process.Handle, found: messages.Ready) -> None:
-        self.device, self.hardware = found.device, found.hardware
+        self.device, self.hardware, running.loaded = found.device, found.hardware, running.model
         self.passed_over.device_found(self, found.card)
         if running.job is not None:
             self.passed_over.began(running.job.id, found.card)

@@ -162,8 +162,9 @@ def test_the_next_job_goes_to_the_device_that_has_its_model_loaded(loop: Loop) -
     drop(loop, "b", 'model = "demo-f1"')
     loop.round()
     (other,) = loop.others
-    loop.worker.send(DONE)
-    other.send(DONE)
+    for worker in (loop.worker, other):
+        worker.send(Ready("cpu", "cpu", "cpu"))
+        worker.send(DONE)
     drop(loop, "c", 'model = "demo-f1"')
     loop.daemon.cards.listen()
     got(loop, loop.worker), got(loop, other)

@@ -130,6 +130,7 @@ def test_after_such_a_death_the_video_is_written_with_no_other_beside_it(loop: L
     loop.worker.send(Sampled())
     loop.worker.send(DONE)
     loop.round()
+    loop.round()
     assert states(loop) == [State.DONE, State.RUNNING, State.QUEUED]
     assert started(loop) == ["b"]
 

@@ -12,6 +12,7 @@ import torch
 
 from framepack_core.engine import Engine
 from framepack_core.memory import devices
+from framepack_core.models import model_files
 from framepackd.delivery import deliveries
 from framepackd.settings.tables import GpuConfig
 from framepackd.worker import messages as worker_messages
@@ -29,7 +30,7 @@ from framepackd.worker.messages import (
     Stopped,
     Work,
 )
-from tests.daemon.loop import Loop
+from tests.daemon.loop import Loop, started
 from tests.daemon.worker.jobs import Ears, made, run, told_steps, work_in
 
 
@@ -345,3 +346,24 @@ def test_a_wish_to_leave_is_heard_behind_other_words(tmp_path: Path) -> None:
     heard = ears.heard()
     assert told_steps(heard) == [(1, 1)]
     assert any(isinstance(message, Ready) for message in heard)
+
+
+def test_the_files_of_a_model_that_is_loaded_are_not_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look takes a while, in which the device waits."""
+    looked: list[str] = []
+    look = model_files.look
+    monkeypatch.setattr(model_files, "look", lambda spec: looked.append(spec.name) or look(spec))
+    loop = Loop(tmp_path / "place", monkeypatch)
+    for number, model in enumerate(("demo", "demo", "demo-f1", "demo")):
+        loop.place.drop(str(number))
+        (loop.place.config.inbox / str(number) / "cat.toml").write_text(f'model = "{model}"')
+        loop.place.take()
+        looked.clear()
+        loop.round()
+        assert started(loop) == [str(number)]
+        assert looked == ([] if number == 1 else [model])
+        loop.worker.send(Ready("cpu", "cpu", "cpu"))
+        loop.worker.send(Finished({}, {}, {}, None))
+        loop.round()

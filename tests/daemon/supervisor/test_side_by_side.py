@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import statistics
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -88,3 +89,4 @@ def test_so_many_devices_are_done_with_the_queue_so_much_sooner(
     print(f"\n{devices} devices: {wall:.2f} s of {JOBS * SECONDS:.0f}; from job to job {between} ms")
     assert wall <= stretched(1.1 * JOBS * SECONDS / devices)
     assert len(workers.idle) == JOBS - devices
+    assert statistics.median(workers.idle) <= stretched(0.05)
