@@ -14,6 +14,7 @@ from framepack_core.engine import Engine
 from framepack_core.errors import DeviceError
 from framepack_core.memory import device_support, devices, footprint
 from framepack_core.memory.device_errors import Verdict, judge
+from framepack_core.models import contents
 from framepack_core.request import Request
 from framepackd.worker.messages import AheadError, Work
 
@@ -28,6 +29,7 @@ class Engines:
         self.compiled = False  # whether compiled blocks have computed a step
         self._key: tuple[Any, ...] | None = None
         self._engine: Engine | None = None
+        self._digest = ""  # of the files that it was loaded from
         self._ahead: tuple[Engine, Request, Conditioning | None] | None = None
         self._not_ahead: set[str] = set()  # jobs for which memory was too small
 
@@ -40,6 +42,7 @@ class Engines:
             return self._engine
         self._engine = self._ahead = None  # frees the other model first
         with _alone(work.load_lock):
+            self._digest = contents.digest(work.spec)
             engine = Engine.load(
                 work.spec,
                 str(device_of(work)),
@@ -56,6 +59,16 @@ class Engines:
         engine.take_level(max(engine.level, level))
         self._engine, self._key = engine, key
         return engine
+
+    def model_digest(self, work: Work) -> str:
+        """Name the model of a job by what its files hold, or held when it was loaded.
+
+        Raises:
+            ModelError: a file is missing, or does not hold the model's weights.
+        """
+        if self._engine is not None and engine_key(work) == self._key:
+            return self._digest
+        return contents.digest(work.spec)
 
     def encode(self, request: Request, engine: Engine) -> Conditioning:
         """Encode the inputs of a job, unless that was done ahead."""

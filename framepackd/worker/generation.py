@@ -80,7 +80,8 @@ class Generation:
 
     def _resume(self) -> None:
         """Load the checkpoints of an earlier run, if it computed in the same way."""
-        self._identity = identity.of(self._work) | self._computation
+        model = None if self._work.keep_only else self._engines.model_digest(self._work)
+        self._identity = identity.of(self._work, model) | self._computation
         self._chain = Chain(self._work, self._identity, self._report_set_aside)
         self._video = Video(self._work, self._chain)
         self._last_lap = time.monotonic()

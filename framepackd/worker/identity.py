@@ -5,7 +5,6 @@ from typing import Any
 
 import framepack_core
 from framepack_core.memory import devices
-from framepack_core.models import contents
 from framepack_core.networks import compiling, fp8
 from framepack_core.networks.attention import AUTO
 from framepack_core.sampling.magcache import load_ratios
@@ -13,11 +12,14 @@ from framepackd.worker.engines import device_of
 from framepackd.worker.messages import Work
 
 
-def of(work: Work) -> dict[str, Any]:
-    """Name all that the bits of the video depend on; the fingerprint covers the LoRAs."""
+def of(work: Work, model: str | None) -> dict[str, Any]:
+    """Name all that the bits of the video depend on; the fingerprint covers the LoRAs.
+
+    ``model``: the digest of its files; None if nothing is generated any more.
+    """
     return {
         "request": work.fingerprint,
-        "model": None if work.keep_only else contents.digest(work.spec),  # nothing is generated any more
+        "model": model,
         "device": devices.device_name(device_of(work)),
         "dtype": work.dtype,
         "mag_ratios": _mag_ratios(work),

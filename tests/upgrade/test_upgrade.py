@@ -16,6 +16,7 @@ import pytest
 
 from framepack_core.media.pictures import count_frames
 from framepack_core.media.video_reader import pictures
+from framepack_core.models import contents
 from framepackd.jobs.job import Job, State
 from framepackd.jobs.store import JobStore
 from framepackd.settings.config import load_config
@@ -78,7 +79,7 @@ def made_here(place: Place) -> None:
     for state in (place.daemon.state / "jobs").rglob("state-*"):
         (job_id,) = (part for part in state.parts if part in place.store.states())
         work = supervisor.work_of(place.store.get(job_id))
-        ours = identity.of(work) | identity.computation(work)
+        ours = identity.of(work, contents.digest(work.spec)) | identity.computation(work)
         state.write_bytes(reidentified(state.read_bytes(), lambda _, ours=ours: ours))
 
 

@@ -413,7 +413,7 @@ def test_a_job_begun_when_checkpoints_named_their_model_by_its_folder_resumes(
 ) -> None:
     work = work_in(tmp_path / "job")
     with monkeypatch.context() as patched:
-        patched.setattr(identity.contents, "digest", lambda _: identity.former(work)["model"])
+        patched.setattr(Engines, "model_digest", lambda *_: identity.former(work)["model"])
         interrupt_in_the_second_section(work, patched, identity.versions())
     answer, messages = run(work)
     assert isinstance(answer, Finished)
