@@ -278,7 +278,7 @@ class Daemon:
         self._answer_requests()
         self._steer(now)  # before the rest, for the device waits; deliveries can wait
         self.scanning.round(now, hurry=self.cards.busy)
-        if self.deliveries.round(hurry=self.cards.busy):
+        if self.deliveries.round(hurry=self.cards.busy, spared=self.cards.helped):
             self.cards.try_now()  # there may be room now
             self._results_page.refresh(self.config)
         self.cards.listen()  # another device may have become free meanwhile

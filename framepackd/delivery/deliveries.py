@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -131,18 +131,21 @@ class Deliveries:
         with folders.opened(key, self.config):
             self._left[key] = tuple(left_in(getattr(self.config, key), self._store))
 
-    def round(self, *, hurry: bool = False) -> bool:
-        """Collect the moves that have ended and begin the next; says whether a job has ended."""
+    def round(self, *, hurry: bool = False, spared: Collection[str] = ()) -> bool:
+        """Collect the moves that have ended and begin the next; says whether a job has ended.
+
+        ``spared``: ids of jobs whose files are still in use.
+        """
         until = time.monotonic() + (HURRY_SECONDS if hurry else PATIENCE_SECONDS)
         self._unfinished = False
         for way in self._ways.values():
             self._collect(way)
             if not way.apart.busy:
-                self._move_some(way, until)
+                self._move_some(way, until, spared)
         ended, self._ended = self._ended, False
         return ended
 
-    def _move_some(self, way: _Way, until: float) -> None:
+    def _move_some(self, way: _Way, until: float, spared: Collection[str]) -> None:
         """Move the files of one job after the other, and log what cannot be moved."""
         now = time.monotonic()
         if way.obstacle is not None and now < way.obstacle.again:
@@ -153,7 +156,7 @@ class Deliveries:
             way.begin(partial(self._look_through, way.key))  # to see whether the folder is usable again
             return
         # New jobs first, then those that have waited longest: no job holds up the others.
-        for job_id in sorted(waiting, key=way.again):
+        for job_id in sorted((each for each in waiting if each not in spared), key=way.again):
             if way.again(job_id) > now:
                 break
             if time.monotonic() >= until:

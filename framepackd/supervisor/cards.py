@@ -44,6 +44,12 @@ class Cards:
         return [job.id for job in self.jobs]
 
     @property
+    def helped(self) -> frozenset[str]:
+        """The ids of the jobs in whose work folders workers still are that only help with them."""
+        helps = (supervisor.worker.helps for supervisor in self.each if supervisor.worker is not None)
+        return frozenset(job.id for job in helps if job is not None)
+
+    @property
     def sources(self) -> list[Connection | int]:
         """What becomes readable when a worker has sent a message or died."""
         return [source for supervisor in self.each for source in supervisor.sources]
@@ -105,15 +111,19 @@ class Cards:
     def steer(self, now: float) -> bool:
         """Start jobs on the free devices, have cancelled ones stop; says whether one failed at once."""
         failed = False
-        # A job resumes once those who made clips of it have left them, which is at their next step.
-        helped = any(w.helps and s.helping.is_in_vain(w) for s in self.each if (w := s.worker))
         for starter in self._by_preference():
             if starter.supervisor.cancelling:
                 starter.supervisor.leave(now, CANCELLING)
-            elif starter.supervisor.free and not helped:
+            elif starter.supervisor.free and not self._waits_for_helper(starter.supervisor):
                 failed |= starter.start_next(now)
         self._share_clips()
         return failed
+
+    def _waits_for_helper(self, supervisor: Supervisor) -> bool:
+        """Say whether the next job resumes only once those who made clips of it have left them."""
+        helped = self.helped
+        job = supervisor.next_job() if helped else None
+        return job is not None and job.id in helped
 
     def _share_clips(self) -> None:
         """Have devices that the queue does not need make clips of the chains that others compute."""

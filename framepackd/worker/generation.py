@@ -108,6 +108,7 @@ class Generation:
             source_video.prepare(work.continued)
         if not work.helps:
             self._report_resumed()
+        self._listen()
         if work.keep_only:
             self._leave = messages.Leave(keep=True)
         while self._leave is None and self._chain.has_more(self._waits_for_clip):
@@ -204,6 +205,7 @@ class Generation:
             compiling.set_up(self._work.compile_cache)
         self._lap("load")
         self._report_ready(engine)
+        self._listen()  # it took long
         refused = ""
         for level in range(engine.level, len(engine.levels)):
             if level > engine.level:

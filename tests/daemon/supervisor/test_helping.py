@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from framepackd.control import commands
+from framepackd.jobs.folder import INPUTS
 from framepackd.jobs.job import Job, State
 from framepackd.supervisor import process
 from framepackd.worker.messages import (
@@ -25,6 +26,7 @@ from framepackd.worker.messages import (
     Stopped,
     WaitsForClip,
     Work,
+    Written,
 )
 from tests.daemon.loop import Loop, got
 
@@ -303,3 +305,29 @@ def test_the_video_is_written_while_it_makes_another_job(loop: Loop) -> None:
     loop.round()
     assert chain(loop).state == State.RUNNING
     assert "a" in [*got(loop, loop.worker), *got(loop, other)]
+
+
+def test_other_jobs_start_while_it_still_loads_for_a_chain_that_is_made(loop: Loop) -> None:
+    """To load a model takes minutes: the queue does not wait for that."""
+    begin(loop)
+    drop(loop, "a")
+    loop.worker.send(Sampled())
+    loop.worker.send(Written(DONE))
+    loop.round()
+    assert "a" in got(loop, loop.worker)
+
+
+def test_the_files_of_a_job_are_moved_once_it_has_left_them(loop: Loop) -> None:
+    other = begin(loop)
+    job = chain(loop)
+    inputs = loop.place.config.jobs_dir / job.id / INPUTS
+    queue = commands.Queue(loop.place.config, loop.place.store, loop.daemon.cards, loop.daemon.deliveries)
+    commands.perform({"command": "cancel", "jobs": ["lake"]}, queue)
+    loop.round()
+    loop.worker.send(Stopped())
+    loop.round()
+    assert (chain(loop).state, len(list(inputs.iterdir()))) == (State.RUNNING, CLIPS + 2)
+    other.send(Stopped())
+    loop.round()
+    assert chain(loop).state == State.CANCELLED
+    assert not inputs.parent.exists()

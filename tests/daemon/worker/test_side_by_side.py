@@ -18,6 +18,7 @@ from framepackd.worker.messages import (
     Helped,
     Leave,
     Message,
+    Ready,
     Resumed,
     SectionDecoded,
     StepDone,
@@ -263,3 +264,24 @@ def test_measures_of_parts_add_up_to_those_of_the_whole(moves: float) -> None:
     assert parts.not_finite == 3
     parts.not_finite = 0
     assert parts.to_json() == whole.to_json()
+
+
+def test_a_helper_that_is_told_to_leave_before_it_begins_does_no_step(work: Work) -> None:
+    ears = Ears()
+    ears.ours.send(Leave())
+    assert isinstance(answer(helper(work), ENGINES, ears.theirs), Stopped)
+    assert told_steps(ears.heard()) == []
+
+
+def test_who_is_told_to_leave_while_the_model_is_loaded_does_no_step(work: Work) -> None:
+    ears = Ears()
+    send = ears.theirs.send
+
+    def sending(message: Any) -> None:
+        send(message)
+        if isinstance(message, Ready):
+            ears.ours.send(Leave())
+
+    ears.theirs.send = sending  # type: ignore[method-assign] # the same, and an answer
+    assert isinstance(answer(helper(work), ENGINES, ears.theirs), Stopped)
+    assert told_steps(ears.heard()) == []
