@@ -50,6 +50,7 @@ from tests.daemon.worker.jobs import (
     WINDOW,
     Cut,
     Ears,
+    LeavingEars,
     PowerCut,
     chain_in,
     made,
@@ -240,8 +241,7 @@ def test_between_two_sections_the_next_clips_pictures_are_encoded(
 
 
 def test_asked_to_leave_a_chain_stops_at_the_next_step(work: Work) -> None:
-    ears = Ears()
-    ears.ours.send(Leave())
+    ears = LeavingEars(lambda told: isinstance(told, StepDone))
     assert answer(work, ENGINES, ears.theirs) == Stopped()
     assert told_steps(ears.heard()) == [(1, 1)]
 

@@ -44,6 +44,7 @@ from tests.daemon.worker.jobs import (
     ENGINES,
     Cut,
     Ears,
+    LeavingEars,
     PowerCut,
     interrupt_in_the_second_section,
     made,
@@ -268,8 +269,7 @@ def test_a_disk_that_is_full_or_fails_is_not_the_jobs_fault(
 
 
 def test_asked_to_leave_it_stops_at_the_next_step_and_can_be_resumed(work: Work) -> None:
-    ears = Ears()
-    ears.ours.send(Leave())
+    ears = LeavingEars(lambda told: isinstance(told, StepDone))
     assert answer(work, ENGINES, ears.theirs) == Stopped()
     assert told_steps(ears.heard()) == [(1, 1)]
     reply, messages = run(work)
