@@ -139,7 +139,10 @@ class Cards:
         card = self.passed_over.card_of(supervisor)
         for other in self.each:
             owner = other.worker
-            if owner is None or owner.job is None or not supervisor.helping.is_wanted(owner):
+            if owner is None or owner.job is None:
+                continue
+            helpers = sum(w.helps is owner.job for each in self.each if (w := each.worker))
+            if not supervisor.helping.is_wanted(owner, 1 + helpers):
                 continue
             if card is not None and self.passed_over.card_of(other) == card:  # the bits depend on it
                 supervisor.help(owner, owner.job)

@@ -9,6 +9,7 @@ import logging
 import time
 from dataclasses import replace
 
+from framepackd.jobs.job import Job
 from framepackd.jobs.store import JobStore
 from framepackd.supervisor import progress
 from framepackd.supervisor.process import Handle
@@ -25,14 +26,15 @@ class Helping:
         self._store = store
         self._owner: Handle | None = None  # the worker that computes the job
         self._left = False  # ours was told to leave
-        self._enough: set[str] = set()  # ids of jobs with which this device cannot help any more
+        self._enough: set[tuple[str, int]] = set()  # runs of jobs with which this device helps no more
 
-    def is_wanted(self, owner: Handle) -> bool:
-        """Say whether a worker computes a chain of which a clip is not begun."""
+    def is_wanted(self, owner: Handle, at_work: int) -> bool:
+        """Say whether a worker computes a chain of which more clips are left than workers are ``at_work``."""
         job = owner.job
-        if job is None or job.cancel or job.id in self._enough or owner.stop_sent is not None:
+        if job is None or job.cancel or _run(job) in self._enough or owner.stop_sent is not None:
             return False
-        return owner.awaited != "start" and 0 in owner.clips  # it has done a step: the job can run
+        left = sum(steps < job.steps_total // job.clips for steps in owner.clips)
+        return owner.awaited != "start" and left > at_work  # it has done a step: the job can run
 
     def begin(self, running: Handle, owner: Handle, work: messages.Work) -> None:
         """Have an idle worker make clips of the job that the ``owner`` computes."""
@@ -79,9 +81,13 @@ class Helping:
         job, running.helps, self._owner = running.helps, None, None
         running.idle_since = time.monotonic()
         if job is not None and why is not None:
-            self.refuse(job.id, why)
+            self.refuse(job, why)
 
-    def refuse(self, job_id: str, why: str) -> None:
-        """Help with a job no more."""
-        self._enough.add(job_id)
-        log.info("job %s: another device makes no more clips of it: %s", job_id, why)
+    def refuse(self, job: Job, why: str) -> None:
+        """Help with a job no more, until it is started again."""
+        self._enough.add(_run(job))
+        log.info("job %s: another device makes no more clips of it: %s", job.id, why)
+
+
+def _run(job: Job) -> tuple[str, int]:
+    return job.id, job.resumes

@@ -133,7 +133,7 @@ class Supervisor:
             if self.worker is None:
                 self.worker = process.start(self.asked)
         except (KeyError, ValueError, OSError) as error:
-            self.helping.refuse(job.id, str(error))
+            self.helping.refuse(job, str(error))
         else:
             self.helping.begin(self.worker, owner, work)
 

@@ -14,6 +14,7 @@ from framepackd.jobs.folder import INPUTS
 from framepackd.jobs.job import Job, State
 from framepackd.supervisor import process
 from framepackd.worker.messages import (
+    Again,
     Failed,
     Finished,
     Helped,
@@ -88,11 +89,27 @@ def test_it_helps_once_the_job_has_done_a_step(loop: Loop) -> None:
     assert own.helps is False
 
 
-def test_it_helps_only_where_a_clip_is_not_begun(loop: Loop) -> None:
-    loop.worker.send(Resumed(CLIPS, (1,) * CLIPS))
+@pytest.mark.parametrize("left", [1, 2])
+def test_it_helps_only_where_another_clip_is_left_begun_or_not(loop: Loop, left: int) -> None:
+    per_clip = chain(loop).steps_total // CLIPS
+    clips = (1,) * left + (per_clip,) * (CLIPS - left)
+    loop.worker.send(Resumed(sum(clips), clips))
     loop.worker.send(StepDone(1, 2, 2.0))
     loop.round()
-    assert loop.others == []
+    assert len(loop.others) == left - 1
+
+
+def test_it_helps_again_once_the_job_is_started_again(loop: Loop) -> None:
+    other = begin(loop)
+    other.send(Helped())
+    loop.round()
+    received(other)
+    loop.answer_and_leave(Again("for a test"))
+    loop.worker.send(Resumed(1, (1, 0, 0, 0)))
+    loop.worker.send(StepDone(1, 2, 2.0))
+    loop.round()
+    (work,) = received(other)
+    assert (work.job_id, work.helps) == (chain(loop).id, True)
 
 
 def test_it_does_not_help_with_a_job_of_one_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
