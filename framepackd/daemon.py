@@ -114,7 +114,6 @@ class Daemon:
         self._store_trouble: str | None = None  # why the database cannot be used just now
         self._store_again = 0.0  # when it is tried again
         self._reload_asked = False
-        self._ended_late = False  # a job has ended after the deliveries of the last round
         self._stop_by = math.inf  # when a stop waits no longer for disks
 
         self.requests = Requests(self.wake)
@@ -230,7 +229,7 @@ class Daemon:
     @property
     def finished(self) -> bool:
         """Whether the loop may end."""
-        if self.cards.busy or self._ended_late:
+        if self.cards.busy:
             return False
         if self.stopping:
             busy = self.scanning.busy or self.deliveries.busy
@@ -279,12 +278,11 @@ class Daemon:
         self._answer_requests()
         self._steer(now)  # before the rest, for the device waits; deliveries can wait
         self.scanning.round(now, hurry=self.cards.busy)
+        self.cards.listen()  # another device may have become free meanwhile; what has ended is delivered now
+        self._steer(now)
         if self.deliveries.round(hurry=self.cards.busy, spared=self.cards.helped):
             self.cards.try_now()  # there may be room now
             self._results_page.refresh(self.config)
-        before = self.cards.running, self.cards.helped
-        self.cards.listen()  # another device may have become free meanwhile
-        self._ended_late = before != (self.cards.running, self.cards.helped)
         self._steer(now)
         self.cards.tell_next()
 
@@ -348,7 +346,6 @@ class Daemon:
         due = self._store_again
         if self._store_trouble is None:
             due = min(self.scanning.due, self.deliveries.due, self.cards.due)
-            due = 0.0 if self._ended_late else due
         patience = max(due - time.monotonic(), 0.0)
         if self.cards.busy:
             patience = min(patience, ROUND_SECONDS)

@@ -761,23 +761,3 @@ def test_a_run_of_once_delivers_what_ends_while_it_looks_at_the_inbox(
     while not loop.daemon.finished:
         loop.daemon.round()
     assert loop.counts() == {"failed": 1}
-
-
-def test_the_loop_does_not_sleep_before_what_has_ended_late_is_delivered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loop = Loop(tmp_path / "place", monkeypatch)
-    loop.start_job()
-    deliver = loop.daemon.deliveries.round
-
-    def slowly(**how: Any) -> bool:
-        ended = deliver(**how)
-        loop.worker.send(worker_messages.Failed("boom", retry=False))
-        return ended
-
-    monkeypatch.setattr(loop.daemon.deliveries, "round", slowly)
-    loop.daemon.round()
-    monkeypatch.setattr(loop.daemon.deliveries, "round", deliver)
-    assert loop.daemon.patience == 0.0
-    loop.daemon.round()
-    assert loop.counts() == {"failed": 1}

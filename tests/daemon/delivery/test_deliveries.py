@@ -72,10 +72,13 @@ def drop(loop: Loop, name: str, settings: str = "") -> None:
 
 def finish_a_job(loop: Loop, name: str = "cat") -> None:
     drop(loop, name)
+
+    def running() -> list[str]:
+        return [job.id for job in loop.place.store.in_state(State.RUNNING) if job.name == name]
+
     loop.round()
-    result = loop.place.config.jobs_dir / next(
-        job.id for job in loop.place.store.in_state(State.RUNNING) if job.name == name
-    )
+    until(lambda: bool(running()), loop)
+    result = loop.place.config.jobs_dir / running()[0]
     (result / "result").mkdir(exist_ok=True)
     (result / "result/.mp4").write_text(f"video of {name}")
     loop.worker.send(DONE)
