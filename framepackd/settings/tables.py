@@ -1,5 +1,6 @@
 """The tables of the configuration: ``[gpu]``, ``[draft]``, ``[web]``, ``[notify]``, ``[models.NAME]``."""
 
+import math
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,8 @@ HOST = re.compile(
 )
 
 OF_A_LIST = re.compile(r"cpu|cuda:\d+")
+ALONE = re.compile(rf"auto|all|cuda|{OF_A_LIST.pattern}")
+TIME = re.compile(r"\d+:[0-5]\d:[0-5]\d")
 
 
 class _Section(BaseModel):
@@ -37,24 +40,35 @@ class GpuConfig(_Section):
     move_after: timedelta | None = Field(None, gt=timedelta(0))  # None: a job waits for its card for ever
     idle_unload_seconds: float = Field(600.0, ge=0, le=31_536_000)  # 0: never
 
-    @field_validator("device")
+    @field_validator("device", mode="before")
     @classmethod
-    def _check_devices(cls, device: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        if isinstance(device, str):
+    def _check_devices(cls, device: object) -> object:
+        if isinstance(device, str) and ALONE.fullmatch(device):
             return device
-        if not device:
+        names = device if isinstance(device, list | tuple) else None
+        if names is None:
+            kinds = '"auto", "cpu", "all", a card such as "cuda:0", or a list such as ["cuda:0", "cuda:1"]'
+            raise ValueError(f"must be {kinds}, got {device!r}")
+        if not names:
             raise ValueError('must name at least one device, such as ["cuda:0", "cuda:1"], got []')
-        for name in device:
-            if not OF_A_LIST.fullmatch(name):
+        for name in names:
+            if not isinstance(name, str) or not OF_A_LIST.fullmatch(name):
                 raise ValueError(f'in a list must be "cpu" or a card such as "cuda:0", got {name!r}')
-            if name != "cpu" and device.count(name) > 1:
+            if name != "cpu" and names.count(name) > 1:
                 raise ValueError(f"must name each card once, got {name!r} twice")
         return device
 
     @field_validator("move_after", mode="before")
     @classmethod
     def _read_seconds(cls, value: object) -> object:
-        return int(value) if isinstance(value, str) and value.isdecimal() else value  # of the environment
+        if isinstance(value, str) and value.isdecimal():
+            value = int(value)  # of the environment
+        is_time = isinstance(value, str) and TIME.fullmatch(value)
+        if value is None or isinstance(value, timedelta) or is_time:
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise ValueError(f'must be seconds, more than 0, or "HH:MM:SS", got {value!r}')
+        return value
 
     @property
     def devices(self) -> tuple[str, ...]:

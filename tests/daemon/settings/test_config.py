@@ -130,6 +130,31 @@ def test_an_unknown_model_is_reported_with_the_key_that_names_it(tmp_path: Path)
             "model must be one of demo, demo-f1, f1, framepack, got 'framepak': did you mean 'framepack'?",
         ),
         ("[gpu]\ncompile = 'x'\n", "gpu.compile must be 'auto' or true or false, got 'x'"),
+        *(
+            (
+                f"[gpu]\ndevice = {device}\n",
+                'gpu.device must be "auto", "cpu", "all", a card such as "cuda:0", or a list such as '
+                f"""["cuda:0", "cuda:1"], got {device.replace('"', "'")}""",
+            )
+            for device in ('"cuda:0,cuda:1"', '"gpu"', '""', "0")
+        ),
+        (
+            '[gpu]\ndevice = ["cpu", 1]\n',
+            'gpu.device in a list must be "cpu" or a card such as "cuda:0", got 1',
+        ),
+        *(
+            (
+                f"[gpu]\nmove_after = {time}\n",
+                f"""gpu.move_after must be seconds, more than 0, or "HH:MM:SS", got {shown}""",
+            )
+            for time, shown in (
+                ("true", "True"),
+                ("0", "0"),
+                ("-5", "-5"),
+                ("inf", "inf"),
+                ("'1:2'", "'1:2'"),
+            )
+        ),
         ("[gpu]\nidle_unload_seconds = -3\n", "gpu.idle_unload_seconds must be 0 to 31536000, got -3"),
         ("poll_seconds = 0\n", "poll_seconds must be more than 0, and at most 86400, got 0"),
         ("gpu = 3\n", "gpu must be a table, got 3"),
