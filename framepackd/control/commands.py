@@ -4,7 +4,7 @@ The daemon's loop calls this while a daemon runs; else the command does, holding
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
@@ -77,6 +77,10 @@ class Supervising(Protocol):
     @property
     def busy(self) -> bool:
         """Whether a job runs."""
+
+    @property
+    def helped(self) -> Collection[str]:
+        """The ids of the jobs in whose work folders workers still are that only help with them."""
 
     def runs(self, job_id: str) -> bool:
         """Say whether a job runs."""
@@ -240,6 +244,8 @@ def _begin_anew(job: Job, queue: Queue) -> tuple[bool, str]:
     name = f"job {job.id} ({job.path})"
     if job.cancel is not None:
         return False, f"{name} is cancelled, and waits for a daemon to write what exists of its video"
+    if _is_helped(job, queue):
+        return False, f"{name} cannot be begun anew: another device still leaves it: try again in a moment"
     try:
         kept = aside.give_up(queue.config.jobs_dir / job.id / CHECKPOINT)
     except OSError as error:
@@ -303,7 +309,14 @@ def _cancel_delivery(job: Job, how: str, queue: Queue) -> tuple[bool, str]:
     return _settled(job, f"job {job.id} ({job.path}) is cancelled", queue)
 
 
+def _is_helped(job: Job, queue: Queue) -> bool:
+    """Say whether a worker that makes a clip of a job has not left it yet."""
+    return queue.supervisor is not None and job.id in queue.supervisor.helped
+
+
 def _settled(job: Job, message: str, queue: Queue) -> tuple[bool, str]:
+    if _is_helped(job, queue):  # then the daemon moves its files
+        return True, f"{message}, as soon as another device has left it"
     try:
         after = _settle(job, queue)
     except OSError as error:

@@ -106,5 +106,6 @@ def note(job: Job, delivery: DeliveryReport | None, passed_over: str | None = No
     if job.state != State.QUEUED:
         return None
     if job.stalled_deaths >= 1 and job.resumes >= 1:
-        return f"the daemon ended {job.stalled_deaths} times under it before a step was done"
+        often = "once" if job.stalled_deaths == 1 else f"{job.stalled_deaths} times"
+        return f"the daemon ended {often} under it before a step was done"
     return f"attempt {job.attempts + 1}" if job.attempts else None

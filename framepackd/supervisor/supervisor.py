@@ -167,6 +167,8 @@ class Supervisor:
             self._unheard = None
             if sampled or time.monotonic() > until:
                 return  # a device that is free gets its next job before the rest is heard
+        if self.worker is not running:
+            return  # it was ended after its last message
         if not running.process.is_alive():
             self._bury(running)
         elif running.busy:

@@ -138,6 +138,8 @@ class Chain:
         """
         if self._entered and self.clip.progress.decoded < self.sections_per_clip:
             return True
+        if self._entered and self.is_last:
+            return False  # it stays locked until its last section is saved
         while not self.enter_next():
             if self._work.helps or all(clip.whole for clip in self.clips) or not waits():
                 return False

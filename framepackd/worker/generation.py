@@ -91,11 +91,12 @@ class Generation:
 
     def run(self, *, write: bool = True) -> messages.Message:
         """Generate what is missing, then write the video; without ``write``, a whole one is left to that."""
-        try:
+        with contextlib.ExitStack() as leaving:
+            leaving.callback(lambda: self._chain.leave())
             with self._previews, self._writer:  # both have ended when the job is left
                 left = self._generate_missing()
-        finally:
-            self._chain.leave()
+            if self._keep_last is not None:
+                leaving.pop_all()  # no other worker may enter the clip before that is saved
         if left is None and self._leave is None and not write:
             return messages.Sampled()
         return left or self.write()
@@ -139,7 +140,10 @@ class Generation:
 
     def _save_last(self) -> None:
         if self._keep_last is not None:
-            self._keep_last()
+            try:
+                self._keep_last()
+            finally:
+                self._chain.leave()
 
     def write(self) -> messages.Message:
         """Write the video of all that is generated; uses no device."""

@@ -761,3 +761,16 @@ def test_a_run_of_once_delivers_what_ends_while_it_looks_at_the_inbox(
     while not loop.daemon.finished:
         loop.daemon.round()
     assert loop.counts() == {"failed": 1}
+
+
+def test_a_worker_that_is_ended_after_its_answer_is_not_reported_as_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = Loop(tmp_path / "place", monkeypatch)
+    loop.start_job()
+    running = loop.supervisor.worker
+    assert running is not None
+    running.process.is_alive = lambda: not running.connection.closed  # type: ignore[method-assign] # as a real one
+    running.process.exitcode = 0  # type: ignore[misc] # of a stand-in
+    loop.answer_and_leave(worker_messages.Again("for a test"))
+    assert "while idle" not in caplog.text

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from framepackd.control import commands
-from framepackd.jobs.folder import INPUTS
+from framepackd.jobs.folder import CHECKPOINT, INPUTS
 from framepackd.jobs.job import Job, State
 from framepackd.supervisor import process
 from framepackd.worker.messages import (
@@ -348,3 +348,26 @@ def test_the_files_of_a_job_are_moved_once_it_has_left_them(loop: Loop) -> None:
     loop.round()
     assert chain(loop).state == State.CANCELLED
     assert not inputs.parent.exists()
+
+
+@pytest.mark.parametrize("command", [{"command": "cancel"}, {"command": "retry", "anew": True}])
+def test_no_command_moves_the_files_of_a_job_that_it_has_not_left(
+    loop: Loop, command: dict[str, Any]
+) -> None:
+    other = begin(loop)
+    checkpoint = loop.place.config.jobs_dir / chain(loop).id / CHECKPOINT
+    checkpoint.mkdir()
+    queue = commands.Queue(loop.place.config, loop.place.store, loop.daemon.cards, loop.daemon.deliveries)
+    commands.perform({"command": "pause"}, queue)
+    loop.daemon.paused = loop.place.store.paused()
+    loop.round()
+    loop.worker.send(Stopped())
+    loop.round()
+    answer = commands.perform(command | {"jobs": ["lake"]}, queue)
+    loop.round()
+    assert checkpoint.exists()
+    assert chain(loop).state == State.QUEUED
+    other.send(Stopped())
+    loop.round()
+    assert chain(loop).state == (State.CANCELLED if command["command"] == "cancel" else State.QUEUED)
+    assert "another device" in str(answer)

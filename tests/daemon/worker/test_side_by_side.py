@@ -20,6 +20,7 @@ from framepackd.worker.messages import (
     Message,
     Ready,
     Resumed,
+    Sampled,
     SectionDecoded,
     StepDone,
     Stopped,
@@ -285,3 +286,14 @@ def test_who_is_told_to_leave_while_the_model_is_loaded_does_no_step(work: Work)
     ears.theirs.send = sending  # type: ignore[method-assign] # the same, and an answer
     assert isinstance(answer(helper(work), ENGINES, ears.theirs), Stopped)
     assert told_steps(ears.heard()) == []
+
+
+def test_no_other_worker_enters_the_last_clip_before_its_last_section_is_saved(
+    work: Work, expected: dict[str, bytes]
+) -> None:
+    ears = Ears()
+    sampled = Generation(work, ENGINES, ears.theirs)
+    assert sampled.run(write=False) == Sampled()
+    assert run(helper(work)) == (Helped(), [])
+    assert isinstance(sampled.write(), Finished)
+    assert made(work) == expected
