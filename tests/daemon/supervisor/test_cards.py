@@ -176,12 +176,18 @@ def ready(card: str, number: int) -> Message:
     return Ready(f"cuda:{number}", f"{card}, driver 550.54", card)
 
 
-def test_a_job_waits_for_the_kind_of_card_that_it_began_on_while_that_is_busy(cards: Loop) -> None:
+def both_cards_run(cards: Loop) -> Connection:
+    """Have the slow card run a and the fast one b; gives the worker of the fast one."""
     drop(cards, "ab")
     cards.round()
     (other,) = cards.others
     cards.worker.send(ready(SLOW, 0))
     other.send(ready(FAST, 1))
+    return other
+
+
+def test_a_job_waits_for_the_kind_of_card_that_it_began_on_while_that_is_busy(cards: Loop) -> None:
+    other = both_cards_run(cards)
     cards.round()
     work = other.recv()
     assert isinstance(work, Work)
@@ -200,11 +206,7 @@ def test_a_job_waits_for_the_kind_of_card_that_it_began_on_while_that_is_busy(ca
 
 def begun_on_the_fast_card(cards: Loop) -> Connection:
     """Have two jobs run, c wait for the second card, which is busy; give that card's worker."""
-    drop(cards, "ab")
-    cards.round()
-    (other,) = cards.others
-    cards.worker.send(ready(SLOW, 0))
-    other.send(ready(FAST, 1))
+    other = both_cards_run(cards)
     drop(cards, "c")
     cards.worker.send(DONE)
     cards.round()
@@ -243,11 +245,7 @@ def test_without_move_after_a_job_waits_for_ever(cards: Loop, monkeypatch: pytes
 
 
 def test_a_job_goes_back_to_the_card_that_it_began_on(cards: Loop) -> None:
-    drop(cards, "ab")
-    cards.round()
-    (other,) = cards.others
-    cards.worker.send(ready(SLOW, 0))
-    other.send(ready(FAST, 1))
+    other = both_cards_run(cards)
     cards.worker.send(DONE)
     other.send(Stopped())  # b is the first of the queue again, and both cards are free
     got(cards, cards.worker), got(cards, other)
@@ -268,11 +266,7 @@ def test_the_cards_are_known_before_their_workers_have_reported_them(
 
 
 def test_the_work_names_the_cards_of_the_other_devices(cards: Loop) -> None:
-    drop(cards, "ab")
-    cards.round()
-    (other,) = cards.others
-    cards.worker.send(ready(SLOW, 0))
-    other.send(ready(FAST, 1))
+    both_cards_run(cards)
     cards.round()
     job = cards.place.store.matching("a/cat")[0]
     assert cards.supervisor.work_of(job).elsewhere == {FAST}
