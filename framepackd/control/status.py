@@ -63,7 +63,7 @@ def snapshot(
     jobs = [
         summary(
             job,
-            facts=facts_of(job, kinds, place, _named(computing.get(job.id)) or writes.get(job.id)),
+            facts=facts_of(job, kinds, place, ", ".join(computing.get(job.id, ())) or writes.get(job.id)),
             delivery=delivery(job),
             passed_over=passed_over.get(job.id),
             eta=None if job.id in passed_over else seconds,
@@ -92,10 +92,6 @@ def _by_job(daemon: DaemonReport) -> tuple[dict[str | None, str], dict[str | Non
     for device in devices:
         computing.setdefault(device.get("helps"), []).append(device["name"])
     return {device.get("finishing"): device["name"] for device in devices}, computing
-
-
-def _named(devices: Iterable[str] | None) -> str:
-    return ", ".join(devices or ())
 
 
 def summary(
