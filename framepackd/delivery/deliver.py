@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from framepackd import files, moving
+from framepackd import files
 from framepackd.delivery import target_names
 from framepackd.delivery.draft_records import name_in_draft
 from framepackd.delivery.results import keep_strip
+from framepackd.files import moving
+from framepackd.files.moving import Progress
 from framepackd.inbox.naming import OF_A_VIDEO
 from framepackd.jobs.folder import (
     INPUTS,
@@ -35,7 +37,6 @@ from framepackd.jobs.folder import (
 )
 from framepackd.jobs.job import Job, State, utc_now
 from framepackd.jobs.store import JobStore
-from framepackd.moving import Progress
 from framepackd.settings.config import Config
 from framepackd.text import duration, printable, rest_of_name, stand_ins
 

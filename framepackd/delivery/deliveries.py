@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from framepackd import folders, moving
+from framepackd import folders
 from framepackd.apart import SILENT_SECONDS, Apart
 from framepackd.delivery import deliver
+from framepackd.files import moving
 from framepackd.folders import FolderError, why
 from framepackd.inbox.forgotten import left_in
 from framepackd.jobs.described import described

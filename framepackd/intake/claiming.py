@@ -9,7 +9,8 @@ import errno
 from contextlib import ExitStack
 from pathlib import Path
 
-from framepackd import files, moving
+from framepackd import files
+from framepackd.files import moving
 from framepackd.inbox.listing import Signature
 from framepackd.jobs.folder import INPUTS, DroppedFile, Manifest
 

@@ -9,7 +9,8 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from framepackd import files, moving
+from framepackd import files
+from framepackd.files import moving
 from framepackd.inbox.naming import OF_A_VIDEO, defaults_above, defaults_by_folder, folders_above, is_defaults
 from framepackd.intake.resolve import resolve
 from framepackd.jobs import folder as work_folder

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 
+from framepackd.files.moving import Progress
 from framepackd.jobs.folder import PREVIEW, where
 from framepackd.jobs.job import ENDED, Job, State, as_recorded
 from framepackd.jobs.pace import is_decoding, progress
 from framepackd.jobs.report import DeliveryReport, Record
-from framepackd.moving import Progress
 from framepackd.settings.config import Config
 from framepackd.text import size_text
 

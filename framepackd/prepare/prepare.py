@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from framepack_core.errors import RequestError
 from framepack_core.media import pictures as media
-from framepackd import files, moving
+from framepackd import files
+from framepackd.files import moving
 from framepackd.inbox.listing import IGNORED, IGNORED_FOLDERS
 from framepackd.jobs.job import State
 from framepackd.jobs.store import JobStore

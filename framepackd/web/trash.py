@@ -4,7 +4,8 @@ import itertools
 import secrets
 from pathlib import Path
 
-from framepackd import files, moving
+from framepackd import files
+from framepackd.files import moving
 from framepackd.settings.config import Config
 from framepackd.web.gallery import Shown
 

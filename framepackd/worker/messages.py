@@ -54,6 +54,7 @@ class Work:
     moves: bool = False  # it has waited for its card long enough, and begins anew on this one
     helps: bool = False  # another worker computes the job, this one makes clips of it
     ahead: bool = True  # its inputs may be encoded while something else is sampled
+    mirrored: bool = False  # the worker tells what it does in the work folder: another machine mirrors it
 
     @property
     def clips(self) -> tuple[Request, ...]:
@@ -215,6 +216,60 @@ class Waits(Message):
     reason: str
     made_on: str  # the name of its card, or cpu
     here: str
+
+
+@dataclass(frozen=True)
+class Kept(Message):
+    """A part of a file that the worker has written; several messages for a large file, in order."""
+
+    job_id: str
+    name: str  # below the work folder
+    size: int  # of the whole file
+    offset: int  # of this part
+    content: bytes
+    durable: bool = True  # False: a preview, which a crash may lose
+
+
+@dataclass(frozen=True)
+class Clear(Message):
+    """The worker has removed a file of the job, or would have if it were there."""
+
+    job_id: str
+    name: str  # below the work folder
+
+
+@dataclass(frozen=True)
+class Moved(Message):
+    """The worker has renamed a file or a folder of the job; durable."""
+
+    job_id: str
+    source: str  # below the work folder
+    target: str
+
+
+@dataclass(frozen=True)
+class Hello(Message):
+    """A card of another machine is reached, and can begin a job."""
+
+    versions: dict[str, str]  # of framepackd and the libraries that compute and write
+    device: str  # as the node names it: cpu, cuda:0
+    hardware: str  # in words
+    card: str  # the name of the card, or cpu
+    models: tuple[str, ...]  # the names of those whose files are there
+
+
+@dataclass(frozen=True)
+class Died(Message):
+    """The worker process on another machine has ended, and how; as if it had been this machine's own."""
+
+    manner: str
+
+
+@dataclass(frozen=True)
+class Lost(Message):
+    """Another machine, or the way to it, is lost: no job's fault."""
+
+    reason: str
 
 
 def leaves_after(answer: Message) -> bool:

@@ -166,7 +166,7 @@ def test_while_the_failed_folder_cannot_be_written_the_job_waits_for_its_files(
         def refuse(*_: object, **__: object) -> None:
             raise PermissionError(13, "Permission denied", "cat.png")
 
-        patched.setattr("framepackd.moving.move", refuse)
+        patched.setattr("framepackd.files.moving.move", refuse)
         ((done, message),) = do(place, "retry", "cat")
     assert done
     assert "as soon as they can be moved (cat.png may not be moved or written by this user" in message

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from framepackd import files, moving
+from framepackd import files
 from framepackd.control import commands
 from framepackd.delivery import deliveries, target_names
 from framepackd.delivery.results import Outbox
+from framepackd.files import moving
 from framepackd.folders import MARKER
 from framepackd.intake import take, take_back
 from framepackd.jobs import folder as work_folder

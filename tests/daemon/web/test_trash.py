@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import moving
+from framepackd.files import moving
 from framepackd.settings.config import Config
 from framepackd.web.gallery import Gallery
 from framepackd.web.trash import move_to_trash

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import files, moving
+from framepackd import files
 from framepackd.delivery import target_names
+from framepackd.files import moving
 from framepackd.inbox.scan import Inbox
 from framepackd.intake import claiming
 from framepackd.intake import take as intake

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from framepackd import files, moving
+from framepackd import files
+from framepackd.files import moving
 from tests.daemon.place import Died, dying_at, without_renameat2
 
 BLOCK, DURABLE = 10, 40  # bytes
