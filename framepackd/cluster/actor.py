@@ -8,7 +8,7 @@ import sys
 
 from framepackd.cluster.wire import Wire, packed
 
-# The environment that `framepackd node` had, as JSON: Ray gives actors another one, for example no visible card.
+# The environment that `framepackd node` had, as JSON: Ray gives actors another one, which hides cards.
 ENVIRONMENT = "FRAMEPACKD_NODE_ENVIRONMENT"
 SILENT_SECONDS = 1.0  # after that a call returns without a frame
 ENOUGH_BYTES = 1 << 20  # frames that are there are given together up to about so many

@@ -40,7 +40,9 @@ class Bridges:
         path.unlink(missing_ok=True)
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._door.bind(str(path))
-        path.chmod(0o666)  # who may connect is checked by user id: the daemon's user shares no group with this one
+        path.chmod(
+            0o666
+        )  # who may connect is checked by user id: the daemon's user shares no group with this one
         self._door.listen(64)
 
     def round(self, seconds: float) -> None:
@@ -55,7 +57,9 @@ class Bridges:
             accepted.settimeout(None)
             user = user_of(accepted)
             if user not in self._allowed:
-                log.warning("user %s connected and was sent away: front_user of [cluster] names who may", user)
+                log.warning(
+                    "user %s connected and was sent away: front_user of [cluster] names who may", user
+                )
                 return
             self._links.append(self._start(accepted))
 

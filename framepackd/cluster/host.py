@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from framepackd.cluster import landlock
 from framepackd.cluster.actor import ENVIRONMENT
 from framepackd.cluster.bridges import Bridges, user_ids
 from framepackd.cluster.link import CARDS
@@ -59,7 +60,9 @@ def run(host: Host) -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunsAlreadyError(f"another framepackd node has {host.folder}: --runtime-dir names another") from error
+            raise RunsAlreadyError(
+                f"another framepackd node has {host.folder}: --runtime-dir names another"
+            ) from error
         _run(host, ended)
 
 
@@ -71,6 +74,8 @@ def _run(host: Host, ended: threading.Event) -> None:
     ray = RayProcess(host.head, host.name, cards, folder, host.first_port, {**trust, ENVIRONMENT: before})
     bridges = None
     if host.head.is_here:
+        if not landlock.version():
+            log.warning("this kernel has no Landlock: links to nodes run without that confinement")
         users = user_ids(host.front_user)
         bridges = Bridges(host.socket, users, str(host.head), folder, {**SETTINGS, **trust})
     lent = ", ".join(host.devices) or "no card"

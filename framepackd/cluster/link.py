@@ -1,8 +1,8 @@
 """The link process: relays between a bridge's Unix socket and an actor on a node, as a driver of Ray.
 
-``python -m framepackd.cluster.link FD ADDRESS FOLDER MODULE``, started for each connection: FD is the accepted
-socket, ADDRESS Ray's head, FOLDER Ray's own, MODULE what speaks to the bridge on the node. The first frame says
-what is wanted: ``Open`` one card, or ``Nodes``, a list that is sent anew whenever it changes.
+``python -m framepackd.cluster.link FD ADDRESS FOLDER MODULE PARENT``, started for each connection: FD is the
+accepted socket, ADDRESS Ray's head, FOLDER Ray's own, MODULE what speaks to the bridge on the node. The first
+frame says what is wanted: ``Open`` one card, or ``Nodes``, a list that is sent anew whenever it changes.
 """
 
 import os
@@ -32,8 +32,9 @@ NODES_SECONDS = 4.0  # between two lists of nodes that are the same
 # What Ray and Python read outside of their own folders, and nothing else of /etc.
 SYSTEM = ("/usr", "/lib", "/lib64", "/bin", "/sbin", "/proc", "/sys", "/dev", "/run/systemd/resolve")
 OF_ETC = (
-    "ssl", "pki", "ca-certificates", "hosts", "host.conf", "resolv.conf", "nsswitch.conf", "gai.conf", "services",
-    "passwd", "group", "localtime", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "machine-id", "alternatives",
+    "ssl", "pki", "ca-certificates", "hosts", "host.conf", "resolv.conf", "nsswitch.conf", "gai.conf",
+    "services", "passwd", "group", "localtime", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "machine-id",
+    "alternatives",
 )  # fmt: skip
 TRUST_FILES = ("RAY_AUTH_TOKEN_PATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
@@ -82,19 +83,19 @@ def _confine(folder: Path) -> None:
         found = importlib.util.find_spec(package)
         if found is not None and found.origin is not None:
             code.append(Path(found.origin).parent)
-            code += [Path(found.origin).parents[1]] * (package == "ray")  # site-packages: what Ray itself imports
+            code += [Path(found.origin).parents[1]] * (
+                package == "ray"
+            )  # site-packages: what Ray itself imports
     reads = [*code, *map(Path, SYSTEM), *(Path("/etc", name) for name in OF_ETC)]
     reads += [Path(os.environ[name]) for name in TRUST_FILES if name in os.environ]
     writes = [folder, Path("/dev/shm"), Path("/dev/null"), Path("/dev/tty")]  # noqa: S108 - Ray's objects lie there
-    confined = landlock.confine(
+    landlock.confine(
         [
             *((place, landlock.READ) for place in reads),
             *((Path(entry), landlock.LIST) for entry in sys.path if entry),
             *((place, landlock.WRITE) for place in writes),
         ]
     )
-    if not confined:
-        print("this kernel has no Landlock: links to nodes run without its confinement", file=sys.stderr)  # noqa: T201
 
 
 def _connect(address: str) -> None:
@@ -228,7 +229,7 @@ def _take(wire: Wire, actor: Any, card: str, ended: threading.Event) -> None:
         now = time.monotonic()
         if not signs and now >= next_sign:
             signs = [sign.remote()]
-        # Asked for a value that is not there yet, get holds a lock that all other calls need: wait asks first.
+        # For a value that is not there yet, get holds a lock that all other calls need: wait asks first.
         come, _ = ray.wait([*calls[:1], *signs], num_returns=1, timeout=ROUND_SECONDS)
         for call in come:
             try:
@@ -236,7 +237,7 @@ def _take(wire: Wire, actor: Any, card: str, ended: threading.Event) -> None:
             except ray.exceptions.RayError as error:
                 if ended.is_set():
                     return
-                raise LostError(f"{card} is lost: {_first_line(error)}") from error
+                raise LostError(f"{card} is lost: {_cause(error)}") from error
             heard, patience = time.monotonic(), FROZEN_SECONDS
             if call in signs:
                 signs, next_sign = [], now + SIGN_SECONDS
@@ -254,6 +255,17 @@ def _take(wire: Wire, actor: Any, card: str, ended: threading.Event) -> None:
                 if patience == FROZEN_SECONDS
                 else f"{card} did not start within {patience:.0f} s: another process may still hold the card"
             )
+
+
+def _cause(error: Exception) -> str:
+    """Say in words how a call of an actor failed."""
+    import ray
+
+    if isinstance(error, ray.exceptions.ActorUnavailableError) or "node" in _first_line(error):
+        return "its machine is gone or cut off"
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return "its process there was killed: the kernel does so when memory runs out"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,9 @@ from framepackd.worker.main import die_with
 
 log = logging.getLogger(__name__)
 
-OBJECTS_BYTES = 1_000_000_000  # shared memory for what is on its way; frames of 16 MiB, a few at a time for each card
+OBJECTS_BYTES = (
+    1_000_000_000  # shared memory for what is on its way; frames of 16 MiB, a few at a time for each card
+)
 LONGEST_FOLDER = 40  # characters: Ray's sockets lie 62 characters deeper, and the kernel takes 107
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before Ray is started again; the last one again and again
 STEADY_SECONDS = 60.0  # after that it counts as having run well
@@ -31,8 +32,8 @@ LISTENERS = (
     "node-manager-port", "object-manager-port", "runtime-env-agent-port", "dashboard-agent-listen-port",
     "dashboard-agent-grpc-port", "metrics-export-port",
 )  # fmt: skip
-# Settings of Ray that have no option: a machine that is gone is noticed within seconds, and one whose head is gone
-# ends within ten, so that it can join the next one. Nothing is ended for want of memory: the worker knows what fits.
+# Settings of Ray that have no option: a machine that is gone is noticed within seconds, and one whose head is
+# gone ends within ten, to join the next one. Nothing is ended for want of memory: the worker knows what fits.
 SETTINGS = {
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_health_check_initial_delay_ms": "1000",
@@ -96,7 +97,9 @@ class Head:
             try:
                 trial.connect((self.address, self.port))  # sends nothing
             except OSError as error:
-                raise AddressError(f"no network leads to the head at {self.address}: {error.strerror}") from error
+                raise AddressError(
+                    f"no network leads to the head at {self.address}: {error.strerror}"
+                ) from error
             return str(trial.getsockname()[0])
 
     @property
@@ -111,7 +114,13 @@ class RayProcess:
     """Ray on this machine: the head or a node of it."""
 
     def __init__(
-        self, head: Head, name: str, cards: list[str], folder: Path, first_port: int, environment: Mapping[str, str]
+        self,
+        head: Head,
+        name: str,
+        cards: list[str],
+        folder: Path,
+        first_port: int,
+        environment: Mapping[str, str],
     ) -> None:
         """Start nothing yet.
 

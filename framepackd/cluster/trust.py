@@ -8,7 +8,7 @@ from pathlib import Path
 from framepackd.problems import CommandError
 
 SHORTEST_TOKEN = 32  # characters: as openssl rand -hex 16 gives them
-NEW_TOKEN = "openssl rand -hex 32 | install -m 600 /dev/stdin"
+MAKE_ONE = "openssl rand -hex 32 | install -m 600 /dev/stdin"
 
 
 class TrustError(CommandError):
@@ -30,22 +30,22 @@ class Trust:
         """See that the files are there, and are enough for a head at this IP address.
 
         Raises:
-            TrustError: one is missing or open to others, or the address is not this machine's own and there is no TLS.
+            TrustError: one is missing or open to others, or the head is reached by a network without TLS.
         """
         if not self.token.is_file():
-            raise TrustError(f"token_file: {self.token} is not there. Make one: {NEW_TOKEN} {self.token}")
+            raise TrustError(f"token_file: {self.token} is not there. Make one: {MAKE_ONE} {self.token}")
         _refuse_open(self.token, "token_file")
         if len(self.token.read_text().strip()) < SHORTEST_TOKEN:
             raise TrustError(
-                f"token_file: {self.token} holds less than {SHORTEST_TOKEN} characters. Make one that nobody can "
-                f"guess: {NEW_TOKEN} {self.token}"
+                f"token_file: {self.token} holds less than {SHORTEST_TOKEN} characters. Make one that nobody "
+                f"can guess: {MAKE_ONE} {self.token}"
             )
         given = {"tls_cert": self.certificate, "tls_key": self.key, "tls_ca": self.authority}
         missing = [name for name, file in given.items() if file is None]
         if missing and (len(missing) < len(given) or not ipaddress.ip_address(address).is_loopback):
             raise TrustError(
-                f"{', '.join(missing)} of [cluster] must be set: the head's address {address} is reached by a network, "
-                "and who reads along would have the token. docs/cluster.md says how to make the files"
+                f"{', '.join(missing)} of [cluster] must be set: the head's address {address} is reached by "
+                "a network, and who reads along would have the token. docs/cluster.md says how to make them"
             )
         for name, file in given.items():
             if file is not None and not file.is_file():
