@@ -37,13 +37,13 @@ class Bridges:
         self._allowed = {0, os.geteuid(), *allowed}
         self._head, self._folder, self._environment = head, folder, environment
         self._links: list[subprocess.Popen[bytes]] = []
-        path.unlink(missing_ok=True)
+        aside = path.with_name(f".{path.name}")
+        aside.unlink(missing_ok=True)
         self._door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._door.bind(str(path))
-        path.chmod(
-            0o666
-        )  # who may connect is checked by user id: the daemon's user shares no group with this one
+        self._door.bind(str(aside))
+        aside.chmod(0o666)  # user ids are checked instead: the daemon's user shares no group with this one
         self._door.listen(64)
+        aside.rename(path)  # whoever finds it may connect
 
     def round(self, seconds: float) -> None:
         """Wait so long for a connection, and start a link for it."""

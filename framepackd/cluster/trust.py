@@ -67,5 +67,5 @@ class Trust:
 
 
 def _refuse_open(file: Path, name: str) -> None:
-    if stat.S_IMODE(file.stat().st_mode) & 0o077:
+    if file.stat().st_mode & (stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH):
         raise TrustError(f"{name}: {file} may be read by others: chmod 600 {file}")
