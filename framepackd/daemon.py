@@ -18,6 +18,7 @@ from typing import Any
 from framepack_core import __version__
 from framepackd import folders, rights
 from framepackd.control import commands, socket
+from framepackd.control.nodes import NO_NODES
 from framepackd.control.requests import Requests
 from framepackd.control.signals import hearing_signals
 from framepackd.control.status import in_one_line, snapshot

@@ -130,6 +130,8 @@ class Cards:
 
     def listen(self) -> None:
         """Record what the workers report, and notice which hang, died or are idle for too long."""
+        if self.fleet is not None:
+            self.fleet.begin()
         for supervisor in self.each:
             supervisor.listen()
 
@@ -142,6 +144,8 @@ class Cards:
 
     def leave(self, now: float, why: str) -> None:
         """Have all workers leave their jobs at the next step."""
+        if self.fleet is not None:
+            self.fleet.rest()
         for starter in self.starters:
             starter.held = None
             starter.supervisor.leave(now, why)
@@ -154,7 +158,9 @@ class Cards:
         for starter in self._by_preference():
             if starter.supervisor.cancelling:
                 starter.supervisor.leave(now, CANCELLING)
-            elif starter.supervisor.free and not self._waits_for_helper(starter.supervisor):
+            elif not starter.supervisor.free:
+                starter.held = None
+            elif not self._waits_for_helper(starter.supervisor):
                 failed |= starter.start_next(now)
         self._share_clips()
         if self.fleet is not None:

@@ -1,5 +1,6 @@
 """The cards of other machines: which there are, when they are greeted, which machines get no jobs."""
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -32,6 +33,7 @@ class Fleet:
         self._roll = Roll(config.cluster.socket_path, wake)
         self._drained = store.drained()
         self._leaves_at_once: set[str] = set()  # drained machines whose jobs are to leave at their next step
+        self.due = math.inf  # when a card has something to do that no message tells, on the monotonic clock
         self.cards: dict[str, RemoteSupervisor] = {}  # by HOST:DEVICE
         for name, card in store.cards().items():  # jobs that began on them wait for them from the start
             if config.cluster.wants(*name.split(":", 1)):
@@ -59,11 +61,6 @@ class Fleet:
         return next(filter(None, reasons), "no other machine has joined yet: run framepackd node there")
 
     @property
-    def due(self) -> float:
-        """When a card has something to do that no message tells, on the monotonic clock."""
-        return min((card.due for card in self.cards.values()), default=float("inf"))
-
-    @property
     def problems(self) -> list[Problem]:
         """What a person should put right: machines that are named, or were there, and do not answer."""
         if not self._roll.answered:
@@ -73,9 +70,12 @@ class Fleet:
         reasons = (self._why_unreachable(host) for host in self.hosts if host not in self._drained)
         return [Problem("node", reason) for reason in reasons if reason is not None]
 
+    def begin(self) -> None:
+        """Begin to ask which machines there are; once."""
+        self._roll.start()
+
     def look(self, now: float) -> None:
         """Note which machines are there; have jobs leave the drained ones."""
-        self._roll.start()
         for node in list(self._roll.nodes.values()):
             for device in node.devices:
                 if self._config.cluster.wants(node.host, device):
@@ -92,6 +92,11 @@ class Fleet:
             if card.is_wanted(now, under_way):
                 card.greet()
                 under_way += 1
+        self.due = min((card.due for card in self.cards.values()), default=math.inf)
+
+    def rest(self) -> None:
+        """Greet no card: no job is to start."""
+        self.due = math.inf
 
     def _card(self, name: str) -> RemoteSupervisor:
         """Give a card by HOST:DEVICE; one that was not known is added."""
