@@ -16,6 +16,7 @@ from framepackd.cli import jobs
 from framepackd.cli.device import calibrate, sanity_check
 from framepackd.cli.init import init
 from framepackd.cli.models import models
+from framepackd.cli.nodes import nodes
 from framepackd.cli.options import Commands, config_option, fail, load
 from framepackd.cli.prepare import prepare
 from framepackd.cli.service import service
@@ -218,6 +219,7 @@ main.add_section(
         jobs.top,
         jobs.pause,
         jobs.resume,
+        nodes,
     ),
 )
 main.add_section("Models and this machine", check, models, sanity_check, calibrate)
