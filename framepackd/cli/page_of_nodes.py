@@ -25,9 +25,13 @@ def page(report: "FleetReport", now: datetime | None = None) -> RenderableType:
         dot = "dim" if node["drained"] else "green" if node["reachable"] else "red"
         grid.add_row(Text.assemble(("● ", dot), (printable(node["name"]), "bold")), _told(node, now))
         for card in node["cards"]:
-            grid.add_row(Text(f"  {printable(card['name'])}"), Text(printable(_of_card(card)), overflow="fold"))
+            grid.add_row(
+                Text(f"  {printable(card['name'])}"), Text(printable(_of_card(card)), overflow="fold")
+            )
     trouble = [Text(printable(report["trouble"]), style="bold red")] if report["trouble"] else []
-    nobody = [] if trouble or report["nodes"] else [Text("no other machine has joined: run framepackd node there")]
+    nobody = (
+        [] if trouble or report["nodes"] else [Text("no other machine has joined: run framepackd node there")]
+    )
     return Group(*trouble, *nobody, grid)
 
 
@@ -60,7 +64,11 @@ def checks_of(node: "NodeReport", config: "Config") -> "Iterator[Check]":
     if node["drained"]:
         yield "warning", "drained", f"it gets no jobs: framepackd nodes undrain {node['name']}"
     if reachable and not node["cards"]:
-        yield False, "cards", f"it has none that nodes under [cluster] names: {', '.join(config.cluster.cards)}"
+        yield (
+            False,
+            "cards",
+            f"it has none that nodes under [cluster] names: {', '.join(config.cluster.cards)}",
+        )
     for card in node["cards"]:
         yield from _checks_of_card(card, config)
 
@@ -72,8 +80,14 @@ def _checks_of_card(card: "CardReport", config: "Config") -> "Iterator[Check]":
         return
     yield True, name, str(card["hardware"])
     here = versions()
-    others = [f"{key} {there.get(key)} there, {here.get(key)} here" for key in here if here[key] != there.get(key)]
-    yield not others, "versions", ", ".join(others) or ", ".join(f"{key} {value}" for key, value in here.items())
+    others = [
+        f"{key} {there.get(key)} there, {here.get(key)} here" for key in here if here[key] != there.get(key)
+    ]
+    yield (
+        not others,
+        "versions",
+        ", ".join(others) or ", ".join(f"{key} {value}" for key, value in here.items()),
+    )
     needed = dict.fromkeys([config.model, *config.models])
     for model in needed:
         missing = f"{model} is not there: framepackd models download {model} there"

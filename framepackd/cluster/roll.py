@@ -1,7 +1,6 @@
 """Keeps the list of the other machines and their cards, as ``framepackd node`` on this machine tells it."""
 
 import contextlib
-import re
 import socket
 import threading
 import time
@@ -9,8 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from framepackd.cluster.wire import Wire, WireError
 
@@ -26,17 +24,17 @@ _Device = Annotated[str, StringConstraints(pattern=DEVICE)]
 _Address = Annotated[str, StringConstraints(max_length=255, pattern=r"^[\x20-\x7e]*$")]
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="ignore"))
+@dataclass(frozen=True)
 class Node:
     """Another machine: its name, its address, whether it answers, its devices in their order."""
 
     host: _Host
     address: _Address
     alive: bool
-    devices: tuple[_Device, ...]
+    devices: Annotated[tuple[_Device, ...], Field(max_length=MOST_DEVICES)]
 
 
-_NODES = TypeAdapter(list[Node])
+_NODES = TypeAdapter(Annotated[list[Node], Field(max_length=MOST_NODES)])
 
 
 class Roll:
@@ -129,20 +127,13 @@ def nodes_in(header: Mapping[str, Any]) -> list[Node]:
     Raises:
         WireError: it tells something else, or names that no machine has.
     """
-    told = header.get("nodes")
-    if header.get("kind") != "Nodes" or not isinstance(told, list) or len(told) > MOST_NODES:
+    if header.get("kind") != "Nodes":
         raise WireError(f"it answers with {str(header)[:80]!r} instead of the list of machines")
-    for node in told:
-        if isinstance(node, dict) and isinstance(node.get("devices"), list):
-            node["devices"] = tuple(node["devices"][: MOST_DEVICES + 1])
     try:
-        nodes = _NODES.validate_python(told)
+        return _NODES.validate_json(json.dumps(header.get("nodes")), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise WireError(f"its list of machines is wrong: {first['loc']}: {first['msg']}") from None
-    if any(len(node.devices) > MOST_DEVICES for node in nodes):
-        raise WireError(f"its list names a machine with more than {MOST_DEVICES} devices")
-    return nodes
 
 
 def trouble_of(error: Exception, path: Path) -> str:

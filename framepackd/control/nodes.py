@@ -48,9 +48,16 @@ def perform_on(
             store.drain(host)
         else:
             fleet.drain(host, at_once=at_once)
-        then = "what runs there leaves at its next step and goes on elsewhere" if at_once else "what runs there ends"
+        then = (
+            "what runs there leaves at its next step and goes on elsewhere"
+            if at_once
+            else "what runs there ends"
+        )
         was = " already" if host in drained else ""
-        return True, f"{host} is drained{was}: it gets no more jobs, {then}; framepackd nodes undrain {host} ends it"
+        return (
+            True,
+            f"{host} is drained{was}: it gets no more jobs, {then}; framepackd nodes undrain {host} ends it",
+        )
     if fleet is None:
         store.undrain(host)
     else:

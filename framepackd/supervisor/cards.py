@@ -55,7 +55,9 @@ class Cards:
     def _other_machines(
         self, store: JobStore, obstacles: tuple[Obstacle, ...], wake: Callable[[], None]
     ) -> "Fleet":
-        from framepackd.supervisor.fleet import Fleet  # who computes on this machine alone needs nothing of it
+        from framepackd.supervisor.fleet import (
+            Fleet,  # who computes on this machine alone needs nothing of it
+        )
 
         # Which models they have they say: jobs that ask for others are not theirs.
         theirs = tuple(obstacle for obstacle in obstacles if obstacle is not missing_model)

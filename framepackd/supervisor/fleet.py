@@ -111,7 +111,9 @@ class Fleet:
         node = self._roll.nodes.get(host)
         if node is None:
             return f"{host} has not joined: run framepackd node there"
-        return None if node.alive else f"{host} does not answer: look whether it runs, and framepackd node on it"
+        return (
+            None if node.alive else f"{host} does not answer: look whether it runs, and framepackd node on it"
+        )
 
     def _why_card_unreachable(self, card: RemoteSupervisor) -> str | None:
         if not self._roll.answered:
@@ -146,7 +148,10 @@ class Fleet:
 
     def report(self) -> FleetReport:
         """Give what ``nodes --json`` prints."""
-        return {"trouble": self._roll.trouble, "nodes": [self._report_of(host) for host in sorted(self.hosts)]}
+        return {
+            "trouble": self._roll.trouble,
+            "nodes": [self._report_of(host) for host in sorted(self.hosts)],
+        }
 
     def _report_of(self, host: str) -> NodeReport:
         node = self._roll.nodes.get(host)

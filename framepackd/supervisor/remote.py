@@ -169,7 +169,9 @@ class RemoteSupervisor(Supervisor):
             case messages.Written() if running.writing is not None:
                 super()._hear(running, message)
             case _ if job is None or isinstance(message, messages.Ready | messages.Written):
-                log.warning("%s reports on a job that it does not have: %s", self.asked, type(message).__name__)
+                log.warning(
+                    "%s reports on a job that it does not have: %s", self.asked, type(message).__name__
+                )
             case _ if not _is_possible(job, message):
                 self._lose(running, f"it reports what cannot be of job {job.id}: {message}")
             case _:
