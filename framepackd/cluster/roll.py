@@ -1,10 +1,12 @@
 """Keeps the list of the other machines and their cards, as ``framepackd node`` on this machine tells it."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 

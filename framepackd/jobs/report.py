@@ -1,4 +1,4 @@
-"""The types of ``status --json`` and ``nodes --json``, which control fills in and terminal, page, metrics and systemd draw.
+"""The types of ``status --json`` and ``nodes --json``, which terminal, page, metrics and systemd draw.
 
 Times are UTC in ISO 8601, to the second. A daemon of an older version, which may still run after an update,
 leaves out keys that came later: readers ask for those with ``get``.

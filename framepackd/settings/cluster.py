@@ -1,4 +1,4 @@
-"""The table ``[cluster]`` of the configuration: which cards of other machines compute, and how they are reached."""
+"""The table ``[cluster]`` of the configuration: which other machines compute, and how they are reached."""
 
 import os
 import re
@@ -36,14 +36,15 @@ class ClusterConfig(BaseModel):
     def _check_nodes(cls, value: object) -> object:
         if value == ALL:
             return value
-        if not isinstance(value, list | tuple):
+        names = value if isinstance(value, list | tuple) else None
+        if names is None:
             kinds = '"all", or a list of machines and cards such as ["render2", "render3:cuda:0"]'
             raise ValueError(f"must be {kinds}, got {value!r}")
-        for name in value:
+        for name in names:
             if not isinstance(name, str) or not NODE.fullmatch(name):
                 kinds = 'a machine such as "render2" or one of its cards such as "render2:cuda:0"'
                 raise ValueError(f"must be {kinds}, got {name!r}")
-            if value.count(name) > 1:
+            if names.count(name) > 1:
                 raise ValueError(f"must name each once, got {name!r} twice")
         return value
 
@@ -89,7 +90,7 @@ class ClusterConfig(BaseModel):
         return self.nodes == ALL or host in self.nodes or f"{host}:{device}" in self.nodes
 
     def with_absolute_paths(self, base: Path) -> "ClusterConfig":
-        """Locate its files: the secret ones also among systemd's credentials, else below the config's folder."""
+        """Locate its files below the config's folder, or the secret ones among systemd's credentials."""
         secret = ("token_file", "tls_key")
         found: dict[str, Path] = {
             key: locate(file, base) if key in secret else base / file.expanduser()

@@ -31,9 +31,7 @@ class _Section(BaseModel):
 class GpuConfig(_Section):
     """Where and how the model computes."""
 
-    device: str | tuple[str, ...] = (
-        "auto"  # auto, cpu, cuda, cuda:0 ..., all, or a list, empty with [cluster]
-    )
+    device: str | tuple[str, ...] = "auto"  # auto, cpu, cuda, cuda:0 ..., all, or a list, perhaps empty
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     precision: Literal["exact", "fp8", "nf4"] = "exact"
     attention: str = "auto"  # or a backend of diffusers; see attention.py

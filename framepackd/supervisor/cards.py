@@ -1,4 +1,4 @@
-"""Runs a supervisor for each device, of this machine and of others, and has the free ones start the next jobs."""
+"""Runs a supervisor for each device, here and on other machines; has the free ones start the next jobs."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Starts the worker process, or the bridge to one on another machine; notices when it hangs, and says how it died."""
+"""Starts the worker process, or the bridge to one elsewhere; notices when it hangs, says how it died."""
 
 import math
 import multiprocessing

@@ -1,7 +1,7 @@
 """Runs jobs on the card of another machine: greets it first, and knows when it is out of reach.
 
-Its worker is there; the process here is the bridge to it. A bridge that loses the machine is no job's fault. A
-worker that dies there is what the death of a worker here would be.
+Its worker is there; the process here is the bridge to it. A bridge that loses the machine is no job's fault.
+A worker that dies there is what the death of a worker here would be.
 """
 
 import logging
@@ -108,7 +108,7 @@ class RemoteSupervisor(Supervisor):
         return not self.drained and self._unreachable is None
 
     def is_wanted(self, now: float, place: int) -> bool:
-        """Say whether to greet it now: a job waits for it behind ``place`` others, or nothing is known of it."""
+        """Say whether to greet it now: nothing is known of it, or a job waits behind ``place`` others."""
         if self.worker is not None or not self._may_be_reached or now < self._again:
             return False
         return self.unknown or self.next_job(place) is not None

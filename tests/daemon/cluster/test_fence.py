@@ -11,7 +11,7 @@ from framepackd import daemon
 from framepackd.settings.config import load_config
 
 code = daemon.run(load_config(Path("config.toml")), once=True)
-print(code, *(name for name in sys.modules if name.split(".")[:2] == ["framepackd", "cluster"] or name == "ray"))
+print(code, *(name for name in sys.modules if name.startswith("framepackd.cluster") or name == "ray"))
 """
 
 
