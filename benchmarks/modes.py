@@ -14,9 +14,9 @@ import torch
 from benchmarks import Row
 from framepack_core.engine import Clip, Engine, Step
 from framepack_core.media.pictures import Frames
+from framepack_core.memory.footprint import Precision
 from framepack_core.models.registry import BUILT_IN
 from framepack_core.networks.fp8 import FP8, Fp8Linear
-from framepack_core.networks.quantization import Precision
 from framepack_core.request import Request
 
 MODES: tuple[tuple[str, Precision], ...] = (

@@ -16,7 +16,7 @@ from framepack_core.conditioning import Conditioning, Encoders, ExistingVideo, S
 from framepack_core.history import History, HistoryContext, Shared, prefix_for
 from framepack_core.media.pictures import Frames, Picture
 from framepack_core.memory import devices, footprint, planning
-from framepack_core.memory.footprint import TILE, ItemBytes, Tiling, Video
+from framepack_core.memory.footprint import TILE, ItemBytes, Precision, Tiling, Video
 from framepack_core.memory.placement import Places
 from framepack_core.memory.planning import Plan, PlanError
 from framepack_core.models.registry import ModelSpec, find
@@ -25,7 +25,7 @@ from framepack_core.networks.attention import AUTO, choose_attention
 from framepack_core.networks.compiling import CompiledBlocks
 from framepack_core.networks.encoders import TextConditioning
 from framepack_core.networks.lora import Merger
-from framepack_core.networks.quantization import Precision, reduce
+from framepack_core.networks.quantization import reduce
 from framepack_core.networks.transformer import Precomputed, guidance, split_transformer, timesteps
 from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request

@@ -18,6 +18,7 @@ from typing import Any
 from framepack_core import __version__
 from framepackd import folders, rights
 from framepackd.control import commands, socket
+from framepackd.control.nodes import NO_NODES
 from framepackd.control.requests import Requests
 from framepackd.control.signals import hearing_signals
 from framepackd.control.status import in_one_line, snapshot
@@ -65,7 +66,7 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
             stack.callback(store.close)
             log.info(
                 "framepackd %s: model %s, device %s; inbox %s, outbox %s; configuration %s",
-                *(__version__, config.model, ", ".join(config.gpu.devices), config.inbox, config.outbox),
+                *(__version__, config.model, _devices(config), config.inbox, config.outbox),
                 config.file or "none: the defaults",
             )
             problems = rights.put_right(config)  # of the database's files too
@@ -77,6 +78,12 @@ def run(config: Config, *, once: bool = False, load_again: Callable[[], Config] 
             return daemon.run()
     finally:
         lock.release()
+
+
+def _devices(config: Config) -> str:
+    """Name what is to compute: devices of this machine, and other machines."""
+    nodes = config.cluster.nodes
+    return ", ".join((*config.gpu.devices, *(("all nodes",) if nodes == "all" else nodes)))
 
 
 def _report_waiting(pid: int) -> None:
@@ -120,7 +127,8 @@ class Daemon:
         self.scanning = Scanning(config, store, self.wake, lambda: self.stopping)
         self.deliveries = Deliveries(config, store, self.wake, self._gives_up_copies, take_back.bring_back)
         # With --once nobody waits for a model: the job fails, and says what to do.
-        self.cards = Cards(config, store, (missing_room,) if once else (missing_model, missing_room))
+        obstacles = (missing_room,) if once else (missing_model, missing_room)
+        self.cards = Cards(config, store, obstacles, self.wake)
         self._reporter = Reporter(lambda: in_one_line(self.snapshot(), datetime.now(UTC)))
         self._results_page = ResultsPage(lambda: folders.trouble("outbox", self.config))
         self._metrics = Metrics(config, store, self.snapshot)
@@ -158,6 +166,8 @@ class Daemon:
             job = self.store.find(str(request.get("job")))
             reasons = self.cards.passed_over.reasons
             return {"job": whole(job, self.config, self.deliveries.of(job), reasons) if job else None}
+        if request.get("command") == "nodes":
+            return self.cards.fleet.report() if self.cards.fleet else {"error": NO_NODES}
         if request.get("command") in commands.CHANGING:
             return self.requests.ask(request)
         return {"error": f"unknown command {request.get('command')!r}"}

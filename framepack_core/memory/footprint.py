@@ -19,6 +19,7 @@ from framepack_core.request import GenerationSettings, Lora
 
 GIB = 1 << 30
 Placement = Literal["all", "core", "partly", "streamed"]
+Precision = Literal["exact", "fp8", "nf4"]  # of the blocks' weights
 Tiling = bool | Literal["auto"]
 
 TILE, SMALL_TILE = 256, 128  # pixels: the VAE's default, and the smallest without obvious seams

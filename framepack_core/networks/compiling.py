@@ -21,7 +21,7 @@ from torch import nn
 from framepack_core.errors import CompileError, ModelError
 from framepack_core.memory import devices
 from framepack_core.memory.device_errors import Verdict, judge
-from framepack_core.networks.quantization import Precision
+from framepack_core.memory.footprint import Precision
 
 log = logging.getLogger(__name__)
 

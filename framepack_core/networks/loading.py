@@ -23,13 +23,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from framepack_core.errors import ModelError
+from framepack_core.memory.footprint import Precision
 from framepack_core.models import model_files, registry
 from framepack_core.models.model_files import Stored
 from framepack_core.models.registry import ModelSpec
 from framepack_core.models.tensor_files import TensorFiles
 from framepack_core.networks import fp8
 from framepack_core.networks.encoders import verify_prompt_template
-from framepack_core.networks.quantization import Precision
 
 log = logging.getLogger(__name__)
 

@@ -1,17 +1,16 @@
 """Stores the blocks' weights in fewer bits: less memory, and other pixels."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from framepack_core.errors import ModelError
+from framepack_core.memory.footprint import Precision
 from framepack_core.networks import fp8
 
 if TYPE_CHECKING:
     from framepack_core.networks.transformer import Blocks
-
-Precision = Literal["exact", "fp8", "nf4"]
 
 
 def reduce(

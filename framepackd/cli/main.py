@@ -15,6 +15,7 @@ from framepackd.cli.device import calibrate, sanity_check
 from framepackd.cli.init import init
 from framepackd.cli.models import models
 from framepackd.cli.node import node
+from framepackd.cli.nodes import nodes
 from framepackd.cli.options import Commands, config_option, fail, load, log_to_stderr
 from framepackd.cli.prepare import prepare
 from framepackd.cli.service import service
@@ -204,6 +205,7 @@ main.add_section(
         jobs.top,
         jobs.pause,
         jobs.resume,
+        nodes,
     ),
 )
 main.add_section("Models and this machine", check, models, sanity_check, calibrate)

@@ -14,7 +14,7 @@ from framepackd.settings.config import Config
 
 if TYPE_CHECKING:
     from framepackd.control.commands import Answer, Result
-    from framepackd.jobs.report import DaemonReport, Record, Report
+    from framepackd.jobs.report import DaemonReport, FleetReport, Record, Report
 
 EXIT_DIED, EXIT_NOT_RUNNING, EXIT_UNKNOWN = 1, 3, 4  # of status, as service managers have it
 STARTING_SECONDS = 3.0
@@ -148,6 +148,15 @@ def show(config: Config, job: str) -> "tuple[Record | None, bool]":
 
     found = JobStore(config.database, read_only=True).find(job) if config.database.exists() else None
     return whole(found, config) if found else None, False
+
+
+def nodes(config: Config) -> "FleetReport | None":
+    """Ask the daemon for the other machines; None if none runs.
+
+    Raises:
+        OSError: one runs and does not answer, or knows of no other machines.
+    """
+    return cast("FleetReport | None", ask(config, {"command": "nodes"}))
 
 
 def _without_daemon(config: Config, state: str, paused: str | None = None) -> "DaemonReport":

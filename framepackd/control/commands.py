@@ -1,4 +1,4 @@
-"""Performs retry, final, dismiss, cancel, top, move, pause, resume and accept-folders on the queue.
+"""Performs retry, final, dismiss, cancel, top, move, pause, resume, accept-folders and those on nodes.
 
 The daemon's loop calls this while a daemon runs; else the command does, holding the lock.
 """
@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict, TypeVar
 
 from framepackd import folders
-from framepackd.control import finals
+from framepackd.control import finals, nodes
 from framepackd.delivery.deliveries import settle
 from framepackd.intake import take_back
 from framepackd.jobs import aside
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 Made = TypeVar("Made")
 ANEW = "retry --anew"
-CHANGING = ("retry", "final", "dismiss", "cancel", "top", "move", "pause", "resume", "accept_folders")
+ON_JOBS = ("retry", "final", "dismiss", "cancel", "top", "move")
+CHANGING = (*ON_JOBS, "pause", "resume", "accept_folders", *nodes.ON_NODES)
 POSSIBLE = {
     "retry": (State.FAILED, State.CANCELLED),
     ANEW: (State.FAILED, State.CANCELLED, State.QUEUED),
@@ -73,6 +74,10 @@ class Supervising(Protocol):
     @property
     def passed_over(self) -> PassedOver:
         """The jobs that the daemon passes over."""
+
+    @property
+    def fleet(self) -> nodes.Fleet | None:
+        """The other machines; None if none are configured."""
 
     @property
     def busy(self) -> bool:
@@ -136,6 +141,12 @@ def perform(request: dict[str, Any], queue: Queue) -> Answer:
         return _answer((True, "the queue goes on" if was_paused else "the queue was not paused"))
     if command == "accept_folders":
         return _accept_folders(queue)
+    if command in nodes.ON_NODES:
+        fleet = None if supervisor is None else supervisor.fleet
+        at_once = bool(request.get("now"))
+        return _answer(
+            nodes.perform_on(str(request["host"]), command, queue.config, store, fleet, at_once=at_once)
+        )
     # The job that is named first is to be the first of the queue.
     wanted = request["jobs"] if command != "top" else reversed(request["jobs"])
     results = [_perform_on(job, request, queue) for job in wanted]

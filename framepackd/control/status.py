@@ -14,7 +14,15 @@ from framepackd.jobs.described import described, note, stage
 from framepackd.jobs.job import Job, State, as_recorded
 from framepackd.jobs.pace import is_measured, progress, remaining
 from framepackd.jobs.reader import JobReader
-from framepackd.jobs.report import DaemonReport, DeliveryReport, FactsReport, JobReport, Report, running_in
+from framepackd.jobs.report import (
+    DaemonReport,
+    DeliveryReport,
+    FactsReport,
+    JobReport,
+    Report,
+    at_work,
+    running_in,
+)
 from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.text import as_utf8, clock, path_of, percent, printable
@@ -52,7 +60,7 @@ def snapshot(
     ]
     known = [seconds for seconds in to_come if seconds is not None]
     foreseeable = to_come and len(known) == len(to_come) and daemon["paused"] is None
-    devices = max(len(daemon.get("devices", ())), 1)
+    devices = at_work(daemon)
     eta = span(known, devices) if foreseeable else None
     takes = [
         PASSED_OVER if job.delivery is not None or job.id in passed_over else seconds

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 SILENT = "is of a share whose server does not answer: look after the server and the network"
 UNREACHABLE = {
@@ -30,6 +30,47 @@ COPIED_AT_ONCE = 1 << 20
 READABLE = 0o055  # a folder, by group and others
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
+
+
+class Observer(Protocol):
+    """Is told what this process has done to files, from the thread that did it."""
+
+    def written(self, path: Path, *, durable: bool) -> None:
+        """Take note of a file that is written and has its name; a crash may lose one that is not durable."""
+
+    def removed(self, path: Path) -> None:
+        """Take note that a file is not there, whether or not it was."""
+
+    def moved(self, source: Path, target: Path) -> None:
+        """Take note that a file or folder has another name, durably."""
+
+
+_observer: Observer | None = None
+
+
+def observe(observer: Observer | None) -> None:
+    """Have an observer told of what is written with this module from now on; None: nobody."""
+    global _observer
+    _observer = observer
+
+
+def tell_written(path: Path, *, durable: bool = True) -> None:
+    """Tell the observer of a file that was written by other means."""
+    if _observer is not None:
+        _observer.written(path, durable=durable)
+
+
+def tell_moved(source: Path, target: Path) -> None:
+    """Tell the observer of a file or folder that was renamed, once that is durable."""
+    if _observer is not None:
+        _observer.moved(source, target)
+
+
+def remove(path: Path) -> None:
+    """Remove a file if it is there, and tell the observer."""
+    path.unlink(missing_ok=True)
+    if _observer is not None:
+        _observer.removed(path)
 
 
 def sync_folder(folder: Path) -> None:
@@ -194,6 +235,7 @@ def written_aside(path: Path, *, named: bool = True) -> Iterator[Path]:
     part.replace(path)
     if named:
         sync_folder(path.parent)
+    tell_written(path)
 
 
 def write_all(descriptor: int, block: bytes) -> None:

@@ -42,6 +42,7 @@ def move(folder: Path, place: Path) -> None:
     """
     folder.rename(place)
     files.sync_folder(place.parent)
+    files.tell_moved(folder, place)
 
 
 def move_files(folder: Path, names: Iterable[str], place: Path) -> None:
@@ -51,11 +52,13 @@ def move_files(folder: Path, names: Iterable[str], place: Path) -> None:
         OSError: one cannot be moved; it is where it was.
     """
     files.make_folder(place)
-    for name in names:
-        if (folder / name).exists():
-            (folder / name).rename(place / name)
+    there = [name for name in names if (folder / name).exists()]
+    for name in there:
+        (folder / name).rename(place / name)
     files.sync_folder(place)
     files.sync_folder(folder)
+    for name in there:
+        files.tell_moved(folder / name, place / name)
 
 
 def give_up(folder: Path) -> Path | None:

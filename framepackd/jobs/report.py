@@ -1,4 +1,4 @@
-"""The types of ``status --json``, which control fills in and terminal, page, metrics and systemd draw.
+"""The types of ``status --json`` and ``nodes --json``, which terminal, page, metrics and systemd draw.
 
 Times are UTC in ISO 8601, to the second. A daemon of an older version, which may still run after an update,
 leaves out keys that came later: readers ask for those with ``get``.
@@ -101,6 +101,38 @@ class DeviceReport(TypedDict):
     held: str | None  # why none is started
 
 
+class CardReport(TypedDict):
+    """A card of another machine; what it has said of itself is None until it is reached."""
+
+    name: str  # HOST:DEVICE
+    card: str | None  # its name
+    hardware: str | None  # with its driver, in words
+    versions: dict[str, str] | None
+    models: list[str] | None  # whose files are there
+    greeted: str | None  # when it said so
+    job: str | None  # the id of the one that runs
+    held: str | None  # why it gets none
+
+
+class NodeReport(TypedDict):
+    """Another machine that computes."""
+
+    name: str
+    address: str | None
+    reachable: bool
+    why: str | None  # it is not
+    drained: str | None  # since when it gets no jobs
+    last_sign: str | None  # when it answered last, since the daemon started
+    cards: list[CardReport]
+
+
+class FleetReport(TypedDict):
+    """The other machines, as ``nodes --json`` prints them."""
+
+    trouble: str | None  # why nothing is known of them
+    nodes: list[NodeReport]
+
+
 class DaemonReport(TypedDict):
     """The daemon; where none runs, ``state`` says so and most else is None."""
 
@@ -130,6 +162,12 @@ class Report(TypedDict):
 
 
 Record = dict[str, Any]  # one job whole, as ``show --json`` prints it
+
+
+def at_work(daemon: DaemonReport) -> int:
+    """Count the devices that share the queue: not those that are held, of which at least one counts."""
+    devices = daemon.get("devices", ())
+    return max(sum(device["held"] is None or device["job"] is not None for device in devices), 1)
 
 
 def running_in(report: Report) -> list[JobReport]:

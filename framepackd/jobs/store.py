@@ -4,16 +4,15 @@ Only the holder of the state folder's lock writes: the daemon, or a command whil
 cancellation wins: however the job ends or is interrupted, it ends cancelled and is never generated again.
 """
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import case, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
-from framepackd.jobs.database import StoreError, explained, open_database
-from framepackd.jobs.job import ENDED, Input, Job, MemoryLevel, Meta, State, utc_now
+from framepackd.jobs.database import StoreError, open_database
+from framepackd.jobs.job import ENDED, Input, Job, Meta, State, utc_now
 from framepackd.jobs.job_sql import (
     CANCELLED,
     IN_ORDER,
@@ -27,15 +26,13 @@ from framepackd.jobs.job_sql import (
     with_entry,
 )
 from framepackd.jobs.job_warnings import CutPrompt
-from framepackd.jobs.reader import JobReader
+from framepackd.jobs.notes import Notes
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 PAUSED = "paused"  # in the table meta: since when
-UNCOMPILED = "uncompiled|"  # there too, followed by the conditions under which compiling fails: why
-GPU = "gpu"  # there too: when a GPU was last seen to compute
 
 
-class JobStore(JobReader):
+class JobStore(Notes):
     """The queue. Threads may share it: each call has a connection and a transaction of its own."""
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
@@ -44,22 +41,17 @@ class JobStore(JobReader):
         Raises:
             StoreError: it is damaged, another program's, of a newer version, or cannot be opened.
         """
-        self._engine = open_database(path, read_only=read_only)
+        engine = open_database(path, read_only=read_only)
         # Readers wait for nobody, and still read when nothing can be written.
-        super().__init__(path, self._engine if read_only else open_database(path, read_only=True))
+        super().__init__(path, engine if read_only else open_database(path, read_only=True), engine)
         # While one connection stays open, the end of another does not copy SQLite's log into the database,
         # and sync that too: a call takes a third of the time.
-        self._open = None if read_only else self._engine.raw_connection()
+        self._open = None if read_only else engine.raw_connection()
 
     def close(self) -> None:
         """Have SQLite copy its log into the database, as far as nobody else has it open."""
         if self._open is not None:
             self._open.close()
-
-    @contextmanager
-    def _session(self) -> Iterator[Session]:
-        with explained(self.path), Session(self._engine, expire_on_commit=False) as session, session.begin():
-            yield session
 
     def _change(self, statement: Any) -> bool:
         """Execute one statement in a transaction; says whether it changed a row."""
@@ -85,9 +77,17 @@ class JobStore(JobReader):
 
     # a job's life
 
-    def next_queued(self, passed_over: Collection[str] = (), place: int = 0) -> Job | None:
-        """Give the first runnable job that is not passed over, or the one ``place`` behind it."""
-        return self.first(following(Job).where(Job.id.not_in(passed_over)).offset(place))
+    def next_queued(
+        self, passed_over: Collection[str] = (), place: int = 0, models: Collection[str] | None = None
+    ) -> Job | None:
+        """Give the first runnable job that is not passed over, or the one ``place`` behind it.
+
+        ``models``: only a job that asks for one of these.
+        """
+        found = following(Job).where(Job.id.not_in(passed_over)).offset(place)
+        if models is not None:
+            found = found.where(func.json_extract(Job.settings, "$.model").in_(models))
+        return self.first(found)
 
     def queued_inputs(self) -> list[tuple[str, dict[str, Input]]]:
         """List the runnable jobs in the order of the queue: id, and inputs by role."""
@@ -320,36 +320,6 @@ class JobStore(JobReader):
         """Say since when the queue is paused, and how to resume it; None if it is not."""
         since = self.first(select(Meta.value).where(Meta.key == PAUSED))
         return f"by framepackd pause since {since}: framepackd resume goes on" if since else None
-
-    # what was learned
-
-    def levels(self) -> dict[str, int]:
-        """Give the memory levels that worked, by device, model and size."""
-        return self.mapped(select(MemoryLevel.key, MemoryLevel.level))
-
-    def remember_level(self, key: str, level: int) -> None:
-        """Remember which memory level worked; ``key`` is ``device|model|WxH``."""
-        with self._session() as session:
-            session.merge(MemoryLevel(key=key, level=level))
-
-    def uncompiled(self) -> dict[str, str]:
-        """Give why blocks could not be compiled, by the conditions of the attempt."""
-        statement = select(Meta.key, Meta.value).where(Meta.key.startswith(UNCOMPILED, autoescape=True))
-        return {key.removeprefix(UNCOMPILED): reason for key, reason in self.mapped(statement).items()}
-
-    def remember_uncompiled(self, key: str, reason: str) -> None:
-        """Remember that blocks cannot be compiled; ``key`` as :func:`compiling.conditions` gives it."""
-        with self._session() as session:
-            session.merge(Meta(key=UNCOMPILED + key, value=reason))
-
-    def gpu_used(self) -> bool:
-        """Say whether a GPU has ever computed here."""
-        return self.first(select(Meta.key).where(Meta.key == GPU)) is not None
-
-    def remember_gpu(self) -> None:
-        """Remember that a GPU has computed here."""
-        with self._session() as session:
-            session.merge(Meta(key=GPU, value=utc_now()))
 
     def _set_running(self, job_id: str, **values: Any) -> None:
         statement = update(Job).where(Job.id == job_id, Job.state == State.RUNNING)

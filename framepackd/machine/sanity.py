@@ -32,9 +32,9 @@ from framepack_core.errors import ModelError
 from framepack_core.media import pictures
 from framepack_core.media.pictures import Frames, Picture
 from framepack_core.memory import devices, footprint
+from framepack_core.memory.footprint import Precision
 from framepack_core.models.registry import BUILT_IN, ModelSpec
 from framepack_core.networks.attention import choose_attention
-from framepack_core.networks.quantization import Precision
 from framepack_core.request import Request
 from framepackd.settings.config import Config
 from framepackd.supervisor.readiness import is_gpu_expected

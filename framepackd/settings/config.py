@@ -27,6 +27,7 @@ from framepack_core.mistakes import closest, explain, shown
 from framepack_core.models.registry import BUILT_IN, ModelSpec
 from framepackd import files
 from framepackd.problems import CommandError
+from framepackd.settings.cluster import ClusterConfig
 from framepackd.settings.decoding import as_text
 from framepackd.settings.job_settings import OTHER_NAMES, JobSettings, parse_settings, refuse_shared
 from framepackd.settings.secret_files import locate
@@ -69,6 +70,7 @@ class Config(BaseSettings):
     preview_decoder: Path | None = None  # weights of TAEHV
     models: dict[str, ModelConfig] = {}
     gpu: GpuConfig = GpuConfig()
+    cluster: ClusterConfig = ClusterConfig()
     draft: DraftConfig = DraftConfig()
     web: WebConfig = WebConfig()
     notify: NotifyConfig = NotifyConfig()
@@ -91,6 +93,15 @@ class Config(BaseSettings):
         for key, name in (("model", self.model), ("defaults.model", self.defaults.get("model", self.model))):
             if name not in self.model_names():
                 raise ValueError(self.unknown_model(name, key))
+        return self
+
+    @model_validator(mode="after")
+    def _check_devices(self) -> "Config":
+        if not self.gpu.devices and not self.cluster.nodes:
+            raise ValueError(
+                'gpu.device must name at least one device, such as ["cuda:0", "cuda:1"], unless nodes under '
+                "[cluster] names other machines, got []"
+            )
         return self
 
     @classmethod
@@ -176,7 +187,7 @@ class Config(BaseSettings):
 
 
 SECRET_KEYS = (("web", "password"), ("notify", "webhook"))
-FIXED_KEYS = ("state_dir", "inbox", "outbox", "failed", "gpu")  # only a restart changes these
+FIXED_KEYS = ("state_dir", "inbox", "outbox", "failed", "gpu", "cluster")  # only a restart changes these
 
 
 def changed(running: Config, new: Config) -> tuple[Config, list[str], list[str]]:
@@ -261,6 +272,7 @@ def _meant_in_config() -> dict[str, str]:
     """Map keys that people write on the top level by mistake to the place where they belong."""
     tables: dict[str, type[BaseModel]] = {
         "gpu": GpuConfig,
+        "cluster": ClusterConfig,
         "draft": DraftConfig,
         "web": WebConfig,
         "notify": NotifyConfig,
@@ -324,7 +336,14 @@ def _with_absolute_paths(config: Config, base: Path) -> Config:
     }
     models = {name: model.with_absolute_paths(base) for name, model in config.models.items()}
     absolute = config.model_copy(
-        update={"state_dir": state_dir, **others, "models": models, **optional, **_secret_files(config, base)}
+        update={
+            **others,
+            **optional,
+            **_secret_files(config, base),
+            "state_dir": state_dir,
+            "models": models,
+            "cluster": config.cluster.with_absolute_paths(base),
+        }
     )
     _refuse_nested(absolute)
     return absolute

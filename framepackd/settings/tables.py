@@ -31,7 +31,7 @@ class _Section(BaseModel):
 class GpuConfig(_Section):
     """Where and how the model computes."""
 
-    device: str | tuple[str, ...] = "auto"  # auto, cpu, cuda, cuda:0 ..., all, or a list of them
+    device: str | tuple[str, ...] = "auto"  # auto, cpu, cuda, cuda:0 ..., all, or a list, perhaps empty
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     precision: Literal["exact", "fp8", "nf4"] = "exact"
     attention: str = "auto"  # or a backend of diffusers; see attention.py
@@ -49,8 +49,6 @@ class GpuConfig(_Section):
         if names is None:
             kinds = '"auto", "cpu", "all", a card such as "cuda:0", or a list such as ["cuda:0", "cuda:1"]'
             raise ValueError(f"must be {kinds}, got {device!r}")
-        if not names:
-            raise ValueError('must name at least one device, such as ["cuda:0", "cuda:1"], got []')
         for name in names:
             if not isinstance(name, str) or not OF_A_LIST.fullmatch(name):
                 raise ValueError(f'in a list must be "cpu" or a card such as "cuda:0", got {name!r}')

@@ -1,7 +1,9 @@
-"""Runs a supervisor for each device of the configuration, and has the free ones start the next jobs."""
+"""Runs a supervisor for each device, here and on other machines; has the free ones start the next jobs."""
 
 import math
+from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from framepack_core.memory import before_torch
 from framepackd.jobs.job import Job
@@ -10,23 +12,56 @@ from framepackd.jobs.store import JobStore
 from framepackd.problems import Problem
 from framepackd.settings.config import Config
 from framepackd.supervisor.passed_over import PassedOver
+from framepackd.supervisor.readiness import missing_model
 from framepackd.supervisor.starter import Obstacle, Starter
 from framepackd.supervisor.supervisor import CANCELLING, Supervisor
+
+if TYPE_CHECKING:
+    from framepackd.supervisor.fleet import Fleet
 
 
 class Cards:
     """All devices that compute, in the order of the configuration."""
 
-    def __init__(self, config: Config, store: JobStore, obstacles: tuple[Obstacle, ...]) -> None:
-        """Start nothing yet; each of ``obstacles`` is asked before a job starts."""
+    def __init__(
+        self,
+        config: Config,
+        store: JobStore,
+        obstacles: tuple[Obstacle, ...],
+        wake: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start nothing yet; each of ``obstacles`` is asked before a job starts.
+
+        ``wake`` has the next round begin: it is called when other machines come and go.
+        """
+        self.config = config
         self.passed_over = PassedOver(store, config.gpu.move_after)
-        self.each = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
-        if len(self.each) > 1:  # a job waits for its card from the start, not once a worker has reported it
-            for supervisor in self.each:
+        self.local = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
+        self.each: list[Supervisor] = []  # those of other machines are the last
+        self.starters: list[Starter] = []
+        for supervisor in self.local:
+            self._add(supervisor, obstacles)
+            if len(self.local) > 1 or config.cluster.nodes:
+                # A job waits for its card from the start, not once a worker has reported it.
                 card = before_torch.card_name(supervisor.asked)
                 if card is not None:
                     self.passed_over.device_found(supervisor, card)
-        self.starters = [Starter(supervisor, obstacles, lambda: self.jobs) for supervisor in self.each]
+        self.fleet = self._other_machines(store, obstacles, wake) if config.cluster.nodes else None
+
+    def _add(self, supervisor: Supervisor, obstacles: tuple[Obstacle, ...]) -> None:
+        self.each.append(supervisor)
+        self.starters.append(Starter(supervisor, obstacles, lambda: self.jobs))
+
+    def _other_machines(
+        self, store: JobStore, obstacles: tuple[Obstacle, ...], wake: Callable[[], None]
+    ) -> "Fleet":
+        from framepackd.supervisor.fleet import (
+            Fleet,  # who computes on this machine alone needs nothing of it
+        )
+
+        # Which models they have they say: jobs that ask for others are not theirs.
+        theirs = tuple(obstacle for obstacle in obstacles if obstacle is not missing_model)
+        return Fleet(self.config, store, self.passed_over, lambda card: self._add(card, theirs), wake)
 
     @property
     def busy(self) -> bool:
@@ -57,19 +92,23 @@ class Cards:
     @property
     def held(self) -> str | None:
         """Why no job is started; None if nothing is in the way of a device."""
-        reasons = [starter.held for starter in self.starters]
+        reasons = [_held(starter) for starter in self.starters]
+        if not reasons and self.fleet is not None:
+            return self.fleet.held
         return reasons[0] if all(reasons) else None
 
     @property
     def due(self) -> float:
         """When a device has something to do, on the monotonic clock."""
-        starts = min(starter.due for starter in self.starters)
-        return min(starts, *(supervisor.unload_at for supervisor in self.each), math.inf)
+        starts = (starter.due for starter in self.starters)
+        unloads = (supervisor.unload_at for supervisor in self.each)
+        return min(math.inf, math.inf if self.fleet is None else self.fleet.due, *starts, *unloads)
 
     @property
     def problems(self) -> tuple[Problem, ...]:
         """What a person should put right before all jobs can run."""
-        return self.passed_over.problems(self.each[0].config)
+        others = () if self.fleet is None else self.fleet.problems
+        return *self.passed_over.problems(self.config), *others
 
     @property
     def names(self) -> str:
@@ -83,15 +122,18 @@ class Cards:
 
     def reports(self) -> list[DeviceReport]:
         """Give what ``status --json`` prints of each device."""
-        return [_report(starter.supervisor, starter.held) for starter in self.starters]
+        return [_report(starter.supervisor, _held(starter)) for starter in self.starters]
 
     def reconfigure(self, config: Config) -> None:
         """Use another configuration from now on; the devices stay."""
+        self.config = config
         for supervisor in self.each:
             supervisor.config = config
 
     def listen(self) -> None:
         """Record what the workers report, and notice which hang, died or are idle for too long."""
+        if self.fleet is not None:
+            self.fleet.begin()
         for supervisor in self.each:
             supervisor.listen()
 
@@ -104,6 +146,8 @@ class Cards:
 
     def leave(self, now: float, why: str) -> None:
         """Have all workers leave their jobs at the next step."""
+        if self.fleet is not None:
+            self.fleet.rest()
         for starter in self.starters:
             starter.held = None
             starter.supervisor.leave(now, why)
@@ -111,12 +155,18 @@ class Cards:
     def steer(self, now: float) -> bool:
         """Start jobs on the free devices, have cancelled ones stop; says whether one failed at once."""
         failed = False
+        if self.fleet is not None:
+            self.fleet.look(now)
         for starter in self._by_preference():
             if starter.supervisor.cancelling:
                 starter.supervisor.leave(now, CANCELLING)
-            elif starter.supervisor.free and not self._waits_for_helper(starter.supervisor):
+            elif not starter.supervisor.free:
+                starter.held = None
+            elif not self._waits_for_helper(starter.supervisor):
                 failed |= starter.start_next(now)
         self._share_clips()
+        if self.fleet is not None:
+            self.fleet.greet(now)  # last, for what no device has begun
         return failed
 
     def _waits_for_helper(self, supervisor: Supervisor) -> bool:
@@ -126,8 +176,11 @@ class Cards:
         return job is not None and job.id in helped
 
     def _share_clips(self) -> None:
-        """Have devices that the queue does not need make clips of the chains that others compute."""
-        for supervisor in self.each:
+        """Have devices that the queue does not need make clips of the chains that others compute.
+
+        Those of other machines do not: clips are shared by way of the work folder and its locks.
+        """
+        for supervisor in self.local:
             running = supervisor.worker
             if running is not None and running.helps is not None:
                 if supervisor.helping.is_in_vain(running) or supervisor.next_job() is not None:
@@ -137,7 +190,7 @@ class Cards:
 
     def _help_another(self, supervisor: Supervisor) -> None:
         card = self.passed_over.card_of(supervisor)
-        for other in self.each:
+        for other in self.local:
             owner = other.worker
             if owner is None or owner.job is None:
                 continue
@@ -161,6 +214,8 @@ class Cards:
 
     def end(self) -> None:
         """End all workers."""
+        if self.fleet is not None:
+            self.fleet.end()
         for supervisor in self.each:
             supervisor.end_worker()
 
@@ -183,7 +238,7 @@ class Cards:
         """Put those first whose card the next job began on, then those that have its model loaded."""
         if sum(supervisor.free for supervisor in self.each) < 2:
             return self.starters
-        job = self.passed_over.next_job(self.each[0].config)
+        job = self.passed_over.next_job(self.config)
         model = job.settings.get("model") if job else None
         begun = self.passed_over.began_on(job.id) if job else None
 
@@ -193,6 +248,11 @@ class Cards:
             return other_card, supervisor.loaded != model
 
         return sorted(self.starters, key=misfits)
+
+
+def _held(starter: Starter) -> str | None:
+    """Say why a device begins no job, which may be that it is out of reach."""
+    return starter.supervisor.away or starter.held
 
 
 def _report(supervisor: Supervisor, held: str | None) -> DeviceReport:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 
 from framepackd.jobs.job import Job
@@ -31,6 +31,8 @@ class PassedOver:
         self._waits_since: dict[str, float] = {}  # by id, on the monotonic clock
         self._began_on: dict[str, str] = {}  # by id: the card that computed it last
         self._cards: dict[object, str] = {}  # of the devices, as far as their workers have reported them
+        self._away: dict[object, str] = {}  # devices that compute nothing now, and their names
+        self._models: dict[object, frozenset[str]] = {}  # of devices of other machines: those that are there
         self._without_files: dict[str, str] = {}  # by id: what to do
         self._of_other_device: dict[str, tuple[str, str]] = {}  # what to do, and the card they began on
         self._folders_again = 0.0
@@ -45,11 +47,19 @@ class PassedOver:
         """
         if time.monotonic() >= self._folders_again:
             self._look_for_files(config)
-        job = self._store.next_queued(self._reasons_on(device), place)
+        models = self._models.get(device)
+        job = self._store.next_queued(self._reasons_on(device), place, models)
         if job is not None and not readiness.has_files(job.id, job.inputs, config):
             self._look_for_files(config)
-            job = self._store.next_queued(self._reasons_on(device), place)
+            job = self._store.next_queued(self._reasons_on(device), place, models)
         return job
+
+    def lacking(self, device: object) -> str | None:
+        """Name the model of the first job that would run on a device if that model were there."""
+        models = self._models.get(device)
+        job = None if models is None else self._store.next_queued(self._reasons_on(device))
+        model = None if job is None else str(job.settings.get("model"))
+        return None if models is None or model in models else model
 
     @property
     def reasons(self) -> Mapping[str, str]:
@@ -61,14 +71,21 @@ class PassedOver:
         return self._elsewhere_begun(device) | self._without_files
 
     def _elsewhere_begun(self, device: object) -> dict[str, str]:
-        asking = [device] if device in self._cards else [] if device is not None else list(self._cards)
+        asking = [device] if device in self._cards else []
+        if device is None:
+            asking = [each for each in self._cards if each not in self._away]
         return {
-            job: reason
+            job: reason + self._named_away(made_on)
             for job, (reason, made_on) in self._of_other_device.items()
             if asking
             and not self.moves(job)
             and not any(can_resume(self._cards[each], made_on, self.elsewhere(each)) for each in asking)
         }
+
+    def _named_away(self, card: str) -> str:
+        """Say which devices with this card cannot be reached now."""
+        names = [name for device, name in self._away.items() if self._cards.get(device) == card]
+        return f" ({', '.join(names)} cannot be reached now)" if names else ""
 
     def elsewhere(self, device: object) -> frozenset[str]:
         """Give the cards of the other devices, as far as they are known."""
@@ -101,6 +118,17 @@ class PassedOver:
     def device_found(self, device: object, card: str) -> None:
         """Note the card of a device."""
         self._cards[device] = card
+
+    def device_has(self, device: object, models: Iterable[str]) -> None:
+        """Note which models a device of another machine can load; it gets no other jobs."""
+        self._models[device] = frozenset(models)
+
+    def device_away(self, device: object, name: str | None) -> None:
+        """Note under which name a device computes nothing now; None: it does again."""
+        if name is None:
+            self._away.pop(device, None)
+        else:
+            self._away[device] = name
 
     def forget(self, job_id: str) -> None:
         """Pass over a job no longer: it was cancelled, or begins anew."""

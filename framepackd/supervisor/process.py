@@ -1,4 +1,4 @@
-"""Starts the worker process, notices when it hangs, and says how it died."""
+"""Starts the worker process, or the bridge to one elsewhere; notices when it hangs, says how it died."""
 
 import math
 import multiprocessing
@@ -6,12 +6,14 @@ import multiprocessing.process
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 from framepackd.jobs.job import Job
-from framepackd.worker import main
+from framepackd.worker import main, messages
 
 # A worker hangs if it takes this many times as long as ever before, or as the minimum if nothing is known.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
@@ -42,6 +44,9 @@ class Handle:
     hung: str | None = None  # why it was ended; a job loses an attempt
     hung_on: Job | None = None  # that job
     ended: str | None = None  # why it was ended; the job loses nothing
+    hello: messages.Hello | None = None  # of a bridge: it has reached its card
+    died: str | None = None  # of a bridge: how the worker on the other machine ended
+    lost: str | None = None  # of a bridge: why it does not reach that any more; the job loses nothing
 
     @property
     def jobs(self) -> list[Job]:
@@ -56,14 +61,14 @@ class Handle:
     @property
     def at_fault(self) -> Job | None:
         """The job that loses an attempt for its death; of two, none if nobody knows on which it died."""
-        if self.hung_on is not None or self.ended is not None:
+        if self.hung_on is not None or self.ended is not None or self.lost is not None:
             return self.hung_on
         return self.jobs[0] if len(self.jobs) == 1 and self.helps is None else None
 
     def manner_of_death(self) -> str:
         """Say in words how the process ended."""
-        if self.hung or self.ended:
-            return str(self.hung or self.ended)
+        if said := self.hung or self.ended or self.lost or self.died:
+            return said
         code = self.process.exitcode or 0
         if code >= 0:
             return f"ended by itself with exit code {code}"
@@ -122,9 +127,23 @@ class Handle:
 
 def start(device: str) -> Handle:
     """Start a worker process; it loads torch, to compute on a device, and then waits for work."""
+    return _start("framepackd-worker", main.main, device)
+
+
+def start_bridge(socket: Path, host: str, device: str) -> Handle:
+    """Start a bridge to a device of another machine; it greets, and then waits for work.
+
+    ``socket``: at which the link to that machine is asked for.
+    """
+    from framepackd.cluster import bridge  # who computes on this machine alone needs nothing of it
+
+    return _start("framepackd-bridge", bridge.main, socket, host, device)
+
+
+def _start(name: str, target: Callable[..., None], *arguments: object) -> Handle:
     spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
     ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=main.main, args=(theirs, os.getpid(), device), name="framepackd-worker")
+    process = spawn.Process(target=target, args=(theirs, os.getpid(), *arguments), name=name)
     # Blocked signals are inherited: an early one would end a worker that does not ignore them yet.
     resource_tracker.ensure_running()  # its start would unblock them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, main.FOR_THE_DAEMON)

@@ -37,7 +37,7 @@ class Starter:
         """Start the next job, unless something it needs is missing; says whether one failed at once."""
         supervisor = self.supervisor
         job = supervisor.next_job()
-        passed_over = supervisor.passed_over.why(supervisor.config)
+        passed_over = supervisor.passed_over.why(supervisor.config) or supervisor.lacking
         if job is None:
             self.held = passed_over
             self.again = now + RETRY_SECONDS if passed_over else self.again

@@ -56,6 +56,8 @@ class Supervisor:
         self._written_alone: set[str] = set()  # jobs beside whose writing no other is computed
         self.device = self.asked  # until the worker reports what "auto" means here
         self.hardware: str | None = None
+        self.away: str | None = None  # why nothing can run on it, of another machine
+        self.lacking: str | None = None  # what that lacks for the jobs that wait
         self._gpu_used = store.gpu_used()
         self.helping = Helping(store)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from framepackd import text
-from framepackd.jobs.report import JobReport, Report, WaitingReport
+from framepackd.jobs.report import JobReport, Report, WaitingReport, at_work
 from framepackd.web.rendering import clock, span
 
 Job = JobReport
@@ -129,7 +129,7 @@ def night(report: Report, now: datetime | None = None) -> Night:
 
 def _together(report: Report, takes: list[float]) -> float:
     """Give the seconds for the whole queue: several devices share it."""
-    devices = len(report["daemon"].get("devices", ()))
+    devices = at_work(report["daemon"])
     if devices < 2:
         return sum(takes)
     return report["eta_seconds"] or sum(takes) / devices

@@ -157,7 +157,7 @@ class Checkpoints:
         """Remove files that no kept state names; takes milliseconds, and is not urgent."""
         for path in self._folder.iterdir():
             if not any(path.name in names for names in self._kept):
-                path.unlink()
+                files.remove(path)
 
     def segments(self, kind: Kind) -> Iterator[bytes]:
         """Give the segments of the decoded sections in the order of time.

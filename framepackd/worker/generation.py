@@ -87,7 +87,7 @@ class Generation:
         self._last_lap = time.monotonic()
         if not self._chain.sections_joined and not self._work.helps:  # perhaps again, after damage
             for preview in (self._work.preview, self._previews.file):
-                preview.unlink(missing_ok=True)
+                files.remove(preview)
 
     def run(self, *, write: bool = True) -> messages.Message:
         """Generate what is missing, then write the video; without ``write``, a whole one is left to that."""

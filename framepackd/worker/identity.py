@@ -1,15 +1,14 @@
 """Names all that a video's bits depend on: a checkpoint is resumed only where that is the same."""
 
-import importlib.metadata
 from typing import Any
 
-import framepack_core
 from framepack_core.memory import devices
 from framepack_core.networks import compiling, fp8
 from framepack_core.networks.attention import AUTO
 from framepack_core.sampling.magcache import load_ratios
 from framepackd.worker.engines import device_of
 from framepackd.worker.messages import Work
+from framepackd.worker.versions import versions as versions
 
 
 def of(work: Work, model: str | None) -> dict[str, Any]:
@@ -64,11 +63,3 @@ def conditions(work: Work) -> str:
 
 def _attention(work: Work) -> str:
     return AUTO if work.attention == "auto" else work.attention
-
-
-def versions() -> dict[str, str]:
-    """Give the versions of the libraries that compute and write."""
-    libraries = {
-        name: importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers", "av")
-    }
-    return {"framepackd": framepack_core.__version__, **libraries}

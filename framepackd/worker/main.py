@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 
 from framepack_core.errors import DeviceError, FramePackError, FreshProcessError
 from framepack_core.memory import before_torch
+from framepackd import files
 from framepackd.worker import other_device
+from framepackd.worker.kept import Mirrored
 from framepackd.worker.messages import (
     Again,
     AheadError,
@@ -54,13 +56,16 @@ def main(connection: Connection, parent: int, device: str) -> None:
     from framepackd.worker.finishing import Finishing, SharedConnection
 
     engines, shared = Engines(), SharedConnection(connection)
-    finishing = Finishing(shared)
+    finishing, mirrored = Finishing(shared), Mirrored(shared.send)
+    files.observe(mirrored)
     while True:
         try:
             work = connection.recv()
         except (EOFError, ConnectionResetError):  # the daemon is gone, perhaps in the middle of a message
             return
         if isinstance(work, Work):  # else a message about work that is over
+            if work.mirrored:
+                mirrored.begin(work)
             reply = answer(work, engines, shared, finishing)
             if leaves_after(reply):
                 finishing.wait()  # after this reply nobody listens

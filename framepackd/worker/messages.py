@@ -3,16 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from framepack_core.errors import FreshProcessError
-from framepack_core.memory.footprint import Tiling
+from framepack_core.memory.footprint import Precision, Tiling
 from framepack_core.models.registry import ModelSpec
 from framepack_core.request import Cut, Request
 from framepackd.worker.source_video import Continued
-
-if TYPE_CHECKING:
-    from framepack_core.networks.quantization import Precision
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Work:
     keep_latents: bool
     device: str
     dtype: str
-    precision: "Precision"
+    precision: Precision
     compile_cache: Path  # folder for compiled kernels
     load_lock: Path  # file that a worker locks while it loads a model
     levels: Mapping[str, int]  # the memory level that other jobs needed, by card or its kind, model and size

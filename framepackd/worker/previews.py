@@ -78,6 +78,7 @@ class Previews:
             # Quickly: at 640x608 a third of the time, for a third more bytes.
             Image.fromarray(contact_sheet(frames)).save(part, "PNG", compress_level=1)
             part.replace(self.file)
+            files.tell_written(self.file, durable=False)
         except CancelledError:
             return
         except Exception as error:  # whatever it is, only a picture is lost

@@ -98,6 +98,7 @@ class Video:
             segments.join(part, self._pieces(edge, segments.QUICK))
             files.sync_file(part)
             part.replace(self._work.preview)
+            files.tell_written(self._work.preview, durable=False)
         except (OSError, av.FFmpegError, DamagedError, segments.SegmentError) as error:
             if not self._warned:
                 log.warning("there is no preview of the video: %s", error)
@@ -126,6 +127,9 @@ class Video:
         part.rename(self._work.result / VIDEO)
         files.sync_folder(self._work.result)
         files.sync_folder(self._work.result.parent)
+        if (self._work.result / STRIP).exists():
+            files.tell_written(self._work.result / STRIP)
+        files.tell_written(self._work.result / VIDEO)
 
     def forget_after(self, sections: int) -> None:
         """Remove the video and the files of later sections, which an abandoned attempt wrote."""
@@ -136,7 +140,7 @@ class Video:
         }
         stills = {f".section-{number}.png" for number in range(sections, self._work.sections)}
         for name in {VIDEO, STRIP} | stills | latents:
-            (self._work.result / name).unlink(missing_ok=True)
+            files.remove(self._work.result / name)
 
     def _first_sections(self) -> dict[str, int]:
         """Give the first section of each clip, by the name of its files."""
@@ -150,7 +154,7 @@ class Video:
             filmstrip.save(self._work.result / STRIP)
         except OSError as error:  # the video is delivered without it
             log.warning("there is no picture of the video's frames: %s", error)
-            (self._work.result / STRIP).unlink(missing_ok=True)
+            files.remove(self._work.result / STRIP)
 
     def _pieces(self, edge: torch.Tensor | None, options: str) -> Iterator[bytes]:
         """Give the video's segments in the order of time, and one more for the frames at its edge."""

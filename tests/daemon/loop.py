@@ -17,6 +17,7 @@ from framepackd.control import socket
 from framepackd.daemon import Daemon
 from framepackd.delivery import deliveries
 from framepackd.intake import scanning
+from framepackd.settings.cluster import ClusterConfig
 from framepackd.supervisor import process as worker_process
 from framepackd.supervisor import supervisor
 from framepackd.supervisor.starter import Starter
@@ -39,11 +40,14 @@ class Loop:
         once: bool = False,
         devices: tuple[str, ...] | None = None,
         move_after: timedelta | None = None,
+        cluster: ClusterConfig | None = None,
     ) -> None:
         self.place = Place(root)
         if devices is not None:
             gpu = self.place.config.gpu.model_copy(update={"device": devices, "move_after": move_after})
             self.place.config = self.place.config.model_copy(update={"gpu": gpu})
+        if cluster is not None:
+            self.place.config = self.place.config.model_copy(update={"cluster": cluster})
         self.others: list[Connection] = []  # of the devices after the first: their workers' ends
         self.ours, self.worker = multiprocessing.Pipe()
         self.alive = os.eventfd(0)  # never to be heard of

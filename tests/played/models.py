@@ -10,10 +10,9 @@ from PIL import Image
 
 from framepack_core.engine import Clip, Engine, Planner, Step
 from framepack_core.memory import devices, footprint, planning
-from framepack_core.memory.footprint import ItemBytes, Video
+from framepack_core.memory.footprint import ItemBytes, Precision, Video
 from framepack_core.memory.planning import Host, Plan
 from framepack_core.networks import loading
-from framepack_core.networks.quantization import Precision
 from framepack_core.progress import Progress
 from framepack_core.request import Request
 from tests.conftest import tiny_spec

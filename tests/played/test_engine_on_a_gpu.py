@@ -10,10 +10,9 @@ import pytest
 import torch
 
 from framepack_core.engine import Clip, Engine, Step
-from framepack_core.memory.footprint import Video, memory_levels
+from framepack_core.memory.footprint import Precision, Video, memory_levels
 from framepack_core.memory.streaming import PIECE
 from framepack_core.networks import fp8
-from framepack_core.networks.quantization import Precision
 from framepack_core.progress import Progress
 from framepack_core.request import Lora, Request
 from tests.conftest import tiny_spec

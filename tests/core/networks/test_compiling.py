@@ -13,8 +13,8 @@ from PIL import Image
 
 from framepack_core.engine import Clip, Engine
 from framepack_core.errors import ModelError
+from framepack_core.memory.footprint import Precision
 from framepack_core.networks import compiling
-from framepack_core.networks.quantization import Precision
 from framepack_core.request import Request
 from tests.conftest import tiny_spec
 from tests.core.models.loras import make_lora, stored

@@ -11,6 +11,7 @@ from benchmarks.transformer import FULL, weight_bytes
 from framepack_core import sections
 from framepack_core.engine import Engine, Step
 from framepack_core.errors import ModelError
+from framepack_core.memory import footprint
 from framepack_core.models.registry import BUILT_IN
 from framepack_core.networks import loading, quantization
 from framepack_core.networks.fp8 import FP8
@@ -33,7 +34,7 @@ def test_at_full_shape_fp8_takes_nine_gigabytes() -> None:
     ("reduced", "off_by"), [("fp8", 0.1), pytest.param("nf4", 0.3, marks=needs_bitsandbytes)]
 )
 @torch.inference_mode()
-def test_reduced_blocks_give_nearly_the_same_velocity(reduced: quantization.Precision, off_by: float) -> None:
+def test_reduced_blocks_give_nearly_the_same_velocity(reduced: footprint.Precision, off_by: float) -> None:
     dtype = torch.float32
     transformer = loading.load(BUILT_IN["demo"], dtype=dtype, encoder_dtype=dtype).transformer
     core, embedders = split_transformer(transformer)
@@ -62,7 +63,7 @@ def test_weights_read_as_fp8_have_the_bits_of_weights_reduced_after_loading(dtyp
 
 @pytest.mark.parametrize("reduced", BOTH)
 def test_a_video_with_reduced_weights_resumes_with_the_same_bits(
-    reduced: quantization.Precision, tmp_path: Path
+    reduced: footprint.Precision, tmp_path: Path
 ) -> None:
     engine = Engine.load(BUILT_IN["demo"], device="cpu", precision=reduced)
     request = request_for(tmp_path)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from framepack_core.models.registry import Source
+from framepackd.settings import cluster
+from framepackd.settings.cluster import ClusterConfig
 from framepackd.settings.config import Config, ConfigError, load_config, poll_seconds
 from framepackd.settings.job_settings import JobSettings, parse_settings
 from framepackd.settings.tables import ModelConfig
@@ -42,6 +44,7 @@ def test_the_example_names_every_key() -> None:
     keys = tomllib.loads(text)
     assert set(keys) == set(Config.model_fields)
     assert set(keys["gpu"]) == set(Config.model_fields["gpu"].annotation.model_fields)
+    assert set(keys["cluster"]) == set(ClusterConfig.model_fields)
     assert set(keys["models"]["mine"]) == set(ModelConfig.model_fields)
     assert set(keys["defaults"]) == set(JobSettings.model_fields)
 
@@ -56,6 +59,41 @@ def test_the_environment_names_several_devices_and_a_time_as_the_file_does(
     for time in ("7200", "02:00:00"):
         monkeypatch.setenv("FRAMEPACKD_GPU__MOVE_AFTER", time)
         assert load_config(written(tmp_path, "")).gpu == of_file
+
+
+def test_a_machine_without_a_card_can_be_the_front_of_others(tmp_path: Path) -> None:
+    config = load_config(
+        written(tmp_path, '[gpu]\ndevice = []\n[cluster]\nnodes = ["render2", "render3:cpu"]\n')
+    )
+    assert config.gpu.devices == ()
+    assert (config.cluster.hosts, config.cluster.cards) == (("render2", "render3"), ("render3:cpu",))
+    wanted = [("render2", "cuda:7"), ("render3", "cpu"), ("render3", "cuda:0"), ("render4", "cpu")]
+    assert [config.cluster.wants(*card) for card in wanted] == [True, True, False, False]
+
+
+def test_the_files_of_a_cluster_lie_beside_the_configuration_or_among_the_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "credentials").mkdir()
+    (tmp_path / "credentials/token").write_text("secret")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    tls = 'tls_cert = "a.crt"\ntls_key = "a.key"\ntls_ca = "/etc/ca.crt"\n'
+    found = load_config(written(tmp_path, f'[cluster]\ntoken_file = "token"\n{tls}')).cluster
+    assert found.token_file == tmp_path / "credentials/token"
+    assert (found.tls_cert, found.tls_ca) == (tmp_path / "a.crt", Path("/etc/ca.crt"))
+
+
+def test_the_socket_is_the_machine_s_or_where_its_unit_has_none_the_user_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "RUN", tmp_path / "run")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    of_machine = tmp_path / "run/framepackd-node/bridges.sock"
+    assert ClusterConfig().socket_path == of_machine
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/7")
+    assert ClusterConfig().socket_path == Path("/run/user/7/framepackd-node/bridges.sock")
+    of_machine.parent.mkdir(parents=True)
+    assert ClusterConfig().socket_path == of_machine
 
 
 def test_the_environment_overrides_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,6 +199,33 @@ def test_an_unknown_model_is_reported_with_the_key_that_names_it(tmp_path: Path)
         (
             "[web]\nhosts = ['a b']\n",
             "web.hosts must be names such as \"films.example\", perhaps with a port, got 'a b'",
+        ),
+        (
+            "[gpu]\ndevice = []\n",
+            'gpu.device must name at least one device, such as ["cuda:0", "cuda:1"], unless nodes under '
+            "[cluster] names other machines, got []",
+        ),
+        (
+            "[cluster]\nnodes = 'render2'\n",
+            'cluster.nodes must be "all", or a list of machines and cards such as ["render2", '
+            "\"render3:cuda:0\"], got 'render2'",
+        ),
+        (
+            "[cluster]\nnodes = ['render2:gpu']\n",
+            'cluster.nodes must be a machine such as "render2" or one of its cards such as "render2:cuda:0", '
+            "got 'render2:gpu'",
+        ),
+        (
+            "[cluster]\nnodes = ['render2', 'render2']\n",
+            "cluster.nodes must name each once, got 'render2' twice",
+        ),
+        (
+            "[cluster]\naddress = 'front'\n",
+            "cluster.address must be a machine and a port such as \"front:6379\", got 'front'",
+        ),
+        (
+            "[cluster]\ntls_key = 'node.key'\n",
+            "cluster: TLS needs tls_cert, tls_key, tls_ca: set tls_cert and tls_ca too",
         ),
         (
             "[web]\npassword = 'x'\npassword_file = 'y'\n",

@@ -12,6 +12,7 @@ import pytest
 from framepack_core.memory import before_torch
 from framepackd.control import commands
 from framepackd.jobs.job import State
+from framepackd.settings.config import Config
 from framepackd.settings.tables import GpuConfig
 from framepackd.supervisor import passed_over
 from framepackd.worker.messages import (
@@ -279,6 +280,6 @@ def test_a_list_of_devices_names_each_card_once() -> None:
     with pytest.raises(ValueError, match="must name each card once, got 'cuda:1' twice"):
         GpuConfig(device=("cuda:1", "cuda:1"))
     with pytest.raises(ValueError, match="must name at least one device"):
-        GpuConfig(device=())
+        Config(gpu=GpuConfig(device=()))
     with pytest.raises(ValueError, match="such as \"cuda:0\", got 'auto'"):
         GpuConfig(device=("auto", "cpu"))

@@ -1,0 +1,181 @@
+"""The cards of other machines: which there are, when they are greeted, which machines get no jobs."""
+
+import math
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from framepackd.cluster.roll import Roll
+from framepackd.jobs.job import as_recorded
+from framepackd.jobs.report import CardReport, FleetReport, NodeReport
+from framepackd.jobs.store import JobStore
+from framepackd.problems import Problem
+from framepackd.settings.config import Config
+from framepackd.supervisor.passed_over import PassedOver
+from framepackd.supervisor.remote import DRAINED, RemoteSupervisor
+
+
+class Fleet:
+    """The machines that ``[cluster]`` names, and their cards as far as they are known."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: JobStore,
+        passed_over: PassedOver,
+        add: Callable[[RemoteSupervisor], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """Reach nothing yet. ``add`` is called with each card that becomes known, ``wake`` when one may."""
+        self._config = config
+        self._store = store
+        self._passed_over = passed_over
+        self._add = add
+        self._roll = Roll(config.cluster.socket_path, wake)
+        self._drained = store.drained()
+        self._leaves_at_once: set[str] = set()  # drained machines whose jobs are to leave at their next step
+        self.due = math.inf  # when a card has something to do that no message tells, on the monotonic clock
+        self.cards: dict[str, RemoteSupervisor] = {}  # by HOST:DEVICE
+        for name, card in store.cards().items():  # jobs that began on them wait for them from the start
+            if config.cluster.wants(*name.split(":", 1)):
+                passed_over.device_found(self._card(name), card)
+        for name in config.cluster.cards:
+            self._card(name)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The machines that are named, known, or were there once."""
+        named = (*self._config.cluster.hosts, *(card.host for card in self.cards.values()))
+        wanted = [
+            node.host
+            for node in self._roll.nodes.values()
+            if any(self._config.cluster.wants(node.host, device) for device in node.devices)
+        ]
+        return list(dict.fromkeys((*named, *wanted)))
+
+    @property
+    def held(self) -> str | None:
+        """Why there is no card at all; None if there may be one in a moment."""
+        if not self._roll.answered:
+            return None
+        reasons = (self._roll.trouble, *map(self._why_unreachable, self.hosts))
+        return next(filter(None, reasons), "no other machine has joined yet: run framepackd node there")
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What a person should put right: machines that are named, or were there, and do not answer."""
+        if not self._roll.answered:
+            return []
+        if self._roll.trouble is not None:
+            return [Problem("cluster", self._roll.trouble)]
+        reasons = (self._why_unreachable(host) for host in self.hosts if host not in self._drained)
+        return [Problem("node", reason) for reason in reasons if reason is not None]
+
+    def begin(self) -> None:
+        """Begin to ask which machines there are; once."""
+        self._roll.start()
+
+    def look(self, now: float) -> None:
+        """Note which machines are there; have jobs leave the drained ones."""
+        for node in list(self._roll.nodes.values()):
+            for device in node.devices:
+                if self._config.cluster.wants(node.host, device):
+                    self._card(f"{node.host}:{device}")
+        for card in self.cards.values():
+            card.look(now, self._why_card_unreachable(card), drained=card.host in self._drained)
+            if card.host in self._leaves_at_once and card.busy:
+                card.leave(now, DRAINED)
+
+    def greet(self, now: float) -> None:
+        """Start bridges to the cards that the queue needs, and to those of which nothing is known."""
+        under_way = sum(card.greeting for card in self.cards.values())
+        for card in self.cards.values():
+            if card.is_wanted(now, under_way):
+                card.greet()
+                under_way += 1
+        self.due = min((card.due for card in self.cards.values()), default=math.inf)
+
+    def rest(self) -> None:
+        """Greet no card: no job is to start."""
+        self.due = math.inf
+
+    def _card(self, name: str) -> RemoteSupervisor:
+        """Give a card by HOST:DEVICE; one that was not known is added."""
+        if name not in self.cards:
+            self.cards[name] = RemoteSupervisor(self._config, self._store, name, self._passed_over)
+            self._add(self.cards[name])
+        return self.cards[name]
+
+    def _why_unreachable(self, host: str) -> str | None:
+        if self._roll.trouble is not None:
+            return self._roll.trouble
+        node = self._roll.nodes.get(host)
+        if node is None:
+            return f"{host} has not joined: run framepackd node there"
+        return (
+            None if node.alive else f"{host} does not answer: look whether it runs, and framepackd node on it"
+        )
+
+    def _why_card_unreachable(self, card: RemoteSupervisor) -> str | None:
+        if not self._roll.answered:
+            return f"{card.host} is not known yet"
+        reason = self._why_unreachable(card.host)
+        if reason is None and card.there not in self._roll.nodes[card.host].devices:
+            return f"{card.host} has no {card.there} now: look whether nvidia-smi lists it there"
+        return reason
+
+    def drain(self, host: str, *, at_once: bool) -> None:
+        """Give a machine no more jobs; ``at_once``: those that run there leave at their next step."""
+        self._store.drain(host)
+        self._drained = self._store.drained()
+        if at_once:
+            self._leaves_at_once.add(host)
+
+    def undrain(self, host: str) -> None:
+        """Give a machine jobs again."""
+        self._store.undrain(host)
+        self._drained = self._store.drained()
+        self._leaves_at_once.discard(host)
+
+    def ask_again(self, host: str) -> None:
+        """Greet the cards of a machine anew that do not work just now."""
+        for card in self.cards.values():
+            if card.host == host:
+                card.ask_again()
+
+    def end(self) -> None:
+        """Ask for no machines any more."""
+        self._roll.end()
+
+    def report(self) -> FleetReport:
+        """Give what ``nodes --json`` prints."""
+        return {
+            "trouble": self._roll.trouble,
+            "nodes": [self._report_of(host) for host in sorted(self.hosts)],
+        }
+
+    def _report_of(self, host: str) -> NodeReport:
+        node = self._roll.nodes.get(host)
+        seen = self._roll.last_signs.get(host)
+        return {
+            "name": host,
+            "address": None if node is None else node.address,
+            "reachable": self._roll.answered and self._why_unreachable(host) is None,
+            "why": self._why_unreachable(host) if self._roll.answered else "it is not known yet",
+            "drained": self._drained.get(host),
+            "last_sign": None if seen is None else as_recorded(datetime.fromtimestamp(seen, UTC)),
+            "cards": [_card_report(card) for name, card in sorted(self.cards.items()) if card.host == host],
+        }
+
+
+def _card_report(card: RemoteSupervisor) -> CardReport:
+    hello, jobs = card.hello, card.jobs
+    return {
+        "name": card.asked,
+        "card": hello.card if hello else None,
+        "hardware": hello.hardware if hello else None,
+        "versions": hello.versions if hello else None,
+        "models": sorted(hello.models) if hello else None,
+        "greeted": card.hello_at if hello else None,
+        "job": jobs[0].id if jobs else None,
+        "held": card.away or card.lacking,
+    }
