@@ -119,7 +119,8 @@ class Node:
             RefusedError, LocatedError: the front sends what it should not.
             OSError: the scratch folder cannot be used.
         """
-        self._loras.mkdir(parents=True, exist_ok=True)
+        for folder in (self._loras, self._own.cache):
+            folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as ending:
             ending.callback(self._end_worker)
             # Until the kernel has ended what served a former bridge: two must never use one device.
