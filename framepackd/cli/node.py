@@ -42,6 +42,7 @@ def node(
         )
     from framepack_core.memory import before_torch
     from framepackd.cluster.host import Host, run
+    from framepackd.cluster.node_file import NodeFile
     from framepackd.cluster.ray_process import Head
     from framepackd.cluster.trust import Trust
 
@@ -59,6 +60,11 @@ def node(
             front_user=table.front_user,
             trust=Trust(config.cluster.token_file, table.tls_cert, table.tls_key, table.tls_ca),
             first_port=first_port,
-            node_variables={},
+            own=NodeFile(
+                models={spec.name: spec for spec in config.specs()},
+                scratch=config.state_dir / "scratch",
+                cache=config.cache_dir,
+                preview_decoder=config.preview_decoder,
+            ),
         )
     )

@@ -7,7 +7,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from framepackd.cluster import landlock
 from framepackd.cluster.actor import ENVIRONMENT
 from framepackd.cluster.bridges import Bridges, user_ids
 from framepackd.cluster.link import CARDS
+from framepackd.cluster.node_file import FILE, NodeFile, write_node_file
 from framepackd.cluster.ray_process import SETTINGS, Head, RayProcess
 from framepackd.cluster.trust import Trust
 from framepackd.problems import CommandError
@@ -42,7 +42,7 @@ class Host:
     front_user: str  # who may connect to it
     trust: Trust
     first_port: int
-    node_variables: Mapping[str, str]  # for the process that speaks to a bridge, beside this one's
+    own: NodeFile  # its models and caches
 
 
 def run(host: Host) -> None:
@@ -67,7 +67,9 @@ def run(host: Host) -> None:
 
 
 def _run(host: Host, ended: threading.Event) -> None:
-    before = json.dumps({**os.environ, **host.node_variables})
+    own = host.folder / "node.json"
+    write_node_file(own, host.own)
+    before = json.dumps({**os.environ, FILE: str(own)})
     trust = host.trust.environment()
     folder = host.folder / "ray"
     cards = [f"{CARDS}{device}" for device in host.devices]

@@ -155,7 +155,7 @@ def _relay(wire: Wire, host: str, device: str, module: str) -> None:
     ended = threading.Event()
     giving = threading.Thread(target=_give, args=(wire, actor, ended), daemon=True)
     giving.start()
-    _take(wire, actor, f"{host}:{device}", ended)
+    _take(wire, actor, device, ended)
 
 
 def _start(host: str, device: str, module: str) -> Any:
@@ -214,7 +214,7 @@ def _give(wire: Wire, actor: Any, ended: threading.Event) -> None:
     ray.kill(actor, no_restart=True)
 
 
-def _take(wire: Wire, actor: Any, card: str, ended: threading.Event) -> None:
+def _take(wire: Wire, actor: Any, device: str, ended: threading.Event) -> None:
     """Pass on what the node sends, and say that it lives.
 
     Raises:
@@ -237,7 +237,7 @@ def _take(wire: Wire, actor: Any, card: str, ended: threading.Event) -> None:
             except ray.exceptions.RayError as error:
                 if ended.is_set():
                     return
-                raise LostError(f"{card} is lost: {_cause(error)}") from error
+                raise LostError(_cause(error)) from error
             heard, patience = time.monotonic(), FROZEN_SECONDS
             if call in signs:
                 signs, next_sign = [], now + SIGN_SECONDS
@@ -251,9 +251,9 @@ def _take(wire: Wire, actor: Any, card: str, ended: threading.Event) -> None:
         del come
         if time.monotonic() - heard > patience:
             raise LostError(
-                f"{card} gave no sign of life for {patience:.0f} s: its machine is frozen or cut off"
+                f"no sign of life for {patience:.0f} s: the machine is frozen or cut off"
                 if patience == FROZEN_SECONDS
-                else f"{card} did not start within {patience:.0f} s: another process may still hold the card"
+                else f"{device} did not start within {patience:.0f} s: another process may still hold it"
             )
 
 
@@ -262,9 +262,9 @@ def _cause(error: Exception) -> str:
     import ray
 
     if isinstance(error, ray.exceptions.ActorUnavailableError) or "node" in _first_line(error):
-        return "its machine is gone or cut off"
+        return "the machine is gone or cut off"
     if isinstance(error, ray.exceptions.ActorDiedError):
-        return "its process there was killed: the kernel does so when memory runs out"
+        return "the process there was killed: the kernel does so when memory runs out"
     return _first_line(error)
 
 
