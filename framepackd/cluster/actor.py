@@ -51,6 +51,7 @@ class Relay:
                 frames += frame
         except EOFError:
             self._ended = True
+            self._wire.close()
             frames += packed({"kind": "Lost", "reason": self._manner_of_end()})
         return bytes(frames)
 

@@ -44,8 +44,8 @@ class Machine:
 
     def processes(self) -> list[int]:
         """List the processes in it, the first one too."""
-        space = os.stat(f"/proc/{self.first}/ns/pid").st_ino
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _space(pid) == space]
+        space, names = _space(self.first), (path.name for path in Path("/proc").iterdir())
+        return [pid for pid in map(int, filter(str.isdigit, names)) if _space(pid) == space]
 
     def find(self, words: str) -> list[int]:
         """List the processes in it whose command line holds the words."""
@@ -105,7 +105,7 @@ def framepackd(*words: str) -> list[str]:
 
 def _space(pid: int) -> int:
     try:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino
+        return Path(f"/proc/{pid}/ns/pid").stat().st_ino
     except OSError:
         return 0
 

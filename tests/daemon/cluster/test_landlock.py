@@ -13,7 +13,7 @@ import subprocess, sys
 from pathlib import Path
 from framepackd.cluster import landlock
 secret, allowed, written = map(Path, sys.argv[1:])
-code = [Path(sys.prefix), Path(sys.base_prefix), Path("/usr"), Path("/lib"), Path("/lib64"), Path("/bin"), Path("/etc")]
+code = [*map(Path, (sys.prefix, sys.base_prefix, "/usr", "/lib", "/lib64", "/bin", "/etc"))]
 rules = [(place, landlock.READ) for place in [*code, allowed, Path("/is/not/there")]]
 assert landlock.confine([*rules, (written, landlock.WRITE)])
 assert allowed.read_text() == "allowed"
