@@ -10,13 +10,26 @@ from contextlib import contextmanager
 from pathlib import Path
 
 NETWORK = "10.77.0"
+PORT = 6379
+OPENSSL = """
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 \
+    -subj /CN=framepackd -keyout ca.key -out ca.crt
+openssl rand -hex 32 > token
+"""
+CERTIFICATE = """
+openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN={name} \
+    -keyout {name}.key -out {name}.csr
+printf 'subjectAltName=IP:{address}' > {name}.ext
+openssl x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile {name}.ext \
+    -out {name}.crt
+"""
 
 
 class Machine:
     """One machine, which lives until it is killed; the first one is the others' switch."""
 
     def __init__(self, name: str, number: int, switch: "Machine | None" = None) -> None:
-        self.name, self.address = name, f"{NETWORK}.{number}"
+        self.name, self.number, self.address = name, number, f"{NETWORK}.{number}"
         alone = ["--net", "--pid", "--uts", "--mount", "--fork", "--mount-proc", "--kill-child"]
         begin = f"hostname {name}; ip link set lo up; exec sleep infinity"
         with_us = ["setpriv", "--pdeathsig", "KILL"]  # the namespaces end with the tests, however those end
@@ -63,6 +76,10 @@ class Machine:
         for pid in self.processes():
             _signal(pid, signal.SIGCONT)
 
+    def cable(self, *, plugged: bool) -> None:
+        """Pull its network cable, or plug it in again."""
+        self._ip(f"link set cable {'up' if plugged else 'down'}")
+
     def kill(self) -> None:
         """Kill all that runs in it, at once."""
         _signal(self.first, signal.SIGKILL)
@@ -97,6 +114,54 @@ def machines(*names: str) -> Iterator[list[Machine]]:
             if machine.holder.poll() is None:
                 machine.thaw()
                 machine.kill()
+
+
+class Cluster:
+    """A front, whose daemon has no card of its own, and machines that lend their processors as cards."""
+
+    def __init__(self, root: Path, front: Machine, *nodes: Machine, models: str = "") -> None:
+        self.root, self.front, self.nodes = root, front, {node.name: node for node in nodes}
+        self._models = models  # tables of the configuration that all machines have
+        self._shell(OPENSSL)
+        (root / "token").chmod(0o600)
+        for machine in (front, *nodes):
+            self._shell(CERTIFICATE.format(name=machine.name, address=machine.address))
+            (root / f"{machine.name}.key").chmod(0o600)
+            self.start(machine)
+
+    @property
+    def socket(self) -> Path:
+        return self.root / "front/bridges.sock"
+
+    def start(self, machine: Machine) -> None:
+        """Run framepackd node there."""
+        name, config = machine.name, self.root / f"{machine.name}.toml"
+        config.write_text(
+            f'state_dir = "{self.root}/{name}/state"\n[cluster]\naddress = "{self.front.address}:{PORT}"\n'
+            f'socket = "{self.root}/{name}/bridges.sock"\ntoken_file = "token"\n'
+            f'tls_cert = "{name}.crt"\ntls_key = "{name}.key"\ntls_ca = "ca.crt"\n{self._models}'
+        )
+        lends = [] if machine is self.front else ["--cpu"]
+        words = framepackd("node", "--config", str(config), *lends)
+        machine.start(*words, log=self.root / f"{name}.log", OMP_NUM_THREADS="1")
+
+    def boot(self, name: str) -> None:
+        """Start a machine that was killed, and framepackd node there."""
+        self.nodes[name] = Machine(name, self.nodes[name].number, self.front)
+        self.start(self.nodes[name])
+
+    def end(self) -> None:
+        """Kill all machines that it has now."""
+        for machine in (*self.nodes.values(), self.front):
+            if machine.holder.poll() is None:
+                machine.thaw()
+                machine.kill()
+
+    def logs(self) -> str:
+        return "\n".join(f"{log.name}:\n{log.read_text()[-3000:]}" for log in self.root.glob("*.log"))
+
+    def _shell(self, commands: str) -> None:
+        subprocess.run(["sh", "-ec", commands], cwd=self.root, check=True, capture_output=True)
 
 
 def framepackd(*words: str) -> list[str]:

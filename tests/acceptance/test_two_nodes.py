@@ -6,7 +6,6 @@ The machines are namespaces, with a network of their own: nothing listens beyond
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,63 +16,15 @@ import pytest
 
 from framepackd.text import printable_json
 from tests.acceptance.conftest import Daemon, MakeDaemon
-from tests.acceptance.machines import Machine, framepackd, machines
+from tests.acceptance.machines import Cluster, Machine, machines
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the namespaces of machines need root")
 
-PORT = 6379
 # Seconds from a harm until a step is done elsewhere, no model load counted; where the daemon or the head
 # starts again, until the job runs again. A busy machine takes several times as long as a quiet one.
 BARS = {"actor": 2.0, "frozen": 20.0, "killed": 5.0, "front": 5.0, "head": 30.0}
 SLACK = 4.0
 SETTINGS: dict[str, Any] = {"seconds": 4, "steps": 60, "seed": 7}  # 600 steps
-OPENSSL = """
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 \
-    -subj /CN=framepackd -keyout ca.key -out ca.crt
-openssl rand -hex 32 > token
-"""
-CERTIFICATE = """
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN={name} \
-    -keyout {name}.key -out {name}.csr
-printf 'subjectAltName=IP:{address}' > {name}.ext
-openssl x509 -req -in {name}.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 30 -extfile {name}.ext \
-    -out {name}.crt
-"""
-
-
-class Cluster:
-    """A front, whose daemon has no card of its own, and machines that lend their processors as cards."""
-
-    def __init__(self, root: Path, front: Machine, *nodes: Machine) -> None:
-        self.root, self.front, self.nodes = root, front, {node.name: node for node in nodes}
-        self._shell(OPENSSL)
-        (root / "token").chmod(0o600)
-        for machine in (front, *nodes):
-            self._shell(CERTIFICATE.format(name=machine.name, address=machine.address))
-            (root / f"{machine.name}.key").chmod(0o600)
-            self.start(machine)
-
-    @property
-    def socket(self) -> Path:
-        return self.root / "front/bridges.sock"
-
-    def start(self, machine: Machine) -> None:
-        """Run framepackd node there."""
-        name, config = machine.name, self.root / f"{machine.name}.toml"
-        config.write_text(
-            f'state_dir = "{self.root}/{name}/state"\n[cluster]\naddress = "{self.front.address}:{PORT}"\n'
-            f'socket = "{self.root}/{name}/bridges.sock"\ntoken_file = "token"\n'
-            f'tls_cert = "{name}.crt"\ntls_key = "{name}.key"\ntls_ca = "ca.crt"\n'
-        )
-        lends = [] if machine is self.front else ["--cpu"]
-        words = framepackd("node", "--config", str(config), *lends)
-        machine.start(*words, log=self.root / f"{name}.log", OMP_NUM_THREADS="1")
-
-    def logs(self) -> str:
-        return "\n".join(f"{log.name}:\n{log.read_text()[-3000:]}" for log in self.root.glob("*.log"))
-
-    def _shell(self, commands: str) -> None:
-        subprocess.run(["sh", "-ec", commands], cwd=self.root, check=True, capture_output=True)
 
 
 class Watched:

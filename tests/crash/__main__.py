@@ -14,7 +14,8 @@ import click
 from tests.crash import faults
 from tests.crash.disk import Disk, unusable
 from tests.crash.harness import Campaign, undisturbed
-from tests.crash.jobs import JOBS, Folders, batch_of
+from tests.crash.jobs import JOBS, MODELS, Folders, batch_of
+from tests.crash.nodes import Harmed, cluster_of
 
 MEMORY = "/dev/shm"  # noqa: S108 - what is made there has a name of its own
 
@@ -94,6 +95,27 @@ def harm(kinds: tuple[str, ...], times: int, seed: int) -> None:
         for text in (*outcome.lost, *outcome.duplicated, *outcome.differing, *outcome.other):
             click.echo(f"! {text}")
     sys.exit(0 if good else 1)
+
+
+@main.command()
+@click.option("--harms", default=40, show_default=True, help="How many.")
+@click.option("--seed", default=1, show_default=True, help="Decides what, whom and when.")
+@click.option("--jobs", type=click.IntRange(len(JOBS)), default=20, show_default=True, help="In a queue.")
+def nodes(harms: int, seed: int, jobs: int) -> None:
+    """Kill, freeze and cut off machines of a cluster, and what runs on them and on the front (as root)."""
+    began = time.monotonic()
+    with _folders(None) as (folders, _):
+        folders = replace(folders, jobs=batch_of(jobs))
+        baseline = undisturbed(folders)  # of this machine alone
+        with cluster_of(MODELS) as cluster:
+            campaign = Harmed(cluster, folders, baseline, random.Random(seed), click.echo)
+            try:
+                campaign.run(harms)
+            finally:
+                (Path.cwd() / "cluster.log").write_text(cluster.logs())
+    click.echo(campaign.report())
+    click.echo(f"{time.monotonic() - began:.0f} s")
+    sys.exit(0 if campaign.good else 1)
 
 
 @contextmanager
