@@ -59,18 +59,18 @@ def main(connection: Connection, parent: int, socket_path: str, host: str, devic
     for number in worker_main.FOR_THE_DAEMON:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, worker_main.FOR_THE_DAEMON)
-    end = socket.socket(socket.AF_UNIX)
-    try:
-        end.connect(socket_path)
-    except OSError as error:
-        connection.send(
-            Lost(
-                f"{host} cannot be reached: nothing answers on {socket_path} ({error.strerror}): start "
-                "framepackd node on this machine, as the service framepackd-node or by hand"
+    with socket.socket(socket.AF_UNIX) as end:
+        try:
+            end.connect(socket_path)
+        except OSError as error:
+            connection.send(
+                Lost(
+                    f"{host} cannot be reached: nothing answers on {socket_path} ({error.strerror}): start "
+                    "framepackd node on this machine, as the service framepackd-node or by hand"
+                )
             )
-        )
-        return
-    Bridge(connection, Wire(end), host, device).serve()
+            return
+        Bridge(connection, Wire(end), host, device).serve()
 
 
 class Bridge:
