@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from framepackd.settings.config import Config
 
 ANSWER_SECONDS = 90.0  # for the cards of a machine to say what they have
-ROUND_SECONDS = 0.3
+ROUND_SECONDS = 0.3  # before they are looked at again
 
 host_argument = click.argument("host")
 
