@@ -91,7 +91,7 @@ def _cluster(config: Config) -> Check:
     silent = {*config.cluster.hosts, *(node.host for node in nodes)} - there.keys()
     found = "; ".join(f"{host}: {cards}" for host, cards in there.items()) or "no other machine has joined"
     if silent:
-        found += f"; {', '.join(sorted(silent))} does not answer: look at framepackd node there"
+        found += f"; no answer from {', '.join(sorted(silent))}: look at framepackd node there"
     return bool(there) and not silent & {*config.cluster.hosts}, "cluster", found
 
 

@@ -1,6 +1,7 @@
 """framepackd nodes: what it shows of other machines, what it asks them, and its exit codes."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,32 @@ def test_a_check_asks_anew_and_finds_all_there(front: Front) -> None:
     said = front.run("check", "render2")
     assert said.exit_code == 0, said.output
     assert len(front.machines.bridges) == 2
-    for word in ("answers at 10.0.0.7", FAST, f"torch {versions()['torch']}", "✓  model     demo"):
+    for word in ("answers at 10.0.0.7", FAST, f"torch {versions()['torch']}"):
         assert word in said.stdout
+    assert re.search(r"✓  model +demo\n", said.stdout)
+
+
+def test_a_drained_machine_can_be_checked_and_stays_drained(front: Front) -> None:
+    front.machines.roll.joined("render2")
+    front.run()
+    front.run("drain", "render2")
+    said = front.run("check", "render2")
+    assert said.exit_code == 0, said.output
+    assert "it gets no jobs: framepackd nodes undrain render2" in said.stdout
+    front.machines.drop("a")
+    front.run()
+    assert front.machines.job("a").state == "queued"
+    assert front.machines.bridges[-1].exitcode is not None, "its card is free again"
+
+
+def test_while_the_queue_is_paused_nobody_is_asked(front: Front) -> None:
+    front.machines.store.pause()
+    front.machines.loop.daemon.paused = front.machines.store.paused()
+    front.machines.roll.joined("render2")
+    front.machines.round()
+    said = front.run("check", "render2")
+    assert said.exit_code == 1
+    assert "it is not asked while the queue is paused" in said.stdout
 
 
 def test_a_check_names_the_model_that_is_missing_there(front: Front) -> None:

@@ -186,7 +186,7 @@ def test_it_asks_which_other_machines_there_are(config: Path, monkeypatch: pytes
     monkeypatch.setattr(roll, "ask", lambda _: told)
     said = check(config)
     assert said.exit_code == 0, said.stdout
-    assert "render2: cuda:0; render3 does not answer" in said.stdout
+    assert "render2: cuda:0; no answer from render3" in said.stdout
     monkeypatch.setattr(roll, "ask", lambda _: told[1:])
     said = check(config)
-    assert (said.exit_code, "render2, render3 does not answer" in said.stdout) == (1, True)
+    assert (said.exit_code, "no answer from render2, render3" in said.stdout) == (1, True)
