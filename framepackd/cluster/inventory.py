@@ -78,6 +78,25 @@ def missing(wanted: Mapping[str, Entry], here: Path, loras: Path) -> list[str]:
     return lacking
 
 
+def forget_oldest(loras: Path, most: int, wanted: Mapping[str, Entry]) -> None:
+    """Remove the LoRAs that were used longest ago, until the others have at most so many bytes.
+
+    What is wanted now stays, and is the newest from now on.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    used = {place_of(name, loras, loras) for name in wanted if name.startswith(f"{names.LORAS}/")}
+    there = sorted(loras.glob("*/*"), key=lambda path: path.stat().st_mtime)
+    total = sum(path.stat().st_size for path in there)
+    for path in there:
+        if path in used:
+            os.utime(path)
+        elif total > most:
+            total -= path.stat().st_size
+            path.unlink()
+
+
 def place_of(name: str, here: Path, loras: Path) -> Path:
     """Give the path on a node of a file that was checked by :func:`names.check_for_node`."""
     above = f"{names.LORAS}/"

@@ -24,8 +24,8 @@ _LORA = re.compile(rf"{LORAS}/[0-9a-f]{{64}}/{_PART}")
 PREVIEWS = frozenset({PREVIEW, Path(PREVIEW).with_suffix(".png").name})
 
 
-class NameRefusedError(Exception):
-    """A name is none that this file may have; nothing was written."""
+class RefusedError(Exception):
+    """The other end tells what it never would if all were right; the text says what."""
 
 
 def is_checkpoint_file(name: str) -> bool:
@@ -42,23 +42,23 @@ def check_from_node(name: str) -> None:
     """Refuse what no worker writes.
 
     Raises:
-        NameRefusedError: it is none of a checkpoint's, a result's and a preview's.
+        RefusedError: it is none of a checkpoint's, a result's and a preview's.
     """
     if not (is_checkpoint_file(name) or name in PREVIEWS or _RESULT.fullmatch(name)):
-        raise NameRefusedError(f"{name[:MAX_NAME_BYTES]!r} is no file that a worker writes")
+        raise RefusedError(f"{name[:MAX_NAME_BYTES]!r} is no file that a worker writes")
 
 
 def check_move(source: str, target: str) -> None:
     """Refuse a move that no worker makes: it sets aside what it cannot resume from, or restores it.
 
     Raises:
-        NameRefusedError: not both are files of checkpoints, or not both are folders of them.
+        RefusedError: not both are files of checkpoints, or not both are folders of them.
     """
     for fits in (is_checkpoint_file, is_checkpoint_folder):
         if fits(source) and fits(target) and source != target:
             return
     shown = f"{source[:MAX_NAME_BYTES]!r} to {target[:MAX_NAME_BYTES]!r}"
-    raise NameRefusedError(f"{shown} is no move that a worker makes")
+    raise RefusedError(f"{shown} is no move that a worker makes")
 
 
 def is_for_node(name: str) -> bool:
@@ -72,7 +72,7 @@ def check_for_node(name: str) -> None:
     """Refuse what no front sends.
 
     Raises:
-        NameRefusedError: it is no input, no file of a checkpoint and no LoRA.
+        RefusedError: it is no input, no file of a checkpoint and no LoRA.
     """
     if not is_for_node(name):
-        raise NameRefusedError(f"{name[:MAX_NAME_BYTES]!r} is no file that a job brings along")
+        raise RefusedError(f"{name[:MAX_NAME_BYTES]!r} is no file that a job brings along")

@@ -89,9 +89,7 @@ class Wire:
                 frame = bytes(self._got[:size])
                 del self._got[:size]
                 return frame
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left < 0:
-                return None
+            left = None if until is None else max(until - time.monotonic(), 0)
             if not wait([self._end], left):  # no timeout of the socket's own: it would hold for sending too
                 return None
             try:

@@ -68,7 +68,8 @@ def tell_moved(source: Path, target: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file if it is there, and tell the observer."""
-    path.unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
     if _observer is not None:
         _observer.removed(path)
 

@@ -69,12 +69,7 @@ class Handle:
         """Say in words how the process ended."""
         if said := self.hung or self.ended or self.lost or self.died:
             return said
-        code = self.process.exitcode or 0
-        if code >= 0:
-            return f"ended by itself with exit code {code}"
-        killed = signal.Signals(-code)
-        hint = ": the kernel does so when memory runs out" if killed is signal.SIGKILL else ""
-        return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
+        return main.manner_of_death(self.process.exitcode or 0)
 
     def begin(self, model: str) -> None:
         """Forget what was so of the last job that it computed."""
@@ -137,7 +132,7 @@ def start_bridge(socket: Path, host: str, device: str) -> Handle:
     """
     from framepackd.cluster import bridge  # who computes on this machine alone needs nothing of it
 
-    return _start("framepackd-bridge", bridge.main, socket, host, device)
+    return _start("framepackd-bridge", bridge.main, str(socket), host, device)
 
 
 def _start(name: str, target: Callable[..., None], *arguments: object) -> Handle:

@@ -28,17 +28,13 @@ from framepackd import files
 from framepackd.jobs import aside
 from framepackd.worker import other_device
 from framepackd.worker.other_device import OtherDeviceError
+from framepackd.worker.state_file import HASH_BYTES, DamagedError, read_header
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
 KEPT_STATES = 2
 _NAMES_DAMAGE = "names what is damaged"
-_HASH_BYTES = hashlib.sha256().digest_size
-
-
-class DamagedError(Exception):
-    """A file is not what was written, or belongs to another job or version."""
 
 
 @dataclass(frozen=True)
@@ -207,14 +203,11 @@ class Checkpoints:
 
     def _load(self, path: Path) -> _Reading:
         content = path.read_bytes()
-        digest, content = content[:_HASH_BYTES], content[_HASH_BYTES:]
-        if hashlib.sha256(content).digest() != digest:
-            raise DamagedError("is not what was written")
-        header = _header(content)
+        header = read_header(content)
         self._verify(header)
         described, named = header["progress"], _Files(path.parent, header["files"])
         sampled = named.tensors("latents", described["sampled"])
-        progress = _rebuild(safetensors.torch.load(content), described, sampled)
+        progress = _rebuild(safetensors.torch.load(content[HASH_BYTES:]), described, sampled)
         rewound = len(sampled) < described["sampled"] and not self._to_write
         progress = _as_decoded(progress, named)
         if rewound and progress.decoded > len(sampled):
@@ -339,12 +332,6 @@ def _kind(name: str) -> str:
 
 def _number(state: Path) -> int:
     return int(state.name.removeprefix("state-"))
-
-
-def _header(content: bytes) -> dict[str, Any]:
-    size = int.from_bytes(content[:8], "little")  # as safetensors lays it out
-    header: dict[str, Any] = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["checkpoint"])
-    return header
 
 
 def _difference(what: str, theirs: Any, ours: Any) -> str:

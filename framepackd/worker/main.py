@@ -123,6 +123,15 @@ def replied(make: Callable[[], Message], work: Work) -> Message:
         return Failed(f"{type(error).__name__}: {error}", retry=True, device=broken)
 
 
+def manner_of_death(code: int) -> str:
+    """Say in words how a process ended by itself or by a signal, from its exit code."""
+    if code >= 0:
+        return f"ended by itself with exit code {code}"
+    killed = signal.Signals(-code)
+    hint = ": the kernel does so when memory runs out" if killed is signal.SIGKILL else ""
+    return f"was killed by {killed.name} ({signal.strsignal(killed)}{hint})"
+
+
 def die_with(parent: int) -> None:
     """Have the kernel end this process with the daemon, however that dies: two must never share a GPU."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -22,8 +22,8 @@ from framepack_core.networks import vae
 from framepackd import files
 from framepackd.jobs.folder import STRIP
 from framepackd.worker.chain import Chain
-from framepackd.worker.checkpoint import DamagedError
 from framepackd.worker.messages import Work
+from framepackd.worker.state_file import DamagedError
 
 log = logging.getLogger(__name__)
 
