@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from framepack_core.memory import before_torch
-from framepackd.cli.options import config_option, fail, load
+from framepackd.cli.options import EXIT_USAGE, config_option, fail, load
 
 if TYPE_CHECKING:
     from framepackd.settings.config import Config
@@ -24,6 +24,7 @@ def calibrate(
 ) -> None:
     """Measure the ratios that cache = "magcache" uses, for your own model; takes as long as a section."""
     config = load(config_file)
+    _refuse_without_device(config)
     _refuse_beside_daemon(config)
     before_torch.set_up(config.gpu.devices[0])
     from framepackd.machine.calibrate import calibrate as measure
@@ -46,6 +47,7 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
     What the demo model makes is compared with a recorded fingerprint; what others make must be plausible.
     """
     config = load(config_file)
+    _refuse_without_device(config)
     _refuse_beside_daemon(config)
     name = model or config.model
     before_torch.set_up(config.gpu.devices[0])
@@ -63,6 +65,11 @@ def sanity_check(config_file: Path | None, model: str | None, output: Path | Non
         fail(f"{error.filename or target}: {error.strerror}: choose another --output", 1)
     display.show(checks.checks([*report.findings(), (None, "frames", str(target))]), soft_wrap=True)
     sys.exit(0 if report.fine else 1)
+
+
+def _refuse_without_device(config: "Config") -> None:
+    if not config.gpu.devices:
+        fail("device under [gpu] is []: run this on a machine that computes", EXIT_USAGE)
 
 
 def _refuse_beside_daemon(config: "Config") -> None:

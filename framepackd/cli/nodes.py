@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from framepackd.settings.config import Config
 
 ANSWER_SECONDS = 90.0  # for the cards of a machine to say what they have
-ROUND_SECONDS = 0.3
+ROUND_SECONDS = 0.3  # before they are looked at again
 
 host_argument = click.argument("host")
 
@@ -117,7 +117,7 @@ def _node(config: "Config", host: str) -> "NodeReport":
 
 def _is_asked(node: "NodeReport") -> bool:
     """Say whether a card of a machine has not answered yet."""
-    return any(card["greeted"] is None and card["held"] is None for card in node["cards"])
+    return any(card["asked"] for card in node["cards"])
 
 
 def _change_quietly(config: "Config", request: dict[str, str]) -> None:

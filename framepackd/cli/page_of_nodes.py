@@ -67,7 +67,7 @@ def checks_of(node: "NodeReport", config: "Config") -> "Iterator[Check]":
         yield (
             False,
             "cards",
-            f"it has none that nodes under [cluster] names: {', '.join(config.cluster.cards)}",
+            f"it has none of those that are named: {', '.join(config.cluster.cards)}",
         )
     for card in node["cards"]:
         yield from _checks_of_card(card, config)

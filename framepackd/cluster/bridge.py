@@ -95,22 +95,24 @@ class Bridge:
             except (RefusedError, WireError) as error:
                 self._daemon.send(
                     Lost(
-                        f"{self._host} sends what no node sends ({error}): update framepackd on both machines "
-                        "to the same version; if it is the same, this node is not to be trusted"
+                        f"{self._host} sends what no node sends ({error}): install the same framepackd on "
+                        "both machines; if it is the same, this node is not to be trusted"
                     )
                 )
         self._wire.shut()
 
     def _relay(self) -> None:
-        self._send(frames.Open(self._host, self._device))
+        with self._sending():
+            self._wire.send(frames.header(frames.Open(self._host, self._device)))
+        node = self._wire.fileno()
         while True:
             patience = SILENT_SECONDS if self._greeted else HELLO_SECONDS
-            ready = wait([self._daemon, self._wire], max(self._heard + patience - time.monotonic(), 0))
+            ready = wait([self._daemon, node], max(self._heard + patience - time.monotonic(), 0))
             if not ready:
                 raise _LostError(self._silence())
             if self._daemon in ready and not self._hear_daemon():
                 return
-            if self._wire in ready and not self._hear_node():
+            if node in ready and not self._hear_node():
                 return
 
     def _silence(self) -> str:

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from framepackd.cluster.inventory import Entry
 from framepackd.cluster.names import RefusedError
@@ -106,7 +106,6 @@ _TO_FRONT: dict[str, TypeAdapter[Any]] = {
 _SAID: dict[str, TypeAdapter[Any]] = {
     kind.__name__: TypeAdapter(kind) for kind in (*OF_FILES, *_ON_THE_WAY, *ENDS)
 }
-_KEPT = TypeAdapter(Kept)
 _FILES = TypeAdapter(list[Entry])
 
 
@@ -168,10 +167,8 @@ def _message(kind: str, fields: object, body: bytes) -> Message:
         if isinstance(reply, ENDS):
             return Written(reply)
     if kind == Kept.__name__ and isinstance(fields, dict):
-        try:
-            return _KEPT.validate_python({**fields, "content": body}, strict=True)
-        except ValidationError as error:
-            raise RefusedError(f"a {kind} that is none: {error}") from error
+        kept: Kept = _read(_SAID, kind, {**fields, "content": ""})
+        return replace(kept, content=body)
     found: Message = _read(_SAID, kind, fields)
     return found
 

@@ -1,4 +1,4 @@
-"""The jobs that a bridge has given to its node: what is sent there, what is written here, what is passed on."""
+"""The jobs that a bridge has given to its node: what is sent, what is written here, what is passed on."""
 
 import math
 from dataclasses import dataclass

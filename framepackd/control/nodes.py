@@ -48,16 +48,9 @@ def perform_on(
             store.drain(host)
         else:
             fleet.drain(host, at_once=at_once)
-        then = (
-            "what runs there leaves at its next step and goes on elsewhere"
-            if at_once
-            else "what runs there ends"
-        )
-        was = " already" if host in drained else ""
-        return (
-            True,
-            f"{host} is drained{was}: it gets no more jobs, {then}; framepackd nodes undrain {host} ends it",
-        )
+        then = "leaves at its next step and goes on elsewhere" if at_once else "is made there to its end"
+        told = f"{host} is drained: it gets no more jobs, and what runs there {then}"
+        return True, f"{told}; framepackd nodes undrain {host} has it work again"
     if fleet is None:
         store.undrain(host)
     else:

@@ -112,6 +112,7 @@ class CardReport(TypedDict):
     greeted: str | None  # when it said so
     job: str | None  # the id of the one that runs
     held: str | None  # why it gets none
+    asked: bool  # it will say in a moment what it has
 
 
 class NodeReport(TypedDict):

@@ -58,12 +58,17 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
         f"{events or 'unknown'} file system: the whole inbox is looked at every {poll_seconds(config):.0f} s",
     )
     yield _database(config)
-    for name in dict.fromkeys([config.model, *config.models]):
-        yield from _model(config, name)
+    if config.gpu.devices:
+        for name in dict.fromkeys([config.model, *config.models]):
+            yield from _model(config, name)
+    else:
+        yield None, "models", "no device of this machine computes: framepackd nodes check asks the others"
     yield _loras(config)
     if config.preview_decoder is not None:
         yield _preview_decoder(config.preview_decoder, whole=gpu)
     yield _disk(config.state_dir)
+    if config.cluster.nodes:
+        yield _cluster(config)
     if gpu:
         several = len(config.gpu.devices) > 1
         for number, name in enumerate(config.gpu.devices):
@@ -72,6 +77,22 @@ def run_checks(config: Config, *, gpu: bool) -> Iterator[Check]:
             shown = found if number == 0 else (check for check in found if check[1] == "device")
             for fine, what, text in shown:
                 yield fine, what, f"{name}: {text}" if several and what == "device" else text
+
+
+def _cluster(config: Config) -> Check:
+    """Ask which other machines there are, and whether all that are named answer."""
+    from framepackd.cluster import roll
+
+    try:
+        nodes = roll.ask(config.cluster.socket_path)
+    except OSError as error:
+        return False, "cluster", str(error)
+    there = {node.host: ", ".join(node.devices) or "no cards" for node in nodes if node.alive}
+    silent = {*config.cluster.hosts, *(node.host for node in nodes)} - there.keys()
+    found = "; ".join(f"{host}: {cards}" for host, cards in there.items()) or "no other machine has joined"
+    if silent:
+        found += f"; no answer from {', '.join(sorted(silent))}: look at framepackd node there"
+    return bool(there) and not silent & {*config.cluster.hosts}, "cluster", found
 
 
 def _secrets(config: Config) -> Iterator[Check]:
@@ -267,7 +288,7 @@ def forecast(config: Config, *, gpu: bool, vram: float | None, ram: float | None
     widths = WIDTHS.get(config.gpu.dtype, (2, 2))
     if vram is not None:
         card: Card | None = Card.assumed(vram)
-    elif gpu:
+    elif gpu and config.gpu.devices:
         from framepack_core.memory import devices
 
         device = devices.choose_device(config.gpu.devices[0], gpu_expected=is_gpu_expected(spec.name, config))

@@ -133,7 +133,7 @@ class Cards:
     def listen(self) -> None:
         """Record what the workers report, and notice which hang, died or are idle for too long."""
         if self.fleet is not None:
-            self.fleet.begin()
+            self.fleet.meet()
         for supervisor in self.each:
             supervisor.listen()
 

@@ -33,6 +33,7 @@ class Fleet:
         self._roll = Roll(config.cluster.socket_path, wake)
         self._drained = store.drained()
         self._leaves_at_once: set[str] = set()  # drained machines whose jobs are to leave at their next step
+        self._rests = True  # no card is greeted
         self.due = math.inf  # when a card has something to do that no message tells, on the monotonic clock
         self.cards: dict[str, RemoteSupervisor] = {}  # by HOST:DEVICE
         for name, card in store.cards().items():  # jobs that began on them wait for them from the start
@@ -70,16 +71,16 @@ class Fleet:
         reasons = (self._why_unreachable(host) for host in self.hosts if host not in self._drained)
         return [Problem("node", reason) for reason in reasons if reason is not None]
 
-    def begin(self) -> None:
-        """Begin to ask which machines there are; once."""
+    def meet(self) -> None:
+        """Ask which machines there are, and note their cards; once a round."""
         self._roll.start()
-
-    def look(self, now: float) -> None:
-        """Note which machines are there; have jobs leave the drained ones."""
         for node in list(self._roll.nodes.values()):
             for device in node.devices:
                 if self._config.cluster.wants(node.host, device):
                     self._card(f"{node.host}:{device}")
+
+    def look(self, now: float) -> None:
+        """Note which cards can be reached; have jobs leave the drained ones."""
         for card in self.cards.values():
             card.look(now, self._why_card_unreachable(card), drained=card.host in self._drained)
             if card.host in self._leaves_at_once and card.busy:
@@ -92,11 +93,12 @@ class Fleet:
             if card.is_wanted(now, under_way):
                 card.greet()
                 under_way += 1
+        self._rests = False
         self.due = min((card.due for card in self.cards.values()), default=math.inf)
 
     def rest(self) -> None:
         """Greet no card: no job is to start."""
-        self.due = math.inf
+        self.due, self._rests = math.inf, True
 
     def _card(self, name: str) -> RemoteSupervisor:
         """Give a card by HOST:DEVICE; one that was not known is added."""
@@ -163,19 +165,22 @@ class Fleet:
             "why": self._why_unreachable(host) if self._roll.answered else "it is not known yet",
             "drained": self._drained.get(host),
             "last_sign": None if seen is None else as_recorded(datetime.fromtimestamp(seen, UTC)),
-            "cards": [_card_report(card) for name, card in sorted(self.cards.items()) if card.host == host],
+            "cards": [
+                self._card_report(card) for name, card in sorted(self.cards.items()) if card.host == host
+            ],
         }
 
-
-def _card_report(card: RemoteSupervisor) -> CardReport:
-    hello, jobs = card.hello, card.jobs
-    return {
-        "name": card.asked,
-        "card": hello.card if hello else None,
-        "hardware": hello.hardware if hello else None,
-        "versions": hello.versions if hello else None,
-        "models": sorted(hello.models) if hello else None,
-        "greeted": card.hello_at if hello else None,
-        "job": jobs[0].id if jobs else None,
-        "held": card.away or card.lacking,
-    }
+    def _card_report(self, card: RemoteSupervisor) -> CardReport:
+        hello, jobs = card.hello, card.jobs
+        unasked = "it is not asked while the queue is paused" if self._rests and hello is None else None
+        return {
+            "name": card.asked,
+            "card": hello.card if hello else None,
+            "hardware": hello.hardware if hello else None,
+            "versions": hello.versions if hello else None,
+            "models": sorted(hello.models) if hello else None,
+            "greeted": card.hello_at if hello else None,
+            "job": jobs[0].id if jobs else None,
+            "held": card.away or card.lacking or unasked,
+            "asked": card.asked_now and not self._rests,
+        }

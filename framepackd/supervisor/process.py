@@ -132,7 +132,7 @@ def start_bridge(socket: Path, host: str, device: str) -> Handle:
     """
     from framepackd.cluster import bridge  # who computes on this machine alone needs nothing of it
 
-    return _start("framepackd-bridge", bridge.main, socket, host, device)
+    return _start("framepackd-bridge", bridge.main, str(socket), host, device)
 
 
 def _start(name: str, target: Callable[..., None], *arguments: object) -> Handle:

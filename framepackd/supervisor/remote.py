@@ -37,6 +37,7 @@ class RemoteSupervisor(Supervisor):
         self.hello_at: str | None = None
         self.unknown = True  # it is to be greeted although no job waits
         self.drained = False
+        self._asked = False  # it is to be greeted although it is drained
         self._unreachable: str | None = None  # why no bridge is tried
         self._lost: str | None = None  # why the last one has ended, until another one greets
         self._losses = 0  # in a row
@@ -52,6 +53,11 @@ class RemoteSupervisor(Supervisor):
     def greeting(self) -> bool:
         """Whether a bridge is under way to it."""
         return self.worker is not None and self.worker.hello is None
+
+    @property
+    def asked_now(self) -> bool:
+        """Whether it will say in a moment what it has."""
+        return self.hello is None and self._lost is None and self._may_be_reached
 
     @property
     def free(self) -> bool:
@@ -81,7 +87,7 @@ class RemoteSupervisor(Supervisor):
         if self.greeting and now >= self.due:
             assert self.worker is not None, "a bridge that greets runs"
             self._lose(self.worker, f"it does not answer within {GREETING_SECONDS:.0f} s")
-        if drained and self.worker is not None and not self.busy:
+        if drained and self.greeted and not self.busy:
             self.end_worker()  # whoever drained it wants the card free
         self._note_models(now)
         self.away = self._why_away()
@@ -105,7 +111,7 @@ class RemoteSupervisor(Supervisor):
 
     @property
     def _may_be_reached(self) -> bool:
-        return not self.drained and self._unreachable is None
+        return (self._asked or not self.drained) and self._unreachable is None
 
     def is_wanted(self, now: float, place: int) -> bool:
         """Say whether to greet it now: nothing is known of it, or a job waits behind ``place`` others."""
@@ -126,7 +132,8 @@ class RemoteSupervisor(Supervisor):
             self.end_worker()
         if self.worker is None:
             self.hello = self._lost = self.lacking = None
-            self.unknown, self._again, self._look_again = True, 0.0, math.inf
+            self.unknown = self._asked = True
+            self._again, self._look_again = 0.0, math.inf
 
     def start(self, job: Job) -> None:
         """Start a job of the queue; the device has to be free."""
@@ -180,7 +187,7 @@ class RemoteSupervisor(Supervisor):
                 super()._hear(running, message)
 
     def _note_hello(self, running: process.Handle, hello: messages.Hello) -> None:
-        running.hello = self.hello = hello
+        running.hello, self.hello, self._asked = hello, hello, False
         running.idle_since = time.monotonic()
         self.hello_at, self.hardware, self.unknown, self._lost = utc_now(), hello.hardware, False, None
         self._store.remember_card(self.asked, hello.card)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from framepack_core.networks import compiling
 from framepackd.cli.main import main
+from framepackd.cluster import roll
 from tests.core.models.layouts import one_file, prefixed, weights
 from tests.core.networks.taehv import as_published
 from tests.golden import TINY_MODELS
@@ -172,3 +173,20 @@ def test_without_torch_a_pickle_is_seen_to_be_an_archive_with_it_to_hold_the_wei
     torch.save({}, tmp_path / "taehv.pth")
     assert "is not the tiny decoder" not in check(config, "--no-gpu").stdout
     assert "it has no decoder.1.weight" in check(config).stdout
+
+
+def test_it_asks_which_other_machines_there_are(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text(
+        f'{config.read_text()}model = "demo"\n[gpu]\ndevice = []\n[cluster]\nnodes = ["render2"]\n'
+    )
+    said = check(config)
+    assert (said.exit_code, "framepackd node does not run on this machine" in said.stdout) == (1, True)
+    assert "no device of this machine computes" in said.stdout
+    told = [roll.Node("render2", "10.0.0.7", True, ("cuda:0",)), roll.Node("render3", "", False, ())]
+    monkeypatch.setattr(roll, "ask", lambda _: told)
+    said = check(config)
+    assert said.exit_code == 0, said.stdout
+    assert "render2: cuda:0; no answer from render3" in said.stdout
+    monkeypatch.setattr(roll, "ask", lambda _: told[1:])
+    said = check(config)
+    assert (said.exit_code, "no answer from render2, render3" in said.stdout) == (1, True)

@@ -282,6 +282,7 @@ def test_a_machine_stays_drained_over_a_restart(machines: Machines) -> None:
     machines.reached("render2")
     machines.ask(command="drain", host="render2")
     after = Cards(machines.loop.place.config, machines.store, ())
+    after.listen()
     after.steer(time.monotonic())
     assert after.held == "drained: framepackd nodes undrain render2 has it work again"
     assert len(machines.bridges) == 1
