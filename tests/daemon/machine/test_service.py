@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -279,7 +280,9 @@ def test_the_page_may_write_to_the_trash_beside_an_outbox_anywhere(
 
 
 def test_the_part_for_other_machines_sees_nothing_of_the_daemons(machine_service: MachineService) -> None:
-    chosen = machine_service('outbox = "/data/out"\n')
+    instance, main_unit = machine_service('outbox = "/data/out"\n'), "framepackd.service"
+    places = {"template": units.UNITS / main_unit, "unit": instance.unit.with_name(main_unit)}
+    chosen = replace(instance, name="framepackd", **places)
     node = chosen.companion("node")
     assert node.config.name == "node.toml"
     steps = dict(service.install(chosen, ["node"]))
