@@ -280,7 +280,7 @@ def set_up(asked: Asked) -> tuple[Config, JobStore]:
     values = {column.name: getattr(made, column.name) for column in Job.__table__.columns}
     with Session(open_database(config.database)) as session, session.begin():
         for number in range(asked.cards + asked.queued):
-            own = {"seq": None, "id": f"{made.id}-{number:05}", "position": 2 + number, "folder": f"{number}"}
+            own = {"seq": None, "id": f"{made.id[:-6]}{number:06x}", "position": 2 + number, "folder": f"{number}"}
             session.add(Job(**values | own))
             folder = config.jobs_dir / own["id"] / INPUTS
             folder.mkdir(parents=True)
@@ -295,15 +295,15 @@ def measure(asked: Asked) -> Found:
     spawn = multiprocessing.get_context("spawn")
     pairs = [spawn.Pipe() for _ in range(asked.cards)]
     results, theirs = spawn.Pipe()
-    player = spawn.Process(target=play, args=(asked, [pair[1] for pair in pairs], theirs))
+    player = spawn.Process(target=play, args=(asked, [pair[1] for pair in pairs], theirs), daemon=True)
     player.start()
     for pair in pairs:
         pair[1].close()
-    unused, alive = iter(pairs), os.eventfd(0)  # which is never heard of
+    unused = iter(pairs)
 
     def start(_: str) -> process.Handle:
         running: Any = SimpleNamespace(
-            is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=alive
+            is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=os.eventfd(0)
         )
         pipe: Any = Pipe(next(unused)[0])
         return process.Handle(running, pipe)
