@@ -28,6 +28,7 @@ from framepackd.jobs.job_sql import (
 )
 from framepackd.jobs.job_warnings import CutPrompt
 from framepackd.jobs.reader import JobReader
+from framepackd.jobs.step_reports import StepReports
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 PAUSED = "paused"  # in the table meta: since when
@@ -50,6 +51,7 @@ class JobStore(JobReader):
         # While one connection stays open, the end of another does not copy SQLite's log into the database,
         # and sync that too: a call takes a third of the time.
         self._open = None if read_only else self._engine.raw_connection()
+        self._steps = StepReports()
 
     def close(self) -> None:
         """Have SQLite copy its log into the database, as far as nobody else has it open."""
@@ -59,7 +61,9 @@ class JobStore(JobReader):
     @contextmanager
     def _session(self) -> Iterator[Session]:
         with explained(self.path), Session(self._engine, expire_on_commit=False) as session, session.begin():
+            reported = self._steps.write(session)
             yield session
+        self._steps.forget(reported)
 
     def _change(self, statement: Any) -> bool:
         """Execute one statement in a transaction; says whether it changed a row."""
@@ -135,16 +139,24 @@ class JobStore(JobReader):
 
     def step(self, job_id: str, *, section: int, step: int, seconds: float, beyond: int = 0) -> None:
         """Record a finished sampling step; ``section`` counts from 1, ``beyond`` as in :class:`Job`."""
-        self._set_running(
-            job_id,
-            section=section,
-            step=step,
-            steps_beyond=beyond,
-            steps_run=Job.steps_run + 1,
-            # The first step includes the warm-up: the second one replaces its time.
-            step_seconds=seconds if (section, step) == (1, 2) else smoothed(Job.step_seconds, seconds),
-            stalled_deaths=0,
-        )
+        self._steps.add(job_id, section, step, seconds, beyond)
+        if not self._steps.held:
+            self._record_steps()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Record the steps of the block in one transaction: at its end, or before the next other change."""
+        self._steps.held = True
+        try:
+            yield
+        finally:
+            self._steps.held = False
+        self._record_steps()
+
+    def _record_steps(self) -> None:
+        if self._steps.waiting:
+            with self._session():
+                pass  # each transaction writes them first
 
     def step_beyond(self, job_id: str, *, seconds: float) -> None:
         """Record a step that another device has done of a clip of the job."""

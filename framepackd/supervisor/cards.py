@@ -19,6 +19,7 @@ class Cards:
 
     def __init__(self, config: Config, store: JobStore, obstacles: tuple[Obstacle, ...]) -> None:
         """Start nothing yet; each of ``obstacles`` is asked before a job starts."""
+        self._store = store
         self.passed_over = PassedOver(store, config.gpu.move_after)
         self.each = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
         if len(self.each) > 1:  # a job waits for its card from the start, not once a worker has reported it
@@ -92,8 +93,9 @@ class Cards:
 
     def listen(self) -> None:
         """Record what the workers report, and notice which hang, died or are idle for too long."""
-        for supervisor in self.each:
-            supervisor.listen()
+        with self._store.together():
+            for supervisor in self.each:
+                supervisor.listen(1 / len(self.each))
 
     def tell_next(self) -> None:
         """Tell the workers which jobs they get next; not urgent, unlike to start one."""

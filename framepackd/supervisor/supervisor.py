@@ -155,12 +155,15 @@ class Supervisor:
             may_be_ahead=may_be_ahead,
         )
 
-    def listen(self) -> None:
-        """Record the worker's messages, and notice when it hangs, dies or is idle for too long."""
+    def listen(self, share: float = 1.0) -> None:
+        """Record the worker's messages, and notice when it hangs, dies or is idle for too long.
+
+        ``share``: of the time that a round listens.
+        """
         running = self.worker
         if running is None:
             return
-        until = time.monotonic() + LISTEN_SECONDS
+        until = time.monotonic() + LISTEN_SECONDS * share
         while self._unheard is not None or self._receive(running):
             self._hear(running, self._unheard)
             sampled = isinstance(self._unheard, messages.Sampled)
