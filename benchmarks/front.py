@@ -160,9 +160,7 @@ class Player:
         (work.result / ".mp4").write_bytes(b"video")
         yield pace / 2, messages.Written(messages.Finished({}, {}, {}, None))
 
-    def follow(
-        self, now: float, number: int, script: Iterator[tuple[float, messages.Message]]
-    ) -> None:
+    def follow(self, now: float, number: int, script: Iterator[tuple[float, messages.Message]]) -> None:
         """Note when the next message of a script is due."""
         for seconds, message in script:
             heapq.heappush(self.due, (now + seconds, next(self.counter), number, script, message))
@@ -244,6 +242,7 @@ class CountedConnection(sqlite3.Connection):
     changes = 0
 
     def commit(self) -> None:
+        """Commit, and count what is durable then."""
         super().commit()
         if self.total_changes > self.changes:
             self.changes = self.total_changes
@@ -280,7 +279,12 @@ def set_up(asked: Asked) -> tuple[Config, JobStore]:
     values = {column.name: getattr(made, column.name) for column in Job.__table__.columns}
     with Session(open_database(config.database)) as session, session.begin():
         for number in range(asked.cards + asked.queued):
-            own = {"seq": None, "id": f"{made.id[:-6]}{number:06x}", "position": 2 + number, "folder": f"{number}"}
+            own = {
+                "seq": None,
+                "id": f"{made.id[:-6]}{number:06x}",
+                "position": 2 + number,
+                "folder": f"{number}",
+            }
             session.add(Job(**values | own))
             folder = config.jobs_dir / own["id"] / INPUTS
             folder.mkdir(parents=True)

@@ -1,7 +1,7 @@
 """Holds reports of finished steps until the next transaction: those of many cards share one, and its sync.
 
-A step is a report, not a decision: the checkpoint is the truth, and a resume counts what no row has yet. So it
-may be recorded a moment after it was heard, but never after what was heard later.
+A step is a report, not a decision: the checkpoint is the truth, and a resume counts what no row has yet. So
+it may be recorded a moment after it was heard, but never after what was heard later.
 """
 
 import threading

@@ -13,7 +13,7 @@ from sqlalchemy import case, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import StoreError, explained, open_database
-from framepackd.jobs.job import ENDED, Input, Job, MemoryLevel, Meta, State, utc_now
+from framepackd.jobs.job import ENDED, Job, MemoryLevel, Meta, State, utc_now
 from framepackd.jobs.job_sql import (
     CANCELLED,
     IN_ORDER,
@@ -82,21 +82,7 @@ class JobStore(JobReader):
                 session.execute(naming_its_final(draft, job.id))
         return job
 
-    def find_done(self, fingerprint: str) -> Job | None:
-        """Give the latest done job with the same pictures, prompt and settings."""
-        same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
-        return self.first(same.order_by(Job.seq.desc()))
-
     # a job's life
-
-    def next_queued(self, passed_over: Collection[str] = (), place: int = 0) -> Job | None:
-        """Give the first runnable job that is not passed over, or the one ``place`` behind it."""
-        return self.first(following(Job).where(Job.id.not_in(passed_over)).offset(place))
-
-    def queued_inputs(self) -> list[tuple[str, dict[str, Input]]]:
-        """List the runnable jobs in the order of the queue: id, and inputs by role."""
-        found = self.mapped(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
-        return list(found.items())
 
     def claim(self, job_id: str | None = None) -> Job | None:
         """Start a queued job, by default the next one; None if it cannot run any more."""

@@ -1,6 +1,7 @@
 """Runs a supervisor for each device of the configuration, and has the free ones start the next jobs."""
 
 import math
+from heapq import nsmallest
 from multiprocessing.connection import Connection
 
 from framepack_core.memory import before_torch
@@ -12,6 +13,8 @@ from framepackd.settings.config import Config
 from framepackd.supervisor.passed_over import PassedOver
 from framepackd.supervisor.starter import Obstacle, Starter
 from framepackd.supervisor.supervisor import CANCELLING, Supervisor
+
+TOLD = 8  # devices that know their next job; more would cost each start the time that it takes to tell them
 
 
 class Cards:
@@ -99,10 +102,13 @@ class Cards:
 
     def tell_next(self) -> None:
         """Tell the workers which jobs they get next; not urgent, unlike to start one."""
-        # The device that is free first gets the first job of the queue, the next one the second.
+        # The device that is free first gets the first job of the queue, the next one the second. The others
+        # are told when their turn is near: each start moves all turns, and of many cards the most are far.
         busy = [(running, each) for each in self.each if (running := each.worker) and running.job]
-        for place, (_, supervisor) in enumerate(sorted(busy, key=lambda each: each[0].remains)):
-            supervisor.tell_next(place)
+        soonest = nsmallest(TOLD, busy, key=lambda each: each[0].remains)
+        ids = self.passed_over.next_ids([supervisor for _, supervisor in soonest])
+        for place, ((_, supervisor), job_id) in enumerate(zip(soonest, ids, strict=True)):
+            supervisor.tell_next(place, job_id)
 
     def leave(self, now: float, why: str) -> None:
         """Have all workers leave their jobs at the next step."""

@@ -180,10 +180,13 @@ class Supervisor:
             log.info("the worker is ended: it had no work for %.0f s", self.config.gpu.idle_unload_seconds)
             self.end_worker()
 
-    def tell_next(self, place: int) -> None:
-        """Tell the worker which job it gets next, ``place`` behind the first: it encodes its inputs ahead."""
+    def tell_next(self, place: int, job_id: str | None) -> None:
+        """Tell the worker which job it gets next: it encodes its inputs ahead.
+
+        ``job_id``: of the job ``place`` behind the first. If the worker knows it, this costs nothing.
+        """
         running = self.worker
-        if running is None or running.job is None:
+        if running is None or running.job is None or running.told_next == job_id:
             return
         job = self.next_job(place)
         following = job.id if job else None
