@@ -150,7 +150,7 @@ class RemoteSupervisor(Supervisor):
         device = "cpu" if self.there.startswith("cpu") else self.there
         return replace(super().work_of(job), device=device, mirrored=True)
 
-    def tell_next(self, place: int) -> None:
+    def tell_next(self, place: int, job_id: str | None) -> None:
         """Tell nothing: the inputs of a job travel with it."""
 
     def end_worker(self) -> None:
