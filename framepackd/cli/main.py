@@ -1,8 +1,6 @@
 """The commands. Each imports what it needs when it runs, so that none waits for torch."""
 
 import faulthandler
-import logging
-import os
 import sys
 import time
 from contextlib import nullcontext
@@ -16,11 +14,12 @@ from framepackd.cli import jobs
 from framepackd.cli.device import calibrate, sanity_check
 from framepackd.cli.init import init
 from framepackd.cli.models import models
+from framepackd.cli.node import node
 from framepackd.cli.nodes import nodes
-from framepackd.cli.options import Commands, config_option, fail, load
+from framepackd.cli.options import Commands, config_option, fail, load, log_to_stderr
 from framepackd.cli.prepare import prepare
 from framepackd.cli.service import service
-from framepackd.text import PrintableFormatter, printable_json
+from framepackd.text import printable_json
 
 if TYPE_CHECKING:
     from framepackd.settings.config import Config
@@ -43,7 +42,7 @@ def run(config_file: Path | None, *, once: bool, with_page: bool) -> None:
     from framepackd.cli.page import page
     from framepackd.settings.config import load_config
 
-    _log_to_stderr()
+    log_to_stderr()
     with rights.own_umask(), page(config_file) if with_page else nullcontext():
         faulthandler.enable()  # when systemd ends a daemon that hangs, the journal says where it hung
         sys.exit(daemon.run(config, once=once, load_again=lambda: load_config(config_file)))
@@ -83,7 +82,7 @@ def notify(config_file: Path | None) -> None:
     config = load(config_file)
     from framepackd.reports import hooks
 
-    _log_to_stderr()
+    log_to_stderr()
     hooks.run(config)
 
 
@@ -144,7 +143,7 @@ def web(
     if ends_with is not None:
         die_with(ends_with)
 
-    _log_to_stderr()
+    log_to_stderr()
     serve(config, server or config.web.server, port or config.web.port, share=share)
 
 
@@ -192,20 +191,7 @@ def _watch(config: "Config") -> None:
         sys.exit(code)
 
 
-def _log_to_stderr() -> None:
-    """Log with time stamps for people; with priorities instead where systemd's journal reads."""
-    form = "%(asctime)s %(levelname)s %(message)s"
-    if os.environ.get("JOURNAL_STREAM"):
-        priorities = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
-        for name, priority in priorities.items():
-            logging.addLevelName(getattr(logging, name), f"<{priority}>")
-        form = "%(levelname)s%(message)s"
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter(form))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-main.add_section("Make videos", init, demo, run, web, notify, service, prepare)
+main.add_section("Make videos", init, demo, run, web, notify, service, node, prepare)
 main.add_section(
     "Watch and control",
     *(

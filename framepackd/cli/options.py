@@ -1,5 +1,7 @@
 """What all commands share: the option ``--config``, the exit codes, and how an error ends a command."""
 
+import logging
+import os
 import shutil
 import signal
 import sys
@@ -10,6 +12,7 @@ import click
 
 from framepack_core.errors import FramePackError
 from framepackd.problems import CommandError
+from framepackd.text import PrintableFormatter
 
 if TYPE_CHECKING:
     from framepackd.settings.config import Config
@@ -117,3 +120,16 @@ def own_command() -> str:
     here = Path(sys.executable).with_name("framepackd")
     shown = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
     return "framepackd" if found and Path(found) == here else str(shown)
+
+
+def log_to_stderr() -> None:
+    """Log with time stamps for people; with priorities instead where systemd's journal reads."""
+    form = "%(asctime)s %(levelname)s %(message)s"
+    if os.environ.get("JOURNAL_STREAM"):
+        priorities = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+        for name, priority in priorities.items():
+            logging.addLevelName(getattr(logging, name), f"<{priority}>")
+        form = "%(levelname)s%(message)s"
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter(form))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])

@@ -107,6 +107,7 @@ class Node:
         self._scratch = own.scratch / device.replace(":", "-")
         self._loras = self._scratch / names.LORAS
         self._worker: Worker | None = None
+        self._relaying: threading.Thread | None = None  # what the last worker says
         self._coming: _Coming | None = None
         self._changed = threading.Condition()  # guards the two below; the relaying thread changes them
         self._computed: _Run | None = None
@@ -198,7 +199,8 @@ class Node:
         work = from_json(coming.described, folder, self._loras, self._own)
         if self._worker is None:
             self._worker = self._start(self._device)
-            threading.Thread(target=self._relay, args=(self._worker,), daemon=True).start()
+            self._relaying = threading.Thread(target=self._relay, args=(self._worker,), daemon=True)
+            self._relaying.start()
         with self._changed:
             self._computed = coming.run
         with suppress(OSError):  # it died just now: the relaying thread says so
@@ -264,10 +266,13 @@ class Node:
         self._wire.send(frames.header(frame))
 
     def _end_worker(self) -> None:
+        self._wire.shut()
         worker = self._worker
         if worker is not None:
             worker.process.kill()
             worker.process.join()
+        if self._relaying is not None:
+            self._relaying.join()
 
 
 def _received(connection: Connection) -> Message | None:

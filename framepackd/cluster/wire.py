@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 MAX_HEADER_BYTES = 1 << 20
 PART_BYTES = 16 << 20  # the most that one frame holds of a file
-RECEIVED_AT_ONCE = 1 << 20
 _LENGTHS = struct.Struct(">II")  # of the header and of the body
 
 
@@ -37,9 +36,14 @@ def packed(header: dict[str, Any], body: bytes = b"") -> bytes:
     Raises:
         WireError: it is too long.
     """
+    return _head(header, body) + body
+
+
+def _head(header: dict[str, Any], body: bytes) -> bytes:
+    """Give what is sent before the body."""
     text = json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
     _check(len(text), len(body))
-    return _LENGTHS.pack(len(text), len(body)) + text + body
+    return _LENGTHS.pack(len(text), len(body)) + text
 
 
 class Wire:
@@ -50,7 +54,7 @@ class Wire:
         self._end = end
         self._end.setblocking(True)
         self._sending = threading.Lock()
-        self._got = bytearray()
+        self._frame, self._filled = bytearray(_LENGTHS.size), 0  # what arrives, and how much of it has
 
     def fileno(self) -> int:
         """Give the socket's descriptor, to wait for it beside others."""
@@ -63,7 +67,10 @@ class Wire:
             WireError: it is too long.
             OSError: the other end is gone.
         """
-        self.send_packed(packed(header, body))
+        head = _head(header, body)
+        with self._sending:
+            self._end.sendall(head)
+            self._end.sendall(body)  # by itself: it may be long, and is not copied
 
     def send_packed(self, frames: bytes) -> None:
         """Send whole frames as :func:`packed` gives them, or as :meth:`receive_packed` received them."""
@@ -83,30 +90,41 @@ class Wire:
     def receive_packed(self, seconds: float | None = None) -> bytes | None:
         """Give the next frame as it was sent; else as :meth:`receive`."""
         until = None if seconds is None else time.monotonic() + seconds
-        while True:
-            size = self._frame_size()
-            if size is not None and len(self._got) >= size:
-                frame = bytes(self._got[:size])
-                del self._got[:size]
-                return frame
+        while not self._is_whole():
             left = None if until is None else max(until - time.monotonic(), 0)
-            if not wait([self._end], left):  # no timeout of the socket's own: it would hold for sending too
+            if not self._fill(left):
                 return None
-            try:
-                block = self._end.recv(RECEIVED_AT_ONCE)
-            except ConnectionResetError:
-                block = b""
-            if not block:
-                raise EOFError("the other end is gone")
-            self._got += block
+        frame, self._frame, self._filled = bytes(self._frame), bytearray(_LENGTHS.size), 0
+        return frame
 
-    def _frame_size(self) -> int | None:
-        """Say how long the frame is that arrives now; None if not even that has arrived."""
-        if len(self._got) < _LENGTHS.size:
-            return None
-        header, body = map(int, _LENGTHS.unpack_from(self._got))
+    def _is_whole(self) -> bool:
+        """Say whether a frame has arrived; makes room for all of it once its lengths are known."""
+        if self._filled < len(self._frame):
+            return False
+        header, body = map(int, _LENGTHS.unpack_from(self._frame))
         _check(header, body)
-        return _LENGTHS.size + header + body
+        size = _LENGTHS.size + header + body
+        if size > self._filled:
+            lengths, self._frame = self._frame, bytearray(size)
+            self._frame[: self._filled] = lengths
+        return size == self._filled
+
+    def _fill(self, seconds: float | None) -> bool:
+        """Receive more of the frame; False if nothing comes for so many seconds."""
+        with memoryview(self._frame) as frame:
+            room = frame[self._filled :]
+            try:
+                got = self._end.recv_into(room, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:  # no timeout of the socket's own: it would hold for sending too
+                return bool(wait([self._end], seconds))
+            except ConnectionResetError:
+                got = 0
+            finally:
+                room.release()
+        if not got:
+            raise EOFError("the other end is gone")
+        self._filled += got
+        return True
 
     def shut(self) -> None:
         """End both directions: a thread that receives here or there sees the end at once."""

@@ -58,6 +58,9 @@ def install(service: Service, beside: Sequence[str] = ()) -> Iterator[Step]:
         yield f"write {service.config}", partial(_write_config, service)
     elif stat.S_IMODE(service.config.stat().st_mode) & 0o007:
         yield f"close {service.config} to others: it may hold secrets", partial(_close_config, service)
+    for each in wanted:
+        if each.is_node and not each.config.exists():
+            yield f"write {each.config}", partial(_write, each.config, _NODE_CONFIG)
     texts = [
         (path, text)
         for each in wanted
@@ -155,7 +158,7 @@ def quoted(path: object) -> str:
 
 def _drop_in_text(service: Service, config: Config | None) -> str:
     """Make folders writable that the sandbox keeps read-only; empty if there are none."""
-    if config is None or service.of_user:
+    if config is None or service.of_user or service.is_node:
         return ""
     own = (service.state_dir, SHARED_FOLDER)
     outside = [
@@ -266,6 +269,18 @@ def _first_config(service: Service) -> str:
         '# outbox = "/srv/framepackd/outbox"\n'
         '# failed = "/srv/framepackd/failed"\n'
     )
+
+
+_NODE_CONFIG = """\
+# Configuration of framepackd node; it holds no secrets, and everybody may read it. See docs/cluster.md.
+# The tables [cluster] and [models], and preview_decoder, as in config.example.toml.
+[cluster]
+# address = "front:6379"
+# token_file = "token"    # /etc/credstore/framepackd-node.token, and so on: the unit says so
+# tls_cert = "crt"
+# tls_key = "key"
+# tls_ca = "ca"
+"""
 
 
 def _write(path: Path, text: str) -> None:

@@ -10,6 +10,8 @@ from framepackd.problems import CommandError
 from framepackd.settings.config import Config, load_config
 
 DEVICES = "framepackd-nvidia.service"  # creates the GPU's device files, for all services of the machine
+NODE = "node"  # the part that reaches other machines, or is one: with a configuration and files of its own
+NODE_CONFIG = "node.toml"
 INSTANCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _HERE = Path(framepackd.__file__).parent
 # In a wheel the units lie in the package, in a checkout beside it.
@@ -84,22 +86,32 @@ class Service:
         def renamed(name: str) -> str:
             return name.replace("framepackd", f"framepackd-{part}", 1)
 
-        return replace(
+        template = self.template.with_name(renamed(self.template.name))
+        if part == NODE and not template.exists():
+            raise ServiceError("one framepackd-node serves all instances: install it without --instance")
+        beside = replace(
             self,
             name=renamed(self.name),
-            template=self.template.with_name(renamed(self.template.name)),
+            template=template,
             unit=self.unit.with_name(renamed(self.unit.name)),
         )
+        return replace(beside, config=self.config.with_name(NODE_CONFIG)) if part == NODE else beside
 
     def with_companions(self) -> "list[Service]":
         """Give this service and its installed companions."""
-        beside = [self.companion(part) for part in parts()]
+        instance = "@" in self.name
+        beside = [self.companion(part) for part in parts() if part != NODE or not instance]
         return [self, *(each for each in beside if each.is_in_place)]
 
     @property
     def is_in_place(self) -> bool:
         """Whether its unit exists and, for one instance of several, its configuration."""
         return self.unit.exists() and ("@" not in self.name or self.config.exists())
+
+    @property
+    def is_node(self) -> bool:
+        """Whether it is the part for other machines, which sees nothing of the daemon's."""
+        return self.name == f"framepackd-{NODE}"
 
     @property
     def drop_in(self) -> Path:

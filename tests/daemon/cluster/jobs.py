@@ -19,7 +19,7 @@ from framepackd.cluster.bridge import Bridge
 from framepackd.cluster.node_file import NodeFile
 from framepackd.cluster.wire import Wire
 from framepackd.worker import main, messages
-from framepackd.worker.messages import Message, Work
+from framepackd.worker.messages import Hello, Message, Work
 from tests.conftest import tiny_spec
 from tests.daemon.worker.jobs import work_in
 
@@ -149,11 +149,18 @@ def is_end(message: Message) -> bool:
     return isinstance(message, (messages.Written, messages.Lost, messages.Died, *frames.ENDS))
 
 
-ENDS = (
-    messages.Stopped,
-    messages.Failed,
-    messages.Again,
-    messages.Blocked,
-    messages.Waits,
-    messages.Finished,
-)
+def greeted(own: NodeFile, **card: Any) -> Card:
+    """A card whose node has greeted."""
+    found = Card(own, **card)
+    (hello,) = heard(found.daemon, lambda message: True)
+    assert isinstance(hello, Hello), hello
+    return found
+
+
+def done_on(own: NodeFile, work: Work) -> list[Message]:
+    """Have a card do a job to its end; gives what the daemon hears of it."""
+    card = greeted(own)
+    card.daemon.send(work)
+    told = heard(card.daemon, is_end)
+    card.end()
+    return told

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_the_sandbox_of_a_user_is_as_tight_as_a_user_may_have_it(
     rated = analyze("security", "--user", "--offline=true", unit)
     exposure = re.search(r"exposure level.*: ([\d.]+)", rated.stdout)
     assert exposure is not None, rated
-    assert float(exposure[1]) <= (6.2 if unit.stem == "framepackd" else 2.5)
+    assert float(exposure[1]) <= {"framepackd": 6.2, "framepackd-node": 6.3}.get(unit.stem, 2.5)
 
 
 def test_what_a_system_denies_to_users_is_left_out(systemctl: Path, tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_companion_is_installed_when_asked_for_and_removed_with_the_daemon(
 def test_a_part_that_there_is_not_is_refused(systemctl: Path) -> None:
     refused = command("install", "--user", "--with", "nothing")
     assert refused.exit_code == 1
-    assert "--with takes notify" in refused.output
+    assert "--with takes node, notify, web" in refused.output
 
 
 def test_the_parts_of_an_instance_are_instances_too() -> None:
@@ -187,6 +188,11 @@ def test_the_parts_of_an_instance_are_instances_too() -> None:
     assert notify.unit == Path("/etc/systemd/system/framepackd-notify@.service")
     assert notify.template == units.UNITS / "framepackd-notify@.service"
     assert notify.config == Path("/etc/framepackd/cat.toml")
+
+
+def test_one_part_for_other_machines_serves_all_instances() -> None:
+    with pytest.raises(ServiceError, match="without --instance"):
+        Service.of_machine("cat").companion("node")
 
 
 def test_a_dry_run_says_all_and_does_nothing(systemctl: Path, tmp_path: Path) -> None:
@@ -271,6 +277,22 @@ def test_the_page_may_write_to_the_trash_beside_an_outbox_anywhere(
     assert "ReadWritePaths=/data/out -/data/out-trash\n" in chosen.drop_in.read_text()
     for name in ("framepackd-web.service", "framepackd-web@.service"):
         assert f"ReadWritePaths=-{service.SHARED_FOLDER}\n" in (units.UNITS / name).read_text()
+
+
+def test_the_part_for_other_machines_sees_nothing_of_the_daemons(machine_service: MachineService) -> None:
+    instance, main_unit = machine_service('outbox = "/data/out"\n'), "framepackd.service"
+    places = {"template": units.UNITS / main_unit, "unit": instance.unit.with_name(main_unit)}
+    chosen = replace(instance, name="framepackd", **places)
+    node = chosen.companion("node")
+    assert node.config.name == "node.toml"
+    steps = dict(service.install(chosen, ["node"]))
+    assert f"write {node.config}" in steps
+    assert f"write {node.drop_in}" not in steps, "the daemon's folders are not opened for it"
+    unit = (units.UNITS / "framepackd-node.service").read_text()
+    assert re.search(
+        "^InaccessiblePaths=.*-/var/lib/framepackd .*-/etc/framepackd/config.toml$", unit, re.MULTILINE
+    )
+    assert "PrivateUsers=" not in unit, "the daemon is known by its user"
 
 
 def test_the_folder_of_the_metrics_is_opened_and_the_daemon_starts_without_it(
