@@ -13,7 +13,7 @@ from PIL import Image
 
 from framepackd.jobs.job import Job
 from framepackd.jobs.store import JobStore
-from tests.daemon.cluster.link import Link
+from tests.daemon.cluster.machines_link import Link
 
 PATIENCE = 200.0  # on a machine that others keep busy
 
