@@ -1,17 +1,14 @@
 """Starts the worker process, notices when it hangs, and says how it died."""
 
 import math
-import multiprocessing
 import multiprocessing.process
-import os
-import signal
 import time
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
 from framepackd.jobs.job import Job
 from framepackd.worker import main
+from framepackd.worker.spawning import spawn
 
 # A worker hangs if it takes this many times as long as ever before, or as the minimum if nothing is known.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
@@ -117,15 +114,4 @@ class Handle:
 
 def start(device: str) -> Handle:
     """Start a worker process; it loads torch, to compute on a device, and then waits for work."""
-    spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=main.main, args=(theirs, os.getpid(), device), name="framepackd-worker")
-    # Blocked signals are inherited: an early one would end a worker that does not ignore them yet.
-    resource_tracker.ensure_running()  # its start would unblock them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, main.FOR_THE_DAEMON)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    return Handle(process, ours)
+    return Handle(*spawn(main.main, device, name="framepackd-worker"))
