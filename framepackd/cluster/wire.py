@@ -36,14 +36,14 @@ def packed(header: dict[str, Any], body: bytes = b"") -> bytes:
     Raises:
         WireError: it is too long.
     """
-    return _head(header, body) + body
+    return _head(header, len(body)) + body
 
 
-def _head(header: dict[str, Any], body: bytes) -> bytes:
-    """Give what is sent before the body."""
+def _head(header: dict[str, Any], body: int) -> bytes:
+    """Give a frame as it is sent, without the bytes of its body."""
     text = json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
-    _check(len(text), len(body))
-    return _LENGTHS.pack(len(text), len(body)) + text
+    _check(len(text), body)
+    return _LENGTHS.pack(len(text), body) + text
 
 
 class Wire:
@@ -54,7 +54,8 @@ class Wire:
         self._end = end
         self._end.setblocking(True)
         self._sending = threading.Lock()
-        self._frame, self._filled = bytearray(_LENGTHS.size), 0  # what arrives, and how much of it has
+        self._frame = bytearray(_LENGTHS.size)  # what arrives now, its lengths first
+        self._there = 0  # bytes of it
 
     def fileno(self) -> int:
         """Give the socket's descriptor, to wait for it beside others."""
@@ -67,10 +68,11 @@ class Wire:
             WireError: it is too long.
             OSError: the other end is gone.
         """
-        head = _head(header, body)
+        head = _head(header, len(body))
         with self._sending:
             self._end.sendall(head)
-            self._end.sendall(body)  # by itself: it may be long, and is not copied
+            if body:
+                self._end.sendall(body)  # not joined to the header: that would copy it
 
     def send_packed(self, frames: bytes) -> None:
         """Send whole frames as :func:`packed` gives them, or as :meth:`receive_packed` received them."""
@@ -90,41 +92,31 @@ class Wire:
     def receive_packed(self, seconds: float | None = None) -> bytes | None:
         """Give the next frame as it was sent; else as :meth:`receive`."""
         until = None if seconds is None else time.monotonic() + seconds
-        while not self._is_whole():
+        while True:
+            if self._there == len(self._frame):
+                header, body = map(int, _LENGTHS.unpack_from(self._frame))
+                _check(header, body)
+                size = _LENGTHS.size + header + body
+                if self._there == size:
+                    frame = bytes(self._frame)
+                    self._frame, self._there = bytearray(_LENGTHS.size), 0
+                    return frame
+                self._frame.extend(bytes(size - self._there))
             left = None if until is None else max(until - time.monotonic(), 0)
-            if not self._fill(left):
+            if not wait([self._end], left):  # no timeout of the socket's own: it would hold for sending too
                 return None
-        frame, self._frame, self._filled = bytes(self._frame), bytearray(_LENGTHS.size), 0
-        return frame
+            self._there += self._receive_some()
 
-    def _is_whole(self) -> bool:
-        """Say whether a frame has arrived; makes room for all of it once its lengths are known."""
-        if self._filled < len(self._frame):
-            return False
-        header, body = map(int, _LENGTHS.unpack_from(self._frame))
-        _check(header, body)
-        size = _LENGTHS.size + header + body
-        if size > self._filled:
-            lengths, self._frame = self._frame, bytearray(size)
-            self._frame[: self._filled] = lengths
-        return size == self._filled
-
-    def _fill(self, seconds: float | None) -> bool:
-        """Receive more of the frame; False if nothing comes for so many seconds."""
+    def _receive_some(self) -> int:
+        """Receive some of the frame that arrives now, and nothing beyond it."""
         with memoryview(self._frame) as frame:
-            room = frame[self._filled :]
             try:
-                got = self._end.recv_into(room, 0, socket.MSG_DONTWAIT)
-            except BlockingIOError:  # no timeout of the socket's own: it would hold for sending too
-                return bool(wait([self._end], seconds))
+                got = self._end.recv_into(frame[self._there :])
             except ConnectionResetError:
                 got = 0
-            finally:
-                room.release()
         if not got:
             raise EOFError("the other end is gone")
-        self._filled += got
-        return True
+        return got
 
     def shut(self) -> None:
         """End both directions: a thread that receives here or there sees the end at once."""

@@ -17,9 +17,11 @@ from framepackd.cluster import frames
 from framepackd.cluster import node as node_end
 from framepackd.cluster.bridge import Bridge
 from framepackd.cluster.node_file import NodeFile
-from framepackd.cluster.wire import Wire
+from framepackd.cluster.wire import Frame, Wire
 from framepackd.worker import main, messages
 from framepackd.worker.messages import Hello, Message, Work
+from framepackd.worker.spawning import Spawned
+from framepackd.worker.versions import versions
 from tests.conftest import tiny_spec
 from tests.daemon.worker.jobs import work_in
 
@@ -38,10 +40,11 @@ def front_work(root: Path, make: Callable[..., Work] = work_in, job: str = JOB, 
         path.rename(folder / "inputs" / path.name)
 
     def inside(request: Request) -> Request:
-        paths = {"image": folder / "inputs" / request.image.name}
-        if request.end_image is not None:
-            paths["end_image"] = folder / "inputs" / request.end_image.name
-        return request.model_copy(update=paths)
+        pictures = {"image": request.image, "end_image": request.end_image}
+        dropped = {key: path for key, path in pictures.items() if path and path.parent == folder}
+        return request.model_copy(
+            update={key: folder / "inputs" / path.name for key, path in dropped.items()}
+        )
 
     following = tuple(map(inside, work.following))
     return replace(work, job_id=job, request=inside(work.request), following=following)
@@ -74,9 +77,9 @@ class ThreadedWorker:
         self._thread.join(PATIENCE)
 
 
-def start_threaded(device: str) -> node_end.Worker:
+def start_threaded(device: str) -> Spawned:
     process: Any = ThreadedWorker(device)
-    return node_end.Worker(process, process.ours)
+    return Spawned(process, process.ours)
 
 
 class Card:
@@ -164,3 +167,65 @@ def done_on(own: NodeFile, work: Work) -> list[Message]:
     told = heard(card.daemon, is_end)
     card.end()
     return told
+
+
+class Front:
+    """A bridge in a thread of the test, to which the test says what a node would."""
+
+    def __init__(self) -> None:
+        self.daemon, theirs = multiprocessing.Pipe()
+        ours, front = map(Wire, socket.socketpair())
+        self.node = ours
+        self._front, self._theirs = front, theirs
+        self._serving = threading.Thread(target=self._serve, daemon=True)
+        self._serving.start()
+        assert self.asked().kind == "Open"
+
+    def _serve(self) -> None:
+        Bridge(self._theirs, self._front, HOST, "cpu").serve()
+        self._theirs.close()
+
+    def asked(self) -> Frame:
+        """Receive what the bridge sends the node."""
+        frame = self.node.receive(PATIENCE)
+        assert frame is not None
+        return frame
+
+    def greet(self, **other: Any) -> None:
+        """Greet as this machine would."""
+        own = Hello(versions(), "cpu", "cpu", "cpu", ("framepack-i2v",))
+        self.node.send(frames.header(replace(own, **other)))
+
+    def begin(self, work: Work) -> int:
+        """Take a job, for which nothing is lacking; gives the number of its run."""
+        self.daemon.send(work)
+        run = int(self.asked().header["run"])
+        self.node.send(frames.header(frames.Lacks(run, ())))
+        assert self.asked().kind == "Go"
+        return run
+
+    def say(self, run: int, *said: Message) -> None:
+        """Say what the worker would in a run."""
+        for message in said:
+            self.node.send(*frames.said(run, message))
+
+    def end(self) -> list[Message]:
+        """End the connection, and give what the daemon has heard."""
+        self.node.shut()
+        told = heard(self.daemon)
+        self.close()
+        return told
+
+    def close(self) -> None:
+        """Wait until the bridge has ended, and close what it leaves."""
+        self._serving.join(PATIENCE)
+        assert not self._serving.is_alive()
+        for end in (self.node, self._front, self.daemon):
+            end.close()
+
+
+def started(front: Front, work: Work) -> int:
+    """Have a bridge greeted and a job begun."""
+    front.greet()
+    assert isinstance(heard(front.daemon, lambda _: True)[0], Hello)
+    return front.begin(work)
