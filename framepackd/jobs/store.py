@@ -52,6 +52,7 @@ class JobStore(JobReader):
         # and sync that too: a call takes a third of the time.
         self._open = None if read_only else self._engine.raw_connection()
         self._steps = StepReports()
+        self.changes = 0  # made since: as long as it stays, so does what a query finds
 
     def close(self) -> None:
         """Have SQLite copy its log into the database, as far as nobody else has it open."""
@@ -64,6 +65,7 @@ class JobStore(JobReader):
             reported = self._steps.write(session)
             yield session
         self._steps.forget(reported)
+        self.changes += 1
 
     def _change(self, statement: Any) -> bool:
         """Execute one statement in a transaction; says whether it changed a row."""

@@ -1,6 +1,7 @@
 """Runs a supervisor for each device of the configuration, and has the free ones start the next jobs."""
 
 import math
+import time
 from heapq import nsmallest
 from multiprocessing.connection import Connection
 
@@ -15,6 +16,7 @@ from framepackd.supervisor.starter import Obstacle, Starter
 from framepackd.supervisor.supervisor import CANCELLING, Supervisor
 
 TOLD = 8  # devices that know their next job; more would cost each start the time that it takes to tell them
+START_SECONDS = 0.2  # at most, to start jobs before the devices that compute already are heard again
 
 
 class Cards:
@@ -23,6 +25,7 @@ class Cards:
     def __init__(self, config: Config, store: JobStore, obstacles: tuple[Obstacle, ...]) -> None:
         """Start nothing yet; each of ``obstacles`` is asked before a job starts."""
         self._store = store
+        self._free_left = False  # the last round had no time to start jobs on all free devices
         self.passed_over = PassedOver(store, config.gpu.move_after)
         self.each = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
         if len(self.each) > 1:  # a job waits for its card from the start, not once a worker has reported it
@@ -67,6 +70,8 @@ class Cards:
     @property
     def due(self) -> float:
         """When a device has something to do, on the monotonic clock."""
+        if self._free_left:
+            return 0.0
         starts = min(starter.due for starter in self.starters)
         return min(starts, *(supervisor.unload_at for supervisor in self.each), math.inf)
 
@@ -112,16 +117,20 @@ class Cards:
 
     def leave(self, now: float, why: str) -> None:
         """Have all workers leave their jobs at the next step."""
+        self._free_left = False
         for starter in self.starters:
             starter.held = None
             starter.supervisor.leave(now, why)
 
     def steer(self, now: float) -> bool:
         """Start jobs on the free devices, have cancelled ones stop; says whether one failed at once."""
-        failed = False
+        failed, self._free_left = False, False
+        until = time.monotonic() + START_SECONDS
         for starter in self._by_preference():
             if starter.supervisor.cancelling:
                 starter.supervisor.leave(now, CANCELLING)
+            elif time.monotonic() > until:
+                self._free_left |= starter.supervisor.free
             elif starter.supervisor.free and not self._waits_for_helper(starter.supervisor):
                 failed |= starter.start_next(now)
         self._share_clips()
