@@ -288,8 +288,8 @@ def set_up(asked: Asked) -> tuple[Config, JobStore]:
             session.add(Job(**values | own))
             folder = config.jobs_dir / own["id"] / INPUTS
             folder.mkdir(parents=True)
-            for entry in made.inputs.values():
-                (folder / entry["file"]).hardlink_to(config.jobs_dir / made.id / INPUTS / entry["file"])
+            for file in (config.jobs_dir / made.id / INPUTS).iterdir():
+                (folder / file.name).hardlink_to(file)
     return config, store
 
 
@@ -305,7 +305,7 @@ def measure(asked: Asked) -> Found:
         pair[1].close()
     unused = iter(pairs)
 
-    def start(_: str) -> process.Handle:
+    def start(device: str) -> process.Handle:
         running: Any = SimpleNamespace(
             is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=os.eventfd(0)
         )

@@ -53,14 +53,15 @@ class PassedOver:
         return job
 
     def _next_queued(self, device: object, place: int) -> Job | None:
-        """Ask the store; what it did not find for one device it is not asked for the next until it changes."""
+        """Ask the store; not again, until it changes, for what it did not find for another device."""
         asked = frozenset(self._reasons_on(device)), place
         changes = self._store.changes  # before the query: a job may come meanwhile
         if self._none_at.get(asked) == changes:
             return None
         job = self._store.next_queued(asked[0], place)
         if job is None:
-            self._none_at = {asked: changes}
+            now = {each: at for each, at in self._none_at.items() if at == changes}
+            self._none_at = now | {asked: changes}
         return job
 
     def next_ids(self, devices: Sequence[object]) -> list[str | None]:
