@@ -11,7 +11,7 @@ from sqlalchemy import Engine, Select, String, cast, func, select
 from sqlalchemy.orm import Session, aliased
 
 from framepackd.jobs.database import explained
-from framepackd.jobs.job import Input, Job, State
+from framepackd.jobs.job import Input, Job, MemoryLevel, State
 from framepackd.jobs.job_sql import IN_ORDER, RUNNABLE, TAKEN_AS, following, starts_with, variation_of
 from framepackd.text import LAST
 
@@ -160,3 +160,7 @@ class JobReader:
     def states(self) -> dict[str, str]:
         """Give the state of every job, by id."""
         return self.mapped(select(Job.id, Job.state))
+
+    def levels(self) -> dict[str, int]:
+        """Give the memory levels that worked, by device, model and size."""
+        return self.mapped(select(MemoryLevel.key, MemoryLevel.level))

@@ -323,10 +323,6 @@ class JobStore(JobReader):
 
     # what was learned
 
-    def levels(self) -> dict[str, int]:
-        """Give the memory levels that worked, by device, model and size."""
-        return self.mapped(select(MemoryLevel.key, MemoryLevel.level))
-
     def remember_level(self, key: str, level: int) -> None:
         """Remember which memory level worked; ``key`` is ``device|model|WxH``."""
         with self._session() as session:
