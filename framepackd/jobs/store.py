@@ -27,12 +27,11 @@ from framepackd.jobs.job_sql import (
     with_entry,
 )
 from framepackd.jobs.job_warnings import CutPrompt
-from framepackd.jobs.reader import JobReader
+from framepackd.jobs.reader import UNCOMPILED, JobReader
 from framepackd.jobs.step_reports import StepReports
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 PAUSED = "paused"  # in the table meta: since when
-UNCOMPILED = "uncompiled|"  # there too, followed by the conditions under which compiling fails: why
 GPU = "gpu"  # there too: when a GPU was last seen to compute
 
 
@@ -327,11 +326,6 @@ class JobStore(JobReader):
         """Remember which memory level worked; ``key`` is ``device|model|WxH``."""
         with self._session() as session:
             session.merge(MemoryLevel(key=key, level=level))
-
-    def uncompiled(self) -> dict[str, str]:
-        """Give why blocks could not be compiled, by the conditions of the attempt."""
-        statement = select(Meta.key, Meta.value).where(Meta.key.startswith(UNCOMPILED, autoescape=True))
-        return {key.removeprefix(UNCOMPILED): reason for key, reason in self.mapped(statement).items()}
 
     def remember_uncompiled(self, key: str, reason: str) -> None:
         """Remember that blocks cannot be compiled; ``key`` as :func:`compiling.conditions` gives it."""
