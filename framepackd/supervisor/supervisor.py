@@ -156,10 +156,7 @@ class Supervisor:
         )
 
     def listen(self, share: float = 1.0) -> None:
-        """Record the worker's messages, and notice when it hangs, dies or is idle for too long.
-
-        ``share``: of the time that a round listens.
-        """
+        """Record the worker's messages, for a ``share`` of LISTEN_SECONDS; notice if it hangs, dies or idles."""
         running = self.worker
         if running is None:
             return
@@ -181,10 +178,7 @@ class Supervisor:
             self.end_worker()
 
     def tell_next(self, place: int, job_id: str | None) -> None:
-        """Tell the worker which job it gets next: it encodes its inputs ahead.
-
-        ``job_id``: of the job ``place`` behind the first. If the worker knows it, this costs nothing.
-        """
+        """Tell the worker, unless it knows, that it gets the job ``place`` behind the first: it encodes ahead."""
         running = self.worker
         if running is None or running.job is None or running.told_next == job_id:
             return
