@@ -156,7 +156,7 @@ class Supervisor:
         )
 
     def listen(self, share: float = 1.0) -> None:
-        """Record the worker's messages, for a ``share`` of LISTEN_SECONDS; notice if it hangs, dies or idles."""
+        """Record the worker's messages, for a share of a round; notice if it hangs, dies or idles."""
         running = self.worker
         if running is None:
             return
@@ -178,7 +178,7 @@ class Supervisor:
             self.end_worker()
 
     def tell_next(self, place: int, job_id: str | None) -> None:
-        """Tell the worker, unless it knows, that it gets the job ``place`` behind the first: it encodes ahead."""
+        """Tell the worker, unless it knows, that the job ``place`` behind the first is its next."""
         running = self.worker
         if running is None or running.job is None or running.told_next == job_id:
             return
