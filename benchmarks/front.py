@@ -279,17 +279,13 @@ def set_up(asked: Asked) -> tuple[Config, JobStore]:
     values = {column.name: getattr(made, column.name) for column in Job.__table__.columns}
     with Session(open_database(config.database)) as session, session.begin():
         for number in range(asked.cards + asked.queued):
-            own = {
-                "seq": None,
-                "id": f"{made.id[:-6]}{number:06x}",
-                "position": 2 + number,
-                "folder": f"{number}",
-            }
+            job_id = f"{made.id[:-6]}{number:06x}"
+            own = {"seq": None, "id": job_id, "position": 2 + number, "folder": f"{number}"}
             session.add(Job(**values | own))
-            folder = config.jobs_dir / own["id"] / INPUTS
+            folder = config.jobs_dir / job_id / INPUTS
             folder.mkdir(parents=True)
-            for entry in made.inputs.values():
-                (folder / entry["file"]).hardlink_to(config.jobs_dir / made.id / INPUTS / entry["file"])
+            for file in (config.jobs_dir / made.id / INPUTS).iterdir():
+                (folder / file.name).hardlink_to(file)
     return config, store
 
 
@@ -305,7 +301,7 @@ def measure(asked: Asked) -> Found:
         pair[1].close()
     unused = iter(pairs)
 
-    def start(_: str) -> process.Handle:
+    def start(device: str) -> process.Handle:
         running: Any = SimpleNamespace(
             is_alive=lambda: True, join=lambda *_: None, kill=lambda: None, sentinel=os.eventfd(0)
         )

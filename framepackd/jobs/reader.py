@@ -11,12 +11,15 @@ from sqlalchemy import Engine, Select, String, cast, func, select
 from sqlalchemy.orm import Session, aliased
 
 from framepackd.jobs.database import explained
-from framepackd.jobs.job import Input, Job, State
+from framepackd.jobs.job import Input, Job, MemoryLevel, Meta, State
 from framepackd.jobs.job_sql import IN_ORDER, RUNNABLE, TAKEN_AS, following, starts_with, variation_of
 from framepackd.text import LAST
 
 # Select is quoted: SQLAlchemy 2.0 and 2.1 give it other parameters.
 Value = TypeVar("Value")
+
+
+UNCOMPILED = "uncompiled|"  # a key of the table meta, followed by the conditions under which compiling fails
 
 
 class JobReader:
@@ -168,3 +171,12 @@ class JobReader:
     def states(self) -> dict[str, str]:
         """Give the state of every job, by id."""
         return self.mapped(select(Job.id, Job.state))
+
+    def levels(self) -> dict[str, int]:
+        """Give the memory levels that worked, by device, model and size."""
+        return self.mapped(select(MemoryLevel.key, MemoryLevel.level))
+
+    def uncompiled(self) -> dict[str, str]:
+        """Give why blocks could not be compiled, by the conditions of the attempt."""
+        statement = select(Meta.key, Meta.value).where(Meta.key.startswith(UNCOMPILED, autoescape=True))
+        return {key.removeprefix(UNCOMPILED): reason for key, reason in self.mapped(statement).items()}

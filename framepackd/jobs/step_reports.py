@@ -14,7 +14,8 @@ from framepackd.jobs.job import Job, State, utc_now
 
 SMOOTHING = 0.2  # the share of the newest step in the average
 
-_SECONDS, _SHARE = bindparam("seconds"), bindparam("share")
+_SECONDS: Any = bindparam("seconds")
+_SHARE: Any = bindparam("share")
 _RECORD = (
     update(Job.__table__)  # type: ignore[arg-type] # it is a table
     .where(Job.id == bindparam("job"), Job.state == State.RUNNING)

@@ -50,6 +50,7 @@ class JobStore(Notes):
         # and sync that too: a call takes a third of the time.
         self._open = None if read_only else engine.raw_connection()
         self._steps = StepReports()
+        self.changes = 0  # made since: as long as it stays, so does what a query finds
 
     def close(self) -> None:
         """Have SQLite copy its log into the database, as far as nobody else has it open."""
@@ -62,6 +63,7 @@ class JobStore(Notes):
             reported = self._steps.write(session)
             yield session
         self._steps.forget(reported)
+        self.changes += 1
 
     def _change(self, statement: Any) -> bool:
         """Execute one statement in a transaction; says whether it changed a row."""

@@ -1,6 +1,7 @@
 """Runs a supervisor for each device, here and on other machines; has the free ones start the next jobs."""
 
 import math
+import time
 from collections.abc import Callable
 from heapq import nsmallest
 from multiprocessing.connection import Connection
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from framepackd.supervisor.fleet import Fleet
 
 TOLD = 8  # devices that know their next job; more would cost each start the time that it takes to tell them
+START_SECONDS = 0.2  # at most, to start jobs before the devices that compute already are heard again
 
 
 class Cards:
@@ -39,6 +41,7 @@ class Cards:
         """
         self.config = config
         self._store = store
+        self._free_left = False  # the last round had no time to start jobs on all free devices
         self.passed_over = PassedOver(store, config.gpu.move_after)
         self.local = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
         self.each: list[Supervisor] = []  # those of other machines are the last
@@ -104,6 +107,8 @@ class Cards:
     @property
     def due(self) -> float:
         """When a device has something to do, on the monotonic clock."""
+        if self._free_left:
+            return 0.0
         starts = (starter.due for starter in self.starters)
         unloads = (supervisor.unload_at for supervisor in self.each)
         return min(math.inf, math.inf if self.fleet is None else self.fleet.due, *starts, *unloads)
@@ -154,6 +159,7 @@ class Cards:
 
     def leave(self, now: float, why: str) -> None:
         """Have all workers leave their jobs at the next step."""
+        self._free_left = False
         if self.fleet is not None:
             self.fleet.rest()
         for starter in self.starters:
@@ -162,7 +168,8 @@ class Cards:
 
     def steer(self, now: float) -> bool:
         """Start jobs on the free devices, have cancelled ones stop; says whether one failed at once."""
-        failed = False
+        failed, self._free_left = False, False
+        until = time.monotonic() + START_SECONDS
         if self.fleet is not None:
             self.fleet.look(now)
         for starter in self._by_preference():
@@ -170,6 +177,8 @@ class Cards:
                 starter.supervisor.leave(now, CANCELLING)
             elif not starter.supervisor.free:
                 starter.held = None
+            elif time.monotonic() > until:
+                self._free_left = True
             elif not self._waits_for_helper(starter.supervisor):
                 failed |= starter.start_next(now)
         self._share_clips()

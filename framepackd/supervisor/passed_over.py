@@ -36,6 +36,9 @@ class PassedOver:
         self._without_files: dict[str, str] = {}  # by id: what to do
         self._of_other_device: dict[str, tuple[str, str]] = {}  # what to do, and the card they began on
         self._folders_again = 0.0
+        self._none_at: dict[
+            tuple[frozenset[str], frozenset[str] | None, int], int
+        ] = {}  # what was asked in vain, at which change
 
     def next_job(self, config: Config, device: object = None, place: int = 0) -> Job | None:
         """Give the job that runs next on a device: the first in the queue that can.
@@ -47,11 +50,23 @@ class PassedOver:
         """
         if time.monotonic() >= self._folders_again:
             self._look_for_files(config)
-        models = self._models.get(device)
-        job = self._store.next_queued(self._reasons_on(device), place, models)
+        job = self._next_queued(device, place)
         if job is not None and not readiness.has_files(job.id, job.inputs, config):
             self._look_for_files(config)
-            job = self._store.next_queued(self._reasons_on(device), place, models)
+            job = self._next_queued(device, place)
+        return job
+
+    def _next_queued(self, device: object, place: int) -> Job | None:
+        """Ask the store; not again, until it changes, for what it did not find for another device."""
+        models = self._models.get(device)
+        asked = frozenset(self._reasons_on(device)), models, place
+        changes = self._store.changes  # before the query: a job may come meanwhile
+        if self._none_at.get(asked) == changes:
+            return None
+        job = self._store.next_queued(asked[0], place, models)
+        if job is None:
+            now = {each: at for each, at in self._none_at.items() if at == changes}
+            self._none_at = now | {asked: changes}
         return job
 
     def lacking(self, device: object) -> str | None:

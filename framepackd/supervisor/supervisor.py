@@ -158,10 +158,7 @@ class Supervisor:
         )
 
     def listen(self, share: float = 1.0) -> None:
-        """Record the worker's messages, and notice when it hangs, dies or is idle for too long.
-
-        ``share``: of the time that a round listens.
-        """
+        """Record the worker's messages, for a share of a round; notice if it hangs, dies or idles."""
         running = self.worker
         if running is None:
             return
@@ -183,10 +180,7 @@ class Supervisor:
             self.end_worker()
 
     def tell_next(self, place: int, job_id: str | None) -> None:
-        """Tell the worker which job it gets next: it encodes its inputs ahead.
-
-        ``job_id``: of the job ``place`` behind the first. If the worker knows it, this costs nothing.
-        """
+        """Tell the worker, unless it knows, that the job ``place`` behind the first is its next."""
         running = self.worker
         if running is None or running.job is None or running.told_next == job_id:
             return
