@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 FOLDERS_SECONDS = 10.0  # before the missing files of passed over jobs are looked for again
 
+_Asked = tuple[frozenset[str], frozenset[str] | None, int]  # passed over, models if not all will do, place
+
 
 class PassedOver:
     """Chooses the next job of each device, and knows which were passed over and why."""
@@ -36,9 +38,7 @@ class PassedOver:
         self._without_files: dict[str, str] = {}  # by id: what to do
         self._of_other_device: dict[str, tuple[str, str]] = {}  # what to do, and the card they began on
         self._folders_again = 0.0
-        self._none_at: dict[
-            tuple[frozenset[str], frozenset[str] | None, int], int
-        ] = {}  # what was asked in vain, at which change
+        self._none_at: dict[_Asked, int] = {}  # what was asked in vain, at which change
 
     def next_job(self, config: Config, device: object = None, place: int = 0) -> Job | None:
         """Give the job that runs next on a device: the first in the queue that can.
