@@ -158,11 +158,15 @@ class RayProcess:
         self._started = self._next = 0.0
         self._failures = 0
 
-    def round(self, now: float) -> None:
-        """Start Ray, or start it again if it has ended and waited long enough; ``now`` is monotonic."""
+    def round(self, now: float) -> bool:
+        """Start Ray, or start it again if it has ended and waited long enough; ``now`` is monotonic.
+
+        Returns:
+            Whether it is there, as far as is known; False once it has ended.
+        """
         if self._process is not None:
             if self._process.poll() is None:
-                return
+                return True
             self._process = None
             self._failures = 0 if now - self._started > STEADY_SECONDS else self._failures
             wait = WAITS[min(self._failures, len(WAITS) - 1)]
@@ -170,8 +174,10 @@ class RayProcess:
             last = self._said.replace(self._said.with_suffix(".last.log"))
             cause = cause_of_end(last.read_text(errors="replace"))
             log.warning("Ray ended: %s; again in %.0f s. Its own words: %s", cause, wait, last)
-        if now >= self._next:
-            self._start(now)
+        if now < self._next:
+            return False
+        self._start(now)
+        return True
 
     def stop(self) -> None:
         """End it, and all processes of Ray with it."""
