@@ -54,7 +54,7 @@ def main() -> None:
     try:
         asked = wire.receive(FIRST_FRAME_SECONDS)
         if asked is not None:
-            _confine(Path(folder))
+            confine(Path(folder))
             _connect(address)
             _serve(wire, asked, module)
     except LostError as error:
@@ -75,7 +75,7 @@ def _say_lost(wire: Wire, reason: str) -> None:
         return
 
 
-def _confine(folder: Path) -> None:
+def confine(folder: Path) -> None:
     """Leave this process its code, Ray's folder and the files of trust: a node may take it over."""
     import importlib.util
 
