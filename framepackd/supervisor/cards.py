@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from heapq import nsmallest
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ from framepackd.supervisor.supervisor import CANCELLING, Supervisor
 if TYPE_CHECKING:
     from framepackd.supervisor.fleet import Fleet
 
+TOLD = 8  # devices that know their next job; more would cost each start the time that it takes to tell them
+
 
 class Cards:
     """All devices that compute, in the order of the configuration."""
@@ -35,6 +38,7 @@ class Cards:
         ``wake`` has the next round begin: it is called when other machines come and go.
         """
         self.config = config
+        self._store = store
         self.passed_over = PassedOver(store, config.gpu.move_after)
         self.local = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
         self.each: list[Supervisor] = []  # those of other machines are the last
@@ -134,15 +138,19 @@ class Cards:
         """Record what the workers report, and notice which hang, died or are idle for too long."""
         if self.fleet is not None:
             self.fleet.meet()
-        for supervisor in self.each:
-            supervisor.listen()
+        with self._store.together():
+            for supervisor in self.each:
+                supervisor.listen(1 / len(self.each))
 
     def tell_next(self) -> None:
         """Tell the workers which jobs they get next; not urgent, unlike to start one."""
-        # The device that is free first gets the first job of the queue, the next one the second.
+        # The device that is free first gets the first job of the queue, the next one the second. The others
+        # are told when their turn is near: each start moves all turns, and of many cards the most are far.
         busy = [(running, each) for each in self.each if (running := each.worker) and running.job]
-        for place, (_, supervisor) in enumerate(sorted(busy, key=lambda each: each[0].remains)):
-            supervisor.tell_next(place)
+        soonest = nsmallest(TOLD, busy, key=lambda each: each[0].remains)
+        ids = self.passed_over.next_ids([supervisor for _, supervisor in soonest])
+        for place, ((_, supervisor), job_id) in enumerate(zip(soonest, ids, strict=True)):
+            supervisor.tell_next(place, job_id)
 
     def leave(self, now: float, why: str) -> None:
         """Have all workers leave their jobs at the next step."""

@@ -83,6 +83,8 @@ class RemoteSupervisor(Supervisor):
         """
         if self._unreachable is not None and unreachable is None:
             self._again, self.unknown = 0.0, True  # it is back
+        if self._unreachable is None and unreachable is not None and self.hello_at is not None:
+            log.warning("%s is out of reach: %s", self.asked, unreachable)
         self._unreachable, self.drained = unreachable, drained
         if self.greeting and now >= self.due:
             assert self.worker is not None, "a bridge that greets runs"
@@ -150,7 +152,7 @@ class RemoteSupervisor(Supervisor):
         device = "cpu" if self.there.startswith("cpu") else self.there
         return replace(super().work_of(job), device=device, mirrored=True)
 
-    def tell_next(self, place: int) -> None:
+    def tell_next(self, place: int, job_id: str | None) -> None:
         """Tell nothing: the inputs of a job travel with it."""
 
     def end_worker(self) -> None:
