@@ -54,9 +54,10 @@ CAUSES = (
         "[Vv]ersion mismatch",
         "the head has another version of Ray or Python: install the same on every machine",
     ),
-    ("marked.* dead", "the head took this machine for dead: it was frozen, cut off or very busy"),
-    ("gcs_server.*exit code", "the head's main process ended"),
-    ("GCS|gcs", "the head does not answer: is framepackd node running there, and no firewall in between?"),
+    (r"gcs_server \[exit code", "the head's main process ended"),
+    ("marked as dead", "the head took this machine for dead: it was frozen, cut off or very busy"),
+    ("subscription_failure|[Ww]rong cluster ID", "the head is gone, or was started anew"),
+    ("connect to GCS|GCS has been unavailable", "the head does not answer: does framepackd node run there?"),
 )
 
 

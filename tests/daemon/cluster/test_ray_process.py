@@ -61,6 +61,7 @@ def test_a_folder_that_is_too_deep_for_sockets_is_refused() -> None:
         ("rpc_client.h:204: Failed to connect to GCS within 5 seconds.", "does not answer"),
         ("gcs_server [exit code=-9]", "main process"),
         ("raylet: This node has beem marked as dead.", "frozen"),
+        ("subscriber.cc:325: A worker is dead. subscription_failure_callback will be", "started anew"),
         ("", "does not say"),
     ],
 )
