@@ -139,6 +139,7 @@ def test_a_job_goes_on_whatever_is_harmed(
         before = job.steps
         elsewhere = lambda: job.machine not in ("", harmed.name) and job.steps > before  # noqa: E731
         took[what] = job.until(elsewhere, "a step elsewhere")
+        print(what, took[what], time.monotonic() - begun)
         return harmed
 
     def kill_actor(machine: Machine) -> None:
