@@ -184,6 +184,35 @@ def test_the_rows_that_stream_run_on_a_gpu_that_is_played(monkeypatch: pytest.Mo
     assert locked.good
 
 
+def test_a_front_of_four_played_cards_records_what_they_say(
+    tmp_path: Path,
+) -> None:
+    asked = {"folder": str(tmp_path), "cards": 4, "pace": 0.05, "status": True, "seconds": 1.5, "queued": 8}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.front", json.dumps(asked)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 0 < found["steps"] <= found["messages"]
+    assert 0 < found["commits"] <= found["messages"]
+    assert 0 < found["delays"][0] <= found["delays"][1]
+
+
+def test_the_disk_of_a_front_is_measured_with_durable_writes(tmp_path: Path) -> None:
+    from benchmarks import front
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(front, "WRITTEN_SECONDS", 0.1)
+        patched.setattr(front, "STEP_BYTES", 1 << 16)
+        rate, seconds = front.written(tmp_path, 2)
+    assert rate > 0 < seconds
+    assert front.syncs(tmp_path) > 0
+
+
 def test_the_list_of_wheels_gives_its_total_and_leaves_room_for_the_tree() -> None:
     text = LIST.read_text()
     total = sum(size for _, size in wheels())

@@ -1,6 +1,8 @@
 """framepackd node: lends this machine's cards to a daemon, or opens the door to those of others."""
 
+import re
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -34,6 +36,8 @@ def node(
     """
     config = load(config_file)
     where = head or config.cluster.address
+    if find_spec("ray") is None:
+        fail("this needs Ray: pip install 'framepackd[cluster]'", 1)
     if where is None:
         fail("--head HOST:PORT is needed, or address under [cluster]: the machine of the daemon", 2)
     if config.cluster.token_file is None:
@@ -45,7 +49,11 @@ def node(
     from framepackd.cluster.node_file import NodeFile
     from framepackd.cluster.ray_process import Head
     from framepackd.cluster.trust import Trust
+    from framepackd.settings.cluster import NAME
 
+    called = name or socket.gethostname()
+    if not re.fullmatch(NAME, called, re.ASCII):
+        fail(f"the daemon cannot name a machine {called!r}: give letters, digits, - and . with --name", 2)
     log_to_stderr()
     address, table = Head.at(where), config.cluster
     # Beside a daemon the cards are the daemon's own.
@@ -53,7 +61,7 @@ def node(
     run(
         Host(
             head=address,
-            name=name or socket.gethostname(),
+            name=called,
             devices=cards + (("cpu",) if cpu else ()),
             folder=runtime_dir or table.socket_path.parent,
             socket=table.socket_path,

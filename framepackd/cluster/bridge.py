@@ -5,15 +5,12 @@ came after. It opens no network: the link does, which listens on a Unix socket. 
 what computes for it ends with its connection.
 """
 
-import os
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from framepackd.cluster import frames
@@ -22,6 +19,7 @@ from framepackd.cluster.runs import Runs
 from framepackd.cluster.wire import Wire, WireError
 from framepackd.worker import main as worker_main
 from framepackd.worker.messages import Died, Hello, Leave, Lost, Message, Work
+from framepackd.worker.spawning import Spawned, spawn
 from framepackd.worker.versions import versions
 
 HELLO_SECONDS = 60.0  # for the link to start an actor, which imports Ray; and for a former worker to end
@@ -32,25 +30,13 @@ class _LostError(Exception):
     """The node or the way to it is lost, or what comes from there is wrong."""
 
 
-def start(socket_path: Path, host: str, device: str) -> tuple[BaseProcess, Connection]:
-    """Start the bridge to a device of a node; gives the process, and the daemon's end of its pipe.
+def start(socket_path: Path, host: str, device: str) -> Spawned:
+    """Start the bridge to a device of a node; ``socket_path``: where the link listens.
 
-    ``socket_path``: where the link listens.
+    Raises:
+        OSError: no process can be started.
     """
-    spawn = get_context("spawn")  # a fork would share the database's descriptors
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(
-        target=main, args=(theirs, os.getpid(), str(socket_path), host, device), name="framepackd-bridge"
-    )
-    # Blocked signals are inherited: an early one would end a bridge that does not ignore them yet.
-    resource_tracker.ensure_running()  # its start would unblock them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, worker_main.FOR_THE_DAEMON)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    return process, ours
+    return spawn(main, str(socket_path), host, device, name="framepackd-bridge")
 
 
 def main(connection: Connection, parent: int, socket_path: str, host: str, device: str) -> None:

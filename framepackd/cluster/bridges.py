@@ -63,12 +63,16 @@ class Bridges:
                 return
             self._links.append(self._start(accepted))
 
-    def close(self) -> None:
-        """End all links and listen no more."""
-        self._door.close()
+    def end_links(self) -> None:
+        """End all links: what they spoke to is gone, which they would notice late."""
         for link in self._links:
             link.kill()
             link.wait()
+
+    def close(self) -> None:
+        """End all links and listen no more."""
+        self._door.close()
+        self.end_links()
 
     def _start(self, accepted: socket.socket) -> "subprocess.Popen[bytes]":
         words = [str(accepted.fileno()), self._head, str(self._folder), NODE_END, str(os.getpid())]

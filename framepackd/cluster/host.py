@@ -84,11 +84,13 @@ def _run(host: Host, ended: threading.Event) -> None:
     log.info("this machine is %s and lends %s", host.name, lent)
     try:
         while not ended.is_set():
-            ray.round(time.monotonic())
+            runs = ray.round(time.monotonic())
             if bridges is None:
                 ended.wait(ROUND_SECONDS)
-            else:
-                bridges.round(ROUND_SECONDS)
+                continue
+            if not runs:
+                bridges.end_links()
+            bridges.round(ROUND_SECONDS)
     finally:
         if bridges is not None:
             bridges.close()

@@ -6,6 +6,7 @@ frame says what is wanted: ``Open`` one card, or ``Nodes``, a list that is sent 
 """
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 CARDS = "framepackd:"  # the resources of Ray that a node lends are so named: framepackd:cuda:0
+CARD = re.compile(rf"{CARDS}(cpu|cuda:[0-9]{{1,3}})", re.ASCII)
 FIRST_FRAME_SECONDS = 10.0
 START_SECONDS = 45.0  # the most until the actor answers; an actor of a bridge that died goes first
 SIGN_SECONDS = 1.0  # between two signs of life
@@ -36,6 +38,7 @@ OF_ETC = (
     "services", "passwd", "group", "localtime", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "machine-id",
     "alternatives",
 )  # fmt: skip
+SHOWN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}", re.ASCII)  # names of nodes that are told
 TRUST_FILES = ("RAY_AUTH_TOKEN_PATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 
@@ -51,7 +54,7 @@ def main() -> None:
     try:
         asked = wire.receive(FIRST_FRAME_SECONDS)
         if asked is not None:
-            _confine(Path(folder))
+            confine(Path(folder))
             _connect(address)
             _serve(wire, asked, module)
     except LostError as error:
@@ -72,7 +75,7 @@ def _say_lost(wire: Wire, reason: str) -> None:
         return
 
 
-def _confine(folder: Path) -> None:
+def confine(folder: Path) -> None:
     """Leave this process its code, Ray's folder and the files of trust: a node may take it over."""
     import importlib.util
 
@@ -141,8 +144,10 @@ def nodes() -> list[dict[str, Any]]:
 
     found: dict[str, dict[str, Any]] = {}
     for node in ray.nodes():
-        devices = sorted(name.removeprefix(CARDS) for name in node["Resources"] if name.startswith(CARDS))
+        devices = sorted(name.removeprefix(CARDS) for name in node["Resources"] if CARD.fullmatch(name))
         host = node["NodeName"]
+        if not SHOWN.fullmatch(host):  # a node calls itself what it likes
+            continue
         if (devices or not node["Alive"]) and not found.get(host, {}).get("alive"):
             address = node["NodeManagerAddress"]
             found[host] = {"host": host, "address": address, "alive": node["Alive"], "devices": devices}

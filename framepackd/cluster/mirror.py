@@ -16,7 +16,7 @@ from framepackd import files
 from framepackd.cluster import names
 from framepackd.cluster.names import RefusedError
 from framepackd.worker.messages import Clear, Kept, Moved
-from framepackd.worker.state_file import DamagedError, read_header
+from framepackd.worker.state_file import DamagedError, named_files
 
 OPEN_FILES = 4  # that arrive in parts at a time: a worker writes from a few threads
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -148,8 +148,8 @@ def _named(folder: Path) -> set[str]:
     """Name the files that the whole states of a checkpoint name."""
     found: set[str] = set()
     for state in folder.glob("state-*"):
-        with contextlib.suppress(DamagedError, ValueError, LookupError, TypeError, AttributeError):
-            found |= set(read_header(state.read_bytes())["files"])
+        with contextlib.suppress(DamagedError):
+            found |= named_files(state.read_bytes())
     return found
 
 

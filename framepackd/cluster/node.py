@@ -6,18 +6,14 @@ relays what the worker says. All ends with the connection.
 """
 
 import fcntl
-import os
 import shutil
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from framepack_core.errors import FramePackError
@@ -45,35 +41,19 @@ from framepackd.worker.messages import (
     Written,
     leaves_after,
 )
+from framepackd.worker.spawning import Spawned, spawn
 from framepackd.worker.versions import versions
 
 LORAS_KEPT_BYTES = 20 << 30  # a LoRA has 0.3 to 1 GB: some dozens stay, which need not be sent again
 
 
-@dataclass
-class Worker:
-    """A worker process, and the connection to it."""
+def start_worker(device: str) -> Spawned:
+    """Start a worker process; from the main thread, with which it ends.
 
-    process: BaseProcess
-    connection: Connection
-
-
-def start_worker(device: str) -> Worker:
-    """Start a worker process; from the main thread, with which it ends."""
-    spawn = get_context("spawn")  # a fork would share the threads' locks
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(
-        target=worker_main.main, args=(theirs, os.getpid(), device), name="framepackd-worker"
-    )
-    # Blocked signals are inherited: an early one would end a worker that does not ignore them yet.
-    resource_tracker.ensure_running()  # its start would unblock them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, worker_main.FOR_THE_DAEMON)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    return Worker(process, ours)
+    Raises:
+        OSError: no process can be started.
+    """
+    return spawn(worker_main.main, device, name="framepackd-worker")
 
 
 @dataclass(frozen=True)
@@ -100,13 +80,13 @@ class Node:
     """The card of this machine as one bridge uses it."""
 
     def __init__(
-        self, wire: Wire, own: NodeFile, device: str, start: Callable[[str], Worker] = start_worker
+        self, wire: Wire, own: NodeFile, device: str, start: Callable[[str], Spawned] = start_worker
     ) -> None:
         """Use a device, in its own part of the scratch folder; nothing is started yet."""
         self._wire, self._own, self._device, self._start = wire, own, device, start
         self._scratch = own.scratch / device.replace(":", "-")
         self._loras = self._scratch / names.LORAS
-        self._worker: Worker | None = None
+        self._worker: Spawned | None = None
         self._relaying: threading.Thread | None = None  # what the last worker says
         self._coming: _Coming | None = None
         self._changed = threading.Condition()  # guards the two below; the relaying thread changes them
@@ -217,7 +197,7 @@ class Node:
             with suppress(OSError):
                 self._worker.connection.send(Leave(keep=tell.keep))
 
-    def _relay(self, worker: Worker) -> None:
+    def _relay(self, worker: Spawned) -> None:
         """Send on what the worker says, until it ends; in a thread of its own."""
         ends = False
         with suppress(BrokenPipeError, ConnectionResetError):  # of the wire: the main thread sees it too

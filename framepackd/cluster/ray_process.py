@@ -6,6 +6,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -46,6 +47,18 @@ SETTINGS = {
     "RAY_ROTATION_BACKUP_COUNT": "1",
     "RAY_DISABLE_IMPORT_WARNING": "1",
 }
+# What Ray says when it ends, and what it means; the first that is found counts.
+CAUSES = (
+    ("Authentication", "the head has another token: token_file must hold the same one on every machine"),
+    (
+        "[Vv]ersion mismatch",
+        "the head has another version of Ray or Python: install the same on every machine",
+    ),
+    (r"gcs_server \[exit code", "the head's main process ended"),
+    ("marked as dead", "the head took this machine for dead: it was frozen, cut off or very busy"),
+    ("subscription_failure|[Ww]rong cluster ID", "the head is gone, or was started anew"),
+    ("connect to GCS|GCS has been unavailable", "the head does not answer: does framepackd node run there?"),
+)
 
 
 class AddressError(CommandError):
@@ -146,19 +159,26 @@ class RayProcess:
         self._started = self._next = 0.0
         self._failures = 0
 
-    def round(self, now: float) -> None:
-        """Start Ray, or start it again if it has ended and waited long enough; ``now`` is monotonic."""
+    def round(self, now: float) -> bool:
+        """Start Ray, or start it again if it has ended and waited long enough; ``now`` is monotonic.
+
+        Returns:
+            Whether it is there, as far as is known; False once it has ended.
+        """
         if self._process is not None:
-            code = self._process.poll()
-            if code is None:
-                return
+            if self._process.poll() is None:
+                return True
             self._process = None
             self._failures = 0 if now - self._started > STEADY_SECONDS else self._failures
             wait = WAITS[min(self._failures, len(WAITS) - 1)]
             self._failures, self._next = self._failures + 1, now + wait
-            log.warning("Ray ended with exit code %s: %s; again in %.0f s", code, self._last_words(), wait)
-        if now >= self._next:
-            self._start(now)
+            last = self._said.replace(self._said.with_suffix(".last.log"))
+            cause = cause_of_end(last.read_text(errors="replace"))
+            log.warning("Ray ended: %s; again in %.0f s. Its own words: %s", cause, wait, last)
+        if now < self._next:
+            return False
+        self._start(now)
+        return True
 
     def stop(self) -> None:
         """End it, and all processes of Ray with it."""
@@ -214,11 +234,10 @@ class RayProcess:
     def _said(self) -> Path:
         return self._folder.with_suffix(".log")
 
-    def _last_words(self) -> str:
-        """Give the line of Ray's that says most likely why it ended."""
-        lines = [line.strip() for line in self._said.read_text(errors="replace").splitlines() if line.strip()]
-        errors = [line for line in lines if "Error" in line or "error" in line]
-        return (errors or lines or ["it said nothing"])[-1][:300]
+
+def cause_of_end(said: str) -> str:
+    """Give in words why Ray ended, from what it said."""
+    return next((words for pattern, words in CAUSES if re.search(pattern, said)), "it does not say why")
 
 
 def main() -> None:

@@ -13,9 +13,13 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from framepackd.cluster.wire import Wire, WireError
+from framepackd.text import printable
 
-SILENT_SECONDS = 15.0  # the server tells its list at least every 5 s
+SILENT_SECONDS = 20.0  # the server tells its list at least every 5 s, once it has imported Ray
 AGAIN_SECONDS = 2.0  # before the server is asked again
+LOST_SECONDS = 5.0  # the same while Ray is away: each time another link starts
+ANSWER_SECONDS = 20.0  # for a link to import Ray and to ask it
+MOST_WORDS = 500  # characters of a reason
 ROUND_SECONDS = 0.5  # at most, until an end is noticed
 MOST_NODES, MOST_DEVICES = 4096, 1024  # more is no list of machines
 HOST = r"^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$"
@@ -34,6 +38,10 @@ class Node:
     address: _Address
     alive: bool
     devices: Annotated[tuple[_Device, ...], Field(max_length=MOST_DEVICES)]
+
+
+class RayLostError(Exception):
+    """Ray does not answer the link; the text is what the link says of it."""
 
 
 _NODES = TypeAdapter(Annotated[list[Node], Field(max_length=MOST_NODES)])
@@ -73,9 +81,9 @@ class Roll:
             try:
                 with _asking(self._path) as wire:
                     self._hear(wire)
-            except (OSError, EOFError, WireError) as error:
+            except (OSError, EOFError, WireError, RayLostError) as error:
                 self._note({}, trouble_of(error, self._path))
-            self._ending.wait(AGAIN_SECONDS)
+                self._ending.wait(LOST_SECONDS if isinstance(error, RayLostError) else AGAIN_SECONDS)
 
     def _hear(self, wire: Wire) -> None:
         heard = time.monotonic()
@@ -96,7 +104,7 @@ class Roll:
             self._wake()
 
 
-def ask(path: Path, seconds: float = 3.0) -> list[Node]:
+def ask(path: Path, seconds: float = ANSWER_SECONDS) -> list[Node]:
     """Ask once which machines there are.
 
     Raises:
@@ -108,7 +116,7 @@ def ask(path: Path, seconds: float = 3.0) -> list[Node]:
         if frame is None:
             raise TimeoutError(f"it does not answer within {seconds:.0f} s")
         return nodes_in(frame.header)
-    except (OSError, EOFError, WireError) as error:
+    except (OSError, EOFError, WireError, RayLostError) as error:
         raise OSError(trouble_of(error, path)) from error
 
 
@@ -127,8 +135,12 @@ def nodes_in(header: Mapping[str, Any]) -> list[Node]:
     """Read a frame that tells the machines.
 
     Raises:
+        RayLostError: they are not known.
         WireError: it tells something else, or names that no machine has.
     """
+    reason = header.get("reason")
+    if header.get("kind") == "Lost" and isinstance(reason, str):
+        raise RayLostError(printable(reason[:MOST_WORDS]))
     if header.get("kind") != "Nodes":
         raise WireError(f"it answers with {str(header)[:80]!r} instead of the list of machines")
     try:
@@ -142,6 +154,8 @@ def trouble_of(error: Exception, path: Path) -> str:
     """Say why the list of machines is not known, and what to do."""
     start = "systemctl start framepackd-node (or framepackd node in a terminal)"
     match error:
+        case RayLostError():
+            return str(error)
         case FileNotFoundError() | ConnectionRefusedError():
             return f"framepackd node does not run on this machine ({path}): {start}"
         case PermissionError():

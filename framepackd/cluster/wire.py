@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 MAX_HEADER_BYTES = 1 << 20
 PART_BYTES = 16 << 20  # the most that one frame holds of a file
-RECEIVED_AT_ONCE = 1 << 20
 _LENGTHS = struct.Struct(">II")  # of the header and of the body
 
 
@@ -37,9 +36,14 @@ def packed(header: dict[str, Any], body: bytes = b"") -> bytes:
     Raises:
         WireError: it is too long.
     """
+    return _head(header, len(body)) + body
+
+
+def _head(header: dict[str, Any], body: int) -> bytes:
+    """Give a frame as it is sent, without the bytes of its body."""
     text = json.dumps(header, ensure_ascii=False, allow_nan=False).encode()
-    _check(len(text), len(body))
-    return _LENGTHS.pack(len(text), len(body)) + text + body
+    _check(len(text), body)
+    return _LENGTHS.pack(len(text), body) + text
 
 
 class Wire:
@@ -50,7 +54,8 @@ class Wire:
         self._end = end
         self._end.setblocking(True)
         self._sending = threading.Lock()
-        self._got = bytearray()
+        self._frame = bytearray(_LENGTHS.size)  # what arrives now, its lengths first
+        self._there = 0  # bytes of it
 
     def fileno(self) -> int:
         """Give the socket's descriptor, to wait for it beside others."""
@@ -63,7 +68,11 @@ class Wire:
             WireError: it is too long.
             OSError: the other end is gone.
         """
-        self.send_packed(packed(header, body))
+        head = _head(header, len(body))
+        with self._sending:
+            self._end.sendall(head)
+            if body:
+                self._end.sendall(body)  # not joined to the header: that would copy it
 
     def send_packed(self, frames: bytes) -> None:
         """Send whole frames as :func:`packed` gives them, or as :meth:`receive_packed` received them."""
@@ -84,29 +93,30 @@ class Wire:
         """Give the next frame as it was sent; else as :meth:`receive`."""
         until = None if seconds is None else time.monotonic() + seconds
         while True:
-            size = self._frame_size()
-            if size is not None and len(self._got) >= size:
-                frame = bytes(self._got[:size])
-                del self._got[:size]
-                return frame
+            if self._there == len(self._frame):
+                header, body = map(int, _LENGTHS.unpack_from(self._frame))
+                _check(header, body)
+                size = _LENGTHS.size + header + body
+                if self._there == size:
+                    frame = bytes(self._frame)
+                    self._frame, self._there = bytearray(_LENGTHS.size), 0
+                    return frame
+                self._frame.extend(bytes(size - self._there))
             left = None if until is None else max(until - time.monotonic(), 0)
             if not wait([self._end], left):  # no timeout of the socket's own: it would hold for sending too
                 return None
-            try:
-                block = self._end.recv(RECEIVED_AT_ONCE)
-            except ConnectionResetError:
-                block = b""
-            if not block:
-                raise EOFError("the other end is gone")
-            self._got += block
+            self._there += self._receive_some()
 
-    def _frame_size(self) -> int | None:
-        """Say how long the frame is that arrives now; None if not even that has arrived."""
-        if len(self._got) < _LENGTHS.size:
-            return None
-        header, body = map(int, _LENGTHS.unpack_from(self._got))
-        _check(header, body)
-        return _LENGTHS.size + header + body
+    def _receive_some(self) -> int:
+        """Receive some of the frame that arrives now, and nothing beyond it."""
+        with memoryview(self._frame) as frame:
+            try:
+                got = self._end.recv_into(frame[self._there :])
+            except ConnectionResetError:
+                got = 0
+        if not got:
+            raise EOFError("the other end is gone")
+        return got
 
     def shut(self) -> None:
         """End both directions: a thread that receives here or there sees the end at once."""

@@ -9,11 +9,10 @@ from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import explained
 from framepackd.jobs.job import MemoryLevel, Meta, utc_now
-from framepackd.jobs.reader import JobReader
+from framepackd.jobs.reader import UNCOMPILED, JobReader
 
 # Keys of the table meta.
 GPU = "gpu"  # when a GPU was last seen to compute
-UNCOMPILED = "uncompiled|"  # followed by the conditions under which compiling fails: why
 CARD = "card|"  # followed by a card of another machine, HOST:DEVICE: its name
 DRAINED = "drained|"  # followed by another machine: since when it gets no jobs
 
@@ -31,18 +30,10 @@ class Notes(JobReader):
         with explained(self.path), Session(self._writer, expire_on_commit=False) as session, session.begin():
             yield session
 
-    def levels(self) -> dict[str, int]:
-        """Give the memory levels that worked, by device, model and size."""
-        return self.mapped(select(MemoryLevel.key, MemoryLevel.level))
-
     def remember_level(self, key: str, level: int) -> None:
         """Remember which memory level worked; ``key`` is ``device|model|WxH``."""
         with self._session() as session:
             session.merge(MemoryLevel(key=key, level=level))
-
-    def uncompiled(self) -> dict[str, str]:
-        """Give why blocks could not be compiled, by the conditions of the attempt."""
-        return self._noted(UNCOMPILED)
 
     def remember_uncompiled(self, key: str, reason: str) -> None:
         """Remember that blocks cannot be compiled; ``key`` as :func:`compiling.conditions` gives it."""

@@ -11,12 +11,15 @@ from sqlalchemy import Engine, Select, String, cast, func, select
 from sqlalchemy.orm import Session, aliased
 
 from framepackd.jobs.database import explained
-from framepackd.jobs.job import Job, State
-from framepackd.jobs.job_sql import TAKEN_AS, starts_with, variation_of
+from framepackd.jobs.job import Input, Job, MemoryLevel, Meta, State
+from framepackd.jobs.job_sql import IN_ORDER, RUNNABLE, TAKEN_AS, following, starts_with, variation_of
 from framepackd.text import LAST
 
 # Select is quoted: SQLAlchemy 2.0 and 2.1 give it other parameters.
 Value = TypeVar("Value")
+
+
+UNCOMPILED = "uncompiled|"  # a key of the table meta, followed by the conditions under which compiling fails
 
 
 class JobReader:
@@ -77,6 +80,11 @@ class JobReader:
                 return jobs
         return []
 
+    def find_done(self, fingerprint: str) -> Job | None:
+        """Give the latest done job with the same pictures, prompt and settings."""
+        same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
+        return self.first(same.order_by(Job.seq.desc()))
+
     def taken_as(self, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
         """Give the id of the latest job, or variation, that was taken in under each folder and name.
 
@@ -90,6 +98,28 @@ class JobReader:
     def made_of(self, sha256: str) -> list[Job]:
         """List the jobs with an input of this content."""
         return self.listed(select(Job).where(cast(Job.inputs, String).contains(sha256)))
+
+    def next_queued(
+        self, passed_over: Collection[str] = (), place: int = 0, models: Collection[str] | None = None
+    ) -> Job | None:
+        """Give the first runnable job that is not passed over, or the one ``place`` behind it.
+
+        ``models``: only a job that asks for one of these.
+        """
+        found = following(Job).where(Job.id.not_in(passed_over)).offset(place)
+        if models is not None:
+            found = found.where(func.json_extract(Job.settings, "$.model").in_(models))
+        return self.first(found)
+
+    def queued_ids(self, passed_over: Collection[str], limit: int) -> list[str]:
+        """Give the ids of the first runnable jobs that are not passed over, in the order of the queue."""
+        runnable = select(Job.id).where(*RUNNABLE, Job.id.not_in(passed_over))
+        return self.listed(runnable.order_by(*IN_ORDER).limit(limit))
+
+    def queued_inputs(self) -> list[tuple[str, dict[str, Input]]]:
+        """List the runnable jobs in the order of the queue: id, and inputs by role."""
+        found = self.mapped(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
+        return list(found.items())
 
     def in_state(self, *states: State) -> list[Job]:
         """List jobs by state, in the order of the queue."""
@@ -141,3 +171,12 @@ class JobReader:
     def states(self) -> dict[str, str]:
         """Give the state of every job, by id."""
         return self.mapped(select(Job.id, Job.state))
+
+    def levels(self) -> dict[str, int]:
+        """Give the memory levels that worked, by device, model and size."""
+        return self.mapped(select(MemoryLevel.key, MemoryLevel.level))
+
+    def uncompiled(self) -> dict[str, str]:
+        """Give why blocks could not be compiled, by the conditions of the attempt."""
+        statement = select(Meta.key, Meta.value).where(Meta.key.startswith(UNCOMPILED, autoescape=True))
+        return {key.removeprefix(UNCOMPILED): reason for key, reason in self.mapped(statement).items()}

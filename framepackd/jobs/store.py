@@ -4,7 +4,8 @@ Only the holder of the state folder's lock writes: the daemon, or a command whil
 cancellation wins: however the job ends or is interrupted, it ends cancelled and is never generated again.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import case, delete, false, func, select, update
 from sqlalchemy.orm import Session
 
 from framepackd.jobs.database import StoreError, open_database
-from framepackd.jobs.job import ENDED, Input, Job, Meta, State, utc_now
+from framepackd.jobs.job import ENDED, Job, Meta, State, utc_now
 from framepackd.jobs.job_sql import (
     CANCELLED,
     IN_ORDER,
@@ -27,6 +28,7 @@ from framepackd.jobs.job_sql import (
 )
 from framepackd.jobs.job_warnings import CutPrompt
 from framepackd.jobs.notes import Notes
+from framepackd.jobs.step_reports import StepReports
 
 STALLED_DEATHS = 5  # daemons that died in a row under a job that finished no step
 PAUSED = "paused"  # in the table meta: since when
@@ -47,11 +49,21 @@ class JobStore(Notes):
         # While one connection stays open, the end of another does not copy SQLite's log into the database,
         # and sync that too: a call takes a third of the time.
         self._open = None if read_only else engine.raw_connection()
+        self._steps = StepReports()
+        self.changes = 0  # made since: as long as it stays, so does what a query finds
 
     def close(self) -> None:
         """Have SQLite copy its log into the database, as far as nobody else has it open."""
         if self._open is not None:
             self._open.close()
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        with super()._session() as session:
+            reported = self._steps.write(session)
+            yield session
+        self._steps.forget(reported)
+        self.changes += 1
 
     def _change(self, statement: Any) -> bool:
         """Execute one statement in a transaction; says whether it changed a row."""
@@ -70,29 +82,7 @@ class JobStore(Notes):
                 session.execute(naming_its_final(draft, job.id))
         return job
 
-    def find_done(self, fingerprint: str) -> Job | None:
-        """Give the latest done job with the same pictures, prompt and settings."""
-        same = select(Job).where(Job.fingerprint == fingerprint, Job.state == State.DONE)
-        return self.first(same.order_by(Job.seq.desc()))
-
     # a job's life
-
-    def next_queued(
-        self, passed_over: Collection[str] = (), place: int = 0, models: Collection[str] | None = None
-    ) -> Job | None:
-        """Give the first runnable job that is not passed over, or the one ``place`` behind it.
-
-        ``models``: only a job that asks for one of these.
-        """
-        found = following(Job).where(Job.id.not_in(passed_over)).offset(place)
-        if models is not None:
-            found = found.where(func.json_extract(Job.settings, "$.model").in_(models))
-        return self.first(found)
-
-    def queued_inputs(self) -> list[tuple[str, dict[str, Input]]]:
-        """List the runnable jobs in the order of the queue: id, and inputs by role."""
-        found = self.mapped(select(Job.id, Job.inputs).where(*RUNNABLE).order_by(*IN_ORDER))
-        return list(found.items())
 
     def claim(self, job_id: str | None = None) -> Job | None:
         """Start a queued job, by default the next one; None if it cannot run any more."""
@@ -135,16 +125,24 @@ class JobStore(Notes):
 
     def step(self, job_id: str, *, section: int, step: int, seconds: float, beyond: int = 0) -> None:
         """Record a finished sampling step; ``section`` counts from 1, ``beyond`` as in :class:`Job`."""
-        self._set_running(
-            job_id,
-            section=section,
-            step=step,
-            steps_beyond=beyond,
-            steps_run=Job.steps_run + 1,
-            # The first step includes the warm-up: the second one replaces its time.
-            step_seconds=seconds if (section, step) == (1, 2) else smoothed(Job.step_seconds, seconds),
-            stalled_deaths=0,
-        )
+        self._steps.add(job_id, section, step, seconds, beyond)
+        if not self._steps.held:
+            self._record_steps()
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Record the steps of the block in one transaction: at its end, or before the next other change."""
+        self._steps.held = True
+        try:
+            yield
+        finally:
+            self._steps.held = False
+        self._record_steps()
+
+    def _record_steps(self) -> None:
+        if self._steps.waiting:
+            with self._session():
+                pass  # each transaction writes them first
 
     def step_beyond(self, job_id: str, *, seconds: float) -> None:
         """Record a step that another device has done of a clip of the job."""

@@ -1,7 +1,9 @@
 """Runs a supervisor for each device, here and on other machines; has the free ones start the next jobs."""
 
 import math
+import time
 from collections.abc import Callable
+from heapq import nsmallest
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,9 @@ from framepackd.supervisor.supervisor import CANCELLING, Supervisor
 if TYPE_CHECKING:
     from framepackd.supervisor.fleet import Fleet
 
+TOLD = 8  # devices that know their next job; more would cost each start the time that it takes to tell them
+START_SECONDS = 0.2  # at most, to start jobs before the devices that compute already are heard again
+
 
 class Cards:
     """All devices that compute, in the order of the configuration."""
@@ -35,6 +40,8 @@ class Cards:
         ``wake`` has the next round begin: it is called when other machines come and go.
         """
         self.config = config
+        self._store = store
+        self._free_left = False  # the last round had no time to start jobs on all free devices
         self.passed_over = PassedOver(store, config.gpu.move_after)
         self.local = [Supervisor(config, store, name, self.passed_over) for name in config.gpu.devices]
         self.each: list[Supervisor] = []  # those of other machines are the last
@@ -100,6 +107,8 @@ class Cards:
     @property
     def due(self) -> float:
         """When a device has something to do, on the monotonic clock."""
+        if self._free_left:
+            return 0.0
         starts = (starter.due for starter in self.starters)
         unloads = (supervisor.unload_at for supervisor in self.each)
         return min(math.inf, math.inf if self.fleet is None else self.fleet.due, *starts, *unloads)
@@ -134,18 +143,23 @@ class Cards:
         """Record what the workers report, and notice which hang, died or are idle for too long."""
         if self.fleet is not None:
             self.fleet.meet()
-        for supervisor in self.each:
-            supervisor.listen()
+        with self._store.together():
+            for supervisor in self.each:
+                supervisor.listen(1 / len(self.each))
 
     def tell_next(self) -> None:
         """Tell the workers which jobs they get next; not urgent, unlike to start one."""
-        # The device that is free first gets the first job of the queue, the next one the second.
+        # The device that is free first gets the first job of the queue, the next one the second. The others
+        # are told when their turn is near: each start moves all turns, and of many cards the most are far.
         busy = [(running, each) for each in self.each if (running := each.worker) and running.job]
-        for place, (_, supervisor) in enumerate(sorted(busy, key=lambda each: each[0].remains)):
-            supervisor.tell_next(place)
+        soonest = nsmallest(TOLD, busy, key=lambda each: each[0].remains)
+        ids = self.passed_over.next_ids([supervisor for _, supervisor in soonest])
+        for place, ((_, supervisor), job_id) in enumerate(zip(soonest, ids, strict=True)):
+            supervisor.tell_next(place, job_id)
 
     def leave(self, now: float, why: str) -> None:
         """Have all workers leave their jobs at the next step."""
+        self._free_left = False
         if self.fleet is not None:
             self.fleet.rest()
         for starter in self.starters:
@@ -154,7 +168,8 @@ class Cards:
 
     def steer(self, now: float) -> bool:
         """Start jobs on the free devices, have cancelled ones stop; says whether one failed at once."""
-        failed = False
+        failed, self._free_left = False, False
+        until = time.monotonic() + START_SECONDS
         if self.fleet is not None:
             self.fleet.look(now)
         for starter in self._by_preference():
@@ -162,6 +177,8 @@ class Cards:
                 starter.supervisor.leave(now, CANCELLING)
             elif not starter.supervisor.free:
                 starter.held = None
+            elif time.monotonic() > until:
+                self._free_left = True
             elif not self._waits_for_helper(starter.supervisor):
                 failed |= starter.start_next(now)
         self._share_clips()

@@ -45,10 +45,11 @@ class Fleet:
     @property
     def hosts(self) -> list[str]:
         """The machines that are named, known, or were there once."""
-        named = (*self._config.cluster.hosts, *(card.host for card in self.cards.values()))
+        known = list(self.cards.values())  # the loop may add to them while a command is answered
+        named = (*self._config.cluster.hosts, *(card.host for card in known))
         wanted = [
             node.host
-            for node in self._roll.nodes.values()
+            for node in list(self._roll.nodes.values())
             if any(self._config.cluster.wants(node.host, device) for device in node.devices)
         ]
         return list(dict.fromkeys((*named, *wanted)))
@@ -81,20 +82,27 @@ class Fleet:
 
     def look(self, now: float) -> None:
         """Note which cards can be reached; have jobs leave the drained ones."""
+        waits = self._a_job_waits
         for card in self.cards.values():
-            card.look(now, self._why_card_unreachable(card), drained=card.host in self._drained)
+            drained = card.host in self._drained
+            card.look(now, self._why_card_unreachable(card), drained=drained, waits=waits)
             if card.host in self._leaves_at_once and card.busy:
                 card.leave(now, DRAINED)
 
     def greet(self, now: float) -> None:
         """Start bridges to the cards that the queue needs, and to those of which nothing is known."""
-        under_way = sum(card.greeting for card in self.cards.values())
+        under_way, waits = sum(card.greeting for card in self.cards.values()), self._a_job_waits
         for card in self.cards.values():
-            if card.is_wanted(now, under_way):
+            if card.is_wanted(now, under_way if waits else None):
                 card.greet()
                 under_way += 1
         self._rests = False
         self.due = min((card.due for card in self.cards.values()), default=math.inf)
+
+    @property
+    def _a_job_waits(self) -> bool:
+        """Whether there is a job at all: else no card need be asked for its own next one."""
+        return self._passed_over.next_job(self._config) is not None
 
     def rest(self) -> None:
         """Greet no card: no job is to start."""

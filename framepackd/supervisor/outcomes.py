@@ -18,6 +18,17 @@ def put_back(job: Job, store: JobStore, why: str) -> None:
     log.warning("job %s: back in the queue: %s", job.id, why)
 
 
+def blame_device(job: Job, store: JobStore, error: str) -> str:
+    """Queue a job again whose worker failed before its first step; gives the first line of its error.
+
+    Twice in a row it is the device, not the job.
+    """
+    first = error.partition("\n")[0]
+    store.requeue(job.id, first)
+    log.error("job %s: back in the queue: the device failed: %s", job.id, first)
+    return first
+
+
 def count_attempt(job: Job, store: JobStore, error: str, limit: int) -> None:
     """Queue a job again, or let it fail if that was its last attempt."""
     attempts = store.count_attempt(job.id, error, max_attempts=limit)

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 
 from framepackd.jobs.job import Job
@@ -16,6 +16,8 @@ from framepackd.worker.other_device import can_resume
 log = logging.getLogger(__name__)
 
 FOLDERS_SECONDS = 10.0  # before the missing files of passed over jobs are looked for again
+
+_Asked = tuple[frozenset[str], frozenset[str] | None, int]  # passed over, models if not all will do, place
 
 
 class PassedOver:
@@ -36,6 +38,7 @@ class PassedOver:
         self._without_files: dict[str, str] = {}  # by id: what to do
         self._of_other_device: dict[str, tuple[str, str]] = {}  # what to do, and the card they began on
         self._folders_again = 0.0
+        self._none_at: dict[_Asked, int] = {}  # what was asked in vain, at which change
 
     def next_job(self, config: Config, device: object = None, place: int = 0) -> Job | None:
         """Give the job that runs next on a device: the first in the queue that can.
@@ -47,11 +50,23 @@ class PassedOver:
         """
         if time.monotonic() >= self._folders_again:
             self._look_for_files(config)
-        models = self._models.get(device)
-        job = self._store.next_queued(self._reasons_on(device), place, models)
+        job = self._next_queued(device, place)
         if job is not None and not readiness.has_files(job.id, job.inputs, config):
             self._look_for_files(config)
-            job = self._store.next_queued(self._reasons_on(device), place, models)
+            job = self._next_queued(device, place)
+        return job
+
+    def _next_queued(self, device: object, place: int) -> Job | None:
+        """Ask the store; not again, until it changes, for what it did not find for another device."""
+        models = self._models.get(device)
+        asked = frozenset(self._reasons_on(device)), models, place
+        changes = self._store.changes  # before the query: a job may come meanwhile
+        if self._none_at.get(asked) == changes:
+            return None
+        job = self._store.next_queued(asked[0], place, models)
+        if job is None:
+            now = {each: at for each, at in self._none_at.items() if at == changes}
+            self._none_at = now | {asked: changes}
         return job
 
     def lacking(self, device: object) -> str | None:
@@ -60,6 +75,20 @@ class PassedOver:
         job = None if models is None else self._store.next_queued(self._reasons_on(device))
         model = None if job is None else str(job.settings.get("model"))
         return None if models is None or model in models else model
+
+    def next_ids(self, devices: Sequence[object]) -> list[str | None]:
+        """Give the id of the job that each device gets next, if they become free in this order.
+
+        Unlike :meth:`next_job` it does not look for files, and takes one query for all of a kind.
+        """
+        found: dict[frozenset[str], list[str]] = {}
+        given: list[str | None] = []
+        for place, device in enumerate(devices):
+            passed_over = frozenset(self._reasons_on(device))
+            if passed_over not in found:
+                found[passed_over] = self._store.queued_ids(passed_over, len(devices))
+            given.append(next(iter(found[passed_over][place:]), None))
+        return given
 
     @property
     def reasons(self) -> Mapping[str, str]:

@@ -1,19 +1,15 @@
 """Starts the worker process, or the bridge to one elsewhere; notices when it hangs, says how it died."""
 
 import math
-import multiprocessing
 import multiprocessing.process
-import os
-import signal
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from framepackd.jobs.job import Job
 from framepackd.worker import main, messages
+from framepackd.worker.spawning import spawn
 
 # A worker hangs if it takes this many times as long as ever before, or as the minimum if nothing is known.
 HANG_FACTOR, FIRST_FACTOR = 10, 30
@@ -122,7 +118,7 @@ class Handle:
 
 def start(device: str) -> Handle:
     """Start a worker process; it loads torch, to compute on a device, and then waits for work."""
-    return _start("framepackd-worker", main.main, device)
+    return Handle(*spawn(main.main, device, name="framepackd-worker"))
 
 
 def start_bridge(socket: Path, host: str, device: str) -> Handle:
@@ -132,19 +128,4 @@ def start_bridge(socket: Path, host: str, device: str) -> Handle:
     """
     from framepackd.cluster import bridge  # who computes on this machine alone needs nothing of it
 
-    return _start("framepackd-bridge", bridge.main, str(socket), host, device)
-
-
-def _start(name: str, target: Callable[..., None], *arguments: object) -> Handle:
-    spawn = multiprocessing.get_context("spawn")  # a fork would share the database's descriptors
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=target, args=(theirs, os.getpid(), *arguments), name=name)
-    # Blocked signals are inherited: an early one would end a worker that does not ignore them yet.
-    resource_tracker.ensure_running()  # its start would unblock them
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, main.FOR_THE_DAEMON)
-    try:
-        process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    theirs.close()
-    return Handle(process, ours)
+    return Handle(*spawn(bridge.main, str(socket), host, device, name="framepackd-bridge"))

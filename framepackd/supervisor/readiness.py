@@ -166,7 +166,15 @@ def shortage(
     Raises:
         OSError: a folder cannot be read.
     """
-    here, others = _rest(job, config), [_rest(other, config) for other in running]
+    # Where all fits even if the others have written nothing yet, nobody looks at what they have.
+    told = _shortage(job, config, [_rest(other, config, begun=False) for other in running], reserve)
+    if told is None or not running:
+        return told
+    return _shortage(job, config, [_rest(other, config) for other in running], reserve)
+
+
+def _shortage(job: Job, config: Config, others: Sequence[Mapping[str, int]], reserve: int) -> str | None:
+    here = _rest(job, config)
     state = nearest(config.state_dir)
     device = state.stat().st_dev
     reserve += sum(other["state_dir"] for other in others)
@@ -179,15 +187,19 @@ def shortage(
     return next(filter(None, problems), None)
 
 
-def _rest(job: Job, config: Config) -> dict[str, int]:
-    """Estimate how many bytes a job still writes, by the config key of the folder."""
+def _rest(job: Job, config: Config, *, begun: bool = True) -> dict[str, int]:
+    """Estimate how many bytes a job still writes, by the config key of the folder.
+
+    With ``begun`` false, as if it had written nothing: that takes no look at its files but the inputs.
+    """
     parts = needed(job)
     work = config.jobs_dir / job.id
     inputs = _used(work / INPUTS)
     # What is set aside the rest of the job does not use.
-    kept = sum(_used(place) for place in aside.of_job(work, CHECKPOINT))
+    kept = sum(_used(place) for place in aside.of_job(work, CHECKPOINT)) if begun else 0
+    written = _used(work) - inputs - kept if begun else 0
     return {
-        "state_dir": max(sum(parts.values()) - (_used(work) - inputs - kept), 0),
+        "state_dir": max(sum(parts.values()) - written, 0),
         "outbox": inputs + parts["video"] + parts["stills"] + parts["kept latents"],
         "failed": inputs,
     }

@@ -73,28 +73,31 @@ class RemoteSupervisor(Supervisor):
             return self._again if self.unknown else math.inf
         return self._look_again
 
-    def look(self, now: float, unreachable: str | None, *, drained: bool) -> None:
+    def look(self, now: float, unreachable: str | None, *, drained: bool, waits: bool) -> None:
         """Note how its machine is; once a round.
 
         Args:
             now: on the monotonic clock.
             unreachable: why the machine does not answer; None if it does.
             drained: whether it is to get no more jobs.
+            waits: whether a job waits for any card.
         """
         if self._unreachable is not None and unreachable is None:
             self._again, self.unknown = 0.0, True  # it is back
+        if self._unreachable is None and unreachable is not None and self.hello_at is not None:
+            log.warning("%s is out of reach: %s", self.asked, unreachable)
         self._unreachable, self.drained = unreachable, drained
         if self.greeting and now >= self.due:
             assert self.worker is not None, "a bridge that greets runs"
             self._lose(self.worker, f"it does not answer within {GREETING_SECONDS:.0f} s")
         if drained and self.greeted and not self.busy:
             self.end_worker()  # whoever drained it wants the card free
-        self._note_models(now)
+        self._note_models(now, waits=waits)
         self.away = self._why_away()
         self.passed_over.device_away(self, self.asked if self.away else None)
 
-    def _note_models(self, now: float) -> None:
-        model = self.passed_over.lacking(self) if self.greeted and not self.busy else None
+    def _note_models(self, now: float, *, waits: bool) -> None:
+        model = self.passed_over.lacking(self) if waits and self.greeted and not self.busy else None
         self.lacking = None
         self._look_again = math.inf if model is None else min(self._look_again, now + LOOK_AGAIN_SECONDS)
         if model is not None:
@@ -113,11 +116,14 @@ class RemoteSupervisor(Supervisor):
     def _may_be_reached(self) -> bool:
         return (self._asked or not self.drained) and self._unreachable is None
 
-    def is_wanted(self, now: float, place: int) -> bool:
-        """Say whether to greet it now: nothing is known of it, or a job waits behind ``place`` others."""
+    def is_wanted(self, now: float, place: int | None) -> bool:
+        """Say whether to greet it now: nothing is known of it, or a job waits behind ``place`` others.
+
+        ``place``: None if no job waits.
+        """
         if self.worker is not None or not self._may_be_reached or now < self._again:
             return False
-        return self.unknown or self.next_job(place) is not None
+        return self.unknown or (place is not None and self.next_job(place) is not None)
 
     def greet(self) -> None:
         """Start a bridge to it."""
@@ -150,7 +156,7 @@ class RemoteSupervisor(Supervisor):
         device = "cpu" if self.there.startswith("cpu") else self.there
         return replace(super().work_of(job), device=device, mirrored=True)
 
-    def tell_next(self, place: int) -> None:
+    def tell_next(self, place: int, job_id: str | None) -> None:
         """Tell nothing: the inputs of a job travel with it."""
 
     def end_worker(self) -> None:

@@ -157,12 +157,12 @@ class Supervisor:
             may_be_ahead=may_be_ahead,
         )
 
-    def listen(self) -> None:
-        """Record the worker's messages, and notice when it hangs, dies or is idle for too long."""
+    def listen(self, share: float = 1.0) -> None:
+        """Record the worker's messages, for a share of a round; notice if it hangs, dies or idles."""
         running = self.worker
         if running is None:
             return
-        until = time.monotonic() + LISTEN_SECONDS
+        until = time.monotonic() + LISTEN_SECONDS * share
         while self._unheard is not None or self._receive(running):
             self._hear(running, self._unheard)
             sampled = isinstance(self._unheard, messages.Sampled)
@@ -179,10 +179,10 @@ class Supervisor:
             log.info("the worker is ended: it had no work for %.0f s", self.config.gpu.idle_unload_seconds)
             self.end_worker()
 
-    def tell_next(self, place: int) -> None:
-        """Tell the worker which job it gets next, ``place`` behind the first: it encodes its inputs ahead."""
+    def tell_next(self, place: int, job_id: str | None) -> None:
+        """Tell the worker, unless it knows, that the job ``place`` behind the first is its next."""
         running = self.worker
-        if running is None or running.job is None:
+        if running is None or running.job is None or running.told_next == job_id:
             return
         job = self.next_job(place)
         following = job.id if job else None
@@ -252,7 +252,7 @@ class Supervisor:
             case messages.Failed(retry=False):
                 outcomes.fail(job, self._store, message.error)
             case messages.Failed(device=True) if not running.worked:
-                self._note_device_fault(job, message.error)
+                self.faults.failed(outcomes.blame_device(job, self._store, message.error))
             case messages.Failed():
                 outcomes.count_attempt(job, self._store, message.error, self.config.max_attempts)
             case messages.Again():
@@ -275,13 +275,6 @@ class Supervisor:
         if isinstance(message, messages.StepDone):
             self.faults.worked()
         return progress.record(running, job, message, self._store)
-
-    def _note_device_fault(self, job: Job, error: str) -> None:
-        """Record that a worker failed before its first step: twice in a row it is the device, not the job."""
-        first = error.partition("\n")[0]
-        self._store.requeue(job.id, first)
-        self.faults.failed(first)
-        log.error("job %s: back in the queue: the device failed: %s", job.id, first)
 
     def decide_done(self, job: Job, made: messages.Finished) -> None:
         """Record that the video is made, and how it was computed."""

@@ -23,3 +23,15 @@ def read_header(content: bytes) -> dict[str, Any]:
     size = int.from_bytes(content[:8], "little")  # as safetensors lays it out
     header: dict[str, Any] = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["checkpoint"])
     return header
+
+
+def named_files(content: bytes) -> frozenset[str]:
+    """Name the files of the checkpoint that a state says belong to it.
+
+    Raises:
+        DamagedError: it is no state.
+    """
+    try:
+        return frozenset(read_header(content)["files"])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DamagedError("is no state") from error

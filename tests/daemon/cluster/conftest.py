@@ -1,5 +1,7 @@
 """Workers in threads of the test: they neither die with it nor ignore its signals."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from framepackd import files
@@ -7,8 +9,9 @@ from framepackd.worker import main
 
 
 @pytest.fixture(autouse=True)
-def _a_worker_may_be_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def _a_worker_may_be_a_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(main, "die_with", lambda parent: None)
     for name in ("signal", "pthread_sigmask"):
         monkeypatch.setattr(main.signal, name, lambda *_: None)
-    monkeypatch.setattr(files, "_observer", None)
+    yield
+    files.observe(None)

@@ -20,6 +20,7 @@ from framepackd.cluster.node_file import NodeFile
 from framepackd.cluster.wire import Frame, Wire
 from framepackd.worker import main, messages
 from framepackd.worker.messages import Hello, Message, Work
+from framepackd.worker.spawning import Spawned
 from framepackd.worker.versions import versions
 from tests.conftest import tiny_spec
 from tests.daemon.worker.jobs import work_in
@@ -76,9 +77,9 @@ class ThreadedWorker:
         self._thread.join(PATIENCE)
 
 
-def start_threaded(device: str) -> node_end.Worker:
+def start_threaded(device: str) -> Spawned:
     process: Any = ThreadedWorker(device)
-    return node_end.Worker(process, process.ours)
+    return Spawned(process, process.ours)
 
 
 class Card:

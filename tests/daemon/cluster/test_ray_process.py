@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from framepackd.cluster.ray_process import AddressError, Head, RayProcess
+from framepackd.cluster.ray_process import AddressError, Head, RayProcess, cause_of_end
 
 
 def options(head: Head, *cards: str) -> list[str]:
@@ -51,6 +51,22 @@ def test_ports_are_known_to_a_firewall() -> None:
 def test_a_folder_that_is_too_deep_for_sockets_is_refused() -> None:
     with pytest.raises(AddressError, match="at most 40 characters"):
         RayProcess(Head("127.0.0.1", 6379), "here", [], Path("/" + "a" * 60), 6380, {})
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        ("ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken", "another token"),
+        ("RuntimeError: Version mismatch: The cluster was started with:", "another version"),
+        ("rpc_client.h:204: Failed to connect to GCS within 5 seconds.", "does not answer"),
+        ("gcs_server [exit code=-9]", "main process"),
+        ("raylet: This node has beem marked as dead.", "frozen"),
+        ("subscriber.cc:325: A worker is dead. subscription_failure_callback will be", "started anew"),
+        ("", "does not say"),
+    ],
+)
+def test_the_cause_of_an_end_is_given_in_words(said: str, cause: str) -> None:
+    assert cause in cause_of_end(said)
 
 
 def test_the_loopback_stays_the_loopback() -> None:

@@ -61,6 +61,7 @@ class Server:
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(roll, "AGAIN_SECONDS", 0.05)
+    monkeypatch.setattr(roll, "LOST_SECONDS", 2.0)
     return tmp_path / "bridges.sock"
 
 
@@ -110,6 +111,15 @@ def test_without_a_server_it_says_what_to_start_and_asks_again(path: Path, askin
     server.end()
     assert soon(lambda: asking.trouble is not None)
     assert asking.nodes == {}
+
+
+def test_while_ray_is_away_its_reason_is_told(path: Path, asking: Roll) -> None:
+    server = Server(path)
+    assert soon(lambda: "render2" in asking.nodes)
+    server.wires[-1].send({"kind": "Lost", "reason": "Ray's head at 10.0.0.1:6379 does not answer"})
+    assert soon(lambda: asking.trouble == "Ray's head at 10.0.0.1:6379 does not answer")
+    assert asking.nodes == {}
+    server.end()
 
 
 def test_a_server_that_falls_silent_is_asked_again(

@@ -56,6 +56,54 @@ def test_a_job_is_claimed_once_however_many_ask(store: JobStore) -> None:
     assert sorted(claimed) == sorted(f"job-{number}" for number in range(20))
 
 
+def test_steps_reported_together_are_recorded_at_the_end_or_before_the_next_change(store: JobStore) -> None:
+    for number in range(2):
+        store.add(job(number))
+        store.claim()
+    before = store.changes
+    with store.together():
+        store.step("job-0", section=1, step=1, seconds=9.0)
+        store.step("job-0", section=1, step=2, seconds=1.0)
+        store.step("job-1", section=1, step=1, seconds=2.0)
+        assert store.get("job-0").step == 0, "they wait for each other"
+    assert store.changes == before + 1
+    found = store.get("job-0"), store.get("job-1")
+    assert [(each.step, each.steps_run, each.step_seconds) for each in found] == [(2, 2, 1.0), (1, 1, 2.0)]
+    with store.together():
+        store.step("job-0", section=1, step=3, seconds=1.0)
+        store.decide("job-0", State.DONE)
+        assert store.get("job-0").step == 3, "no decision is durable before what led to it"
+
+
+def test_steps_that_cannot_be_recorded_are_recorded_once_with_the_next_change(
+    store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(job())
+    store.claim()
+    with sqlite3.connect(store.path) as other, monkeypatch.context() as patched:
+        patched.setattr("framepackd.jobs.database.BUSY_MILLISECONDS", 10)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="another program holds it"), store.together():
+            store.step("job-0", section=1, step=1, seconds=1.0)
+        other.rollback()
+    store.note("job-0", "goes on")
+    store.note("job-0", "goes on")
+    found = store.get("job-0")
+    assert (found.step, found.steps_run) == (1, 1)
+
+
+def test_steps_that_wait_are_of_their_thread_alone(store: JobStore) -> None:
+    store.add(job())
+    store.claim()
+    with store.together():
+        store.step("job-0", section=1, step=1, seconds=1.0)
+        other = threading.Thread(target=store.note, args=("job-0", "of another thread"))
+        other.start()
+        other.join()
+        assert store.get("job-0").steps_run == 0
+    assert store.get("job-0").steps_run == 1
+
+
 def test_jobs_are_claimed_in_the_order_they_came(store: JobStore) -> None:
     for number in range(3):
         store.add(job(number))
