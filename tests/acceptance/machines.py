@@ -83,9 +83,9 @@ class Machine:
     def kill(self) -> None:
         """Kill all that runs in it, at once."""
         _signal(self.first, signal.SIGKILL)
-        self.holder.wait()
-        for started in self.started:
-            started.wait()
+        for process in (*self.started, self.holder):
+            process.kill()  # nsenter stops itself when what it started is stopped, and would stay so
+            process.wait()
 
     def _ip(self, words: str) -> None:
         inside = ["nsenter", "--target", str(self.first), "--net", "--", "ip"]
