@@ -20,9 +20,7 @@ from framepackd.worker.main import die_with
 
 log = logging.getLogger(__name__)
 
-OBJECTS_BYTES = (
-    1_000_000_000  # shared memory for what is on its way; frames of 16 MiB, a few at a time for each card
-)
+OBJECTS_BYTES = 1_000_000_000  # shared memory for what is on its way: a few frames at a time for each card
 LONGEST_FOLDER = 40  # characters: Ray's sockets lie 62 characters deeper, and the kernel takes 107
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before Ray is started again; the last one again and again
 STEADY_SECONDS = 60.0  # after that it counts as having run well
@@ -35,6 +33,7 @@ LISTENERS = (
 )  # fmt: skip
 # Settings of Ray that have no option: a machine that is gone is noticed within seconds, and one whose head is
 # gone ends within ten, to join the next one. Nothing is ended for want of memory: the worker knows what fits.
+# What computes has the priority of a worker on the front: Ray's own is the lowest but four.
 SETTINGS = {
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_health_check_initial_delay_ms": "1000",
@@ -42,6 +41,7 @@ SETTINGS = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "5",
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ROTATION_MAX_BYTES": "1000000",
     "RAY_ROTATION_BACKUP_COUNT": "1",

@@ -151,7 +151,8 @@ class Cards:
         """Tell the workers which jobs they get next; not urgent, unlike to start one."""
         # The device that is free first gets the first job of the queue, the next one the second. The others
         # are told when their turn is near: each start moves all turns, and of many cards the most are far.
-        busy = [(running, each) for each in self.each if (running := each.worker) and running.job]
+        # Those of other machines are not told: the inputs of a job travel with it.
+        busy = [(running, each) for each in self.local if (running := each.worker) and running.job]
         soonest = nsmallest(TOLD, busy, key=lambda each: each[0].remains)
         ids = self.passed_over.next_ids([supervisor for _, supervisor in soonest])
         for place, ((_, supervisor), job_id) in enumerate(zip(soonest, ids, strict=True)):
