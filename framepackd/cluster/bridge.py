@@ -8,17 +8,18 @@ what computes for it ends with its connection.
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
-from framepackd.cluster import frames
+from framepackd.cluster import frames, landlock
 from framepackd.cluster.names import RefusedError
 from framepackd.cluster.runs import Runs
 from framepackd.cluster.wire import Wire, WireError
 from framepackd.worker import main as worker_main
-from framepackd.worker.messages import Died, Hello, Leave, Lost, Message, Work
+from framepackd.worker.messages import Again, Died, Hello, Leave, Lost, Message, Work
 from framepackd.worker.spawning import Spawned, spawn
 from framepackd.worker.versions import versions
 
@@ -30,16 +31,27 @@ class _LostError(Exception):
     """The node or the way to it is lost, or what comes from there is wrong."""
 
 
-def start(socket_path: Path, host: str, device: str) -> Spawned:
-    """Start the bridge to a device of a node; ``socket_path``: where the link listens.
+@dataclass(frozen=True)
+class Way:
+    """How to reach a card, and what its bridge uses of this machine."""
+
+    socket: Path  # where the link listens
+    host: str
+    device: str
+    jobs: Path  # folder of the jobs' work folders
+    loras: Path  # folder of their LoRAs, which are only read
+
+
+def start(way: Way) -> Spawned:
+    """Start the bridge to a card.
 
     Raises:
         OSError: no process can be started.
     """
-    return spawn(main, str(socket_path), host, device, name="framepackd-bridge")
+    return spawn(main, way, name="framepackd-bridge")
 
 
-def main(connection: Connection, parent: int, socket_path: str, host: str, device: str) -> None:
+def main(connection: Connection, parent: int, way: Way) -> None:
     """Serve the daemon as a worker would, until it closes the connection or dies, or the node is lost."""
     worker_main.die_with(parent)
     for number in worker_main.FOR_THE_DAEMON:
@@ -47,25 +59,46 @@ def main(connection: Connection, parent: int, socket_path: str, host: str, devic
     signal.pthread_sigmask(signal.SIG_UNBLOCK, worker_main.FOR_THE_DAEMON)
     with socket.socket(socket.AF_UNIX) as end:
         try:
-            end.connect(socket_path)
+            end.connect(str(way.socket))
         except OSError as error:
             connection.send(
                 Lost(
-                    f"{host} cannot be reached: nothing answers on {socket_path} ({error.strerror}): start "
-                    "framepackd node on this machine, as the service framepackd-node or by hand"
+                    f"{way.host} cannot be reached: nothing answers on {way.socket} ({error.strerror}): "
+                    "start framepackd node on this machine, as the service framepackd-node or by hand"
                 )
             )
             return
-        Bridge(connection, Wire(end), host, device).serve()
+        loras = confine(way)
+        Bridge(connection, Wire(end), way.host, way.device, loras).serve()
+
+
+def confine(way: Way) -> list[Path]:
+    """Leave this process its code, the jobs' folders and the LoRAs: it reads what a node sends.
+
+    The database, the configuration, inbox and outbox are out of its reach.
+
+    Returns:
+        Where LoRAs can be read: their folder, and what links in it lead to now.
+    """
+    links = (path.resolve() for path in way.loras.rglob("*") if path.is_symlink())
+    loras = [way.loras.resolve(), *links]
+    own = [(way.jobs, landlock.WRITE), *((place, landlock.READ) for place in loras)]
+    own.append((Path("/proc/self"), landlock.READ))
+    system = [(Path(place), landlock.READ) for place in ("/usr", "/lib", "/lib64", "/etc/localtime")]
+    landlock.confine([*landlock.code("framepackd", "framepack_core", "torch"), *system, *own])
+    return loras
 
 
 class Bridge:
     """Between the daemon and one device of a node."""
 
-    def __init__(self, daemon: Connection, wire: Wire, host: str, device: str) -> None:
-        """Use a connection to the daemon and one to the link."""
+    def __init__(
+        self, daemon: Connection, wire: Wire, host: str, device: str, loras: Sequence[Path] = (Path("/"),)
+    ) -> None:
+        """Use a connection to the daemon and one to the link; ``loras``: where LoRAs can be read."""
         self._daemon, self._wire = daemon, wire
         self._host, self._device = host, device
+        self._loras = loras
         self._runs = Runs(wire, device)
         self._greeted = False
         self._early: list[object] = []  # what the daemon said before the node had greeted
@@ -125,10 +158,19 @@ class Bridge:
         answer = None
         with self._sending():
             if isinstance(message, Work):
-                answer = self._runs.begin(message)
+                answer = self._unreachable(message) or self._runs.begin(message)
             elif isinstance(message, Leave):
                 self._runs.leave(keep=message.keep)
         self._tell_daemon(answer)
+
+    def _unreachable(self, work: Work) -> Message | None:
+        """Have another bridge do a job with a LoRA that is out of reach: its link came after this bridge."""
+        for request in work.clips:
+            for lora in request.loras:
+                file = lora.file.resolve()
+                if not any(file.is_relative_to(place) for place in self._loras):
+                    return Again(f"{lora.file} leads to {file}, which its bridge could not know of")
+        return None
 
     def _hear_node(self) -> bool:
         """Take all that has arrived; False once the node has nothing more to say."""

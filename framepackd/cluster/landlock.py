@@ -1,7 +1,9 @@
 """Confines this process to some folders for good, by Landlock of the Linux kernel."""
 
 import ctypes
+import importlib.util
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,6 +30,21 @@ class _Ruleset(ctypes.Structure):
 class _PathBeneath(ctypes.Structure):
     _pack_ = 1
     _fields_ = [("allowed", ctypes.c_uint64), ("folder", ctypes.c_int32)]
+
+
+def code(*packages: str) -> list[tuple[Path, int]]:
+    """Give the rules by which a process can import packages; what else lies beside them is out of reach."""
+    places = [Path(sys.prefix), Path(sys.base_prefix)]
+    for name in packages:
+        found = importlib.util.find_spec(name)
+        if found is not None and found.origin is not None:
+            package = Path(found.origin).parent
+            installed = package.parent.name in (
+                "site-packages",
+                "dist-packages",
+            )  # with what it imports itself
+            places.append(package.parent if installed else package)
+    return [*((place, READ) for place in places), *((Path(entry), LIST) for entry in sys.path if entry)]
 
 
 def version() -> int:

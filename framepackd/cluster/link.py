@@ -77,25 +77,13 @@ def _say_lost(wire: Wire, reason: str) -> None:
 
 def confine(folder: Path) -> None:
     """Leave this process its code, Ray's folder and the files of trust: a node may take it over."""
-    import importlib.util
-
-    import framepackd
-
-    code = [Path(sys.prefix), Path(sys.base_prefix), Path(framepackd.__file__).parent]
-    for package in ("framepack_core", "ray"):
-        found = importlib.util.find_spec(package)
-        if found is not None and found.origin is not None:
-            code.append(Path(found.origin).parent)
-            code += [Path(found.origin).parents[1]] * (
-                package == "ray"
-            )  # site-packages: what Ray itself imports
-    reads = [*code, *map(Path, SYSTEM), *(Path("/etc", name) for name in OF_ETC)]
+    reads = [*map(Path, SYSTEM), *(Path("/etc", name) for name in OF_ETC)]
     reads += [Path(os.environ[name]) for name in TRUST_FILES if name in os.environ]
     writes = [folder, Path("/dev/shm"), Path("/dev/null"), Path("/dev/tty")]  # noqa: S108 - Ray's objects lie there
     landlock.confine(
         [
+            *landlock.code("framepackd", "framepack_core", "ray"),
             *((place, landlock.READ) for place in reads),
-            *((Path(entry), landlock.LIST) for entry in sys.path if entry),
             *((place, landlock.WRITE) for place in writes),
         ]
     )

@@ -5,9 +5,9 @@ import multiprocessing.process
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from pathlib import Path
 
 from framepackd.jobs.job import Job
+from framepackd.settings.config import Config
 from framepackd.worker import main, messages
 from framepackd.worker.spawning import spawn
 
@@ -121,11 +121,9 @@ def start(device: str) -> Handle:
     return Handle(*spawn(main.main, device, name="framepackd-worker"))
 
 
-def start_bridge(socket: Path, host: str, device: str) -> Handle:
-    """Start a bridge to a device of another machine; it greets, and then waits for work.
-
-    ``socket``: at which the link to that machine is asked for.
-    """
+def start_bridge(config: Config, host: str, device: str) -> Handle:
+    """Start a bridge to a device of another machine; it greets, and then waits for work."""
     from framepackd.cluster import bridge  # who computes on this machine alone needs nothing of it
 
-    return Handle(*spawn(bridge.main, str(socket), host, device, name="framepackd-bridge"))
+    way = bridge.Way(config.cluster.socket_path, host, device, config.jobs_dir, config.lora_dir)
+    return Handle(*bridge.start(way))

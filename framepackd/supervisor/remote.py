@@ -128,7 +128,7 @@ class RemoteSupervisor(Supervisor):
     def greet(self) -> None:
         """Start a bridge to it."""
         try:
-            self.worker = process.start_bridge(self.config.cluster.socket_path, self.host, self.there)
+            self.worker = process.start_bridge(self.config, self.host, self.there)
         except OSError as error:  # no memory for a process, or too many of them
             self._wait(f"its bridge cannot be started: {error}")
 

@@ -284,7 +284,7 @@ class Supervisor:
     def _bury(self, running: process.Handle) -> None:
         """Record what a dead worker means for its jobs."""
         death, at_fault = running.manner_of_death(), running.at_fault
-        if not running.busy:
+        if not running.busy and running.lost is None:  # that is told by who knows when it is tried again
             log.warning("the worker ended while idle: %s", death)
         if running.writing is not None and (running.job or running.helps) and not at_fault:
             self._written_alone.add(running.writing.id)  # if it dies again, it is known on which

@@ -1,4 +1,4 @@
-"""A link, which unpacks what nodes send by Ray: it has its code and Ray's folder, and nothing else."""
+"""What reads from nodes is confined: a link to its code and Ray's folder, a bridge to its jobs' folders."""
 
 import os
 import subprocess
@@ -34,6 +34,50 @@ for forbidden in (
         continue
     sys.exit("not confined")
 """
+
+BRIDGE = """
+import sys
+from pathlib import Path
+from framepackd.cluster import bridge
+from framepackd import files
+root = Path(sys.argv[1])
+way = bridge.Way(root / "socket", "render2", "cpu", root / "state/jobs", root / "loras")
+assert sorted(bridge.confine(way)) == sorted([root / "loras", root / "other/linked"])
+import framepackd.cluster.runs, framepackd.worker.versions
+framepackd.worker.versions.versions()
+job = root / "state/jobs/1"
+(job / "inputs").rename(job / "moved")
+files.write_bytes(job / "state-1", b"1")
+assert (root / "loras/linked").read_text() == (root / "loras/own").read_text() == "lora"
+for name in ("state/framepackd.db", "config.toml", "outbox/video.mp4", "other/secret"):
+    for forbidden in (root.joinpath(name).read_bytes, lambda: root.joinpath(name).write_text("mine")):
+        try:
+            forbidden()
+        except PermissionError:
+            continue
+        sys.exit(f"{name} can be reached")
+"""
+
+
+def test_a_bridge_reaches_the_jobs_and_their_loras_and_neither_database_outbox_nor_configuration(
+    tmp_path: Path,
+) -> None:
+    if not landlock.version():
+        pytest.skip("this kernel has no Landlock")
+    (tmp_path / "state/jobs/1/inputs").mkdir(parents=True)
+    for name in ("loras/own", "other/linked"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text("lora")
+    (tmp_path / "loras/linked").symlink_to(tmp_path / "other/linked")
+    (tmp_path / "outbox").mkdir()
+    secrets = ("state/framepackd.db", "config.toml", "outbox/video.mp4", "other/secret")
+    for name in secrets:
+        (tmp_path / name).write_text("secret")
+    ran = subprocess.run(
+        [sys.executable, "-P", "-c", BRIDGE, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert {(tmp_path / name).read_text() for name in secrets} == {"secret"}
 
 
 def test_a_link_sees_neither_state_folder_nor_configuration(tmp_path: Path) -> None:

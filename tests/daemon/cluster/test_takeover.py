@@ -78,7 +78,7 @@ def test_when_a_process_is_killed_all_behind_it_ends_and_another_node_goes_on(
     work, alone = front_work(tmp_path / "front"), work_in(tmp_path / "alone")
     run(alone)
     link = Link(tmp_path, own_of(tmp_path / "node"))
-    process, daemon = bridge.start(link.socket, HOST, "cpu")
+    process, daemon = bridge.start(bridge.Way(link.socket, HOST, "cpu", tmp_path, tmp_path))
     told = heard(daemon, lambda _: True)
     assert isinstance(told[0], messages.Hello), told
     assert link.node is not None

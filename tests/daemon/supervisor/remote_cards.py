@@ -12,6 +12,7 @@ from framepackd.cluster.roll import Node
 from framepackd.control import commands
 from framepackd.jobs.job import Job
 from framepackd.settings.cluster import ClusterConfig
+from framepackd.settings.config import Config
 from framepackd.supervisor import fleet
 from framepackd.supervisor import process as worker_process
 from framepackd.supervisor.remote import RemoteSupervisor
@@ -88,7 +89,7 @@ class Machines:
         self.loop = Loop(root, monkeypatch, cluster=ClusterConfig(nodes=nodes), **named)
         self.store, self.cards = self.loop.place.store, self.loop.daemon.cards
 
-    def _start(self, _: Path, host: str, device: str) -> worker_process.Handle:
+    def _start(self, _: Config, host: str, device: str) -> worker_process.Handle:
         bridge: Any = Bridge(f"{host}:{device}")
         self.bridges.append(bridge)
         return worker_process.Handle(bridge, bridge.ours)
