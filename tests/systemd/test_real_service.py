@@ -288,6 +288,40 @@ print(re.search('id="toast"[^>]*>([^<]*)', urllib.request.urlopen(asked).read().
 """
 
 
+def test_a_daemon_without_network_and_card_has_a_node_make_a_video(service: Machine) -> None:
+    put_in_place(service)
+    service.run(f"{FRAMEPACKD} service install --with node")
+    service.run("systemctl stop framepackd; rm -rf /var/lib/framepackd/inbox/* /var/lib/framepackd/outbox/*")
+    node = f"{FRAMEPACKD} node --config /etc/framepackd/node.toml --cpu"
+    settings = f"[Service]\\n{LIBRARIES}ExecStart=\\nExecStart={node}\\n"
+    folder = "/etc/systemd/system/framepackd-node.service.d"
+    service.run(f"mkdir -p {folder} && printf '{settings}' > {folder}/test.conf && systemctl daemon-reload")
+    service.run(
+        "mkdir -p -m 700 /etc/credstore && "
+        "(umask 077 && head -c 16 /dev/urandom | xxd -p > /etc/credstore/framepackd-node.token)"
+    )
+    (service.root / "etc/framepackd/node.toml").write_text(
+        "[cluster]\naddress = '127.0.0.1:6379'\ntoken_file = 'token'\n"
+    )
+    config = service.root / "etc/framepackd/config.toml"
+    before = config.read_text()
+    config.write_text(
+        before.replace("steps = 100", "steps = 2").replace("seconds = 8", "seconds = 1")
+        + "[gpu]\ndevice = []\n[cluster]\nnodes = 'all'\n"
+    )
+    exposure = service.run("systemd-analyze security --threshold=10 framepackd-node --no-pager | tail -1")
+    assert float(re.findall(r"exposure level.* ([\d.]+) ", exposure)[0]) <= 1.7
+    service.run("systemctl start framepackd-node framepackd")
+    drop(service, "far")
+    service.until(lambda: "far.mp4" in service.run(f"ls {OUTBOX}", note=False), "the video")
+    service.run(f"{FRAMEPACKD} nodes")
+    assert "AF_INET" not in service.run("systemctl cat framepackd | grep RestrictAddressFamilies")
+    said = service.run("journalctl -u framepackd-node --no-pager -o cat")
+    assert "Landlock" not in said, "the links are confined"
+    service.run("systemctl stop framepackd framepackd-node")
+    config.write_text(before)
+
+
 def test_an_instance_works_on_folders_of_its_own(service: Machine) -> None:
     service.run("mkdir -p /etc/framepackd && useradd --system --user-group framepackd", check=False)
     config = f"state_dir = '/var/lib/framepackd-cat'\noutbox = '/data/cats out'\n{CONFIG}steps = 2\n"
