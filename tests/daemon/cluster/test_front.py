@@ -51,6 +51,7 @@ def ended(folder: Path) -> dict[str, Job]:
     return {job.name: job for job in store.all_jobs()}
 
 
+@pytest.mark.long  # tests/acceptance/test_two_nodes.py does it by real Ray
 def test_a_queue_is_made_on_other_machines(tmp_path: Path, link: Link) -> None:
     with front(tmp_path, link, "ab") as daemon:
         _, said = daemon.communicate(timeout=PATIENCE)
