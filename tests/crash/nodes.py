@@ -84,9 +84,9 @@ class Harmed:
     restarts: int = 0  # of the daemon
     queues: int = 0
     outcome: Outcome = field(default_factory=Outcome)
-    _front: Front | None = None
-    _mends: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # due on the monotonic clock
-    _away: set[str] = field(default_factory=set)  # machines that are frozen, cut off or dead
+    front: Front | None = None
+    mends: list[tuple[float, Callable[[], None]]] = field(default_factory=list)  # due on the monotonic clock
+    away: set[str] = field(default_factory=set)  # machines that are frozen, cut off or dead
 
     def run(self, harms: int) -> None:
         """Run queue after queue until so many harms are done, and the last queue to its end."""
@@ -99,13 +99,13 @@ class Harmed:
         self._write_config()
         to_drop = list(self.folders.jobs)
         self.rng.shuffle(to_drop)
-        self._front = Front(self.folders)
+        self.front = Front(self.folders)
         try:
             self._harm_and_wait(to_drop, harms)
         finally:
-            code = self._front.end()
-            while self._mends:
-                self._mends.pop()[1]()
+            code = self.front.end()
+            while self.mends:
+                self.mends.pop()[1]()
         if code:
             self.outcome.other.append(f"the daemon ended with {code}")
         self.queues += 1
@@ -130,8 +130,8 @@ class Harmed:
             now = time.monotonic()
             if to_drop:
                 drop(self.folders, to_drop.pop())
-            for due, mend in [each for each in self._mends if each[0] <= now]:
-                self._mends.remove((due, mend))
+            for due, mend in [each for each in self.mends if each[0] <= now]:
+                self.mends.remove((due, mend))
                 mend()
             if now >= next_harm and self.harms.total() < harms:
                 name, do = self._chosen()
@@ -151,7 +151,7 @@ class Harmed:
         return database.exists() and not unfinished(self.folders)
 
     def _chosen(self) -> tuple[str, Callable[[], bool]]:
-        there = sorted(self.cluster.nodes.keys() - self._away)
+        there = sorted(self.cluster.nodes.keys() - self.away)
         node = self.cluster.nodes[self.rng.choice(there)]
         ways: dict[str, Callable[[], bool]] = {
             "worker killed": lambda: self._kill(node, "spawn_main"),
@@ -180,8 +180,8 @@ class Harmed:
         return bool(found)
 
     def _kill_bridge(self) -> bool:
-        assert self._front is not None
-        found = self._front.bridges()
+        assert self.front is not None
+        found = self.front.bridges()
         if found:
             _kill(self.rng.choice(found))
         return bool(found)
@@ -192,8 +192,8 @@ class Harmed:
         return True
 
     def _kill_daemon(self) -> bool:
-        assert self._front is not None
-        self._front.again()
+        assert self.front is not None
+        self.front.again()
         self.restarts += 1
         return True
 
@@ -213,13 +213,13 @@ class Harmed:
         return True
 
     def _away_for_a_while(self, node: Machine, back: Callable[[], None]) -> None:
-        self._away.add(node.name)
+        self.away.add(node.name)
 
         def mend() -> None:
             back()
-            self._away.discard(node.name)
+            self.away.discard(node.name)
 
-        self._mends.append((time.monotonic() + self.rng.uniform(*AWAY), mend))
+        self.mends.append((time.monotonic() + self.rng.uniform(*AWAY), mend))
 
     @property
     def good(self) -> bool:

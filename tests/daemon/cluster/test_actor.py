@@ -39,7 +39,8 @@ def relay(monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
     made = Relay("cpu", "tests.daemon.cluster.echo")
     yield made
     made.give(packed({"kind": "End"}))
-    taken(made, 1)
+    while made.take():
+        pass
 
 
 def test_the_nodes_end_has_the_environment_of_before_ray(relay: Relay) -> None:

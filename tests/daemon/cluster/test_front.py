@@ -76,6 +76,7 @@ def test_a_job_of_a_machine_that_dies_goes_on_on_another_and_loses_no_attempt(
                 break
             time.sleep(0.02)
         link.alive["render3"] = True
+        time.sleep(1)  # the daemon is told within 0.3 s; with --once it ends when no card is left
         link.kill("render2")
         _, said = daemon.communicate(timeout=PATIENCE)
     assert daemon.returncode == 0, said
