@@ -1,8 +1,9 @@
 """The link process: relays between a bridge's Unix socket and an actor on a node, as a driver of Ray.
 
-``python -m framepackd.cluster.link FD ADDRESS FOLDER MODULE PARENT``, started for each connection: FD is the
-accepted socket, ADDRESS Ray's head, FOLDER Ray's own, MODULE what speaks to the bridge on the node. The first
-frame says what is wanted: ``Open`` one card, or ``Nodes``, a list that is sent anew whenever it changes.
+``python -m framepackd.cluster.link FD ADDRESS FOLDER MODULE PARENT``, started before it is needed, for that
+takes seconds: over FD it is given one connection to serve. ADDRESS is Ray's head, FOLDER Ray's own, MODULE
+what speaks to the bridge on the node. The first frame says what is wanted: ``Open`` one card, or ``Nodes``, a
+list that is sent anew whenever it changes.
 """
 
 import os
@@ -11,6 +12,8 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,7 @@ START_SECONDS = 45.0  # the most until the actor answers; an actor of a bridge t
 SIGN_SECONDS = 1.0  # between two signs of life
 FROZEN_SECONDS = 10.0  # without one the node counts as lost
 ROUND_SECONDS = 0.25
+LOOK_SECONDS = 0.5  # between two looks for the head, and that it has to answer one
 UNDER_WAY = 2  # calls for frames: while one is on its way the next is made
 NODES_SECONDS = 4.0  # between two lists of nodes that are the same
 # What Ray and Python read outside of their own folders, and nothing else of /etc.
@@ -50,11 +54,11 @@ def main() -> None:
     """Serve one connection until either end is gone."""
     descriptor, address, folder, module, parent = sys.argv[1:]
     die_with(int(parent))
-    wire = Wire(socket.socket(fileno=int(descriptor)))
+    confine(Path(folder))
+    wire = _given(int(descriptor), address)
     try:
         asked = wire.receive(FIRST_FRAME_SECONDS)
         if asked is not None:
-            confine(Path(folder))
             _connect(address)
             _serve(wire, asked, module)
     except LostError as error:
@@ -66,6 +70,29 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # Ray's own end waits for a node that does not answer; its actors end with this process
+
+
+def _given(descriptor: int, address: str) -> Wire:
+    """Wait for the connection to serve; meanwhile connect to Ray's head, as soon as that is there."""
+    with socket.socket(fileno=descriptor) as waiting:
+        while not wait([waiting], LOOK_SECONDS):
+            if _answers(address):
+                with suppress(LostError):  # whoever comes later is told
+                    _connect(address)
+                break
+        _, given, _, _ = socket.recv_fds(waiting, 1, 1)
+    if not given:
+        sys.exit(0)  # framepackd node has ended
+    return Wire(socket.socket(fileno=given[0]))
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), LOOK_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def _say_lost(wire: Wire, reason: str) -> None:
@@ -92,6 +119,10 @@ def confine(folder: Path) -> None:
 def _connect(address: str) -> None:
     import ray
 
+    if ray.is_initialized():
+        return
+    if not _answers(address):  # Ray itself would try for half a minute
+        raise LostError(f"Ray's head at {address} does not answer: look whether framepackd node runs here")
     try:
         ray.init(address=address, namespace="framepackd", log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray raises many kinds

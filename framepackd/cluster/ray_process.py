@@ -32,7 +32,7 @@ LISTENERS = (
     "dashboard-agent-grpc-port", "metrics-export-port",
 )  # fmt: skip
 # Settings of Ray that have no option: a machine that is gone is noticed within seconds, and one whose head is
-# gone ends within ten, to join the next one. Nothing is ended for want of memory: the worker knows what fits.
+# gone ends within five, to join the next one. Nothing is ended for want of memory: the worker knows what fits.
 # What computes has the priority of a worker on the front: Ray's own is the lowest but four.
 SETTINGS = {
     "RAY_memory_monitor_refresh_ms": "0",
@@ -40,7 +40,7 @@ SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "5",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ROTATION_MAX_BYTES": "1000000",
