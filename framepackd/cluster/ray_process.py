@@ -31,9 +31,9 @@ LISTENERS = (
     "node-manager-port", "object-manager-port", "runtime-env-agent-port", "dashboard-agent-listen-port",
     "dashboard-agent-grpc-port", "metrics-export-port",
 )  # fmt: skip
-# Settings of Ray that have no option: a machine that is gone is noticed within seconds, and one whose head is
-# gone ends within five, to join the next one. Nothing is ended for want of memory: the worker knows what fits.
-# What computes has the priority of a worker on the front: Ray's own is the lowest but four.
+# Settings of Ray without an option. A machine that is gone is noticed within seconds. One whose head is gone
+# ends within five, to join the next. Nothing is ended for want of memory: the worker knows what fits. What
+# computes has the priority of a worker on the front: Ray's own is the lowest but four.
 SETTINGS = {
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_health_check_initial_delay_ms": "1000",
