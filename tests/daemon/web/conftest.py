@@ -1,5 +1,7 @@
 """A real page beside a real daemon, with a tiny model."""
 
+import contextlib
+import random
 import re
 import shutil
 import signal
@@ -55,9 +57,11 @@ def status(url: str) -> int:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """Give a port that is free, and that the kernel gives to nobody's outgoing connection until it is used."""
+    while True:
+        port = random.randint(10_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
 
 
 @contextmanager
