@@ -57,7 +57,7 @@ def status(url: str) -> int:
 
 
 def free_port() -> int:
-    """Give a port that is free, and that the kernel gives to nobody's outgoing connection until it is used."""
+    """Give a free port that the kernel gives to no outgoing connection meanwhile."""
     while True:
         port = random.randint(10_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
