@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from framepackd.cluster import bridge
-from framepackd.cluster.bridge import main
+from framepackd.cluster.bridge import Way, main
 from framepackd.cluster.mirror import Mirror
 from framepackd.worker import messages
 from framepackd.worker.messages import Clear, Kept, Lost, Moved, Sampled, StepDone, Stopped, Written
@@ -77,7 +77,7 @@ def test_what_the_link_says_of_a_lost_node_is_told(tmp_path: Path) -> None:
 
 def test_without_a_link_the_bridge_says_what_to_start(tmp_path: Path) -> None:
     daemon, theirs = multiprocessing.Pipe()
-    main(theirs, os.getppid(), str(tmp_path / "none.sock"), HOST, "cpu")
+    main(theirs, os.getppid(), Way(tmp_path / "none.sock", HOST, "cpu", tmp_path, tmp_path))
     assert "framepackd node" in daemon.recv().reason
     daemon.close()
     theirs.close()
