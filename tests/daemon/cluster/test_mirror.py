@@ -289,7 +289,7 @@ def test_what_is_durable_is_synced_before_it_has_its_name_and_a_preview_is_not_s
     fsync, replace = os.fsync, Path.replace
 
     def synced(descriptor: int) -> None:
-        calls.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")  # noqa: PTH112
+        calls.append("folder" if Path(f"/proc/self/fd/{descriptor}").is_dir() else "file")
         fsync(descriptor)
 
     def replaced(path: Path, target: Path) -> Path:
