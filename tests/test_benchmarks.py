@@ -189,7 +189,7 @@ def test_a_front_of_four_played_cards_records_what_they_say(
 ) -> None:
     asked = {"folder": str(tmp_path), "cards": 4, "pace": 0.05, "status": True, "seconds": 1.5, "queued": 8}
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.front", json.dumps(asked)],
+        [sys.executable, "-m", "benchmarks.many_cards.daemon", json.dumps(asked)],
         cwd=ROOT,
         capture_output=True,
         text=True,
