@@ -14,6 +14,7 @@ from framepackd.cluster.node_file import NodeFile
 from framepackd.worker.messages import Work
 from framepackd.worker.source_video import Continued
 from tests.conftest import tiny_spec
+from tests.daemon.worker.jobs import work_of
 
 FRONT, NODE, LORAS = Path("/front/jobs/one"), Path("/node/jobs/one"), Path("/node/loras")
 SHA = "ab" * 32
@@ -139,25 +140,4 @@ def test_a_file_elsewhere_keeps_a_job_here() -> None:
 
 
 def _described(image: Path = FRONT / "inputs" / "cat.png") -> bytes:
-    work = Work(
-        job_id="20260101-000000-abcdef",
-        request=Request(image=image, prompt="a cat"),
-        spec=tiny_spec(),
-        fingerprint="abc",
-        result=FRONT / "result",
-        checkpoint=FRONT / "checkpoint",
-        preview=FRONT / "preview.mp4",
-        sections=1,
-        frames=1,
-        size=(32, 32),
-        crf=16,
-        save_section_frames=False,
-        keep_latents=False,
-        device="cpu",
-        dtype="auto",
-        precision="exact",
-        compile_cache=Path("/c"),
-        load_lock=Path("/l"),
-        levels={},
-    )
-    return to_json(work, "cpu", {})
+    return to_json(work_of(Request(image=image, prompt="a cat"), FRONT), "cpu", {})

@@ -36,6 +36,11 @@ def work_in(folder: Path, transformer: str = "framepack-i2v", **settings: Any) -
     Image.fromarray(pixels).save(folder / "image.png")
     small = {"seconds": 1, "latent_window_size": WINDOW, "steps": STEPS, "width": 48, "height": 32}
     request = Request.model_validate({"image": folder / "image.png", "prompt": "a cat", **small, **settings})
+    return work_of(request, folder, transformer)
+
+
+def work_of(request: Request, folder: Path, transformer: str = "framepack-i2v") -> Work:
+    """Give the work of a request whose pictures are there, or are never read."""
     sections = section_count(request.seconds, request.latent_window_size)
     return Work(
         job_id="job",
