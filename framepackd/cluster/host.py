@@ -77,7 +77,9 @@ def _run(host: Host, ended: threading.Event) -> None:
     bridges = None
     if host.head.is_here:
         if not landlock.version():
-            log.warning("this kernel has no Landlock: links to nodes run without that confinement")
+            log.warning(
+                "links to nodes run without Landlock: this kernel has none, or what started this refuses it"
+            )
         users = user_ids(host.front_user)
         bridges = Bridges(host.socket, users, str(host.head), folder, {**SETTINGS, **trust})
     lent = ", ".join(host.devices) or "no card"

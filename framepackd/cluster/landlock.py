@@ -39,10 +39,7 @@ def code(*packages: str) -> list[tuple[Path, int]]:
         found = importlib.util.find_spec(name)
         if found is not None and found.origin is not None:
             package = Path(found.origin).parent
-            installed = package.parent.name in (
-                "site-packages",
-                "dist-packages",
-            )  # with what it imports itself
+            installed = any(package.parent.glob("*.dist-info"))  # then beside what it imports itself
             places.append(package.parent if installed else package)
     return [*((place, READ) for place in places), *((Path(entry), LIST) for entry in sys.path if entry)]
 

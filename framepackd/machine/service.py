@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from framepackd import files, rights
-from framepackd.machine.units import DEVICES, UNITS, Service, ServiceError
+from framepackd.machine.units import DEVICES, NODE, UNITS, Service, ServiceError
 from framepackd.settings.config import Config
 
 USER = "framepackd"
@@ -66,6 +66,9 @@ def install(service: Service, beside: Sequence[str] = ()) -> Iterator[Step]:
         for each in wanted
         for path, text in ((each.unit, unit_text(each)), (each.drop_in, _drop_in_text(each, config)))
     ]
+    node = service.unit.with_name(f"framepackd-{NODE}.service")  # one for all instances
+    reaches_nodes = node.exists() or any(each.is_node for each in wanted)
+    texts.append((service.nodes_drop_in, _NODES_DROP_IN if reaches_nodes else ""))
     if not service.of_user:
         texts.append((service.unit.with_name(DEVICES), (UNITS / DEVICES).read_text()))
     for path, text in texts:
@@ -83,8 +86,9 @@ def uninstall(service: Service) -> Iterator[Step]:
     for each in reversed(service.with_companions()):
         disable = [*each.systemctl, "disable", "--now", each.name]
         yield f"stop and disable {each.name}", partial(_run, *disable)
-        if each.drop_in.exists():
-            yield f"remove {each.drop_in}", each.drop_in.unlink
+        for path in (each.drop_in, each.nodes_drop_in):
+            if path.exists():
+                yield f"remove {path}", path.unlink
         template = each.unit.name.partition(".")[0]  # framepackd@: other instances may be enabled
         enabled = {link.name for link in each.unit.parent.glob(f"*.wants/{template}*")}
         if "@" not in each.name or enabled <= {f"{each.name}.service"}:
@@ -270,6 +274,12 @@ def _first_config(service: Service) -> str:
         '# failed = "/srv/framepackd/failed"\n'
     )
 
+
+_NODES_DROP_IN = """\
+# Written by framepackd service install: its bridges to other machines confine themselves, by Landlock.
+[Service]
+SystemCallFilter=landlock_create_ruleset landlock_add_rule landlock_restrict_self
+"""
 
 _NODE_CONFIG = """\
 # Configuration of framepackd node; it holds no secrets, and everybody may read it. See docs/cluster.md.

@@ -119,6 +119,11 @@ class Service:
         return self.unit.parent / f"{self.name}.service.d/folders.conf"
 
     @property
+    def nodes_drop_in(self) -> Path:
+        """The file that lets its bridges to other machines confine themselves."""
+        return self.drop_in.with_name("nodes.conf")
+
+    @property
     def systemctl(self) -> list[str]:
         """The command that controls it."""
         return ["systemctl", "--user"] if self.of_user else ["systemctl"]

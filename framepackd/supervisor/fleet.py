@@ -1,9 +1,11 @@
 """The cards of other machines: which there are, when they are greeted, which machines get no jobs."""
 
+import logging
 import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from framepackd.cluster import landlock
 from framepackd.cluster.roll import Roll
 from framepackd.jobs.job import as_recorded
 from framepackd.jobs.report import CardReport, FleetReport, NodeReport
@@ -12,6 +14,8 @@ from framepackd.problems import Problem
 from framepackd.settings.config import Config
 from framepackd.supervisor.passed_over import PassedOver
 from framepackd.supervisor.remote import DRAINED, RemoteSupervisor
+
+log = logging.getLogger(__name__)
 
 
 class Fleet:
@@ -26,6 +30,11 @@ class Fleet:
         wake: Callable[[], None],
     ) -> None:
         """Reach nothing yet. ``add`` is called with each card that becomes known, ``wake`` when one may."""
+        if not landlock.version():
+            log.warning(
+                "bridges run without Landlock: this kernel has none, or the unit refuses it. "
+                "In that case run framepackd service install --with node"
+            )
         self._config = config
         self._store = store
         self._passed_over = passed_over

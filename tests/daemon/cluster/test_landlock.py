@@ -36,6 +36,21 @@ sys.exit(subprocess.run(["cat", secret], capture_output=True).returncode == 0)
 """
 
 
+def test_the_code_of_an_installed_package_is_all_that_lies_beside_it_wherever_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("libraries/installed", "libraries/installed-1.dist-info", "checkout/edited"):
+        (tmp_path / folder).mkdir(parents=True)
+    for package in ("libraries/installed", "checkout/edited"):
+        (tmp_path / package / "__init__.py").touch()
+        monkeypatch.syspath_prepend(str((tmp_path / package).parent))
+    readable = {place for place, right in landlock.code("installed", "edited") if right == landlock.READ}
+    assert {place for place in readable if place.is_relative_to(tmp_path)} == {
+        tmp_path / "libraries",  # what it imports is there too
+        tmp_path / "checkout/edited",
+    }
+
+
 @pytest.fixture
 def places(tmp_path: Path) -> list[Path]:
     secret, allowed, written = tmp_path / "state/queue.db", tmp_path / "allowed", tmp_path / "written"

@@ -288,6 +288,9 @@ def test_the_part_for_other_machines_sees_nothing_of_the_daemons(machine_service
     steps = dict(service.install(chosen, ["node"]))
     assert f"write {node.config}" in steps
     assert f"write {node.drop_in}" not in steps, "the daemon's folders are not opened for it"
+    assert f"write {chosen.nodes_drop_in}" not in dict(service.install(chosen))
+    steps[f"write {chosen.nodes_drop_in}"]()
+    assert "SystemCallFilter=landlock_" in chosen.nodes_drop_in.read_text(), "bridges may confine themselves"
     unit = (units.UNITS / "framepackd-node.service").read_text()
     assert re.search(
         "^InaccessiblePaths=.*-/var/lib/framepackd .*-/etc/framepackd/config.toml$", unit, re.MULTILINE
