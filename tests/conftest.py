@@ -1,8 +1,9 @@
 """What tests of both packages share: the tiny models, loaded once."""
 
 import os
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,15 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def lean_processes() -> Iterator[None]:
+    """Have each Python that a test starts leave out what ``started/sitecustomize.py`` says."""
+    places = [str(Path(__file__).parent / "started"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join(places))
+        yield
 
 
 @pytest.fixture(scope="session")

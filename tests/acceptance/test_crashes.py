@@ -119,6 +119,7 @@ def test_with_two_devices_a_hundred_kills_make_what_one_device_makes(tmp_path: P
     assert campaign.good, campaign.report()
 
 
+@pytest.mark.long  # tests/daemon/intake/test_drafts.py dies at each line of the taking in
 def test_killed_while_a_final_is_taken_in_and_while_it_is_made_there_is_one_of_all_its_steps(
     tmp_path: Path,
 ) -> None:

@@ -76,7 +76,7 @@ def test_a_job_goes_on_when_a_machine_freezes_when_one_dies_and_when_the_front_d
     night.harm("frozen", Machine.freeze).thaw()
     night.harm("killed", Machine.kill)
     night.kill_front()
-    night.check(capsys)
+    night.check(capsys, attempts=0)
 
 
 @pytest.mark.long
@@ -94,7 +94,7 @@ def test_a_job_goes_on_whatever_is_harmed(
     night.harm("killed", Machine.kill)
     night.kill_front()
     night.kill_head()
-    night.check(capsys)
+    night.check(capsys, attempts=1)
 
 
 def kill_actors(machine: Machine) -> None:
@@ -157,13 +157,13 @@ class Night:
         self._note("head", begun)
         self._go_on()
 
-    def check(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Print how long all took; the bars hold on a quiet machine."""
+    def check(self, capsys: pytest.CaptureFixture[str], attempts: int) -> None:
+        """Print how long all took; ``attempts``: how many the job may have lost."""
         took = {what: min(seconds) for what, seconds in self._took.items()}
         with capsys.disabled():
             print("\ntwo machines: " + ", ".join(f"{what} {seconds:.1f} s" for what, seconds in took.items()))
         assert not {what: took[what] for what in took if took[what] > BARS.get(what, 60.0) * SLACK}
-        assert self._job.now["attempts"] <= 1, printable_json(self._job.now)
+        assert self._job.now["attempts"] <= attempts, printable_json(self._job.now)
 
     def _go_on(self) -> None:
         self._job.until(lambda: self._job.steps > 0, "a step")

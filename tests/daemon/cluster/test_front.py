@@ -15,6 +15,7 @@ from framepackd.jobs.job import Job
 from framepackd.jobs.store import JobStore
 from tests.daemon.cluster.machines_link import Link
 
+pytestmark = pytest.mark.long  # tests/acceptance/test_two_nodes.py does it by real Ray
 PATIENCE = 200.0  # on a machine that others keep busy
 
 
@@ -26,12 +27,12 @@ def link(tmp_path: Path) -> Iterator[Link]:
 
 
 @contextmanager
-def front(folder: Path, link: Link, jobs: str) -> Iterator["subprocess.Popen[str]"]:
+def front(folder: Path, link: Link, jobs: str, steps: int = 8) -> Iterator["subprocess.Popen[str]"]:
     """Have a daemon make jobs on other machines alone, and end."""
     (folder / "config.toml").write_text(
         'state_dir = "state"\nmodel = "demo"\nsettle_seconds = 0\n[gpu]\ndevice = []\n[cluster]\n'
         f'nodes = "all"\nsocket = "{link.path}"\n'
-        "[defaults]\nseconds = 1\nsteps = 8\nwidth = 32\nheight = 32\n"
+        f"[defaults]\nseconds = 1\nsteps = {steps}\nwidth = 32\nheight = 32\n"
     )
     inbox = folder / "state/inbox"
     inbox.mkdir(parents=True)
@@ -51,7 +52,6 @@ def ended(folder: Path) -> dict[str, Job]:
     return {job.name: job for job in store.all_jobs()}
 
 
-@pytest.mark.long  # tests/acceptance/test_two_nodes.py does it by real Ray
 def test_a_queue_is_made_on_other_machines(tmp_path: Path, link: Link) -> None:
     with front(tmp_path, link, "ab") as daemon:
         _, said = daemon.communicate(timeout=PATIENCE)
@@ -68,7 +68,7 @@ def test_a_job_of_a_machine_that_dies_goes_on_on_another_and_loses_no_attempt(
     tmp_path: Path, link: Link
 ) -> None:
     link.alive["render3"] = False
-    with front(tmp_path, link, "a") as daemon:
+    with front(tmp_path, link, "a", steps=100) as daemon:  # it runs for longer than all that follows
         database = tmp_path / "state/framepackd.db"
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:

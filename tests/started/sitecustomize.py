@@ -1,0 +1,13 @@
+"""Imported first by each Python that a test starts: leaves out packages that its process never uses.
+
+Importing them takes a third of a worker's start, and the tests start more than a hundred. diffusers and
+transformers import both wherever they are; without them they do without.
+"""
+
+import sys
+
+_LEFT_OUT = {"bitsandbytes"}  # as in most installations, which lack the extra nf4
+if "--multiprocessing-fork" in sys.orig_argv:  # a worker, or a bridge to one
+    _LEFT_OUT.add("scipy")
+for _package in _LEFT_OUT:
+    sys.modules.setdefault(_package, None)  # type: ignore[arg-type] # as documented: its import fails
