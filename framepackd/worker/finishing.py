@@ -1,5 +1,6 @@
 """Writes the video of one job in a thread of the worker, while the device computes the next one."""
 
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -7,6 +8,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from framepackd.worker.messages import Message, Written
+
+# Messages that wait to be sent, with parts of files of 512 KiB: the checkpoint of one step. If the way is
+# slower than the device, the device waits: what has not arrived is computed again after a crash.
+BEHIND = 32
 
 
 class SharedConnection:
@@ -16,12 +21,44 @@ class SharedConnection:
         """Share a connection; only one thread may receive."""
         self._connection = connection
         self._sending = threading.Lock()
+        self._behind: queue.Queue[Any] | None = None
+        self._error: OSError | None = None  # why nothing more can be sent behind
         self.poll, self.recv = connection.poll, connection.recv
 
+    def send_behind(self) -> None:
+        """Send in a thread of its own from now on: the device computes while what was written travels."""
+        if self._behind is None:
+            self._behind = queue.Queue(BEHIND)
+            threading.Thread(target=self._send_on, args=(self._behind,), daemon=True).start()
+
     def send(self, message: Any) -> None:
-        """Send a whole message."""
+        """Send a whole message; behind, it is on its way when this returns, after all before it.
+
+        Raises:
+            OSError: the other end is gone.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._behind is not None:
+            self._behind.put(message)
+            return
         with self._sending:
             self._connection.send(message)
+
+    def flush(self) -> None:
+        """Wait until all is sent, or the other end is gone."""
+        if self._behind is not None:
+            self._behind.join()
+
+    def _send_on(self, behind: "queue.Queue[Any]") -> None:
+        while True:
+            message = behind.get()
+            if self._error is None:
+                try:
+                    self._connection.send(message)
+                except OSError as error:
+                    self._error = error
+            behind.task_done()
 
 
 class Finishing:

@@ -66,12 +66,14 @@ def main(connection: Connection, parent: int, device: str) -> None:
         if isinstance(work, Work):  # else a message about work that is over
             if work.mirrored:
                 mirrored.begin(work)
+                shared.send_behind()
             reply = answer(work, engines, shared, finishing)
             if leaves_after(reply):
                 finishing.wait()  # after this reply nobody listens
             shared.send(reply)
             finishing.begin()
             if leaves_after(reply):
+                shared.flush()
                 return
 
 
