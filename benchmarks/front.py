@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks import Row
-from benchmarks.many_cards import Asked, Found
+from benchmarks.many_cards import STEPS, Asked, Found
 from framepackd import files
 
 SMALL = os.environ.get("FRAMEPACKD_BENCHMARK") == "tiny"
@@ -93,9 +93,10 @@ def apart(where: str | None, cards: int, pace: float, *, status: bool) -> Found:
 def rows(where: str | None = None) -> Iterator[Row]:
     """Measure, in a folder or in the one for temporary files; six minutes."""
     for cards in CARDS:
+        steps = cards / PACE * STEPS / (STEPS + 1)  # one more pause follows each section
         for status in (False, True):
             found = apart(where, cards, PACE, status=status)
-            yield from _paced(f"{cards} cards{', status' if status else ''}", found, cards / PACE)
+            yield from _paced(f"{cards} cards{', status' if status else ''}", found, steps)
         fast = apart(where, cards, 0.0, status=False)
         name = f"{cards} cards, as fast as it goes"
         yield Row(f"{name}: messages", fast.messages, None, "a second", "the most that is recorded")
