@@ -102,7 +102,10 @@ def harm(kinds: tuple[str, ...], times: int, seed: int) -> None:
 @click.option("--seed", default=1, show_default=True, help="Decides what, whom and when.")
 @click.option("--jobs", type=click.IntRange(len(JOBS)), default=20, show_default=True, help="In a queue.")
 def nodes(harms: int, seed: int, jobs: int) -> None:
-    """Kill, freeze and cut off machines of a cluster, and what runs on them and on the front (as root)."""
+    """Kill, freeze and cut off machines of a cluster, and what runs on them and on the front (as root).
+
+    What the machines said is in cluster.log afterwards.
+    """
     began = time.monotonic()
     with _folders(None) as (folders, _):
         folders = replace(folders, jobs=batch_of(jobs))
@@ -112,7 +115,7 @@ def nodes(harms: int, seed: int, jobs: int) -> None:
             try:
                 campaign.run(harms)
             finally:
-                (Path.cwd() / "cluster.log").write_text(cluster.logs())
+                Path("cluster.log").write_text(cluster.logs())
     click.echo(campaign.report())
     click.echo(f"{time.monotonic() - began:.0f} s")
     sys.exit(0 if campaign.good else 1)
