@@ -53,10 +53,11 @@ class Bridges:
         self._door.listen(64)
         aside.rename(path)  # whoever finds it may connect
 
-    def round(self, seconds: float) -> None:
-        """Wait so long for a connection, and start a link for it."""
+    def round(self, seconds: float, *, ray_runs: bool = True) -> None:
+        """Wait so long for a connection, and start a link for it; others wait ready where Ray runs."""
         self._links = [link for link in self._links if link.poll() is None]
-        self._have_some_wait(time.monotonic())
+        if ray_runs:
+            self._have_some_wait(time.monotonic())
         self._door.settimeout(seconds)
         try:
             accepted, _ = self._door.accept()

@@ -109,7 +109,7 @@ _SAID: dict[str, TypeAdapter[Any]] = {
 _FILES = TypeAdapter(list[Entry])
 
 
-def header(frame: Open | ToNode | Lacks | Hello | messages.Died) -> dict[str, Any]:
+def header(frame: Open | ToNode | Lacks | Hello | messages.Died | messages.Lost) -> dict[str, Any]:
     """Give a frame's header."""
     kind = type(frame)
     fields: dict[str, Any] = TypeAdapter(kind).dump_python(frame, mode="json")
@@ -163,9 +163,9 @@ def _fields(frame: Frame) -> dict[str, Any]:
 
 def _message(kind: str, fields: object, body: bytes) -> Message:
     if kind == Written.__name__ and isinstance(fields, dict):
-        reply = _message(str(fields.get("type")), fields.get("message"), b"")
-        if isinstance(reply, ENDS):
-            return Written(reply)
+        inner = str(fields.get("type"))
+        if inner in {end.__name__ for end in ENDS}:
+            return Written(_message(inner, fields.get("message"), b""))
     if kind == Kept.__name__ and isinstance(fields, dict):
         kept: Kept = _read(_SAID, kind, {**fields, "content": ""})
         return replace(kept, content=body)
@@ -178,7 +178,7 @@ def _read(known: Mapping[str, TypeAdapter[Any]], kind: str, fields: object) -> A
         raise RefusedError(f"a frame of the unknown kind {kind[:40]!r}")
     try:
         return known[kind].validate_json(json.dumps(fields, allow_nan=False), strict=True)
-    except ValueError as error:  # pydantic's too
+    except (ValueError, RecursionError) as error:  # pydantic's too
         raise RefusedError(f"a {kind} that is none: {error}") from error
 
 

@@ -92,7 +92,7 @@ def _run(host: Host, ended: threading.Event) -> None:
                 continue
             if not runs:
                 bridges.end_links()
-            bridges.round(ROUND_SECONDS)
+            bridges.round(ROUND_SECONDS, ray_runs=runs)
     finally:
         if bridges is not None:
             bridges.close()

@@ -13,6 +13,7 @@ _VERSION, _PATH_BENEATH, _PR_SET_NO_NEW_PRIVS = 1, 1, 38
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
 _TRUNCATE, _IOCTL_DEVICE = 1 << 14, 1 << 15
 _ALL_OF_FIRST = (1 << 13) - 1  # executing, reading, writing, making and removing: what version 1 knows
+_FIRST = 2  # before it, no confined process may move a file from one folder to another
 _ADDED_BY_VERSION = {2: 1 << 13, 3: _TRUNCATE, 5: _IOCTL_DEVICE}  # REFER, TRUNCATE, IOCTL_DEV
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEVICE  # what a rule for a file may name
 # From version 6: no abstract Unix sockets of others, no signals to others.
@@ -45,9 +46,9 @@ def code(*packages: str) -> list[tuple[Path, int]]:
 
 
 def version() -> int:
-    """Give the version of Landlock in this kernel; 0 if there is none."""
+    """Give the version of Landlock in this kernel; 0 if there is none that serves."""
     found: int = _libc().syscall(_CREATE_RULESET, None, 0, _VERSION)
-    return max(found, 0)
+    return found if found >= _FIRST else 0
 
 
 def confine(rules: Iterable[tuple[Path, int]]) -> bool:

@@ -42,7 +42,8 @@ OF_ETC = (
     "services", "passwd", "group", "localtime", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "machine-id",
     "alternatives",
 )  # fmt: skip
-SHOWN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}", re.ASCII)  # names of nodes that are told
+# Names of nodes that are told.
+SHOWN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?", re.ASCII)
 TRUST_FILES = ("RAY_AUTH_TOKEN_PATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 

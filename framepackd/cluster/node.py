@@ -23,7 +23,7 @@ from framepack_core.models.registry import ModelSpec
 from framepackd import files
 from framepackd.cluster import frames, inventory, names
 from framepackd.cluster.inventory import Entry
-from framepackd.cluster.located import from_json
+from framepackd.cluster.located import LocatedError, from_json
 from framepackd.cluster.names import RefusedError
 from framepackd.cluster.node_file import NodeFile, read_node_file
 from framepackd.cluster.wire import Frame, Wire
@@ -35,6 +35,7 @@ from framepackd.worker.messages import (
     Hello,
     Kept,
     Leave,
+    Lost,
     Message,
     Moved,
     Sampled,
@@ -44,6 +45,7 @@ from framepackd.worker.messages import (
 from framepackd.worker.spawning import Spawned, spawn
 from framepackd.worker.versions import versions
 
+ROUND_SECONDS = 1.0  # between two looks whether the front is still there
 LORAS_KEPT_BYTES = 20 << 30  # a LoRA has 0.3 to 1 GB: some dozens stay, which need not be sent again
 
 
@@ -100,17 +102,26 @@ class Node:
             RefusedError, LocatedError: the front sends what it should not.
             OSError: the scratch folder cannot be used.
         """
-        for folder in (self._loras, self._own.cache):
-            folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as ending:
             ending.callback(self._end_worker)
-            # Until the kernel has ended what served a former bridge: two must never use one device.
-            lock = ending.enter_context((self._scratch / "lock").open("a"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            try:
+                self._use_scratch(ending)
                 self._send(self._hello())
                 while (frame := self._wire.receive()) is not None:
                     self._hear(frame)
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                return  # the front is gone
+            except (OSError, RefusedError, LocatedError) as error:
+                with suppress(OSError):
+                    self._send(Lost(f"its part of framepackd ended: {error}"))
+                raise
+
+    def _use_scratch(self, ending: ExitStack) -> None:
+        for folder in (self._loras, self._own.cache):
+            folder.mkdir(parents=True, exist_ok=True)
+        # Until the kernel has ended what served a former bridge: two must never use one device.
+        lock = ending.enter_context((self._scratch / "lock").open("a"))
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
     def _hear(self, frame: Frame) -> None:
         match frames.to_node(frame):
@@ -142,7 +153,8 @@ class Node:
             names.check_for_node(name)
         with self._changed:
             while begin.job in self._alive():  # left by the front, but not yet by the worker
-                self._changed.wait()
+                if not self._changed.wait(ROUND_SECONDS) and self._wire.is_gone:
+                    raise EOFError("the front is gone")
             alive = self._alive()
         folder = self._folder(begin.job)
         folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +254,7 @@ class Node:
     def _folder(self, job: str) -> Path:
         return self._scratch / "jobs" / job
 
-    def _send(self, frame: frames.Lacks | Hello | Died) -> None:
+    def _send(self, frame: frames.Lacks | Hello | Died | Lost) -> None:
         self._wire.send(frames.header(frame))
 
     def _end_worker(self) -> None:

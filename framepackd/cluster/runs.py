@@ -10,6 +10,7 @@ from framepackd.cluster.located import LocatedError, to_json
 from framepackd.cluster.mirror import Mirror
 from framepackd.cluster.names import RefusedError
 from framepackd.cluster.wire import PART_BYTES, Wire
+from framepackd.jobs.folder import VIDEO
 from framepackd.worker.main import DISK_ERRORS
 from framepackd.worker.messages import (
     Blocked,
@@ -149,7 +150,7 @@ class Runs:
                 raise RefusedError("it has sampled a job while it writes the video of another")
             self._written, self._computed = run, None
         elif isinstance(said.message, frames.ENDS):
-            _check_end(run.work, said.message)
+            _check_end(run, said.message)
             self._computed = None
         else:
             _check_progress(run.work, said.message)
@@ -160,7 +161,7 @@ class Runs:
     def _hear_written(self, run: _Run, reply: Message) -> Message | None:
         if run is not self._written:
             raise RefusedError("it has written the video of a job that it does not write")
-        _check_end(run.work, reply)
+        _check_end(run, reply)
         self._written = None
         return None if run.over else Written(run.instead or reply)
 
@@ -211,9 +212,11 @@ def _check_progress(work: Work, message: Message) -> None:
         raise RefusedError(f"{message} is not of a job of {work.sections} sections")
 
 
-def _check_end(work: Work, message: Message) -> None:
-    """Refuse counts of LoRAs' keys that are not those of the job's LoRAs."""
+def _check_end(run: _Run, message: Message) -> None:
+    """Refuse a video that has not come, and counts of LoRAs' keys that are not those of the job's LoRAs."""
     if isinstance(message, Finished):
-        fits = len(message.loras) in (0, len(work.request.loras))
+        if run.instead is None and not (run.work.result / VIDEO).is_file():
+            raise RefusedError("it says that the video is made, and has not sent it")
+        fits = len(message.loras) in (0, len(run.work.request.loras))
         if not fits or any(counts.keys() != {"matched", "unmatched", "keys"} for counts in message.loras):
             raise RefusedError(f"it counts keys of LoRAs that the job has not: {message.loras}"[:200])

@@ -35,10 +35,11 @@ class Trust:
         if not self.token.is_file():
             raise TrustError(f"token_file: {self.token} is not there. Make one: {MAKE_ONE} {self.token}")
         _refuse_open(self.token, "token_file")
-        if len(self.token.read_text().strip()) < SHORTEST_TOKEN:
+        token = self.token.read_bytes().strip()
+        if len(token) < SHORTEST_TOKEN or not token.isascii():
             raise TrustError(
-                f"token_file: {self.token} holds less than {SHORTEST_TOKEN} characters. Make one that nobody "
-                f"can guess: {MAKE_ONE} {self.token}"
+                f"token_file: {self.token} holds less than {SHORTEST_TOKEN} ASCII characters. Make one that "
+                f"nobody can guess: {MAKE_ONE} {self.token}"
             )
         given = {"tls_cert": self.certificate, "tls_key": self.key, "tls_ca": self.authority}
         missing = [name for name, file in given.items() if file is None]

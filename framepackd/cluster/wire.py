@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import select
 import socket
 import struct
 import threading
@@ -60,6 +61,13 @@ class Wire:
     def fileno(self) -> int:
         """Give the socket's descriptor, to wait for it beside others."""
         return self._end.fileno()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the other end has closed it; what it sent before may still be there to receive."""
+        poll = select.poll()
+        poll.register(self._end, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         """Send a frame; waits while the other end does not read.
@@ -138,7 +146,7 @@ def unpacked(frame: bytes) -> Frame:
     text = frame[_LENGTHS.size : _LENGTHS.size + size]
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # as deep as a header is long
         raise WireError(f"the header of a frame is no JSON: {text[:80]!r}") from error
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
         raise WireError(f"the header of a frame has no kind: {text[:80]!r}")

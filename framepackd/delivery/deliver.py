@@ -32,6 +32,7 @@ from framepackd.jobs.folder import (
     RESULT,
     SOURCE,
     STRIP,
+    VIDEO,
     clear_work_folder,
     where,
 )
@@ -41,8 +42,6 @@ from framepackd.settings.config import Config
 from framepackd.text import duration, printable, rest_of_name, stand_ins
 
 log = logging.getLogger(__name__)
-
-VIDEO = ".mp4"
 
 
 @dataclass

@@ -21,6 +21,7 @@ INPUTS = "inputs"  # the dropped files
 CHECKPOINT = "checkpoint"  # what the worker resumes from
 PREVIEW = "preview.mp4"  # the video so far
 CONTINUED = "continued"  # the decoded parts of a video that the job extends
+VIDEO = ".mp4"  # in RESULT
 RESULT = "result"  # what the worker wrote: .mp4 and stills, named by what follows NAME
 OUTGOING = "outgoing"  # everything to deliver, under NAME
 PLAN = "delivery.json"

@@ -90,11 +90,11 @@ class ClusterConfig(BaseModel):
         return self.nodes == ALL or host in self.nodes or f"{host}:{device}" in self.nodes
 
     def with_absolute_paths(self, base: Path) -> "ClusterConfig":
-        """Locate its files below the config's folder, or the secret ones among systemd's credentials."""
-        secret = ("token_file", "tls_key")
+        """Locate its files below the config's folder, or those of trust among systemd's credentials."""
+        trust = ("token_file", *TLS)
         found: dict[str, Path] = {
-            key: locate(file, base) if key in secret else base / file.expanduser()
-            for key in ("token_file", *TLS, "socket")
+            key: locate(file, base) if key in trust else base / file.expanduser()
+            for key in (*trust, "socket")
             if (file := getattr(self, key)) is not None
         }
         return self.model_copy(update=found)

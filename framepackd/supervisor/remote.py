@@ -23,6 +23,7 @@ GREETING_SECONDS = 90.0  # for a bridge to say something; it gives up earlier by
 FIRST_WAIT_SECONDS = 2.0  # before a lost card is greeted again; doubles from one loss to the next
 LONGEST_WAIT_SECONDS = 300.0
 LOOK_AGAIN_SECONDS = 300.0  # before a card that lacks a model is asked whether it is there now
+SLACK_SECONDS = 1.0  # between the clocks of two machines
 DRAINED = "its machine is drained"  # why a worker leaves its job
 
 
@@ -41,6 +42,7 @@ class RemoteSupervisor(Supervisor):
         self._unreachable: str | None = None  # why no bridge is tried
         self._lost: str | None = None  # why the last one has ended, until another one greets
         self._losses = 0  # in a row
+        self._began = 0.0  # when the job that is computed was sent there, on the monotonic clock
         self._again = 0.0  # when it is greeted again, on the monotonic clock
         self._look_again = math.inf  # when it is asked for its models again
 
@@ -143,6 +145,7 @@ class RemoteSupervisor(Supervisor):
 
     def start(self, job: Job) -> None:
         """Start a job of the queue; the device has to be free."""
+        self._began = time.monotonic()
         super().start(job)
         if self.job is not None:
             log.info("job %s: it runs on %s", job.id, self.asked)
@@ -161,6 +164,8 @@ class RemoteSupervisor(Supervisor):
 
     def end_worker(self) -> None:
         """End the bridge, and the worker on the other machine with it: that frees the card's memory."""
+        if self.worker is not None and self.worker.busy:  # it writes the video of one job beside that
+            self._lose(self.worker, "another job needs a new bridge")
         if self.worker is not None:
             self.worker.process.kill()  # an idle one has nothing to lose, and may wait for the network
             self.worker.process.join()
@@ -185,7 +190,7 @@ class RemoteSupervisor(Supervisor):
                 log.warning(
                     "%s reports on a job that it does not have: %s", self.asked, type(message).__name__
                 )
-            case _ if not _is_possible(job, message):
+            case _ if not _is_possible(job, message, time.monotonic() - self._began + SLACK_SECONDS):
                 self._lose(running, f"it reports what cannot be of job {job.id}: {message}")
             case _:
                 if isinstance(message, messages.StepDone):
@@ -232,21 +237,30 @@ class RemoteSupervisor(Supervisor):
 
     def _wait(self, reason: str) -> None:
         """Note why the card is out of reach, and when to try it again."""
-        seconds = min(FIRST_WAIT_SECONDS * 2.0**self._losses, LONGEST_WAIT_SECONDS)
+        seconds = wait_after(self._losses)
         self._losses += 1
         self._again = time.monotonic() + seconds
         self._lost = f"{reason}; tried again after {seconds:.0f} s"
         log.warning("%s: %s", self.asked, self._lost)
 
 
-def _is_possible(job: Job, message: messages.Message | None) -> bool:
-    """Say whether what a worker reports can be true of a job: its numbers are used to count."""
+def wait_after(losses: int) -> float:
+    """Give the seconds before a card is greeted again that was lost so often in a row before."""
+    doublings = min(losses, 10)  # a machine may be of no use for months
+    return min(math.ldexp(FIRST_WAIT_SECONDS, doublings), LONGEST_WAIT_SECONDS)
+
+
+def _is_possible(job: Job, message: messages.Message | None, seconds: float) -> bool:
+    """Say whether what a worker reports can be true of a job that it has had for so long.
+
+    The numbers are used to count, and to say when the queue will be done.
+    """
     match message:
         case messages.StepDone():
             fits = 1 <= message.section <= job.sections and 1 <= message.step <= job.steps
-            return fits and 0.0 <= message.seconds < math.inf
+            return fits and 0.0 <= message.seconds <= seconds
         case messages.SectionDecoded():
-            return 1 <= message.section <= job.sections and 0.0 <= message.seconds < math.inf
+            return 1 <= message.section <= job.sections and 0.0 <= message.seconds <= seconds
         case messages.Resumed():
             clips = message.clips or (message.steps,)
             fits = len(clips) == job.clips or not message.clips

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
-from framepackd.worker.messages import Message, Written
+from framepackd.worker.messages import Message, StepDone, Written
 
 # Messages that wait to be sent, with parts of files of 512 KiB: the checkpoint of one step. If the way is
 # slower than the device, the device waits: what has not arrived is computed again after a crash.
@@ -22,7 +22,8 @@ class SharedConnection:
         self._connection = connection
         self._sending = threading.Lock()
         self._behind: queue.Queue[Any] | None = None
-        self._error: OSError | None = None  # why nothing more can be sent behind
+        self._step = threading.Semaphore()  # to have a step behind: one may be
+        self._error: Exception | None = None  # why nothing more can be sent behind
         self.poll, self.recv = connection.poll, connection.recv
 
     def send_behind(self) -> None:
@@ -34,12 +35,16 @@ class SharedConnection:
     def send(self, message: Any) -> None:
         """Send a whole message; behind, it is on its way when this returns, after all before it.
 
+        Waits while the step before is behind: of what a crash leaves unsent, only one has to be repeated.
+
         Raises:
             OSError: the other end is gone.
         """
         if self._error is not None:
             raise self._error
         if self._behind is not None:
+            if isinstance(message, StepDone):
+                self._step.acquire()
             self._behind.put(message)
             return
         with self._sending:
@@ -56,8 +61,10 @@ class SharedConnection:
             if self._error is None:
                 try:
                     self._connection.send(message)
-                except OSError as error:
+                except Exception as error:
                     self._error = error
+            if isinstance(message, StepDone):
+                self._step.release()
             behind.task_done()
 
 

@@ -28,6 +28,10 @@ class Mirrored:
         own = work.result.parent, work.job_id
         self._jobs = [*(job for job in self._jobs if job != own), own][-ALIVE:]
 
+    def end(self, work: Work) -> None:
+        """Tell nothing more of a job: the next ones shall not displace one whose video is still written."""
+        self._jobs = [job for job in self._jobs if job[1] != work.job_id]
+
     def written(self, path: Path, *, durable: bool) -> None:
         """Send a file's content."""
         for job_id, name in self._named(path):

@@ -71,6 +71,8 @@ def main(connection: Connection, parent: int, device: str) -> None:
             if leaves_after(reply):
                 finishing.wait()  # after this reply nobody listens
             shared.send(reply)
+            if work.mirrored and not isinstance(reply, Sampled):
+                mirrored.end(work)
             finishing.begin()
             if leaves_after(reply):
                 shared.flush()

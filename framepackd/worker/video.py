@@ -20,14 +20,13 @@ from framepack_core.media.pictures import Picture
 from framepack_core.media.video_colours import Colours, to_rgb
 from framepack_core.networks import vae
 from framepackd import files
-from framepackd.jobs.folder import STRIP
+from framepackd.jobs.folder import STRIP, VIDEO
 from framepackd.worker.chain import Chain
 from framepackd.worker.messages import Work
 from framepackd.worker.state_file import DamagedError
 
 log = logging.getLogger(__name__)
 
-VIDEO = ".mp4"
 FILMSTRIP_FRAMES = 5
 FILMSTRIP_PIXELS = 240 * 240  # of each, whatever its shape
 FILMSTRIP_QUALITY = 80  # of the JPEG: 30 kB for five frames of a photo

@@ -165,3 +165,31 @@ def test_a_node_says_which_models_it_has(tmp_path: Path) -> None:
     assert isinstance(hello, messages.Hello)
     assert hello.models == ("here",)
     card.end()
+
+
+def test_the_video_of_a_job_arrives_although_others_begin_and_fail_beside_its_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [f"20260101-000000-{letter * 6}" for letter in "abc"]
+    first, wrong, last = (front_work(tmp_path, job=job) for job in jobs)
+    wrong.request.image.write_bytes(b"no picture")
+    allowed, write = threading.Event(), Video.write
+
+    def write_late(video: Video, *arguments: Any) -> None:
+        assert allowed.wait(PATIENCE)
+        write(video, *arguments)
+
+    monkeypatch.setattr(Video, "write", write_late)
+    card = greeted(own_of(tmp_path / "node"))
+    for work, end in ((first, messages.Sampled), (wrong, messages.Failed)):
+        card.daemon.send(work)
+        heard(card.daemon, lambda message, end=end: isinstance(message, end))  # type: ignore[misc]
+    card.daemon.send(last)
+    heard(card.daemon, lambda message: isinstance(message, messages.StepDone))
+    allowed.set()
+    for _ in range(2):
+        told = heard(card.daemon, lambda message: isinstance(message, Written))
+        assert isinstance(told[-1], Written)
+        assert isinstance(told[-1].reply, Finished)
+    card.end()
+    assert all(".mp4" in made(work) for work in (first, last))

@@ -145,6 +145,7 @@ def test_a_frame_that_no_node_sends_ends_the_bridge_and_writes_nothing(
         messages.Resumed(SECTIONS * STEPS + 1),
         messages.Resumed(1, (1, 0)),
         messages.Lowered("card", 10**6, "less"),
+        messages.Finished({}, {}, {}, None),  # and has sent no video
         messages.Finished({}, {}, {}, None, loras=({"keys": 1},)),
         Written(Stopped()),
     ],
@@ -159,6 +160,21 @@ def test_what_no_worker_says_of_the_job_ends_the_bridge_and_writes_nothing(
     front.say(run, said)
     assert f"{HOST} sends what no node sends" in lost(front.end())
     assert tree(tmp_path) == before
+
+
+def test_a_video_that_was_not_sent_is_not_written(tmp_path: Path) -> None:
+    front = Front()
+    run = started(front, front_work(tmp_path))
+    front.say(run, Sampled(), Written(messages.Finished({}, {}, {}, None)))
+    assert "has not sent it" in lost(front.end())
+
+
+def test_a_frame_as_deep_as_it_is_long_ends_the_bridge_in_words(tmp_path: Path) -> None:
+    front = Front()
+    started(front, front_work(tmp_path))
+    text = b'{"kind":"Said","run":1,"x":' + b"[" * 400_000 + b"]" * 400_000 + b"}"
+    front.node.send_packed(len(text).to_bytes(4, "big") + bytes(4) + text)
+    assert "sends what no node sends" in lost(front.end())
 
 
 def test_the_clips_of_a_chain_are_counted_as_they_are(tmp_path: Path) -> None:

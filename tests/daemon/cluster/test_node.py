@@ -2,22 +2,26 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from framepackd.cluster import inventory, names
+from framepackd.cluster import frames, inventory, names
 from framepackd.cluster.inventory import Entry
+from framepackd.cluster.located import to_json
 from framepackd.cluster.names import RefusedError
 from framepackd.cluster.node import Node
 from framepackd.cluster.node_file import FILE, NodeFileError, read_node_file, write_node_file
 from framepackd.cluster.wire import Frame, Wire
+from framepackd.worker.spawning import Spawned
 from tests.daemon.cluster.jobs import JOB, PATIENCE, front_work, own_of, start_threaded
 
 OTHER = "20260101-000000-bbbbbb"
@@ -93,16 +97,14 @@ def test_the_folder_of_a_job_is_made_what_it_is_on_the_front(served: Served) -> 
 )
 def test_a_file_that_no_job_brings_along_is_refused(served: Served, name: str) -> None:
     served.begin({name: b"x"})
-    with pytest.raises(EOFError):
-        served.next()
+    assert served.next().kind == "Lost"
     assert isinstance(served.end(), RefusedError)
 
 
 @pytest.mark.parametrize("job", ["../x", "", "x", f"{JOB}/.."])
 def test_what_is_no_job_is_refused(served: Served, job: str) -> None:
     served.begin({}, job)
-    with pytest.raises(EOFError):
-        served.next()
+    assert served.next().kind == "Lost"
     assert isinstance(served.end(), RefusedError)
 
 
@@ -113,8 +115,7 @@ def test_a_part_that_nobody_asked_for_is_refused(served: Served, part: dict[str,
     served.begin({"inputs/a.png": b"abc"})
     served.next()
     send(served, b"abc", **part)
-    with pytest.raises(EOFError):
-        served.next()
+    assert served.next().kind == "Lost"
     assert isinstance(served.end(), RefusedError)
 
 
@@ -123,8 +124,7 @@ def test_a_file_that_arrives_with_another_content_is_refused(served: Served) -> 
     served.next()
     send(served, b"abd")
     served.front.send({"kind": "Go", "run": 1})
-    with pytest.raises(EOFError):
-        served.next()
+    assert served.next().kind == "Lost"
     assert "another content" in str(served.end())
 
 
@@ -177,3 +177,45 @@ def test_a_node_finds_its_own_file_and_says_what_to_do_if_it_cannot(tmp_path: Pa
     for environment in ({}, {FILE: str(tmp_path / "none")}, {FILE: str(path)}):
         with pytest.raises(NodeFileError, match="framepackd node"):
             read_node_file(environment)
+
+
+def test_it_ends_with_the_front_although_a_worker_never_leaves_the_job(tmp_path: Path) -> None:
+    """A job is begun anew while the worker, which hangs, still has it."""
+    ours, theirs = multiprocessing.Pipe()
+    killed = threading.Event()
+    hung: Any = SimpleNamespace(kill=lambda: (killed.set(), theirs.close()), join=lambda: None, exitcode=-9)
+    front, end = map(Wire, socket.socketpair())
+    node = Node(end, own_of(tmp_path), "cpu", lambda _: Spawned(hung, ours))
+    serving = threading.Thread(target=node.serve, daemon=True)
+    serving.start()
+    work = front_work(tmp_path / "front")
+    described = to_json(work, "cpu", {})
+    listed = inventory.of_folder(work.result.parent)
+    assert (front.receive(PATIENCE) or Frame({})).kind == "Hello"
+    front.send({"kind": "Begin", "run": 1, "job": JOB}, frames.description(described, listed))
+    assert (front.receive(PATIENCE) or Frame({})).kind == "Lacks"
+    for entry, path in listed.items():
+        part = {"kind": "Part", "run": 1, "name": entry.name, "offset": 0}
+        front.send(part, path.read_bytes())
+    front.send({"kind": "Go", "run": 1})
+    front.send({"kind": "Begin", "run": 2, "job": JOB}, frames.description(described, listed))
+    front.close()
+    serving.join(PATIENCE)
+    assert not serving.is_alive()
+    assert killed.is_set()
+    end.close()
+    ours.close()
+
+
+def test_why_it_cannot_go_on_is_told(tmp_path: Path) -> None:
+    (tmp_path / "scratch").write_text("in the way of a folder")
+    front, end = map(Wire, socket.socketpair())
+    node = Node(end, own_of(tmp_path), "cpu", start_threaded)
+    with pytest.raises(NotADirectoryError):
+        node.serve()
+    told = front.receive(PATIENCE)
+    assert told is not None
+    assert told.kind == "Lost"
+    assert "Not a directory" in told.header["reason"]
+    for wire in (front, end):
+        wire.close()

@@ -48,9 +48,15 @@ def test_a_secret_that_others_may_read_is_refused(trust: Trust, name: str) -> No
 
 def test_a_token_that_can_be_guessed_is_refused_and_not_shown(trust: Trust) -> None:
     trust.token.write_text("secret\n")
-    with pytest.raises(TrustError, match="less than 32 characters") as refused:
+    with pytest.raises(TrustError, match="less than 32 ASCII characters") as refused:
         trust.check(NETWORK)
     assert "secret" not in str(refused.value)
+
+
+def test_a_token_that_is_no_text_is_refused_in_words(trust: Trust) -> None:
+    trust.token.write_bytes(b"\xff" * 64)
+    with pytest.raises(TrustError, match="less than 32 ASCII characters"):
+        trust.check(NETWORK)
 
 
 def test_ray_always_asks_for_the_token(trust: Trust) -> None:

@@ -70,6 +70,7 @@ def test_nothing_arrives_in_time_while_a_frame_is_not_whole(ends: tuple[Wire, Wi
         (b"\0\0\0\2\0\0\0\0[]", "no kind"),
         (b'\0\0\0\x0a\0\0\0\0{"kind":1}', "no kind"),
         (b"\0\0\0\1\0\0\0\0{", "no JSON"),
+        (b"\0\1\0\0\0\0\0\0" + b"[" * (1 << 16), "no JSON"),
     ],
 )
 def test_what_is_no_frame_is_refused_with_what_it_is(ends: tuple[Wire, Wire], sent: bytes, said: str) -> None:

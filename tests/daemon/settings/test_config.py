@@ -75,8 +75,13 @@ def test_the_files_of_a_cluster_lie_beside_the_configuration_or_among_the_creden
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "credentials").mkdir()
-    (tmp_path / "credentials/token").write_text("secret")
+    for name in ("token", "crt", "key", "ca"):
+        (tmp_path / "credentials" / name).write_text("secret")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "credentials"))
+    documented = 'token_file = "token"\ntls_cert = "crt"\ntls_key = "key"\ntls_ca = "ca"\n'
+    found = load_config(written(tmp_path, f"[cluster]\n{documented}")).cluster
+    files = (found.token_file, found.tls_cert, found.tls_key, found.tls_ca)
+    assert files == tuple(tmp_path / "credentials" / name for name in ("token", "crt", "key", "ca"))
     tls = 'tls_cert = "a.crt"\ntls_key = "a.key"\ntls_ca = "/etc/ca.crt"\n'
     found = load_config(written(tmp_path, f'[cluster]\ntoken_file = "token"\n{tls}')).cluster
     assert found.token_file == tmp_path / "credentials/token"

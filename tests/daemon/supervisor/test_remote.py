@@ -10,6 +10,7 @@ from framepackd.jobs.job import State
 from framepackd.supervisor import remote
 from framepackd.supervisor.cards import Cards
 from framepackd.worker.messages import (
+    Again,
     Died,
     Failed,
     Finished,
@@ -123,6 +124,29 @@ def test_the_wait_after_losses_in_a_row_doubles_up_to_a_bound_and_ends_with_a_st
         machines.round()
         waits.append(str(machines.card("render2:cuda:0").away).rsplit(" ", 2)[-2])
     assert waits == ["2", "4", "8", "16", "32", "64", "128", "256", "300", "2"]
+
+
+def test_a_machine_that_is_of_no_use_for_months_is_still_tried() -> None:
+    waits = [remote.wait_after(losses) for losses in range(10_000)]
+    assert (waits[0], waits[-1]) == (remote.FIRST_WAIT_SECONDS, remote.LONGEST_WAIT_SECONDS)
+
+
+@pytest.mark.parametrize("answer", [Again("a new link"), Failed("its LoRA is gone", retry=True)])
+def test_a_job_whose_video_is_written_goes_on_when_another_needs_a_new_bridge(
+    machines: Machines, answer: Message
+) -> None:
+    bridge = machines.reached("render2")
+    machines.drop("ab")
+    machines.round()
+    bridge.say(READY, Sampled())
+    machines.round()
+    machines.round()
+    assert machines.works(bridge) == ["a", "b"]
+    bridge.say(answer)
+    machines.round()
+    first = machines.job("a")
+    assert (first.state, first.attempts, machines.cards.running) == (State.QUEUED, 0, [])
+    assert machines.job("b").state == State.QUEUED
 
 
 def test_the_death_of_the_worker_there_counts_as_one_here(machines: Machines) -> None:
@@ -359,7 +383,9 @@ def test_what_ends_a_worker_here_ends_the_bridge_to_one_there(machines: Machines
         StepDone(99, 1, 0.1),
         StepDone(1, 0, 0.1),
         StepDone(1, 1, float("nan")),
+        StepDone(1, 1, 1e15),  # longer than the job is there: the end of the queue would lie beyond all dates
         SectionDecoded(0, 0.1),
+        SectionDecoded(1, 60.0),
         Resumed(-1),
         Resumed(10**9),
         Resumed(1, (1, 2, 3)),

@@ -8,6 +8,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from framepackd.worker.finishing import BEHIND, SharedConnection
+from framepackd.worker.messages import StepDone
 
 PART = bytes(1 << 20)  # more than a pipe holds
 
@@ -62,3 +63,27 @@ def test_where_nobody_receives_any_more_the_next_send_says_so(
     shared.flush()
     with pytest.raises(OSError, match=r"Broken pipe|reset"):
         shared.send("nor this")
+
+
+def test_one_step_may_be_behind_and_not_two(pipe: tuple[SharedConnection, Connection]) -> None:
+    shared, theirs = pipe
+    shared.send(PART)  # nothing more is sent until this is received
+    shared.send(StepDone(1, 1, 0.1))
+    sending = threading.Thread(target=shared.send, args=(StepDone(1, 2, 0.1),))
+    sending.start()
+    sending.join(0.5)
+    assert sending.is_alive()
+    theirs.recv()
+    sending.join(10)
+    assert not sending.is_alive()
+    assert [theirs.recv().step for _ in range(2)] == [1, 2]
+
+
+def test_what_cannot_be_sent_at_all_is_told_and_nobody_waits_for_ever(
+    pipe: tuple[SharedConnection, Connection],
+) -> None:
+    shared, _ = pipe
+    shared.send(lambda: None)  # cannot be pickled
+    shared.flush()
+    with pytest.raises(Exception, match="pickle"):
+        shared.send("more")
