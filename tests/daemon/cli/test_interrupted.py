@@ -17,6 +17,11 @@ def catches_ctrl_c(process: int) -> bool:
     return caught is not None and bool(int(caught[1], 16) & 1 << (signal.SIGINT - 1))
 
 
+def hear_ctrl_c() -> None:
+    """Undo what a shell does to commands in its background, to these tests too: they ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.5])
 def test_ctrl_c_ends_a_command_quietly(tmp_path: Path, seconds: float) -> None:
     """From our first line on: before it Python itself would print where it was."""
@@ -26,6 +31,7 @@ def test_ctrl_c_ends_a_command_quietly(tmp_path: Path, seconds: float) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=environment,
+        preexec_fn=hear_ctrl_c,
     )
     while not catches_ctrl_c(process.pid):
         time.sleep(0.001)
