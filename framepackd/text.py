@@ -14,6 +14,7 @@ from rich import filesize
 
 LAST = "\U0010ffff"  # sorts after every other character
 JOB_ID = re.compile(r"[0-9]{8}-[0-9]{6}-[0-9a-f]{6}")
+HOST_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?"  # of a machine of the cluster; ASCII
 STAND_IN_BYTES = 100  # with a number and what follows NAME, within the 143 bytes of eCryptfs
 # Devices on Windows, whatever follows a point.
 RESERVED = re.compile(r"(?i:con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])")

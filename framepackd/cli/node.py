@@ -49,10 +49,10 @@ def node(
     from framepackd.cluster.node_file import NodeFile
     from framepackd.cluster.ray_process import Head
     from framepackd.cluster.trust import Trust
-    from framepackd.settings.cluster import NAME
+    from framepackd.text import HOST_NAME
 
     called = name or socket.gethostname()
-    if not re.fullmatch(NAME, called, re.ASCII):
+    if not re.fullmatch(HOST_NAME, called, re.ASCII):
         fail(f"the daemon cannot name a machine {called!r}: give letters, digits, - and . with --name", 2)
     log_to_stderr()
     address, table = Head.at(where), config.cluster

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from framepackd.cluster import landlock
 from framepackd.cluster.actor import Relay
 from framepackd.cluster.wire import Frame, Wire, WireError
+from framepackd.text import HOST_NAME
 from framepackd.worker.main import die_with
 
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ OF_ETC = (
     "services", "passwd", "group", "localtime", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "machine-id",
     "alternatives",
 )  # fmt: skip
-# Names of nodes that are told.
-SHOWN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?", re.ASCII)
+SHOWN = re.compile(HOST_NAME, re.ASCII)  # names of nodes that are told
 TRUST_FILES = ("RAY_AUTH_TOKEN_PATH", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 

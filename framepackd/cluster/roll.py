@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
 
 from framepackd.cluster.wire import Wire, WireError
-from framepackd.text import printable
+from framepackd.text import HOST_NAME, printable
 
 SILENT_SECONDS = 20.0  # the server tells its list at least every 5 s, once it has imported Ray
 AGAIN_SECONDS = 2.0  # before the server is asked again
@@ -22,10 +22,9 @@ ANSWER_SECONDS = 20.0  # for a link to import Ray and to ask it
 MOST_WORDS = 500  # characters of a reason
 ROUND_SECONDS = 0.5  # at most, until an end is noticed
 MOST_NODES, MOST_DEVICES = 4096, 1024  # more is no list of machines
-HOST = r"^[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?$"
 DEVICE = r"^(?:cpu(?::[0-9]{1,3})?|cuda:[0-9]{1,3})$"
 
-_Host = Annotated[str, StringConstraints(pattern=HOST)]
+_Host = Annotated[str, StringConstraints(pattern=f"^{HOST_NAME}$")]
 _Device = Annotated[str, StringConstraints(pattern=DEVICE)]
 _Address = Annotated[str, StringConstraints(max_length=255, pattern=r"^[\x20-\x7e]*$")]
 

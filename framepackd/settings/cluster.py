@@ -7,11 +7,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from framepackd.settings.secret_files import locate
+from framepackd.text import HOST_NAME
 
 ALL = "all"
-NAME = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?"
-NODE = re.compile(rf"(?P<host>{NAME})(?::(?P<device>cpu(?::\d{{1,3}})?|cuda:\d{{1,3}}))?", re.ASCII)
-ADDRESS = re.compile(rf"(?:{NAME}|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{{1,5}})", re.ASCII)
+NODE = re.compile(rf"(?P<host>{HOST_NAME})(?::(?P<device>cpu(?::\d{{1,3}})?|cuda:\d{{1,3}}))?", re.ASCII)
+ADDRESS = re.compile(rf"(?:{HOST_NAME}|\[[0-9A-Fa-f:.]+\]):(?P<port>\d{{1,5}})", re.ASCII)
 RUN = Path("/run")  # of services of the machine
 BRIDGES = Path("framepackd-node/bridges.sock")
 TLS = ("tls_cert", "tls_key", "tls_ca")

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 import pytest
@@ -22,6 +22,20 @@ def pipe() -> Iterator[tuple[SharedConnection, Connection]]:
         yield shared, theirs
 
 
+def waiting(do: Callable[[], object]) -> threading.Thread:
+    """Have something done in a thread, and see that it waits."""
+    thread = threading.Thread(target=do)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    return thread
+
+
+def check_ends(thread: threading.Thread) -> None:
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_who_sends_does_not_wait_for_who_receives(pipe: tuple[SharedConnection, Connection]) -> None:
     shared, theirs = pipe
     for number in range(BEHIND):
@@ -32,26 +46,18 @@ def test_who_sends_does_not_wait_for_who_receives(pipe: tuple[SharedConnection, 
 def test_who_sends_waits_once_a_step_is_behind(pipe: tuple[SharedConnection, Connection]) -> None:
     shared, theirs = pipe
     more = 2  # one that is being sent, and one too many
-    sending = threading.Thread(target=lambda: [shared.send(PART) for _ in range(BEHIND + more)])
-    sending.start()
-    sending.join(1)
-    assert sending.is_alive()
+    sending = waiting(lambda: [shared.send(PART) for _ in range(BEHIND + more)])
     for _ in range(BEHIND + more):
         theirs.recv()
-    sending.join(10)
-    assert not sending.is_alive()
+    check_ends(sending)
 
 
 def test_after_a_flush_all_is_sent(pipe: tuple[SharedConnection, Connection]) -> None:
     shared, theirs = pipe
     shared.send(PART)
-    flushing = threading.Thread(target=shared.flush)
-    flushing.start()
-    flushing.join(0.3)
-    assert flushing.is_alive()
+    flushing = waiting(shared.flush)
     theirs.recv()
-    flushing.join(10)
-    assert not flushing.is_alive()
+    check_ends(flushing)
 
 
 def test_where_nobody_receives_any_more_the_next_send_says_so(
@@ -69,13 +75,9 @@ def test_one_step_may_be_behind_and_not_two(pipe: tuple[SharedConnection, Connec
     shared, theirs = pipe
     shared.send(PART)  # nothing more is sent until this is received
     shared.send(StepDone(1, 1, 0.1))
-    sending = threading.Thread(target=shared.send, args=(StepDone(1, 2, 0.1),))
-    sending.start()
-    sending.join(0.5)
-    assert sending.is_alive()
+    sending = waiting(lambda: shared.send(StepDone(1, 2, 0.1)))
     theirs.recv()
-    sending.join(10)
-    assert not sending.is_alive()
+    check_ends(sending)
     assert [theirs.recv().step for _ in range(2)] == [1, 2]
 
 
