@@ -20,7 +20,7 @@ test: .venv/installed
 
 # Tests that take minutes. As root, with systemd-nspawn, also the service on a real systemd.
 long: .venv/installed
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --durations=15
+	@SPAWN_WORKERS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long --durations=15
 	@[ $$(id -u) != 0 ] || BOOT_SYSTEMD=1 $(BIN)/python -m pytest -m systemd -s
 
 check: .venv/installed

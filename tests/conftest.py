@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,15 @@ from framepack_core.media.pictures import Frames
 from framepack_core.sections import chronological
 from tests.golden.replay import KINDS as KINDS  # for tests, which have it from here
 from tests.golden.replay import tiny_spec as tiny_spec
+from tests.started.forking import NOT_WANTED, served
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Fork the workers of all daemons from one process, which the processes of the tests share."""
+    if not hasattr(config, "workerinput") and NOT_WANTED not in os.environ:
+        forking = ExitStack()
+        forking.enter_context(served())
+        config.add_cleanup(forking.close)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -19,6 +19,7 @@ from framepackd.control import client
 from framepackd.settings.config import load_config
 from framepackd.text import printable_json
 from tests.golden import TINY_MODELS
+from tests.started.forking import worker_of
 
 # The smallest video that has two sections: 32 x 32, window 3, 25 frames, one step each.
 TINY = 'model = "demo"\n[defaults]\nseconds = 1\nsteps = 2\nlatent_window_size = 3\nwidth = 32\nheight = 32\n'
@@ -101,16 +102,10 @@ class Daemon:
     def worker(self) -> int:
         """Give the process id of the worker."""
         assert self.process is not None
-        found: list[int] = []
-
-        def runs() -> bool:  # for a moment after the fork it has the daemon's command line
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            lines = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in map(int, children)}
-            found[:] = [child for child, line in lines.items() if b"spawn_main" in line]
-            return bool(found)
-
-        self.until(runs, "a worker to run", 10)
-        return found[0]
+        self.until(lambda: worker_of(self.process.pid) is not None, "a worker to run", 10)
+        found = worker_of(self.process.pid)
+        assert found is not None
+        return found
 
 
 def environment() -> dict[str, str]:

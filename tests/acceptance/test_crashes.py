@@ -99,7 +99,7 @@ def test_with_two_devices_killed_workers_and_daemons_make_what_one_device_makes(
     baseline: Baseline, tmp_path: Path
 ) -> None:
     """A kill costs each running job one computed step at most."""
-    folders = Folders(tmp_path, tmp_path, JOBS, devices=2, forked=True)  # `make long` starts each by itself
+    folders = Folders(tmp_path, tmp_path, JOBS, devices=2)
     campaign = Campaign(folders, baseline, random.Random(1))
     total = sum(number for label, number in baseline.points.items() if label.startswith(IN_WORKERS))
     plans = [

@@ -45,7 +45,7 @@ class Life:
         plan.write(self._control)
         self.log = folders.own / "daemon.log"
         command = [sys.executable, "-m", "tests.crash.victim", "run", "--config", str(folders.config)]
-        own = {"CRASH_CONTROL": str(self._control)} | ({"CRASH_FORKED": "1"} if folders.forked else {})
+        own = {"CRASH_CONTROL": str(self._control)}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--once"] if once else command,
@@ -54,7 +54,7 @@ class Life:
                 cwd=REPOSITORY,
                 # One thread: two wait for each other on a busy machine.
                 env=environment() | own | {"OMP_NUM_THREADS": "1"},
-                start_new_session=True,
+                process_group=0,
             )
 
     @property

@@ -74,7 +74,6 @@ class Folders:
     states: Path | None = None  # where the state folder is, if not below the root
     targets: Path | None = None  # where outbox and failed folder are, if not below the root
     devices: int = 1  # workers; with several of them they are killed too, which counts as attempts
-    forked: bool = False  # its workers, from one process that has imported what each needs
     waiting: int = 0  # texts in the inbox whose pictures never come
 
     @property

@@ -11,7 +11,6 @@ import fcntl
 import functools
 import io
 import json
-import multiprocessing
 import os
 import signal
 import struct
@@ -303,17 +302,6 @@ def _patch_clock(points: Points) -> None:
         module.datetime = Jumping  # type: ignore[attr-defined] # they import it, but do not export it
 
 
-def _patch_start_of_workers() -> None:
-    """Fork them from one process that has imported the libraries: alone, each takes seconds to do so."""
-    from framepackd.worker import main
-
-    multiprocessing.set_forkserver_preload(["tests.crash.libraries"])
-    forking = multiprocessing.get_context("forkserver")
-    multiprocessing.get_context = lambda method=None: forking  # type: ignore[assignment, method-assign]
-    original = main.die_with
-    main.die_with = lambda _: original(os.getppid())  # that process is the parent, and dies with the daemon
-
-
 def _patch() -> None:
     control = os.environ.get("CRASH_CONTROL")
     if control is None:
@@ -326,8 +314,6 @@ def _patch() -> None:
     _patch_database(points)
     _patch_messages(points)
     _patch_files(points)
-    if "CRASH_FORKED" in os.environ:
-        _patch_start_of_workers()
 
 
 if __name__ in ("__main__", "__mp_main__"):
