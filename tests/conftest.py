@@ -1,5 +1,6 @@
 """What tests of both packages share: the tiny models, loaded once."""
 
+import gc
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
@@ -19,10 +20,17 @@ from tests.started.forking import NOT_WANTED, served
 
 def pytest_configure(config: pytest.Config) -> None:
     """Fork the workers of all daemons from one process, which the processes of the tests share."""
+    gc.disable()
     if not hasattr(config, "workerinput") and NOT_WANTED not in os.environ:
         forking = ExitStack()
         forking.enter_context(served())
         config.add_cleanup(forking.close)
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage in what tests make, not again and again in the millions of objects imported for them."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(wrapper=True)

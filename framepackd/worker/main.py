@@ -6,6 +6,7 @@ torch is imported only inside functions here: the daemon imports this module to 
 
 import ctypes
 import errno
+import gc
 import logging
 import os
 import signal
@@ -52,9 +53,11 @@ def main(connection: Connection, parent: int, device: str) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_DAEMON)
     before_torch.set_up(device)
     set_environment()
+    gc.disable()  # a seventh of the imports would go into looking for garbage, of which they make none
     from framepackd.worker.engines import Engines
     from framepackd.worker.finishing import Finishing, SharedConnection
 
+    gc.enable()
     engines, shared = Engines(), SharedConnection(connection)
     finishing, mirrored = Finishing(shared), Mirrored(shared.send)
     files.observe(mirrored)

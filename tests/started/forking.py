@@ -8,6 +8,7 @@ With ``SPAWN_WORKERS=1`` each daemon starts its own.
 """
 
 import ctypes
+import gc
 import hashlib
 import importlib
 import multiprocessing
@@ -152,8 +153,11 @@ def _serve(address: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # at Ctrl-C the tests end, and with them this process
     os.environ.update(TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")  # as a worker sets them
     with Listener(address, backlog=64) as listener:
+        gc.disable()
         for library in LIBRARIES:
             importlib.import_module(library)
+        gc.freeze()  # nor do workers look through all of it
+        gc.enable()
         while True:
             daemon = listener.accept()
             multiprocessing.active_children()  # none of the ended ones remains a zombie
