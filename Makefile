@@ -1,7 +1,8 @@
 # make demo and make test need nothing but a fresh clone: each command builds .venv if it is missing.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what it imports. pip would compile all files of all packages, which takes longer than fetching them.
+INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 PROCESSES := $(shell expr $$(nproc) \* 3 / 2)
 
 # The tests start hundreds of processes. Without bytecode files each of them would compile this package again.

@@ -28,7 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage in what tests make, not again and again in the millions of objects imported for them."""
+    """Look for garbage in what tests make, not in the millions of objects that were imported for them."""
     gc.freeze()
     gc.enable()
 

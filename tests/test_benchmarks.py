@@ -156,6 +156,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.update(before)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("small")
 def test_the_rows_that_stream_run_on_a_gpu_that_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a GPU does what they look for is for one to say; here they must not fail by themselves."""

@@ -53,11 +53,11 @@ def test_a_pan_is_nearer_to_itself_than_to_a_still_and_the_other_way(
 @pytest.mark.parametrize(
     ("prompt", "motion"),
     [
-        ("look up", "tilt up"),
         ("The camera moves closer", "zoom in"),
-        ("spin left", "rotate left"),
-        ("the water ripples", "ripple"),
         ("mist rises", "fog"),
+        pytest.param("look up", "tilt up", marks=pytest.mark.long),
+        pytest.param("spin left", "rotate left", marks=pytest.mark.long),
+        pytest.param("the water ripples", "ripple", marks=pytest.mark.long),
     ],
 )
 def test_the_requested_motion_is_nearest_of_all_motions(
@@ -74,7 +74,15 @@ def test_night_falls(picture: torch.Tensor) -> None:
     assert psnr(made[LAST], render(picture, "night falls", torch.arange(37)[LAST])) > 20
 
 
-@pytest.mark.parametrize("prompt", ["The knight draws his sword", "le chat dort", "猫が歩いている", ""])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "猫が歩いている",
+        pytest.param("The knight draws his sword", marks=pytest.mark.long),
+        pytest.param("le chat dort", marks=pytest.mark.long),
+    ],
+)
 def test_unknown_words_make_the_picture_sway_or_stand_still(picture: torch.Tensor, prompt: str) -> None:
     made = make(engine("f1"), picture, prompt, 1)
     assert nearest(made, truths(picture, 37), LAST) in (OTHERWISE, "still")

@@ -114,7 +114,11 @@ def streamed() -> Callable[[str], tuple[PlayedGpu, Engine]]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "levels"), [(KINDS[0], [*range(len(LEVELS)), 0]), (KINDS[1], [CORE, CORE + 1, STREAMED])]
+    ("kind", "levels"),
+    [
+        (KINDS[0], [*range(len(LEVELS)), 0]),
+        pytest.param(KINDS[1], [CORE, CORE + 1, STREAMED], marks=pytest.mark.long),
+    ],
 )
 def test_every_level_gives_the_same_bits(
     folder: Path, on_the_cpu: Made, kind: str, levels: list[int]
@@ -143,7 +147,7 @@ def test_during_sampling_the_card_holds_nothing_of_the_decoded_section(folder: P
     assert max(live[1:]) <= live[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [KINDS[0], pytest.param(KINDS[1], marks=pytest.mark.long)])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_caches_guidance_and_an_end_frame_give_the_same_bits_on_every_level(
     folder: Path,
@@ -186,7 +190,9 @@ def at(section: int, step: int) -> Callable[[Step | Clip], bool]:
 
 
 PLACEMENTS = pytest.mark.parametrize(
-    "level", range(CORE, STREAMED + 1), ids=lambda level: LEVELS[level].placement
+    "level",
+    [*(pytest.param(level, marks=pytest.mark.long) for level in range(CORE, STREAMED)), STREAMED],
+    ids=lambda level: LEVELS[level].placement,
 )
 
 
@@ -217,7 +223,9 @@ def test_reduced_weights_give_the_same_bits_on_every_level(
     assert not gpu.faults
 
 
-@pytest.mark.parametrize("level", range(1, STREAMED))
+@pytest.mark.parametrize(
+    "level", [1, *(pytest.param(level, marks=pytest.mark.long) for level in range(2, STREAMED))]
+)
 def test_after_memory_runs_out_the_next_level_continues_with_the_same_bits(
     folder: Path, on_the_cpu: Made, level: int
 ) -> None:

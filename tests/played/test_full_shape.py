@@ -7,7 +7,10 @@ from framepack_core.memory.footprint import Placement
 from tests.played.cards import CARDS
 
 
-@pytest.mark.parametrize(("size", "placement", "decode"), [(6, "partly", True), (16, "partly", False)])
+@pytest.mark.parametrize(
+    ("size", "placement", "decode"),
+    [(6, "partly", True), pytest.param(16, "partly", False, marks=pytest.mark.long)],
+)
 def test_a_card_holds_what_is_planned_and_computes_without_a_wait(
     size: int, placement: Placement, *, decode: bool
 ) -> None:

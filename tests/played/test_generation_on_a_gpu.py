@@ -127,7 +127,10 @@ def test_a_failed_allocation_of_a_library_uses_the_next_level_in_another_process
     assert made(work) == on_the_cpu
 
 
-@pytest.mark.parametrize("within", ["_encode_prompts", "sample_unipc", "decode"])
+@pytest.mark.parametrize(
+    "within",
+    ["decode", *(pytest.param(name, marks=pytest.mark.long) for name in ("_encode_prompts", "sample_unipc"))],
+)
 def test_a_broken_context_fails_the_job_for_now_and_another_process_goes_on(
     work: Work, on_the_cpu: dict[str, bytes], within: str
 ) -> None:

@@ -31,6 +31,8 @@ LIBRARIES = (
     "av",
     "diffusers.models.autoencoders.autoencoder_kl_hunyuan_video",
     "diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video_framepack",
+    "pydantic_settings",
+    "sqlalchemy.orm",
     "transformers.models.siglip.image_processing_pil_siglip",
     "transformers.models.siglip.modeling_siglip",
 )
@@ -70,10 +72,11 @@ def fork_workers() -> None:
 
 def worker_of(daemon: int) -> int | None:
     """Find the worker of a daemon: it is named here, or the daemon's child."""
-    children = Path(f"/proc/{daemon}/task/{daemon}/children").read_text().split()
-    for process in map(int, children):  # for a moment after the fork it has the daemon's command line
-        if b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes():
-            return process
+    for children in Path(f"/proc/{daemon}/task").glob("*/children"):
+        for process in map(int, children.read_text().split()):
+            # For a moment after the fork it has the daemon's command line.
+            if b"spawn_main" in Path(f"/proc/{process}/cmdline").read_bytes():
+                return process
     for folder in Path("/proc").iterdir():
         with suppress(OSError):
             if folder.name.isdigit() and (folder / "comm").read_text().strip() == _name(daemon):

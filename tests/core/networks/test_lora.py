@@ -70,7 +70,10 @@ def test_loras_are_merged_into_scaled_fp8_with_a_prefix_as_into_the_converted_we
     assert not differing(*found)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), MODES)
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [MODES[0], *(pytest.param(*mode, marks=pytest.mark.long) for mode in MODES[1:-1]), MODES[-1]],
+)
 def test_whatever_was_merged_before_leaves_no_trace(precision: Precision, dtype: str, tmp_path: Path) -> None:
     spec = BUILT_IN["demo"]
     base = stored(spec)

@@ -13,6 +13,7 @@ from pathlib import Path
 from framepackd.cluster.node_file import FILE, NodeFile, write_node_file
 from framepackd.cluster.wire import Wire
 from tests.daemon.cluster.jobs import PATIENCE
+from tests.started.forking import worker_of
 
 ALIVE_SECONDS = 1.0
 
@@ -71,11 +72,9 @@ class Link:
     def worker(self) -> int:
         """The process id of the worker of the node."""
         assert self.node is not None
-        for task in Path(f"/proc/{self.node.pid}/task").iterdir():
-            for child in (task / "children").read_text().split():
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                    return int(child)
-        raise AssertionError("there is no worker")
+        worker = worker_of(self.node.pid)
+        assert worker is not None
+        return worker
 
     def end(self) -> None:
         """Wait until all has ended, as it does with the connection."""

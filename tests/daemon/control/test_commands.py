@@ -51,8 +51,11 @@ def test_without_a_daemon_a_job_that_fails_again_can_be_tried_once_more_at_once(
 
 @pytest.mark.parametrize(
     ("where", "checked"),
-    [("one file system", True), ("two file systems", True), ("one file system", False)],
-    ids=["one file system", "two file systems", "failed its checks"],
+    [
+        pytest.param("one file system", True, id="one file system", marks=pytest.mark.long),
+        pytest.param("two file systems", True, id="two file systems"),
+        pytest.param("one file system", False, id="failed its checks"),
+    ],
 )
 def test_bringing_files_back_survives_dying_at_every_line(
     tmp_path: Path,

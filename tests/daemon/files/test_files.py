@@ -60,8 +60,16 @@ def test_a_folder_below_one_that_others_read_can_be_read_by_them_whatever_the_um
     assert (outbox / "sub").stat().st_mode & 0o7777 == made
 
 
-@pytest.mark.parametrize("consumer", [False, True], ids=["", "who empties the outbox"])
-@pytest.mark.parametrize("where", ["one file system", "two file systems"])
+@pytest.mark.parametrize(
+    ("where", "consumer"),
+    [
+        ("one file system", False),
+        ("two file systems", True),
+        pytest.param("one file system", True, marks=pytest.mark.long),
+        pytest.param("two file systems", False, marks=pytest.mark.long),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "who empties the outbox" if value else "",
+)
 def test_delivery_survives_dying_at_every_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -133,7 +133,13 @@ def take_what_is_left(place: Place, count: int) -> None:
         take.adopt_leftovers(place.config, place.store)
 
 
-@pytest.mark.parametrize(("settings", "count"), [(THREE, 3), ('seeds = 2\nseed = "random"\n', 2)])
+@pytest.mark.parametrize(
+    ("settings", "count"),
+    [
+        (THREE, 3),
+        pytest.param('seeds = 2\nseed = "random"\n', 2, marks=pytest.mark.long),
+    ],
+)
 def test_taking_variations_in_survives_dying_at_every_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, count: int
 ) -> None:

@@ -69,6 +69,7 @@ def test_with_other_files_than_were_recorded_nothing_is_said_of_the_machine(
     assert "something computes wrongly" not in found
 
 
+@pytest.mark.long
 def test_it_is_recorded_anew_by_one_command(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

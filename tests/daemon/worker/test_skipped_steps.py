@@ -104,7 +104,9 @@ class Without(Cut):
         super().send(message)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param("teacache", marks=pytest.mark.long), "teacache-guided", "magcache"]
+)
 def test_after_a_kill_at_most_one_computed_step_is_done_again_and_the_bits_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[Step], mode: str
 ) -> None:
