@@ -24,7 +24,7 @@ from framepackd.text import HOST_NAME
 from framepackd.worker.main import die_with
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 CARDS = "framepackd:"  # the resources of Ray that a node lends are so named: framepackd:cuda:0
 CARD = re.compile(rf"{CARDS}(cpu|cuda:[0-9]{{1,3}})", re.ASCII)
@@ -159,18 +159,31 @@ def _tell_nodes(wire: Wire) -> None:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """List the nodes that lend cards: of each host the living one, or else the last that was there."""
+    """List the nodes that lend cards, as :func:`listed` does."""
     import ray
 
+    return listed(ray.nodes())
+
+
+def listed(told: "Iterable[Mapping[str, Any]]") -> list[dict[str, Any]]:
+    """List the nodes that lend cards: of each host the living one, or else the last that was there.
+
+    ``others``: the addresses of further living ones that call themselves like it, and are not used.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for node in ray.nodes():
+    for node in told:
         devices = sorted(name.removeprefix(CARDS) for name in node["Resources"] if CARD.fullmatch(name))
         host = node["NodeName"]
         if not SHOWN.fullmatch(host):  # a node calls itself what it likes
             continue
-        if (devices or not node["Alive"]) and not found.get(host, {}).get("alive"):
-            address = node["NodeManagerAddress"]
-            found[host] = {"host": host, "address": address, "alive": node["Alive"], "devices": devices}
+        alive, address, before = node["Alive"], node["NodeManagerAddress"], found.get(host, {})
+        if before.get("alive"):
+            if alive and devices and address not in (before["address"], *before["others"]):
+                before["others"].append(address)
+        elif devices or not alive:
+            found[host] = {
+                "host": host, "address": address, "alive": alive, "devices": devices, "others": [],
+            }  # fmt: skip
     return [found[host] for host in sorted(found)]
 
 

@@ -31,12 +31,16 @@ _Address = Annotated[str, StringConstraints(max_length=255, pattern=r"^[\x20-\x7
 
 @dataclass(frozen=True)
 class Node:
-    """Another machine: its name, its address, whether it answers, its devices in their order."""
+    """Another machine: its name, its address, whether it answers, its devices in their order.
+
+    ``others``: the addresses of machines that have the same name.
+    """
 
     host: _Host
     address: _Address
     alive: bool
     devices: Annotated[tuple[_Device, ...], Field(max_length=MOST_DEVICES)]
+    others: Annotated[tuple[_Address, ...], Field(max_length=MOST_NODES)] = ()
 
 
 class RayLostError(Exception):

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -73,12 +74,13 @@ class Fleet:
 
     @property
     def problems(self) -> list[Problem]:
-        """What a person should put right: machines that are named, or were there, and do not answer."""
+        """What a person should put right: machines that do not answer, and those with the name of another."""
         if not self._roll.answered:
             return []
         if self._roll.trouble is not None:
             return [Problem("cluster", self._roll.trouble)]
-        reasons = (self._why_unreachable(host) for host in self.hosts if host not in self._drained)
+        here = [host for host in self.hosts if host not in self._drained]
+        reasons = (*map(self._why_unreachable, here), *map(self._why_ambiguous, here))
         return [Problem("node", reason) for reason in reasons if reason is not None]
 
     def meet(self) -> None:
@@ -128,10 +130,21 @@ class Fleet:
         if self._roll.trouble is not None:
             return self._roll.trouble
         node = self._roll.nodes.get(host)
+        if node is None and host == socket.gethostname():
+            return f"{host} is this machine: its cards stand under [gpu] device, not under [cluster] nodes"
         if node is None:
             return f"{host} has not joined: run framepackd node there"
         return (
             None if node.alive else f"{host} does not answer: look whether it runs, and framepackd node on it"
+        )
+
+    def _why_ambiguous(self, host: str) -> str | None:
+        node = self._roll.nodes.get(host)
+        if node is None or not node.others:
+            return None
+        return (
+            f"{host} is the name of {', '.join((node.address, *node.others))}: only the first is used; give "
+            "each machine its own with framepackd node --name"
         )
 
     def _why_card_unreachable(self, card: RemoteSupervisor) -> str | None:

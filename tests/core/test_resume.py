@@ -23,9 +23,12 @@ MODES = {
     "f1-cached": ("framepack-f1", {"cache": "teacache", "steps": 9}),
     "one-step": ("framepack-f1", {"steps": 1}),
 }
+IN_OTHERS = {"guided", "cached", "f1-guided"}  # what these test, further modes test too
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.long) if mode in IN_OTHERS else mode for mode in MODES]
+)
 def test_resuming_after_any_event_gives_the_same_bits(
     tiny_engine: TinyEngine, tmp_path: Path, mode: str
 ) -> None:

@@ -37,7 +37,9 @@ def kept(path: Path, latents: torch.Tensor) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("sections", "settings"), [(1, {}), (2, GUIDED), (3, {}), (5, {})])
+@pytest.mark.parametrize(
+    ("sections", "settings"), [(1, {}), (2, GUIDED), (3, {}), pytest.param(5, {}, marks=pytest.mark.long)]
+)
 def test_extending_from_latents_gives_the_bits_of_a_longer_video(
     tiny_engine: TinyEngine, tmp_path: Path, sections: int, settings: dict[str, object]
 ) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,3 +99,20 @@ def test_a_link_sees_neither_state_folder_nor_configuration(tmp_path: Path) -> N
     )
     assert ran.returncode == 0, ran.stderr
     assert not secret.with_name("new").exists()
+
+
+def in_ray(address: str, *cards: str, alive: bool = True) -> dict[str, Any]:
+    return {
+        "NodeName": "render2",
+        "NodeManagerAddress": address,
+        "Alive": alive,
+        "Resources": {f"{link.CARDS}{card}": 1.0 for card in cards},
+    }
+
+
+def test_of_machines_with_one_name_the_living_one_is_listed_and_the_others_are_named() -> None:
+    gone, first, again = (in_ray("10.0.0.7", "cuda:0", alive=alive) for alive in (False, True, True))
+    second, head = in_ray("10.0.0.8", "cuda:0", "cuda:1"), in_ray("10.0.0.1")
+    listed = {"host": "render2", "address": "10.0.0.7", "alive": True, "devices": ["cuda:0"]}
+    assert link.listed([gone, first, again]) == [listed | {"others": []}]
+    assert link.listed([head, gone, first, second, second]) == [listed | {"others": ["10.0.0.8"]}]

@@ -38,8 +38,8 @@ class Roll:
     def end(self) -> None:
         """Nobody was asked."""
 
-    def joined(self, host: str, *devices: str, alive: bool = True) -> None:
-        self.nodes = {**self.nodes, host: Node(host, "10.0.0.7", alive, devices or ("cuda:0",))}
+    def joined(self, host: str, *devices: str, alive: bool = True, others: tuple[str, ...] = ()) -> None:
+        self.nodes = {**self.nodes, host: Node(host, "10.0.0.7", alive, devices or ("cuda:0",), others)}
         self.last_signs = {**self.last_signs, host: 1.8e9}
 
 

@@ -1,5 +1,6 @@
 """Cards of other machines: when they get a job, and what their loss, death and drain mean for it."""
 
+import socket
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -437,6 +438,28 @@ def test_a_named_machine_that_has_not_joined_is_a_problem(
     assert machines.loop.paused() == said
     machines.reached("render2")
     assert (machines.cards.problems, machines.loop.paused()) == ((), None)
+
+
+def test_a_machine_that_has_the_name_of_another_is_a_problem_and_the_first_one_works(
+    machines: Machines,
+) -> None:
+    machines.roll.joined("render2", others=("10.0.0.8",))
+    machines.round()
+    said = (
+        "render2 is the name of 10.0.0.7, 10.0.0.8: only the first is used; give each machine its own with "
+        "framepackd node --name"
+    )
+    assert [problem.text for problem in machines.cards.problems] == [said]
+    assert machines.cards.held is None
+
+
+def test_of_this_machine_among_the_others_it_is_said_where_its_cards_belong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = socket.gethostname()
+    machines = Machines(tmp_path / "place", monkeypatch, (here,), devices=())
+    said = f"{here} is this machine: its cards stand under [gpu] device, not under [cluster] nodes"
+    assert [problem.text for problem in machines.cards.problems] == [said]
 
 
 def test_status_has_the_same_keys_for_a_card_of_another_machine(beside: Machines) -> None:

@@ -96,7 +96,10 @@ def test_something_is_to_be_seen_within_a_third_of_a_second(
 
 
 @in_a_browser
-@pytest.mark.parametrize("width", [360, 390, 1440, 2560])
+@pytest.mark.parametrize(
+    "width",
+    [360, pytest.param(390, marks=pytest.mark.long), pytest.param(1440, marks=pytest.mark.long), 2560],
+)
 def test_nothing_has_to_be_scrolled_sideways(browser: Browser, place: Place, width: int) -> None:
     page = browser.new_page(viewport={"width": width, "height": 844})
     for path in paths(place):
@@ -107,7 +110,13 @@ def test_nothing_has_to_be_scrolled_sideways(browser: Browser, place: Place, wid
 
 @in_a_browser
 @pytest.mark.parametrize(
-    ("width", "scheme"), [(390, "light"), (390, "dark"), (1440, "light"), (1440, "dark")]
+    ("width", "scheme"),
+    [
+        (390, "dark"),
+        (1440, "light"),
+        pytest.param(390, "light", marks=pytest.mark.long),
+        pytest.param(1440, "dark", marks=pytest.mark.long),
+    ],
 )
 def test_a_screen_reader_finds_nothing_serious(
     browser: Browser, place: Place, width: int, scheme: Any

@@ -110,7 +110,9 @@ def test_interrupted_after_any_message_the_result_is_the_same_and_no_step_is_rep
         assert set(told_steps(messages)) - set(steps) <= {told_steps(messages)[after[0].steps - 1]}
 
 
-@pytest.mark.parametrize("transformer", ["framepack-i2v", "framepack-f1"])
+@pytest.mark.parametrize(
+    "transformer", ["framepack-i2v", pytest.param("framepack-f1", marks=pytest.mark.long)]
+)
 @pytest.mark.parametrize("damaged", [0, 1, 3])
 def test_where_a_sections_latents_are_damaged_those_before_it_are_not_sampled_again(
     tmp_path: Path, transformer: str, damaged: int
