@@ -280,7 +280,7 @@ def _retry(job: Job, queue: Queue, *, anew: bool) -> tuple[bool, str]:
         return False, f"{name} cannot be tried again: {obstacle}"
     work = config.jobs_dir / job.id
     if work.exists():  # a crash came between the delivery and its removal
-        clear_work_folder(work, State(job.state))
+        clear_work_folder(work, failed=job.state == State.FAILED)
     if anew:
         try:
             aside.give_up(work / CHECKPOINT)

@@ -89,7 +89,7 @@ def deliver(job: Job, config: Config, store: JobStore, *, progress: Progress | N
     store.finish(
         job.id, state, error=job.delivery["error"], output=str(output) if output else None, stem=stem
     )
-    clear_work_folder(work, state)
+    clear_work_folder(work, failed=state is State.FAILED)
     level = logging.WARNING if state is State.FAILED else logging.INFO
     words = state.value
     if state is State.DONE and job.started_at is not None:

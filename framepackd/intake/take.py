@@ -220,7 +220,7 @@ def clear_ended(config: Config, store: JobStore) -> None:
     for name in names:
         if known.get(name) in ENDED:
             try:
-                clear_work_folder(config.jobs_dir / name, State(known[name]))
+                clear_work_folder(config.jobs_dir / name, failed=known[name] == State.FAILED)
             except OSError as error:
                 log.warning("job %s: what is left of it cannot be removed: %s", name, error)
 

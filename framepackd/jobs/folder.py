@@ -7,13 +7,16 @@ import shutil
 import stat
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field, ValidationError
 
 from framepackd import files
 from framepackd.jobs import aside
-from framepackd.jobs.job import Job, State
 from framepackd.text import JOB_ID
+
+if TYPE_CHECKING:  # with it comes SQLAlchemy, which takes workers and bridges longer than all else of ours
+    from framepackd.jobs.job import Job
 
 # Names in a work folder.
 MANIFEST = "manifest.json"
@@ -142,13 +145,13 @@ def read_manifest(work: Path) -> Manifest:
     return manifest
 
 
-def clear_work_folder(work: Path, state: State) -> None:
+def clear_work_folder(work: Path, *, failed: bool) -> None:
     """Remove an ended job's folder; that of a failed job keeps for some days what a retry resumes from."""
     if work.is_symlink():
         return  # not made by framepackd: adopt_leftovers reports it
     with contextlib.suppress(FileNotFoundError):  # another thread clears it too
         kept = [path for path in (work / CHECKPOINT, *aside.places(work / CHECKPOINT)) if path.exists()]
-        if state is not State.FAILED or all(_days_since(checkpoint) > KEPT_DAYS for checkpoint in kept):
+        if not failed or all(_days_since(checkpoint) > KEPT_DAYS for checkpoint in kept):
             shutil.rmtree(work)
             return
         for path in work.iterdir():
@@ -166,7 +169,7 @@ def _days_since(path: Path) -> float:
     return (time.time() - latest) / 86400
 
 
-def where(job: Job) -> tuple[str, str]:
+def where(job: "Job") -> tuple[str, str]:
     """Give the folder (below the outbox or failed folder) and the NAME under which a job was delivered."""
     folder, _, stem = (job.stem or job.name).rpartition("/")
     return folder or job.folder, stem

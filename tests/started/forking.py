@@ -178,7 +178,8 @@ def _keep(daemon: Connection) -> None:
     worker.start()
     for descriptor in descriptors:
         os.close(descriptor)
-    daemon.send(worker.pid)
+    with suppress(OSError):
+        daemon.send(worker.pid)
     wait([daemon, worker.sentinel])
     worker.kill()  # if it lives, then its daemon is dead
     worker.join()
@@ -190,13 +191,10 @@ def _work(keeper: Connection, ordered: Any, target: bytes, pipe: int, out: int, 
     keeper.close()  # which tells of the daemon's death to the parent alone
     daemon, preparation, environment, umask = ordered
     ctypes.CDLL(None).prctl(_PR_SET_NAME, _name(daemon).encode())
-    if _namespace(daemon, "mnt") != _namespace("self", "mnt"):
-        with Path(f"/proc/{daemon}/ns/mnt").open() as mounts:
-            assert not ctypes.CDLL(None).setns(mounts.fileno(), 0)
     try:
-        os.setpgid(0, os.getpgid(daemon))
-    except PermissionError:  # the daemon has a session of its own
-        os.setpgid(0, 0)
+        _join(daemon)
+    except (FileNotFoundError, ProcessLookupError):  # it is dead
+        return
     for given, standard in ((out, 1), (err, 2)):
         os.dup2(given, standard)
         os.close(given)
@@ -206,6 +204,17 @@ def _work(keeper: Connection, ordered: Any, target: bytes, pipe: int, out: int, 
     multiprocessing.spawn.prepare(preparation)
     function, arguments = reduction.ForkingPickler.loads(target)
     function(Connection(pipe), os.getppid(), *arguments)
+
+
+def _join(daemon: int) -> None:
+    """See the mounts that a process sees, and be in its group."""
+    if _namespace(daemon, "mnt") != _namespace("self", "mnt"):
+        with Path(f"/proc/{daemon}/ns/mnt").open() as mounts:
+            assert not ctypes.CDLL(None).setns(mounts.fileno(), 0)
+    try:
+        os.setpgid(0, os.getpgid(daemon))
+    except PermissionError:  # it has a session of its own
+        os.setpgid(0, 0)
 
 
 if __name__ == "__main__":

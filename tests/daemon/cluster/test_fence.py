@@ -32,3 +32,14 @@ def test_with_nodes_it_is_and_ray_is_not(tmp_path: Path) -> None:
     imported = loop(tmp_path, f'[cluster]\nnodes = "all"\nsocket = "{tmp_path}/none.sock"\n')
     assert "framepackd.cluster.roll" in imported
     assert "ray" not in imported.split()
+
+
+def test_neither_a_bridge_nor_a_nodes_end_nor_a_worker_imports_what_keeps_the_queue() -> None:
+    """It would be a large part of their start, and of the time until a machine goes on."""
+    code = (
+        "import sys, framepackd.cluster.bridge, framepackd.cluster.node, framepackd.worker.main\n"
+        "import framepackd.worker.video, framepackd.worker.engines\n"
+        "print('sqlalchemy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"

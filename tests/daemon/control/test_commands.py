@@ -260,7 +260,7 @@ def test_a_failed_job_keeps_checkpoints_that_were_set_aside_for_some_days(
     if old:
         for path in work.rglob("*"):
             os.utime(path, (0, 0))
-    work_folder.clear_work_folder(work, state)
+    work_folder.clear_work_folder(work, failed=state is State.FAILED)
     left = sorted(path.name for path in work.iterdir()) if work.exists() else []
     assert left == ([] if old or state is State.CANCELLED else [*kept])
 

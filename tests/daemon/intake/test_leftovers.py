@@ -218,7 +218,7 @@ def test_a_link_in_the_folder_of_a_failed_job_is_removed_and_not_followed(
     work = place.config.jobs_dir / ID
     (work / work_folder.CHECKPOINT).mkdir(parents=True)
     (work / "result").symlink_to(tmp_path / "outside")
-    work_folder.clear_work_folder(work, State.FAILED)
+    work_folder.clear_work_folder(work, failed=True)
     assert names(work) == [work_folder.CHECKPOINT]
     assert names(tmp_path / "outside") == ["precious"]
 
