@@ -28,6 +28,7 @@ from tests.acceptance.conftest import TINY, picture
 from tests.crash.harness import REPOSITORY, UNDISTURBED, Life
 from tests.crash.jobs import Folders
 from tests.crash.victim import Plan
+from tests.started.forking import worker_of
 from tests.upgrade.states import reidentified
 
 HERE = Path(__file__).parent
@@ -126,9 +127,9 @@ def _fail(place: Making) -> None:
         while not any(job.section == 2 and job.step > 1 for job in place.store().in_state(State.RUNNING)):
             time.sleep(0.005)
             assert life.alive
-        children = Path(f"/proc/{life.process.pid}/task/{life.process.pid}/children").read_text().split()
-        (worker,) = (c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes())
-        os.kill(int(worker), signal.SIGKILL)
+        worker = worker_of(life.process.pid)
+        assert worker is not None
+        os.kill(worker, signal.SIGKILL)
         life.end()
     assert [job.name for job in place.store().in_state(State.FAILED)] == ["failed"]
 
